@@ -1,0 +1,180 @@
+"""What a run is asked to do and how it ended. No I/O, no clock, no randomness."""
+
+from dataclasses import dataclass, field
+from datetime import datetime, timedelta
+from enum import StrEnum
+from typing import Final
+
+MAX_INPUT_BYTES: Final = 16 * 1024 * 1024
+"""Bound of one run's stdin."""
+
+SEED_BYTES: Final = 32
+
+
+class Outcome(StrEnum):
+    """How a run ended. The sandbox itself returns the first four; the rest are said by those who call it."""
+
+    SUCCEEDED = "succeeded"
+    FAILED = "failed"
+    TRAPPED = "trapped"
+    KILLED = "killed"
+    REJECTED = "rejected"
+    CANCELLED = "cancelled"
+    EXPIRED = "expired"
+    LOST = "lost"
+
+
+class LimitName(StrEnum):
+    """The limits, by the names they carry in ``agent.toml``, in orders and in receipts."""
+
+    WALL_MS = "wall_ms"
+    CPU_MS = "cpu_ms"
+    MEMORY_BYTES = "memory_bytes"
+    OUTPUT_BYTES = "output_bytes"
+    LOG_BYTES = "log_bytes"
+    OPEN_FILES = "open_files"
+
+
+class Stream(StrEnum):
+    """Where output came from: the result (stdout) or the log (stderr)."""
+
+    STDOUT = "stdout"
+    STDERR = "stderr"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Limits:
+    """What one run may use. Every field is enforced; passing one ends the run as killed by that name."""
+
+    wall: timedelta = timedelta(seconds=10)
+    cpu: timedelta = timedelta(seconds=10)
+    """CPU time of the guest's thread."""
+    memory_bytes: int = 64 * 1024 * 1024
+    """Sum over the guest's linear memories; tables are capped beside it."""
+    output_bytes: int = 1024 * 1024
+    log_bytes: int = 256 * 1024
+    open_files: int = 32
+
+    def __post_init__(self) -> None:
+        if self.wall <= timedelta(0) or self.cpu <= timedelta(0):
+            raise ValueError(f"limits wall and cpu must be positive, not {self.wall} and {self.cpu}")
+        if min(self.memory_bytes, self.output_bytes, self.log_bytes, self.open_files) < 0:
+            raise ValueError("limits must not be negative")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Preopen:
+    """A directory of the host that the guest sees under ``guest_path``, and nothing above it."""
+
+    host_path: str
+    guest_path: str
+    writable: bool = False
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RunRequest:
+    """One run of one module."""
+
+    args: tuple[bytes, ...] = (b"agent",)
+    """``argv``, the program's name included."""
+    env: tuple[tuple[bytes, bytes], ...] = ()
+    stdin: bytes = field(default=b"", repr=False)
+    limits: Limits = Limits()
+    seed: bytes | None = field(default=None, repr=False)
+    """32 bytes from which the guest's random numbers come; None means the kernel's."""
+    clock: datetime | None = None
+    """Fixed start of the guest's clocks; None means real time."""
+    preopens: tuple[Preopen, ...] = ()
+
+    def __post_init__(self) -> None:
+        if len(self.stdin) > MAX_INPUT_BYTES:
+            raise ValueError(f"stdin has {len(self.stdin)} bytes, the bound is {MAX_INPUT_BYTES}")
+        if self.seed is not None and len(self.seed) != SEED_BYTES:
+            raise ValueError(f"seed has {len(self.seed)} bytes, not {SEED_BYTES}")
+        if self.clock is not None and self.clock.tzinfo is None:
+            raise ValueError("clock must be an aware datetime")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Resources:
+    """What one run used, as its worker measured it."""
+
+    wall: timedelta = timedelta(0)
+    cpu: timedelta = timedelta(0)
+    peak_memory_bytes: int = 0
+    output_bytes: int = 0
+    log_bytes: int = 0
+    peak_open_files: int = 0
+    random_bytes: int = 0
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Trap:
+    """Why the engine stopped the guest. Holds no address of the host."""
+
+    name: str
+    message: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class EngineInfo:
+    """The engine an artifact is bound to. All four must be equal, or it is compiled anew."""
+
+    name: str
+    version: str
+    config_digest: str
+    cpu_features: str
+    """Sorted, comma-separated; the features that generated code may use."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RunResult:
+    """How a run ended. ``exit_code``, ``limit`` and ``trap`` go with failed, killed and trapped."""
+
+    outcome: Outcome
+    exit_code: int | None = None
+    limit: LimitName | None = None
+    trap: Trap | None = None
+    stdout: bytes = field(default=b"", repr=False)
+    """Empty when the output was streamed to a sink."""
+    stderr: bytes = field(default=b"", repr=False)
+    resources: Resources = Resources()
+    engine: EngineInfo
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class CompileLimits:
+    """What one compilation may use; beyond it the compile worker dies alone."""
+
+    module_bytes: int = 64 * 1024 * 1024
+    artifact_bytes: int = 512 * 1024 * 1024
+    wall: timedelta = timedelta(seconds=120)
+    cpu: timedelta = timedelta(seconds=120)
+    memory_bytes: int = 4 * 1024 * 1024 * 1024
+    """Address space of the compile worker."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class CompiledArtifact:
+    """What the compile worker wrote to the artifact's descriptor."""
+
+    engine: EngineInfo
+    artifact_bytes: int
+    took: timedelta
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SandboxStats:
+    """A moment's view of the pool, and its counters since start."""
+
+    slots: int
+    busy: int
+    warm: int
+    """Loaded workers, idle and busy."""
+    spares: int
+    runs: int
+    warm_hits: int
+    spawned: int
+    crashed: int
+    discarded: int
+    """Ended on purpose: after a trap, a kill or a cancellation, or evicted."""

@@ -1,0 +1,69 @@
+"""What the node needs from a sandbox. The engine behind it is nobody else's business."""
+
+from collections.abc import AsyncIterator, Awaitable, Callable
+from typing import Protocol
+
+from data_plane.sandbox.domain import (
+    CompiledArtifact,
+    CompileLimits,
+    RunRequest,
+    RunResult,
+    SandboxStats,
+    Stream,
+)
+from shared.digests import Digest
+from shared.ids import TenantId
+
+ArtifactOpener = Callable[[], Awaitable[int]]
+"""Authenticates and opens the artifact and returns a new read-only descriptor, which the sandbox closes. Called
+only when a worker has to be loaded; what it raises reaches the caller of ``run``."""
+
+OutputSink = Callable[[Stream, bytes], Awaitable[None]]
+"""Gets output as it flows, in the order of each stream. While it waits, the guest waits."""
+
+
+class Sandbox(Protocol):
+    """Runs guests, at most its number of slots at once."""
+
+    async def run(
+        self,
+        *,
+        tenant_id: TenantId,
+        module_digest: Digest,
+        artifact: ArtifactOpener,
+        request: RunRequest,
+        stdin: AsyncIterator[bytes] | None = None,
+        sink: OutputSink | None = None,
+    ) -> RunResult:
+        """Run the module to an outcome; what the guest does wrong is an outcome, never an error.
+
+        The worker used serves this tenant and module only, for its life. ``stdin`` replaces ``request.stdin``
+        with chunks as they come; with ``sink`` the output goes there and the result's is empty. Waits for a
+        slot. Cancelling the call kills the worker.
+
+        Raises:
+            WorkerCrashedError: The worker ended without an outcome: killed from outside, or by a defect.
+            ArtifactInvalidError: The artifact is damaged, or was made by another engine or for another CPU.
+        """
+        ...
+
+    def stats(self) -> SandboxStats:
+        """Return the pool's state, for metrics and heartbeats."""
+        ...
+
+
+class Compiler(Protocol):
+    """Compiles modules in a process of their own."""
+
+    async def compile(
+        self, *, module_fd: int, artifact_fd: int, limits: CompileLimits = CompileLimits()
+    ) -> CompiledArtifact:
+        """Read the module from ``module_fd``, write the artifact to the empty file ``artifact_fd``.
+
+        Both descriptors stay the caller's. The artifact is not authenticated yet: that is the node's part.
+
+        Raises:
+            ModuleInvalidError: Not a module this engine runs; the message says why.
+            WorkerCrashedError: The compiler died, or passed one of ``limits``; the message says which.
+        """
+        ...
