@@ -1,0 +1,437 @@
+"""Every table of the control plane, as SQLAlchemy Core. Owns names, keys and checks; holds no query.
+
+Enumerations are text with a CHECK, because a native enum cannot be downgraded. `tenant_id` leads every key by
+which a tenant's data is read. Migrations are the truth; a test proves that they and this page agree.
+"""
+
+from typing import Any, Final
+
+from sqlalchemy import (
+    ARRAY,
+    BigInteger,
+    Boolean,
+    CheckConstraint,
+    Column,
+    DateTime,
+    ForeignKey,
+    Index,
+    Integer,
+    LargeBinary,
+    MetaData,
+    PrimaryKeyConstraint,
+    SmallInteger,
+    Table,
+    Text,
+    UniqueConstraint,
+    text,
+)
+from sqlalchemy.dialects.postgresql import JSONB
+
+EXECUTION_STATES: Final = (
+    "pending",
+    "running",
+    "succeeded",
+    "failed",
+    "trapped",
+    "killed",
+    "rejected",
+    "cancelled",
+    "expired",
+    "lost",
+)
+ATTEMPT_STATES: Final = ("leased", "running", "finished", "lost")
+
+metadata = MetaData(
+    naming_convention={
+        "ix": "ix_%(table_name)s_%(column_0_N_name)s",
+        "uq": "uq_%(table_name)s_%(column_0_N_name)s",
+        "ck": "ck_%(table_name)s_%(constraint_name)s",
+        "fk": "fk_%(table_name)s_%(column_0_N_name)s_%(referred_table_name)s",
+        "pk": "pk_%(table_name)s",
+    }
+)
+
+
+def _at(name: str, *, nullable: bool = False, now: bool = False) -> Column[Any]:
+    return Column(
+        name, DateTime(timezone=True), nullable=nullable, server_default=text("now()") if now else None
+    )
+
+
+def _one_of(column: str, values: tuple[str, ...]) -> CheckConstraint:
+    names = ", ".join(f"'{value}'" for value in values)
+    return CheckConstraint(f"{column} IN ({names})", name=column)
+
+
+def _tenant() -> Column[Any]:
+    return Column("tenant_id", Text, ForeignKey("tenants.tenant_id"), nullable=False)
+
+
+installation = Table(
+    "installation",
+    metadata,
+    Column("singleton", Boolean, primary_key=True, server_default=text("true")),
+    Column("installation", Text, nullable=False),
+    Column("epoch", BigInteger, nullable=False, server_default=text("1")),
+    _at("created_at", now=True),
+    CheckConstraint("singleton", name="singleton"),
+)
+
+tenants = Table("tenants", metadata, Column("tenant_id", Text, primary_key=True), _at("created_at", now=True))
+
+role_bindings = Table(
+    "role_bindings",
+    metadata,
+    _tenant(),
+    Column("identity", Text, nullable=False),
+    Column("role", Text, nullable=False),
+    _at("created_at", now=True),
+    PrimaryKeyConstraint("tenant_id", "identity", "role"),
+    _one_of("role", ("admin", "operator", "author", "caller", "node")),
+)
+
+# Public keys the control plane signs or verifies with, beside the keysets that list them.
+keys = Table(
+    "keys",
+    metadata,
+    Column("key_id", Text, primary_key=True),
+    Column("purpose", Text, nullable=False),
+    Column("spki_der", LargeBinary, nullable=False),
+    _at("created_at", now=True),
+    _at("revoked_at", nullable=True),
+)
+
+keysets = Table(
+    "keysets",
+    metadata,
+    Column("version", BigInteger, primary_key=True, autoincrement=False),
+    Column("envelope", LargeBinary, nullable=False),
+    _at("created_at", now=True),
+)
+
+templates = Table(
+    "templates",
+    metadata,
+    Column("template_id", Text, primary_key=True),
+    _tenant(),
+    Column("name", Text, nullable=False),
+    _at("created_at", now=True),
+    UniqueConstraint("tenant_id", "name"),
+)
+
+# The signed modules, by the digest of their exact bytes.
+artifacts = Table(
+    "artifacts",
+    metadata,
+    Column("module_digest", Text, primary_key=True),
+    Column("module", LargeBinary, nullable=False),
+    Column("size_bytes", BigInteger, nullable=False),
+    _at("created_at", now=True),
+)
+
+template_versions = Table(
+    "template_versions",
+    metadata,
+    Column("template_version_id", Text, primary_key=True),
+    _tenant(),
+    Column("template_id", Text, ForeignKey("templates.template_id"), nullable=False),
+    Column("name", Text, nullable=False),
+    Column("version", Text, nullable=False),
+    Column("digest", Text, nullable=False),
+    Column("module_digest", Text, ForeignKey("artifacts.module_digest"), nullable=False),
+    Column("publisher_key_id", Text, nullable=False),
+    Column("manifest", LargeBinary, nullable=False),
+    Column("envelope", LargeBinary, nullable=False),
+    Column("state", Text, nullable=False, server_default=text("'active'")),
+    Column("published_by", Text, nullable=False),
+    _at("published_at", now=True),
+    UniqueConstraint("tenant_id", "name", "version"),
+    UniqueConstraint("tenant_id", "digest"),
+    _one_of("state", ("active", "retired", "revoked")),
+)
+
+agents = Table(
+    "agents",
+    metadata,
+    Column("agent_id", Text, primary_key=True),
+    _tenant(),
+    Column("name", Text, nullable=False),
+    Column("template_digest", Text, nullable=False),
+    Column("template_name", Text, nullable=False),
+    Column("template_version", Text, nullable=False),
+    Column("parameters", LargeBinary, nullable=False),
+    Column("revision", BigInteger, nullable=False, server_default=text("1")),
+    _at("created_at", now=True),
+    _at("updated_at", now=True),
+    _at("deleted_at", nullable=True),
+    # A deleted agent keeps its row for its executions; its name is free again.
+    Index(
+        "uq_agents_live_name", "tenant_id", "name", unique=True, postgresql_where=text("deleted_at IS NULL")
+    ),
+)
+
+# Inputs, outputs and logs. The commitment binds salt and bytes; erasing the row erases the personal data.
+bodies = Table(
+    "bodies",
+    metadata,
+    Column("body_id", Text, primary_key=True),
+    _tenant(),
+    Column("salt", LargeBinary, nullable=False),
+    Column("commitment", Text, nullable=False),
+    Column("size_bytes", BigInteger, nullable=False),
+    Column("content", LargeBinary, nullable=False),
+    # SHA-256 of the content, for idempotency while the body lives.
+    Column("digest", Text, nullable=False),
+    _at("created_at", now=True),
+)
+
+decisions = Table(
+    "decisions",
+    metadata,
+    Column("decision_id", Text, primary_key=True),
+    _tenant(),
+    Column("question", Text, nullable=False),
+    Column("allowed", Boolean, nullable=False),
+    Column("reason", Text, nullable=False),
+    # Canonical JSON of the input, without bodies.
+    Column("input", LargeBinary, nullable=False),
+    Column("policy_digest", Text, nullable=False),
+    _at("decided_at", now=True),
+)
+
+executions = Table(
+    "executions",
+    metadata,
+    Column("execution_id", Text, primary_key=True),
+    _tenant(),
+    Column("agent_id", Text, nullable=False),
+    Column("agent_name", Text, nullable=False),
+    Column("caller", Text, nullable=False),
+    Column("template_digest", Text, nullable=False),
+    Column("module_digest", Text, nullable=False),
+    # Canonical JSON, copied so that a later update of the agent changes nothing here.
+    Column("parameters", LargeBinary, nullable=False),
+    Column("parameters_digest", Text, nullable=False),
+    Column("input_body_id", Text, nullable=False),
+    Column("input_commitment", Text, nullable=False),
+    Column("input_bytes", BigInteger, nullable=False),
+    Column("media_type", Text, nullable=False),
+    Column("profile", Text, nullable=False),
+    Column("seed", LargeBinary, nullable=False),
+    _at("clock_start_at"),
+    # Granted limits and capabilities, as deterministic agentfactory.v1 protobuf.
+    Column("limits", LargeBinary, nullable=False),
+    Column("capabilities", LargeBinary, nullable=False),
+    Column("retry_is_safe", Boolean, nullable=False),
+    Column("decision_id", Text, nullable=False),
+    Column("policy_digest", Text, nullable=False),
+    Column("traceparent", Text, nullable=False, server_default=text("''")),
+    Column("state", Text, nullable=False, server_default=text("'pending'")),
+    Column("cancel_requested", Boolean, nullable=False, server_default=text("false")),
+    # The newest attempt; zero before the first.
+    Column("attempt_number", Integer, nullable=False, server_default=text("0")),
+    Column("fencing_token", BigInteger, nullable=False, server_default=text("0")),
+    # Attempts that count against max_attempts: lost ones, not rejections of one node.
+    Column("counted_attempts", Integer, nullable=False, server_default=text("0")),
+    Column("max_attempts", Integer, nullable=False, server_default=text("3")),
+    # Nodes that rejected it for reasons of their own.
+    Column("excluded_nodes", ARRAY(Text), nullable=False, server_default=text("'{}'")),
+    # After a lost attempt the next one runs alone on its node (poison input).
+    Column("runs_alone", Boolean, nullable=False, server_default=text("false")),
+    Column("pending_reason", Text, nullable=False, server_default=text("'QUEUED'")),
+    # Not claimed before this time: the backoff of a retry.
+    _at("claimable_at", now=True),
+    _at("run_deadline_at"),
+    Column("exit_code", Integer, nullable=True),
+    Column("limit_name", Text, nullable=True),
+    Column("trap", Text, nullable=True),
+    Column("reason", Text, nullable=True),
+    # agentfactory.v1.ResourcesUsed.
+    Column("resources_used", LargeBinary, nullable=True),
+    Column("receipt_id", Text, nullable=True),
+    Column("output_body_id", Text, nullable=True),
+    Column("output_commitment", Text, nullable=True),
+    Column("output_bytes", BigInteger, nullable=True),
+    Column("log_body_id", Text, nullable=True),
+    Column("log_bytes", BigInteger, nullable=True),
+    _at("created_at", now=True),
+    _at("started_at", nullable=True),
+    _at("ended_at", nullable=True),
+    _one_of("state", EXECUTION_STATES),
+    # The queue: only what waits is in it.
+    Index("ix_executions_queue", "claimable_at", "execution_id", postgresql_where=text("state = 'pending'")),
+    Index(
+        "ix_executions_deadline", "run_deadline_at", postgresql_where=text("state IN ('pending', 'running')")
+    ),
+    Index("ix_executions_tenant_id_execution_id", "tenant_id", "execution_id"),
+    Index("ix_executions_tenant_id_agent_name_execution_id", "tenant_id", "agent_name", "execution_id"),
+)
+
+attempts = Table(
+    "attempts",
+    metadata,
+    _tenant(),
+    Column("execution_id", Text, nullable=False),
+    Column("attempt_number", Integer, nullable=False),
+    Column("fencing_token", BigInteger, nullable=False),
+    Column("node_id", Text, nullable=False),
+    Column("boot_id", Text, nullable=False),
+    Column("session_epoch", BigInteger, nullable=False),
+    Column("state", Text, nullable=False, server_default=text("'leased'")),
+    Column("order_id", Text, nullable=False),
+    Column("receipt_id", Text, nullable=True),
+    Column("reason", Text, nullable=True),
+    _at("lease_expires_at"),
+    _at("leased_at", now=True),
+    _at("started_at", nullable=True),
+    _at("ended_at", nullable=True),
+    PrimaryKeyConstraint("execution_id", "fencing_token"),
+    _one_of("state", ATTEMPT_STATES),
+    Index(
+        "ix_attempts_live_lease", "lease_expires_at", postgresql_where=text("state IN ('leased', 'running')")
+    ),
+    Index(
+        "ix_attempts_live_node", "node_id", "boot_id", postgresql_where=text("state IN ('leased', 'running')")
+    ),
+)
+
+order_batches = Table(
+    "order_batches",
+    metadata,
+    Column("batch_id", Text, primary_key=True),
+    Column("envelope", LargeBinary, nullable=False),
+    Column("key_id", Text, nullable=False),
+    _at("created_at", now=True),
+)
+
+orders = Table(
+    "orders",
+    metadata,
+    Column("order_id", Text, primary_key=True),
+    _tenant(),
+    Column("execution_id", Text, nullable=False),
+    Column("fencing_token", BigInteger, nullable=False),
+    Column("node_id", Text, nullable=False),
+    # The exact signed leaf.
+    Column("content", LargeBinary, nullable=False),
+    Column("digest", Text, nullable=False),
+    # Written when the signature exists, just after the claim has committed.
+    Column("batch_id", Text, nullable=True),
+    Column("leaf_index", Integer, nullable=True),
+    Column("path", ARRAY(LargeBinary), nullable=True),
+    _at("created_at", now=True),
+    UniqueConstraint("execution_id", "fencing_token"),
+)
+
+receipts = Table(
+    "receipts",
+    metadata,
+    Column("receipt_id", Text, primary_key=True),
+    _tenant(),
+    Column("node_id", Text, nullable=False),
+    Column("sequence", BigInteger, nullable=False),
+    # SHA-256 of the envelope: what the next receipt of the node names as its previous one.
+    Column("hash", LargeBinary, nullable=False),
+    Column("order_id", Text, nullable=False),
+    Column("execution_id", Text, nullable=False),
+    Column("fencing_token", BigInteger, nullable=False),
+    Column("envelope", LargeBinary, nullable=False),
+    # False: evidence that changed nothing (late, fenced off, or a second answer).
+    Column("accepted", Boolean, nullable=False),
+    _at("received_at", now=True),
+    UniqueConstraint("node_id", "sequence"),
+    Index("ix_receipts_execution_id", "execution_id"),
+)
+
+nodes = Table(
+    "nodes",
+    metadata,
+    Column("node_id", Text, primary_key=True),
+    _tenant(),
+    Column("state", Text, nullable=False, server_default=text("'active'")),
+    Column("zone", Text, nullable=False, server_default=text("''")),
+    Column("receipt_key_id", Text, nullable=False),
+    Column("receipt_public_key", LargeBinary, nullable=False),
+    Column("certificate_serial", Text, nullable=False),
+    Column("last_sequence", BigInteger, nullable=False, server_default=text("0")),
+    Column("last_hash", LargeBinary, nullable=False, server_default=text("''::bytea")),
+    _at("enrolled_at", now=True),
+    _at("last_seen_at", nullable=True),
+    _one_of("state", ("active", "draining", "quarantined", "evicted")),
+)
+
+# The newest session of each node; `session_epoch` only grows and the newest wins.
+sessions = Table(
+    "sessions",
+    metadata,
+    Column("node_id", Text, ForeignKey("nodes.node_id"), primary_key=True),
+    Column("session_epoch", BigInteger, nullable=False),
+    Column("boot_id", Text, nullable=False),
+    # The replica that holds the stream; empty when closed.
+    Column("replica_id", Text, nullable=False, server_default=text("''")),
+    Column("engine_name", Text, nullable=False),
+    Column("engine_version", Text, nullable=False),
+    Column("engine_config_digest", Text, nullable=False),
+    Column("slots", Integer, nullable=False),
+    Column("free_slots", Integer, nullable=False),
+    _at("started_at", now=True),
+    _at("last_heartbeat_at", now=True),
+)
+
+enrollment_tokens = Table(
+    "enrollment_tokens",
+    metadata,
+    Column("token_hash", Text, primary_key=True),
+    _tenant(),
+    Column("zone", Text, nullable=False, server_default=text("''")),
+    Column("created_by", Text, nullable=False),
+    _at("created_at", now=True),
+    _at("expires_at"),
+    _at("used_at", nullable=True),
+    Column("node_id", Text, nullable=True),
+)
+
+idempotency_keys = Table(
+    "idempotency_keys",
+    metadata,
+    _tenant(),
+    Column("caller", Text, nullable=False),
+    Column("method", Text, nullable=False),
+    Column("request_id", Text, nullable=False),
+    # HMAC-SHA256 of the request under `hmac_key`, which is erased with the body.
+    Column("hmac_key", LargeBinary, nullable=False),
+    Column("request_hmac", LargeBinary, nullable=False),
+    Column("execution_id", Text, nullable=False),
+    _at("created_at", now=True),
+    PrimaryKeyConstraint("tenant_id", "caller", "method", "request_id"),
+    Index("ix_idempotency_keys_created_at", "created_at"),
+)
+
+# Append only: the service role has INSERT and SELECT here, nothing else.
+audit_entries = Table(
+    "audit_entries",
+    metadata,
+    Column("audit_entry_id", Text, primary_key=True),
+    _tenant(),
+    Column("actor", Text, nullable=False),
+    Column("action", Text, nullable=False),
+    Column("subject", Text, nullable=False),
+    Column("result", Text, nullable=False, server_default=text("'ok'")),
+    Column("details", JSONB, nullable=False, server_default=text("'{}'")),
+    _at("recorded_at", now=True),
+    Index("ix_audit_entries_tenant_id_audit_entry_id", "tenant_id", "audit_entry_id"),
+    Index("ix_audit_entries_tenant_id_subject", "tenant_id", "subject"),
+)
+
+# What the transparency log will integrate, in commit order of its consumer, never by a watermark of ids.
+outbox = Table(
+    "outbox",
+    metadata,
+    Column("outbox_id", BigInteger, primary_key=True, autoincrement=True),
+    _tenant(),
+    Column("kind", Text, nullable=False),
+    Column("subject", Text, nullable=False),
+    Column("leaf", LargeBinary, nullable=False),
+    Column("priority", SmallInteger, nullable=False, server_default=text("0")),
+    _at("created_at", now=True),
+)
