@@ -1,0 +1,117 @@
+"""Canonical JSON (RFC 8785) and the strict reading of it. Owns no format and no meaning."""
+
+import json
+import re
+from typing import Any, Final, NoReturn
+
+import rfc8785
+
+from shared.errors import InvalidInputError, MalformedError
+
+JsonObject = dict[str, Any]
+"""A decoded JSON object on its way into a dataclass; it goes no further inside."""
+
+MAX_DEPTH: Final = 32
+"""Nesting that is accepted; our formats need five, JSON Schemas of authors some more."""
+
+MAX_DOCUMENT_BYTES: Final = 1024 * 1024
+
+MAX_SAFE_INTEGER: Final = 2**53 - 1
+"""Above it a JSON number loses digits in other readers (RFC 8785 appendix D): it travels as a string."""
+
+_STRINGS = re.compile(rb'"(?:[^"\\]|\\.)*+"', re.DOTALL)
+_BRACKETS = re.compile(rb"[\[\]{}]")
+
+
+def canonical_json(value: Any) -> bytes:
+    """Return the one RFC 8785 encoding of `value` (objects, lists, strings, numbers, booleans, None).
+
+    Raises:
+        InvalidInputError: It holds something that JSON cannot carry exactly: NaN, infinity, an integer beyond
+            2^53 - 1, a lone surrogate, a key that is no string, another type.
+    """
+    try:
+        return rfc8785.dumps(value)
+    except (rfc8785.CanonicalizationError, UnicodeEncodeError, RecursionError) as error:
+        raise InvalidInputError(f"value has no canonical JSON form: {error}") from error
+
+
+def parse_strict(
+    data: bytes, *, max_bytes: int = MAX_DOCUMENT_BYTES, max_depth: int = MAX_DEPTH
+) -> JsonObject:
+    """Return the JSON object in `data`.
+
+    Raises:
+        MalformedError: It is larger than `max_bytes`, nested deeper than `max_depth`, not UTF-8, not one
+            JSON object; a key occurs twice in an object; it holds NaN, infinity or a number that is not exact.
+    """
+    if len(data) > max_bytes:
+        raise MalformedError(f"JSON document has {len(data)} bytes, the bound is {max_bytes}")
+    _check_depth(data, max_depth)
+    try:
+        value = json.loads(
+            data.decode("utf-8"),
+            object_pairs_hook=_object_without_duplicates,
+            parse_constant=_refuse_constant,
+            parse_int=_safe_integer,
+            parse_float=_finite_float,
+        )
+    except (UnicodeDecodeError, json.JSONDecodeError, RecursionError) as error:
+        raise MalformedError(f"not a JSON document: {error}") from error
+    if not isinstance(value, dict):
+        raise MalformedError("the JSON document is not an object")
+    return value
+
+
+def parse_canonical(
+    data: bytes, *, max_bytes: int = MAX_DOCUMENT_BYTES, max_depth: int = MAX_DEPTH
+) -> JsonObject:
+    """Like `parse_strict`, and `data` must be the one canonical encoding of what it holds.
+
+    Raises:
+        MalformedError: As `parse_strict`, or the encoding is not RFC 8785.
+    """
+    value = parse_strict(data, max_bytes=max_bytes, max_depth=max_depth)
+    try:
+        encoded = canonical_json(value)
+    except InvalidInputError as error:
+        raise MalformedError(f"JSON document has no canonical form: {error}") from error
+    if encoded != data:
+        raise MalformedError("JSON document is not in canonical form (RFC 8785)")
+    return value
+
+
+def _check_depth(data: bytes, max_depth: int) -> None:
+    # Before the parser, because the parser's own guard is the interpreter's stack.
+    depth = 0
+    for bracket in _BRACKETS.findall(_STRINGS.sub(b"", data)):
+        depth += 1 if bracket in b"[{" else -1
+        if depth > max_depth:
+            raise MalformedError(f"JSON document is nested deeper than {max_depth}")
+
+
+def _object_without_duplicates(pairs: list[tuple[str, Any]]) -> JsonObject:
+    value = dict(pairs)
+    if len(value) != len(pairs):
+        keys = [key for key, _ in pairs]
+        twice = next(key for key in keys if keys.count(key) > 1)
+        raise MalformedError(f"key {twice[:64]!r} occurs twice in one JSON object")
+    return value
+
+
+def _refuse_constant(name: str) -> NoReturn:
+    raise MalformedError(f"JSON document holds {name}")
+
+
+def _safe_integer(text: str) -> int:
+    # The length first: int() of a long digit string is quadratic.
+    if len(text) > len(str(MAX_SAFE_INTEGER)) + 1 or abs(int(text)) > MAX_SAFE_INTEGER:
+        raise MalformedError(f"JSON number {text[:32]} is beyond 2^53 - 1; write it as a string")
+    return int(text)
+
+
+def _finite_float(text: str) -> float:
+    value = float(text)
+    if value in {float("inf"), float("-inf")}:
+        raise MalformedError(f"JSON number {text[:32]} is beyond the range of a double")
+    return value
