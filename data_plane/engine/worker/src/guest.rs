@@ -1,0 +1,187 @@
+//! One run of a loaded module: a fresh store, its imports, `_start`, and how it ended.
+
+use std::sync::{Arc, Mutex};
+
+use agentfactory_wasi::{Errno, Usage, Wasi};
+use wasmer::{Extern, FunctionEnv, Instance, InstantiationError, Module, RuntimeError, Store};
+
+use crate::frames::{FrameReader, Kind};
+use crate::messages::{Outcome, Trap};
+use crate::output::Output;
+use crate::wasi::{Context, GuestStdio, Maker, Unwind, resolve};
+use crate::watchdog::{Shared, end, exit};
+
+/// A module ready to run, again and again.
+pub struct Guest {
+    engine: wasmer::Engine,
+    module: Module,
+    imports: Vec<Maker>,
+}
+
+impl Guest {
+    /// # Errors
+    /// Names an import that is not offered.
+    pub fn new(engine: wasmer::Engine, module: Module) -> Result<Self, String> {
+        let imports = resolve(&module)?;
+        Ok(Self { engine, module, imports })
+    }
+
+    /// Run `_start` in a store of its own; nothing of it is left for the next run.
+    pub fn run(&self, wasi: Wasi<GuestStdio>, shared: &Shared) -> (Outcome, Usage) {
+        let mut store = Store::new(self.engine.clone());
+        let env = FunctionEnv::new(&mut store, Context { wasi, memory: None });
+        let ended = self.start(&mut store, &env);
+        let wasi = &env.as_ref(&store).wasi;
+        // A refusal that the guest could not live with is the reason of its end; one it coped with is not.
+        let refused = if shared.budget.was_refused() {
+            Some("memory_bytes")
+        } else {
+            wasi.refused_limit().map(agentfactory_wasi::LimitName::as_str)
+        };
+        (outcome(ended, refused), wasi.usage())
+    }
+
+    fn start(&self, store: &mut Store, env: &FunctionEnv<Context>) -> Result<(), RuntimeError> {
+        let imports: Vec<Extern> = self.imports.iter().map(|make| make(store, env).into()).collect();
+        let instance = match Instance::new_by_index(store, &self.module, &imports) {
+            Ok(instance) => instance,
+            Err(InstantiationError::Start(error)) => return Err(error),
+            Err(error) => return Err(RuntimeError::new(format!("instantiate: {error}"))),
+        };
+        let missing = |name: &str| RuntimeError::new(format!("export {name} is missing"));
+        let memory = instance.exports.get_memory("memory").map_err(|_| missing("memory"))?.clone();
+        env.as_mut(store).memory = Some(memory);
+        let start = instance.exports.get_function("_start").map_err(|_| missing("_start"))?;
+        start.call(store, &[]).map(|_| ())
+    }
+}
+
+fn outcome(ended: Result<(), RuntimeError>, refused: Option<&'static str>) -> Outcome {
+    let killed = |limit| Outcome { outcome: "killed", limit: Some(limit), ..Outcome::default() };
+    let error = match ended {
+        Ok(()) => return exited(0),
+        Err(error) => error,
+    };
+    let error = match error.downcast::<Unwind>() {
+        Ok(Unwind::Exit(0)) => return exited(0),
+        Ok(Unwind::Limit(limit)) => return killed(limit.as_str()),
+        Ok(Unwind::Exit(code)) => return refused.map_or_else(|| exited(code), killed),
+        Ok(Unwind::HostCallRefused) => {
+            return trapped("HostCallRefused", "agentfactory.call was called, and no host call is granted");
+        }
+        Err(error) => error,
+    };
+    if let Some(limit) = refused {
+        return killed(limit);
+    }
+    match error.clone().to_trap() {
+        Some(code) => trapped(&format!("{code:?}"), code.message()),
+        // Only names and numbers of the module itself are in these texts; addresses of the host never are.
+        None => trapped("EngineError", &error.message()),
+    }
+}
+
+fn exited(code: u32) -> Outcome {
+    let outcome = if code == 0 { "succeeded" } else { "failed" };
+    Outcome { outcome, exit_code: Some(code), ..Outcome::default() }
+}
+
+fn trapped(name: &str, message: &str) -> Outcome {
+    let trap = Trap { name: name.to_owned(), message: message.to_owned() };
+    Outcome { outcome: "trapped", trap: Some(trap), ..Outcome::default() }
+}
+
+struct InputState {
+    reader: FrameReader<std::os::fd::OwnedFd>,
+    chunk: Vec<u8>,
+    position: usize,
+    ended: bool,
+}
+
+/// Frames from the parent; while a guest runs, its standard input. Used by the guest thread only, the lock is for the
+/// compiler's peace.
+#[derive(Clone)]
+pub struct Input(Arc<Mutex<InputState>>);
+
+impl Input {
+    #[must_use]
+    pub fn new(reader: FrameReader<std::os::fd::OwnedFd>) -> Self {
+        Self(Arc::new(Mutex::new(InputState { reader, chunk: Vec::new(), position: 0, ended: true })))
+    }
+
+    fn state(&self) -> std::sync::MutexGuard<'_, InputState> {
+        self.0.lock().unwrap_or_else(std::sync::PoisonError::into_inner)
+    }
+
+    /// Use the frame reader between runs.
+    pub fn with_reader<Value>(
+        &self,
+        function: impl FnOnce(&mut FrameReader<std::os::fd::OwnedFd>) -> Value,
+    ) -> Value {
+        function(&mut self.state().reader)
+    }
+
+    /// Begin a run: its input is still to come.
+    pub fn begin(&self) {
+        let mut state = self.state();
+        state.chunk.clear();
+        (state.position, state.ended) = (0, false);
+    }
+
+    /// Pass over what the run did not read, up to the empty frame that ends its input.
+    pub fn finish(&self, shared: &Shared) {
+        let mut state = self.state();
+        while !state.ended {
+            state.next_chunk(shared);
+        }
+        // A guest with a large input does not leave the memory it took behind.
+        const KEEP_BYTES: usize = 64 * 1024;
+        state.chunk.clear();
+        state.chunk.shrink_to(KEEP_BYTES);
+    }
+
+    /// Read at most `buf.len()` bytes; waits for the parent; 0 at the end.
+    ///
+    /// # Errors
+    /// None: a broken socket or protocol ends the process.
+    pub fn read(&self, buf: &mut [u8], shared: &Shared) -> Result<usize, Errno> {
+        let mut state = self.state();
+        while state.position == state.chunk.len() && !state.ended {
+            state.next_chunk(shared);
+        }
+        let available = &state.chunk[state.position..];
+        let size = available.len().min(buf.len());
+        buf[..size].copy_from_slice(&available[..size]);
+        state.position += size;
+        Ok(size)
+    }
+}
+
+impl InputState {
+    fn next_chunk(&mut self, shared: &Shared) {
+        let mut output = shared.output();
+        // Whoever waits for input may be waiting for an answer to what the guest has just written.
+        if !output.is_empty() && output.flush().is_err() {
+            end(exit::PROTOCOL);
+        }
+        drop(output);
+        match self.reader.next() {
+            Ok(Some((Kind::Stdin, payload))) => {
+                self.ended = payload.is_empty();
+                self.chunk.clear();
+                self.chunk.extend_from_slice(payload);
+                self.position = 0;
+            }
+            Ok(Some((kind, _))) => refuse(&mut shared.output(), format!("frame {kind:?} while a guest runs")),
+            Ok(None) => end(0),
+            Err(error) => refuse(&mut shared.output(), error.to_string()),
+        }
+    }
+}
+
+/// Tell the parent that it broke the protocol, and end.
+pub fn refuse(output: &mut Output, message: String) -> ! {
+    output.say(Kind::Outcome, &Outcome::rejected("protocol", message));
+    let _ = output.flush();
+    end(exit::PROTOCOL)
+}

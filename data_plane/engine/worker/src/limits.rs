@@ -1,0 +1,213 @@
+//! How much a guest may allocate: one budget over all its linear memories, and a cap on tables. The engine asks here;
+//! nothing else grants a page.
+
+use std::ptr::NonNull;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering};
+
+use wasmer::sys::vm::{
+    LinearMemory, MemoryError, MemoryStyle, TableStyle, VMConfig, VMMemory, VMMemoryDefinition, VMTable,
+    VMTableDefinition,
+};
+use wasmer::sys::{BaseTunables, Tunables};
+use wasmer::{MemoryType, Pages, TableType, WASM_PAGE_SIZE};
+
+/// The guest's call stack, beside its linear memory.
+pub const WASM_STACK_BYTES: usize = 1024 * 1024;
+/// Elements of all tables of a guest together (16 bytes each).
+pub const MAX_TABLE_ELEMENTS: u32 = 1_000_000;
+/// What a table without a declared maximum may grow to.
+const UNBOUNDED_TABLE_ELEMENTS: u32 = 100_000;
+
+/// What the running guest may still allocate. Shared by the guest thread and the watchdog.
+#[derive(Debug, Default)]
+pub struct Budget {
+    max_bytes: AtomicU64,
+    used_bytes: AtomicU64,
+    peak_bytes: AtomicU64,
+    refused: AtomicBool,
+    table_elements: AtomicU32,
+}
+
+impl Budget {
+    /// Begin a run: nothing used, nothing refused.
+    pub fn reset(&self, max_bytes: u64) {
+        self.max_bytes.store(max_bytes, Ordering::Relaxed);
+        self.used_bytes.store(0, Ordering::Relaxed);
+        self.peak_bytes.store(0, Ordering::Relaxed);
+        self.refused.store(false, Ordering::Relaxed);
+        self.table_elements.store(0, Ordering::Relaxed);
+    }
+
+    /// The most the guest's memories held together.
+    pub fn peak_bytes(&self) -> u64 {
+        self.peak_bytes.load(Ordering::Relaxed)
+    }
+
+    /// Whether a page was refused because of the budget, not because of the module's own maximum.
+    pub fn was_refused(&self) -> bool {
+        self.refused.load(Ordering::Relaxed)
+    }
+
+    /// Only the guest thread allocates, so plain loads and stores suffice.
+    fn take(&self, bytes: u64) -> bool {
+        let used = self.used_bytes.load(Ordering::Relaxed).saturating_add(bytes);
+        if used > self.max_bytes.load(Ordering::Relaxed) {
+            self.refuse();
+            return false;
+        }
+        self.used_bytes.store(used, Ordering::Relaxed);
+        self.peak_bytes.fetch_max(used, Ordering::Relaxed);
+        true
+    }
+
+    fn give_back(&self, bytes: u64) {
+        self.used_bytes.fetch_sub(bytes, Ordering::Relaxed);
+    }
+
+    fn refuse(&self) {
+        self.refused.store(true, Ordering::Relaxed);
+    }
+
+    fn take_table(&self, table: &TableType) -> Result<TableType, String> {
+        let used = self.table_elements.load(Ordering::Relaxed);
+        let left = MAX_TABLE_ELEMENTS.saturating_sub(used);
+        if table.minimum > left {
+            self.refuse();
+            return Err(format!("tables of more than {MAX_TABLE_ELEMENTS} elements"));
+        }
+        let wanted = table.maximum.unwrap_or(UNBOUNDED_TABLE_ELEMENTS).max(table.minimum);
+        let granted = wanted.min(left);
+        self.table_elements.store(used + granted, Ordering::Relaxed);
+        Ok(TableType { maximum: Some(granted), ..*table })
+    }
+}
+
+fn bytes_of(pages: Pages) -> u64 {
+    u64::from(pages.0) * WASM_PAGE_SIZE as u64
+}
+
+/// A linear memory whose growth asks the budget first.
+#[derive(Debug)]
+struct CappedMemory {
+    inner: VMMemory,
+    budget: Arc<Budget>,
+}
+
+impl LinearMemory for CappedMemory {
+    fn ty(&self) -> MemoryType {
+        self.inner.ty()
+    }
+
+    fn size(&self) -> Pages {
+        self.inner.size()
+    }
+
+    fn style(&self) -> MemoryStyle {
+        self.inner.style()
+    }
+
+    fn grow(&mut self, delta: Pages) -> Result<Pages, MemoryError> {
+        let bytes = bytes_of(delta);
+        let size = self.inner.size();
+        let declared = self.inner.ty().maximum;
+        if declared.is_some_and(|maximum| size.0.saturating_add(delta.0) > maximum.0) {
+            // The module's own maximum: the guest was told so before it asked, and no limit has fired.
+            return Err(MemoryError::CouldNotGrow { current: size, attempted_delta: delta });
+        }
+        if !self.budget.take(bytes) {
+            return Err(MemoryError::CouldNotGrow { current: size, attempted_delta: delta });
+        }
+        self.inner.grow(delta).inspect_err(|_| {
+            // The kernel refused what the budget allowed: the process' own bound.
+            self.budget.give_back(bytes);
+            self.budget.refuse();
+        })
+    }
+
+    fn vmmemory(&self) -> NonNull<VMMemoryDefinition> {
+        self.inner.vmmemory()
+    }
+
+    fn try_clone(&self) -> Result<Box<dyn LinearMemory + Send + Sync + 'static>, MemoryError> {
+        Err(MemoryError::MemoryNotShared)
+    }
+
+    fn copy(&self) -> Result<Box<dyn LinearMemory + Send + Sync + 'static>, MemoryError> {
+        Err(MemoryError::MemoryNotShared)
+    }
+}
+
+/// Grants memories and tables out of one budget.
+pub struct CappedTunables {
+    base: BaseTunables,
+    budget: Arc<Budget>,
+    config: VMConfig,
+}
+
+impl CappedTunables {
+    #[must_use]
+    pub fn new(budget: Arc<Budget>) -> Self {
+        Self {
+            base: BaseTunables::new(),
+            budget,
+            config: VMConfig { wasm_stack_size: Some(WASM_STACK_BYTES) },
+        }
+    }
+
+    fn cap(
+        &self,
+        memory: &MemoryType,
+        make: impl FnOnce() -> Result<VMMemory, MemoryError>,
+    ) -> Result<VMMemory, MemoryError> {
+        let minimum = bytes_of(memory.minimum);
+        if !self.budget.take(minimum) {
+            return Err(MemoryError::Generic(format!("the memory's minimum of {minimum} bytes passes the limit")));
+        }
+        let inner = make().inspect_err(|_| self.budget.refuse())?;
+        Ok(VMMemory(Box::new(CappedMemory { inner, budget: Arc::clone(&self.budget) })))
+    }
+}
+
+impl Tunables for CappedTunables {
+    fn memory_style(&self, memory: &MemoryType) -> MemoryStyle {
+        self.base.memory_style(memory)
+    }
+
+    fn table_style(&self, table: &TableType) -> TableStyle {
+        self.base.table_style(table)
+    }
+
+    fn create_host_memory(&self, memory: &MemoryType, style: &MemoryStyle) -> Result<VMMemory, MemoryError> {
+        self.cap(memory, || self.base.create_host_memory(memory, style))
+    }
+
+    unsafe fn create_vm_memory(
+        &self,
+        memory: &MemoryType,
+        style: &MemoryStyle,
+        location: NonNull<VMMemoryDefinition>,
+    ) -> Result<VMMemory, MemoryError> {
+        // SAFETY: the caller's promise about `location` is passed on unchanged.
+        self.cap(memory, || unsafe { self.base.create_vm_memory(memory, style, location) })
+    }
+
+    fn create_host_table(&self, table: &TableType, style: &TableStyle) -> Result<VMTable, String> {
+        self.base.create_host_table(&self.budget.take_table(table)?, style)
+    }
+
+    unsafe fn create_vm_table(
+        &self,
+        table: &TableType,
+        style: &TableStyle,
+        location: NonNull<VMTableDefinition>,
+    ) -> Result<VMTable, String> {
+        let table = self.budget.take_table(table)?;
+        // SAFETY: the caller's promise about `location` is passed on unchanged.
+        unsafe { self.base.create_vm_table(&table, style, location) }
+    }
+
+    fn vmconfig(&self) -> &VMConfig {
+        &self.config
+    }
+}

@@ -1,0 +1,150 @@
+//! The JSON payloads of load, ready, run and outcome. Unknown fields are refused; every size has a bound.
+
+use serde::{Deserialize, Serialize};
+
+/// Bytes that a worker process may hold as writable data, its own included, where `load` names no bound.
+pub const DEFAULT_DATA_BYTES: u64 = 5 * 1024 * 1024 * 1024;
+/// Arguments and environment entries of one run.
+pub const MAX_ARGUMENTS: usize = 1024;
+/// Directories a run may see.
+pub const MAX_PREOPENS: usize = 16;
+
+/// First frame in run mode; the artifact's descriptor comes with it.
+#[derive(Debug, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Load {
+    /// What the parent expects this engine to be; absent means "whatever the artifact names".
+    pub engine: Option<EngineInfo>,
+    #[serde(default)]
+    pub process: ProcessLimits,
+}
+
+/// Limits of the process for its whole life, behind those of each run.
+#[derive(Debug, Clone, Copy, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct ProcessLimits {
+    pub data_bytes: u64,
+    pub file_bytes: u64,
+    pub cpu_seconds: u64,
+}
+
+impl Default for ProcessLimits {
+    fn default() -> Self {
+        Self { data_bytes: DEFAULT_DATA_BYTES, file_bytes: 1 << 30, cpu_seconds: 7 * 24 * 3600 }
+    }
+}
+
+/// First frame in compile mode; the module's and the artifact's descriptors come with it.
+#[derive(Debug, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct CompileRequest {
+    pub module_bytes: u64,
+    pub artifact_bytes: u64,
+    pub memory_bytes: u64,
+    pub cpu_ms: u64,
+    pub wall_ms: u64,
+}
+
+/// The engine, as artifacts and receipts name it. All fields must be equal for an artifact to be loaded.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct EngineInfo {
+    pub name: String,
+    pub version: String,
+    pub config_digest: String,
+    pub cpu_features: String,
+}
+
+#[derive(Debug, Serialize)]
+pub struct Ready<'a> {
+    pub engine: &'a EngineInfo,
+    pub pid: u32,
+}
+
+/// One run; the descriptors of `preopens` come with it, in their order.
+#[derive(Debug, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Run {
+    /// Arguments and environment are bytes in WASI; JSON carries them as text, so they are UTF-8.
+    pub args: Vec<String>,
+    #[serde(default)]
+    pub env: Vec<(String, String)>,
+    pub limits: RunLimits,
+    /// 32 bytes as 64 hexadecimal digits.
+    pub seed: Option<String>,
+    /// Nanoseconds since 1970 at which the guest's clocks start.
+    pub clock: Option<u64>,
+    #[serde(default)]
+    pub preopens: Vec<Preopen>,
+}
+
+#[derive(Debug, Clone, Copy, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct RunLimits {
+    pub wall_ms: u64,
+    pub cpu_ms: u64,
+    pub memory_bytes: u64,
+    pub output_bytes: u64,
+    pub log_bytes: u64,
+    pub open_files: u32,
+}
+
+#[derive(Debug, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Preopen {
+    pub guest_path: String,
+    pub writable: bool,
+}
+
+/// How a run, a load or a compilation ended.
+#[derive(Debug, Default, Serialize)]
+pub struct Outcome {
+    pub outcome: &'static str,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub exit_code: Option<u32>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub limit: Option<&'static str>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub trap: Option<Trap>,
+    /// Of a rejection: a machine-readable word and a line for people.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub reason: Option<&'static str>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub message: Option<String>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub resources: Option<Resources>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub compiled: Option<Compiled>,
+}
+
+impl Outcome {
+    /// Nothing ran: the worker refused.
+    #[must_use]
+    pub fn rejected(reason: &'static str, message: impl Into<String>) -> Self {
+        Self { outcome: "rejected", reason: Some(reason), message: Some(message.into()), ..Self::default() }
+    }
+}
+
+#[derive(Debug, Serialize)]
+pub struct Trap {
+    pub name: String,
+    pub message: String,
+}
+
+#[derive(Debug, Clone, Copy, Default, Serialize)]
+pub struct Resources {
+    pub wall_us: u64,
+    pub cpu_us: u64,
+    pub peak_memory_bytes: u64,
+    pub stdout_bytes: u64,
+    pub stderr_bytes: u64,
+    pub peak_open_files: u32,
+    pub random_bytes: u64,
+}
+
+#[derive(Debug, Serialize)]
+pub struct Compiled {
+    pub engine: EngineInfo,
+    pub artifact_bytes: u64,
+    pub compile_us: u64,
+}

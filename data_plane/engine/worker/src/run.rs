@@ -1,0 +1,203 @@
+//! Run mode: load one artifact, then run it as often as the parent asks, one run at a time.
+
+use std::num::ParseIntError;
+use std::os::fd::OwnedFd;
+use std::sync::Arc;
+use std::time::Duration;
+
+use agentfactory_wasi::{ClockMode, Config, Limits, Preopen, RandomMode, Usage, Wasi};
+use serde::Deserialize;
+use wasmer::Module;
+
+use crate::artifact::{self, ArtifactError};
+use crate::frames::{FrameReader, Kind};
+use crate::guest::{Guest, Input, refuse};
+use crate::messages::{Load, MAX_ARGUMENTS, MAX_PREOPENS, Outcome, Ready, Run};
+use crate::output::Output;
+use crate::wasi::GuestStdio;
+use crate::watchdog::{Shared, end, exit};
+use crate::{engine, jail};
+
+/// Stack of the guest thread: host functions run on it, the guest has its own.
+const GUEST_THREAD_STACK_BYTES: usize = 1024 * 1024;
+/// How far a deterministic clock moves on each reading.
+const CLOCK_TICK_NS: u64 = 1_000;
+/// Random bytes of one run; a guest that wants more is filling something.
+const MAX_RANDOM_BYTES: u64 = 64 * 1024 * 1024;
+
+/// Serve the parent on `socket` until it says stop, closes, or a limit ends the process.
+pub fn serve(socket: OwnedFd) -> ! {
+    let reading = socket.try_clone().expect("a second descriptor of the socket");
+    let shared = Arc::new(Shared::new(Output::new(socket)).expect("a timer"));
+    let input = Input::new(FrameReader::new(reading));
+    let guest_side = Arc::clone(&shared);
+    std::thread::Builder::new()
+        .name("guest".to_owned())
+        .stack_size(GUEST_THREAD_STACK_BYTES)
+        .spawn(move || {
+            let guest = load(&input, &guest_side);
+            serve_runs(&guest, &input, &guest_side)
+        })
+        .expect("a guest thread");
+    jail::no_more_processes();
+    shared.watch()
+}
+
+/// What the next frame asks for.
+enum Asked<Message> {
+    Message(Message, Vec<OwnedFd>),
+    Broken(String),
+    Ended,
+}
+
+/// Read one frame of the wanted kind, with the descriptors that `count` finds in it.
+fn next<Message: for<'a> Deserialize<'a>>(
+    input: &Input,
+    wanted: Kind,
+    count: impl FnOnce(&Message) -> usize,
+) -> Asked<Message> {
+    input.with_reader(|reader| {
+        let message = match reader.next() {
+            Ok(None | Some((Kind::Stop, _))) => return Asked::Ended,
+            Ok(Some((kind, payload))) if kind == wanted => serde_json::from_slice::<Message>(payload),
+            Ok(Some((kind, _))) => return Asked::Broken(format!("frame {kind:?} where {wanted:?} was due")),
+            Err(error) => return Asked::Broken(error.to_string()),
+        };
+        match message {
+            Err(error) => Asked::Broken(format!("{wanted:?}: {error}")),
+            Ok(message) => match reader.take_descriptors(count(&message)) {
+                Ok(descriptors) => Asked::Message(message, descriptors),
+                Err(_) => Asked::Broken(format!("{wanted:?} came without its descriptors")),
+            },
+        }
+    })
+}
+
+fn load(input: &Input, shared: &Shared) -> Guest {
+    let (request, mut descriptors) = match next::<Load>(input, Kind::Load, |_| 1) {
+        Asked::Message(request, descriptors) => (request, descriptors),
+        Asked::Broken(message) => refuse(&mut shared.output(), message),
+        Asked::Ended => end(0),
+    };
+    jail::limit_process(&request.process);
+    match open(&request, descriptors.remove(0), shared) {
+        Ok(guest) => {
+            let mut output = shared.output();
+            output.say(Kind::Ready, &Ready { engine: &engine::info(), pid: std::process::id() });
+            if output.flush().is_err() {
+                end(exit::PROTOCOL);
+            }
+            guest
+        }
+        Err(outcome) => {
+            let mut output = shared.output();
+            output.say(Kind::Outcome, &outcome);
+            let _ = output.flush();
+            end(exit::LOAD_REFUSED)
+        }
+    }
+}
+
+fn open(request: &Load, descriptor: OwnedFd, shared: &Shared) -> Result<Guest, Outcome> {
+    let ours = engine::info();
+    if let Some(difference) = request.engine.as_ref().and_then(|theirs| artifact::difference(theirs, &ours)) {
+        return Err(Outcome::rejected("engine_mismatch", difference));
+    }
+    let payload = artifact::open(descriptor, &ours).map_err(|error| match error {
+        ArtifactError::Invalid(message) => Outcome::rejected("artifact_invalid", format!("artifact: {message}")),
+        ArtifactError::OtherEngine(message) => Outcome::rejected("engine_mismatch", format!("artifact: {message}")),
+    })?;
+    let engine = engine::headless(&shared.budget);
+    // SAFETY: the parent authenticated the file over its whole length before handing it over, and its header names
+    // exactly this engine, configuration and CPU.
+    let module = unsafe { Module::deserialize(&engine, payload) }
+        .map_err(|error| Outcome::rejected("artifact_invalid", format!("artifact: {error}")))?;
+    Guest::new(engine, module).map_err(|message| Outcome::rejected("invalid_module", message))
+}
+
+fn serve_runs(guest: &Guest, input: &Input, shared: &Arc<Shared>) -> ! {
+    for number in 1.. {
+        let (run, descriptors) = match next::<Run>(input, Kind::Run, |run| run.preopens.len()) {
+            Asked::Message(run, descriptors) => (run, descriptors),
+            Asked::Broken(message) => refuse(&mut shared.output(), message),
+            Asked::Ended => end(0),
+        };
+        let (wall, cpu) = (Duration::from_millis(run.limits.wall_ms), Duration::from_millis(run.limits.cpu_ms));
+        shared.budget.reset(run.limits.memory_bytes);
+        shared.output().reset();
+        input.begin();
+        shared.arm(number, wall, cpu);
+        let stdio = GuestStdio { input: input.clone(), shared: Arc::clone(shared) };
+        let (outcome, usage) = match configure(run, descriptors) {
+            Err(message) => (Outcome::rejected("invalid_request", message), Usage::default()),
+            Ok(config) => match Wasi::new(config, stdio) {
+                Err(error) => (Outcome::rejected("invalid_request", error.to_string()), Usage::default()),
+                Ok(wasi) => guest.run(wasi, shared),
+            },
+        };
+        report(outcome, usage, shared);
+        input.finish(shared);
+    }
+    unreachable!("a worker does not live for 2^64 runs")
+}
+
+fn configure(run: Run, descriptors: Vec<OwnedFd>) -> Result<Config, String> {
+    if run.args.len() > MAX_ARGUMENTS || run.env.len() > MAX_ARGUMENTS {
+        return Err(format!("more than {MAX_ARGUMENTS} arguments or environment entries"));
+    }
+    if run.preopens.len() > MAX_PREOPENS {
+        return Err(format!("more than {MAX_PREOPENS} preopened directories"));
+    }
+    let random = match run.seed {
+        None => RandomMode::Os,
+        Some(text) => RandomMode::Seeded(seed(&text).map_err(|_| "seed is not 64 hexadecimal digits".to_owned())?),
+    };
+    Ok(Config {
+        args: run.args.into_iter().map(String::into_bytes).collect(),
+        env: run.env.into_iter().map(|(name, value)| format!("{name}={value}").into_bytes()).collect(),
+        preopens: run
+            .preopens
+            .into_iter()
+            .zip(descriptors)
+            .map(|(preopen, fd)| Preopen { fd, guest_path: preopen.guest_path, writable: preopen.writable })
+            .collect(),
+        limits: Limits {
+            max_open_files: run.limits.open_files,
+            max_stdout_bytes: run.limits.output_bytes,
+            max_stderr_bytes: run.limits.log_bytes,
+            max_random_bytes: MAX_RANDOM_BYTES,
+        },
+        clock: run.clock.map_or(ClockMode::Real, |start_ns| ClockMode::Deterministic {
+            start_ns,
+            tick_ns: CLOCK_TICK_NS,
+        }),
+        random,
+    })
+}
+
+fn seed(text: &str) -> Result<[u8; 32], ParseIntError> {
+    let mut bytes = [0; 32];
+    if text.len() != 2 * bytes.len() || !text.is_ascii() {
+        return Err(u8::from_str_radix("", 16).expect_err("empty is no number"));
+    }
+    for (index, byte) in bytes.iter_mut().enumerate() {
+        *byte = u8::from_str_radix(&text[2 * index..2 * index + 2], 16)?;
+    }
+    Ok(bytes)
+}
+
+/// Send the outcome. From taking the lock to letting go of it the watchdog cannot speak; it stays armed until the
+/// outcome has left, so that a parent which does not read cannot hold the worker.
+fn report(mut outcome: Outcome, usage: Usage, shared: &Shared) {
+    let mut output = shared.output();
+    let (wall, cpu) = shared.elapsed();
+    let mut resources = shared.resources(&output, wall, cpu);
+    resources.peak_open_files = usage.peak_open_files;
+    resources.random_bytes = usage.random_bytes;
+    outcome.resources = Some(resources);
+    output.say(Kind::Outcome, &outcome);
+    if output.flush().is_err() {
+        end(exit::PROTOCOL);
+    }
+    shared.disarm();
+}

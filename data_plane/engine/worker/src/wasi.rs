@@ -1,0 +1,144 @@
+//! Binds the WASI core and the host call to wasmer: one host function per row of the core's table. Owns no behaviour.
+
+use std::sync::Arc;
+
+use agentfactory_wasi::{Errno, Fault, LimitName, Stdio, Wasi};
+use wasmer::{ExternType, Function, FunctionEnv, FunctionEnvMut, Memory, Module, RuntimeError, Store};
+
+use crate::guest::Input;
+use crate::output::Stream;
+use crate::watchdog::Shared;
+
+/// The guest's standard streams: frames of the parent.
+pub struct GuestStdio {
+    pub input: Input,
+    pub shared: Arc<Shared>,
+}
+
+impl GuestStdio {
+    fn write(&self, stream: Stream, data: &[u8]) -> Result<usize, Errno> {
+        self.shared.output().write(stream, data).map_err(|_| Errno::Pipe)?;
+        Ok(data.len())
+    }
+}
+
+impl Stdio for GuestStdio {
+    fn read_stdin(&mut self, buf: &mut [u8]) -> Result<usize, Errno> {
+        self.input.read(buf, &self.shared)
+    }
+
+    fn write_stdout(&mut self, data: &[u8]) -> Result<usize, Errno> {
+        self.write(Stream::Stdout, data)
+    }
+
+    fn write_stderr(&mut self, data: &[u8]) -> Result<usize, Errno> {
+        self.write(Stream::Stderr, data)
+    }
+}
+
+/// What host functions see.
+pub struct Context {
+    pub wasi: Wasi<GuestStdio>,
+    /// Absent while the module's own start function runs: then every pointer is refused.
+    pub memory: Option<Memory>,
+}
+
+/// Unwinds the guest: it ended by itself, passed a limit, or called what is not granted.
+#[derive(Debug)]
+pub enum Unwind {
+    Exit(u32),
+    Limit(LimitName),
+    HostCallRefused,
+}
+
+impl std::fmt::Display for Unwind {
+    fn fmt(&self, formatter: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        match self {
+            Self::Exit(code) => write!(formatter, "exit {code}"),
+            Self::Limit(limit) => write!(formatter, "limit {}", limit.as_str()),
+            Self::HostCallRefused => write!(formatter, "host calls are not granted"),
+        }
+    }
+}
+
+impl std::error::Error for Unwind {}
+
+/// Makes one host function in a store.
+pub type Maker = Box<dyn Fn(&mut Store, &FunctionEnv<Context>) -> Function + Send>;
+
+/// The host functions that `module` imports, in its order.
+///
+/// # Errors
+/// Names an import that is not offered.
+pub fn resolve(module: &Module) -> Result<Vec<Maker>, String> {
+    module
+        .imports()
+        .map(|import| match (import.module(), import.name(), import.ty()) {
+            (agentfactory_wasi::MODULE, name, _) => {
+                maker(name).ok_or_else(|| format!("import {name} is not in WASI preview 1"))
+            }
+            ("agentfactory", "call", ExternType::Function(function)) => {
+                let function = function.clone();
+                Ok(Box::new(move |store: &mut Store, _: &FunctionEnv<Context>| {
+                    Function::new(store, function.clone(), |_| {
+                        Err(RuntimeError::user(Box::new(Unwind::HostCallRefused)))
+                    })
+                }) as Maker)
+            }
+            (module, name, _) => Err(format!("import {module}.{name} is not offered")),
+        })
+        .collect()
+}
+
+fn call(
+    env: &mut FunctionEnvMut<'_, Context>,
+    function: impl FnOnce(&mut Wasi<GuestStdio>, &mut [u8]) -> Result<(), Fault>,
+) -> Result<u32, RuntimeError> {
+    let (context, store) = env.data_and_store_mut();
+    let result = match &context.memory {
+        None => function(&mut context.wasi, &mut []),
+        Some(memory) => {
+            let view = memory.view(&store);
+            let size = usize::try_from(view.data_size()).expect("32-bit memories");
+            // SAFETY: the view spans the guest's memory, which is neither moved nor shrunk by growing (it is static),
+            // and the only guest thread is inside this call, so nobody else reads or writes it meanwhile.
+            let bytes = unsafe { std::slice::from_raw_parts_mut(view.data_ptr(), size) };
+            function(&mut context.wasi, bytes)
+        }
+    };
+    match result {
+        Ok(()) => Ok(0),
+        Err(Fault::Errno(errno)) => Ok(errno.code()),
+        Err(Fault::Exit(code)) => Err(RuntimeError::user(Box::new(Unwind::Exit(code)))),
+        Err(Fault::Limit(limit)) => Err(RuntimeError::user(Box::new(Unwind::Limit(limit)))),
+    }
+}
+
+macro_rules! function {
+    (errno, $name:ident($($param:ident: $kind:ident),*)) => {
+        fn $name(mut env: FunctionEnvMut<'_, Context>, $($param: $kind),*) -> Result<u32, RuntimeError> {
+            call(&mut env, |wasi, memory| wasi.$name(memory, $($param),*))
+        }
+    };
+    (never, $name:ident($($param:ident: $kind:ident),*)) => {
+        fn $name(mut env: FunctionEnvMut<'_, Context>, $($param: $kind),*) -> Result<(), RuntimeError> {
+            call(&mut env, |wasi, memory| wasi.$name(memory, $($param),*)).map(|_| ())
+        }
+    };
+}
+
+macro_rules! makers {
+    ($($name:ident($($param:ident: $kind:ident),*) -> $ret:ident, $status:ident$(($errno:ident, $why:literal))?, $summary:literal;)*) => {
+        fn maker(import: &str) -> Option<Maker> {
+            $(function!($ret, $name($($param: $kind),*));)*
+            match import {
+                $(stringify!($name) => Some(Box::new(|store: &mut Store, env: &FunctionEnv<Context>| {
+                    Function::new_typed_with_env(store, env, $name)
+                })),)*
+                _ => None,
+            }
+        }
+    };
+}
+
+agentfactory_wasi::for_each_call!(makers);
