@@ -1,0 +1,1 @@
+"""Nodes: their identities, their enrolment, their sessions' records and what operators do to them."""
