@@ -43,7 +43,7 @@ def parse_strict(
 
     Raises:
         MalformedError: It is larger than `max_bytes`, nested deeper than `max_depth`, not UTF-8, not one
-            JSON object; a key occurs twice in an object; it holds NaN, infinity or a number that is not exact.
+            JSON object; a key occurs twice in an object; it holds NaN, infinity or an inexact number.
     """
     if len(data) > max_bytes:
         raise MalformedError(f"JSON document has {len(data)} bytes, the bound is {max_bytes}")

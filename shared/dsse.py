@@ -2,7 +2,8 @@
 
 Never looks into a payload: who calls decodes it after `verify_envelope` has returned. The format is a dozen
 lines on top of `signatures`. The securesystemslib envelope is an oracle in the tests and not used here: it
-parses without bounds, takes loose base64 and unknown fields, and signs synchronously through key classes of its own.
+parses without bounds, takes loose base64 and unknown fields, and signs synchronously through its own key
+classes.
 """
 
 import base64

@@ -180,8 +180,8 @@ def verify_subtree_consistency(  # noqa: C901, PLR0912 - one loop, as its source
 ) -> None:
     """Return if, and only if, the subtree ``[start, end)`` with its root is part of the tree of `size`.
 
-    With ``start == 0`` this is RFC 9162 section 2.1.4.2; the general form is section 4.4.3 of the draft. An empty
-    range, with `EMPTY_ROOT` and an empty proof, is part of every tree and says nothing about `root`.
+    With ``start == 0`` this is RFC 9162 section 2.1.4.2; the general form is section 4.4.3 of the draft. An
+    empty range, with `EMPTY_ROOT` and an empty proof, is part of every tree and says nothing about `root`.
 
     Raises:
         ProofInvalidError: It is not, or the range is not a subtree of the tree.
