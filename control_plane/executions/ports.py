@@ -1,0 +1,200 @@
+"""What the use cases of executions and the dispatcher need from the outside. Promises, no implementation."""
+
+from collections.abc import Callable, Sequence
+from datetime import timedelta
+from typing import Protocol
+
+from control_plane.audit.domain import NewAuditEntry
+from control_plane.executions.domain import (
+    Accepted,
+    AttemptRef,
+    AttemptResult,
+    BodyKind,
+    CancelRequest,
+    Claimable,
+    Claimed,
+    DecisionRecord,
+    ExecutionState,
+    LiveAttempt,
+    LostAttempt,
+    NewExecution,
+    Page,
+    Placement,
+    SessionRef,
+    SignedBatchRecord,
+    StoredBody,
+)
+from control_plane.executions.lifecycle import Execution, Finished
+from shared.digests import Digest
+from shared.ids import BodyId, BootId, ExecutionId, NodeId, TenantId
+
+Place = Callable[[Sequence[Claimable]], Sequence[Placement]]
+"""Chooses a place for some of the claimables, in memory only: it runs while their rows are locked."""
+
+
+class Placer(Protocol):
+    """Gives newcomers a free slot at once (rule 3). Implemented by control_plane/dispatch."""
+
+    def place(self, executions: Sequence[NewExecution]) -> Sequence[Placement | None]:
+        """Take a free slot of an own session for each newcomer, while the queue is known to be empty.
+
+        Memory only. One answer per execution; None leaves it to a later claim.
+        """
+
+    def commit(self, placements: Sequence[Placement], executions: Sequence[NewExecution]) -> None:
+        """They are committed: sign their batch, send it, record it. `executions` match by position."""
+
+    def release(self, placements: Sequence[Placement]) -> None:
+        """The placements were not committed, or their session was superseded: give the slots back."""
+
+    def wake(self) -> None:
+        """Something is pending: claim soon."""
+
+    def cancel(self, requests: Sequence[CancelRequest]) -> None:
+        """Tell the nodes of own sessions to stop these attempts; others reach their replica by NOTIFY."""
+
+
+class ExecutionStore(Protocol):
+    """Executions as callers see them. Every method raises DatabaseUnavailableError when Postgres is away."""
+
+    async def accept(
+        self, items: Sequence[NewExecution], placements: Sequence[Placement | None]
+    ) -> Sequence[Accepted]:
+        """Store all in one transaction, with decision, body, placement and audit entry; answers in order.
+
+        Repeating a call whose fate is unknown is harmless and tells what became of it. A placement whose
+        session epoch has moved is dropped; its execution is accepted as pending.
+        """
+
+    async def get(self, tenant_id: TenantId, execution_id: ExecutionId) -> Execution:
+        """Return the execution with its attempts and its output, if that is small.
+
+        Raises:
+            NotFoundError: The tenant has no such execution.
+        """
+
+    async def list(
+        self,
+        tenant_id: TenantId,
+        *,
+        agent_name: str,
+        states: Sequence[ExecutionState],
+        page_size: int,
+        page_token: str,
+    ) -> Page[Execution]:
+        """Return a page, newest first, without attempts and outputs. Empty filters mean all.
+
+        Raises:
+            InvalidInputError: The page token is not one of ours.
+        """
+
+    async def request_cancel(
+        self, tenant_id: TenantId, execution_id: ExecutionId, entry: NewAuditEntry
+    ) -> tuple[Execution, CancelRequest | None]:
+        """Apply `Execution.cancel`; the request is for the node that holds the live attempt, if any.
+
+        Raises:
+            NotFoundError: The tenant has no such execution.
+            WrongStateError: It has ended.
+        """
+
+    async def cancel_template(
+        self, tenant_id: TenantId, template_digest: Digest, *, limit: int
+    ) -> tuple[Sequence[ExecutionId], Sequence[CancelRequest]]:
+        """Stop what a revoked template runs or waits for: those that ended at once, those whose nodes must.
+
+        At most `limit` of each; the caller repeats until both are empty of news.
+        """
+
+    async def record_denial(self, decision: DecisionRecord, entry: NewAuditEntry) -> None:
+        """Store a denial and its audit entry, in one transaction."""
+
+    async def add_body(self, tenant_id: TenantId, body: StoredBody) -> None:
+        """Store an uploaded body that nothing uses yet; storing it twice is harmless."""
+
+    async def get_body(self, tenant_id: TenantId, body_id: BodyId) -> StoredBody:
+        """Return a body without its content.
+
+        Raises:
+            NotFoundError: The tenant has no such body.
+        """
+
+    async def find_uploaded_body(self, tenant_id: TenantId, commitment: Digest) -> StoredBody | None:
+        """Return the unused uploaded body with this commitment, without its content."""
+
+    async def body_of(self, tenant_id: TenantId, execution_id: ExecutionId, kind: BodyKind) -> StoredBody:
+        """Return one body of an execution, without its content.
+
+        Raises:
+            NotFoundError: There is no such execution, or it has no such body.
+        """
+
+    async def read_body(
+        self, tenant_id: TenantId, body_id: BodyId, *, offset_bytes: int, max_bytes: int
+    ) -> bytes:
+        """Return a piece of a body; empty behind its end.
+
+        Raises:
+            NotFoundError: The tenant has no such body.
+        """
+
+    async def remove_unused_bodies(self, *, older_than: timedelta, limit: int) -> int:
+        """Remove uploads that nothing used in time; returns how many."""
+
+    async def remove_idempotency_keys(self, *, older_than: timedelta, limit: int) -> int:
+        """Forget old request ids (rule 8: kept for at least 24 hours); returns how many."""
+
+
+class LeaseStore(Protocol):
+    """Executions as dispatch sees them. Every method raises DatabaseUnavailableError if Postgres is away."""
+
+    async def claim(self, session: SessionRef, *, limit: int, place: Place) -> Claimed:
+        """Lock up to `limit` executions that this session may run, let `place` choose, store its choice.
+
+        One transaction (rule 3): skips what others hold, compares the session's epoch.
+
+        Raises:
+            SessionSupersededError: The node has a newer session.
+        """
+
+    async def record_batch(self, batch: SignedBatchRecord) -> None:
+        """Store a signed batch and the place of its orders in it; repeating it is harmless."""
+
+    async def orders_of(self, attempts: Sequence[AttemptRef]) -> Sequence[Placement]:
+        """Return the stored placements of live attempts, e.g. to send again what a broken stream lost."""
+
+    async def start(self, attempts: Sequence[AttemptRef]) -> None:
+        """Apply `Execution.start`; those that are not leased any more are left alone."""
+
+    async def renew(
+        self, node_id: NodeId, attempts: Sequence[AttemptRef], *, lease: timedelta
+    ) -> Sequence[AttemptRef]:
+        """Extend the leases that the node still holds, from now by Postgres' time; returns those."""
+
+    async def finish(self, results: Sequence[AttemptResult]) -> Sequence[Finished]:
+        """Store receipts and apply `Execution.finish`, in one transaction; answers in order.
+
+        Repeating a call whose fate is unknown is harmless and tells what became of it.
+        """
+
+    async def expire_leases(self, *, limit: int) -> Sequence[LostAttempt]:
+        """Lose attempts whose lease has run out by Postgres' time (rule 9)."""
+
+    async def lose_attempts_of_other_boots(self, node_id: NodeId, boot_id: BootId) -> Sequence[LostAttempt]:
+        """The node has started anew: lose what its earlier boots held."""
+
+    async def release_unsent(self, placements: Sequence[Placement]) -> Sequence[LostAttempt]:
+        """Take back attempts whose order never left: uncounted (rule 1), claimable at once."""
+
+    async def expire_deadlines(self, *, limit: int) -> Sequence[ExecutionId]:
+        """Apply run deadlines; returns those that ended. Running ones become cancel requests."""
+
+    async def cancel_requests(self, node_ids: Sequence[NodeId]) -> Sequence[CancelRequest]:
+        """Return the live attempts on these nodes that shall stop: the poll behind NOTIFY."""
+
+    async def live_attempt(self, node_id: NodeId, attempt: AttemptRef) -> LiveAttempt:
+        """Return what the holder of this lease may fetch (rule 6).
+
+        Raises:
+            PermissionDeniedError: The node does not hold this lease now.
+        """
