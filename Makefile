@@ -1,0 +1,88 @@
+# Agent Factory. `make` alone lists the targets. Everything outside the checkout goes to AF_CACHE_DIR.
+SHELL := bash
+.SHELLFLAGS := -eu -o pipefail -c
+.DEFAULT_GOAL := help
+MAKEFLAGS += --no-builtin-rules --no-print-directory
+.DELETE_ON_ERROR:
+
+PYTHON ?= python3
+UV_VERSION := 0.13.9
+BUF_VERSION := 1.75.0
+export AF_CACHE_DIR ?= $(or $(XDG_CACHE_HOME),$(HOME)/.cache)/agentfactory
+# rustup puts cargo where a plain shell of root does not look.
+export PATH := $(PATH):$(HOME)/.cargo/bin
+export UV_PROJECT_ENVIRONMENT := .venv
+export UV_PYTHON_DOWNLOADS := never
+export UV_LINK_MODE := copy
+export ZIG_GLOBAL_CACHE_DIR := $(AF_CACHE_DIR)/zig
+
+BIN := .venv/bin
+UV := $(AF_CACHE_DIR)/uv-$(UV_VERSION)/bin/uv
+BUF := $(AF_CACHE_DIR)/buf-$(BUF_VERSION)/node_modules/.bin/buf
+READY := .venv/.ready
+ENGINE_SOURCES := $(shell find data_plane/engine -type f \( -name '*.rs' -o -name 'Cargo.*' -o -name '*.py' \
+	-o -name '*.pyi' -o -name pyproject.toml -o -name rust-toolchain.toml \) -not -path '*/target/*' -not -path '*/build/*' 2>/dev/null)
+
+.PHONY: help
+help: ## list the targets
+	@sed -nE 's/^([a-z][a-z-]*):.*## (.*)/  make \1\t\2/p' Makefile | expand -t 20
+
+.PHONY: demo
+demo: $(READY) ## run one signed agent end to end on this machine, then stop everything
+	@$(BIN)/python -m cli.demo
+
+.PHONY: up
+up: $(READY) ## start Postgres, control plane and one node in the foreground; Ctrl-C stops them
+	@$(BIN)/agentfactory up
+
+.PHONY: test
+test: $(READY) $(BUF) ## all checks and all tests; installs the servers that they need
+	@$(BIN)/python -m tests.tools.stages
+
+.PHONY: check
+check: $(READY) $(BUF) ## formatting, lint, types, import rules, contract drift, Rust lint, security lint
+	@$(BIN)/python -m tests.tools.stages --only check
+
+.PHONY: bench
+bench: $(READY) ## measure against the bars; writes build/bench/*.json, exits 1 when a bar is missed
+	@$(BIN)/python -m tests.bench
+
+.PHONY: proto
+proto: $(READY) $(BUF) ## generate protos/gen from protos/agentfactory and lint the contract
+	@$(BIN)/python protos/generate.py
+	@$(BIN)/python protos/generate.py --lint $(BUF)
+
+.PHONY: docs
+docs: $(READY) ## check every link and command of README.md and docs/
+	@$(BIN)/pytest -q tests/e2e/test_docs.py
+
+.PHONY: audit
+audit: $(READY) ## look the locked dependencies up in a vulnerability service (needs internet; not part of CI)
+	@$(UV) export --frozen --no-hashes --no-emit-workspace --quiet > build/requirements.audit.txt
+	@$(BIN)/pip-audit --strict --no-deps --disable-pip -r build/requirements.audit.txt
+
+.PHONY: ready
+ready: $(READY) ## only the environment: .venv, locked dependencies, the engine wheel
+
+$(UV):
+	@echo "· installing uv $(UV_VERSION) into $(AF_CACHE_DIR)"
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' \
+		|| { echo "agentfactory needs Python 3.11 or later; set PYTHON=<path of one>" >&2; exit 4; }
+	@rm -rf $(AF_CACHE_DIR)/uv-$(UV_VERSION) && mkdir -p $(AF_CACHE_DIR)
+	@$(PYTHON) -m venv $(AF_CACHE_DIR)/uv-$(UV_VERSION) \
+		|| { echo "python cannot make a virtual environment; on Debian: apt-get install python3-venv" >&2; exit 4; }
+	@$(AF_CACHE_DIR)/uv-$(UV_VERSION)/bin/python -m pip install --quiet --disable-pip-version-check \
+		--root-user-action ignore uv==$(UV_VERSION)
+
+$(READY): $(UV) pyproject.toml uv.lock $(ENGINE_SOURCES)
+	@echo "· engine: built once for these sources, then taken from $(AF_CACHE_DIR)"
+	@$(PYTHON) data_plane/engine/build_engine.py
+	@echo "· environment: .venv from uv.lock"
+	@$(UV) sync --frozen --quiet --python $(PYTHON)
+	@touch $@
+
+$(BUF):
+	@echo "· installing buf $(BUF_VERSION) into $(AF_CACHE_DIR)"
+	@command -v npm >/dev/null || { echo "buf comes from npm; on Debian: apt-get install npm" >&2; exit 4; }
+	@mkdir -p $(AF_CACHE_DIR)/buf-$(BUF_VERSION)
+	@npm install --silent --no-audit --no-fund --prefix $(AF_CACHE_DIR)/buf-$(BUF_VERSION) @bufbuild/buf@$(BUF_VERSION)

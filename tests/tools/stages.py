@@ -1,0 +1,224 @@
+"""Runs the stages of ``make check`` and ``make test`` in order, times them and sums up. Decides nothing else.
+
+    python -m tests.tools.stages                  everything
+    python -m tests.tools.stages --only check     one stage (repeatable)
+
+A stage that fails does not stop the later ones: one run shows all that is wrong. The exit code is 1 when any failed.
+The last line sums up pytest's own summaries: "N passed, N failed".
+"""
+
+import argparse
+import os
+import re
+import shutil
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from datetime import timedelta
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parents[2]
+BIN = Path(sys.executable).parent
+CACHE = Path(os.environ.get("AF_CACHE_DIR") or Path.home() / ".cache" / "agentfactory")
+BUF = CACHE / "buf-1.75.0" / "node_modules" / ".bin" / "buf"
+ENGINE = ROOT / "data_plane" / "engine"
+PACKAGES = ("shared", "control_plane", "data_plane", "cli")
+POSTGRES_15 = Path("/usr/lib/postgresql/15/bin/postgres")
+
+# A stage that hangs must not hold a machine for ever; pytest bounds each test itself.
+STAGE_TIMEOUT = timedelta(minutes=40)
+# pytest's code for "no tests were collected".
+NO_TESTS = 5
+SUMMARY = re.compile(r"(\d+) (passed|failed|errors?|skipped|xfailed|xpassed)")
+
+
+@dataclass(slots=True, kw_only=True)
+class Totals:
+    passed: int = 0
+    failed: int = 0
+    skipped: int = 0
+
+    def add(self, summary: str) -> None:
+        for count, word in SUMMARY.findall(summary):
+            if word == "passed":
+                self.passed += int(count)
+            elif word in {"failed", "error", "errors"}:
+                self.failed += int(count)
+            elif word == "skipped":
+                self.skipped += int(count)
+
+
+@dataclass(slots=True, kw_only=True)
+class Run:
+    """What the stages found so far."""
+
+    totals: Totals = field(default_factory=Totals)
+    failures: list[str] = field(default_factory=list)
+    notes: list[str] = field(default_factory=list)
+    times: list[tuple[str, float]] = field(default_factory=list)
+
+    def command(
+        self,
+        name: str,
+        arguments: list[str],
+        *,
+        environment: Mapping[str, str] | None = None,
+        good: tuple[int, ...] = (0,),
+    ) -> bool:
+        """Run one command with its output passed through; a bad exit code or a time-out is a failure of ``name``."""
+        print(f"\n── {name}", flush=True)
+        started = time.monotonic()
+        lines: list[str] = []
+        child = subprocess.Popen(
+            arguments,
+            cwd=ROOT,
+            env={**os.environ, **(environment or {})},
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+            errors="replace",
+        )
+        watchdog = threading.Timer(STAGE_TIMEOUT.total_seconds(), child.kill)
+        watchdog.start()
+        assert child.stdout is not None
+        for line in child.stdout:
+            sys.stdout.write(line)
+            sys.stdout.flush()
+            lines.append(line)
+            del lines[:-50]
+        code = child.wait()
+        watchdog.cancel()
+        self.times.append((name, time.monotonic() - started))
+        if "pytest" in arguments:
+            summary = next((line for line in reversed(lines) if re.search(r" in [\d.]+s", line)), "")
+            self.totals.add(summary)
+        if code not in good:
+            self.failures.append(name)
+        return code in good
+
+
+def check(run: Run) -> None:
+    python_files = ["shared", "control_plane", "data_plane", "cli", "tests", "examples", "protos/generate.py"]
+    paths = [path for path in python_files if (ROOT / path).exists()]
+    run.command("format", [f"{BIN}/ruff", "format", "--check", "--quiet", *paths])
+    run.command("lint", [f"{BIN}/ruff", "check", "--quiet", *paths])
+    run.command("types", [f"{BIN}/mypy", "--no-error-summary"])
+    run.command("imports", [f"{BIN}/lint-imports"])
+    run.command("contract drift", [sys.executable, "protos/generate.py", "--check"])
+    run.command("contract lint and breaking", [sys.executable, "protos/generate.py", "--lint", str(BUF)])
+    run.command("security lint", [f"{BIN}/bandit", "-q", "-c", "pyproject.toml", "-r", *PACKAGES])
+    manifest = ["--manifest-path", str(ENGINE / "Cargo.toml")]
+    if rust_tool(run, "fmt"):
+        run.command("Rust format", ["cargo", "fmt", "--check", "--all", *manifest])
+    if rust_tool(run, "clippy"):
+        flags = ["--release", "--locked", "--all-targets", "--workspace", "--quiet", "--", "-D", "warnings"]
+        run.command("Rust lint", ["cargo", "clippy", *manifest, *flags], environment=cargo_environment())
+
+
+def rust_tool(run: Run, name: str) -> bool:
+    """Distribution packages of Rust may lack clippy and rustfmt: said aloud, not failed."""
+    found = subprocess.run(["cargo", name, "--version"], check=False, capture_output=True).returncode == 0
+    if not found:
+        run.notes.append(
+            f"cargo {name} is not installed: its check was left out (rustup component add {name})"
+        )
+    return found
+
+
+def cargo_environment() -> dict[str, str]:
+    """One profile and one target folder for build, test and clippy: another compiles wasmer again."""
+    return {"CARGO_TARGET_DIR": str(CACHE / "cargo-target"), "PYO3_PYTHON": sys.executable}
+
+
+def rust(run: Run) -> None:
+    arguments = [
+        "--manifest-path",
+        str(ENGINE / "Cargo.toml"),
+        "--release",
+        "--locked",
+        "--workspace",
+        "--quiet",
+    ]
+    run.command("Rust tests", ["cargo", "test", *arguments], environment=cargo_environment())
+
+
+def servers(run: Run) -> None:
+    """PostgreSQL 18 is a wheel of the lock file; 15 comes from Debian, where root may install it."""
+    if POSTGRES_15.exists() or os.environ.get("AF_TEST_POSTGRES_15_BIN"):
+        return
+    if os.geteuid() != 0 or shutil.which("apt-get") is None:
+        run.notes.append(
+            "PostgreSQL 15 is not installed and this user may not install it: only 18 was tested"
+        )
+        return
+    run.command("PostgreSQL 15", ["bash", "tests/tools/install_postgres_15.sh"])
+
+
+def tests(*folders: str) -> Callable[[Run], None]:
+    def stage(run: Run) -> None:
+        present = [folder for folder in folders if (ROOT / folder).is_dir()]
+        if not present:
+            return
+        run.command(
+            " ".join(present),
+            [sys.executable, "-m", "coverage", "run", "-m", "pytest", "-q", *present],
+            good=(0, NO_TESTS),
+        )
+
+    return stage
+
+
+def coverage(run: Run) -> None:
+    if not any(ROOT.glob(".coverage.*")):
+        return
+    run.command("coverage", [f"{BIN}/coverage", "combine", "--quiet"])
+    run.command(
+        "coverage report", [f"{BIN}/coverage", "report", "--skip-covered", "--skip-empty", "--sort=cover"]
+    )
+
+
+STAGES: dict[str, Callable[[Run], None]] = {
+    "check": check,
+    "rust": rust,
+    "servers": servers,
+    "unit": tests("tests/unit", "tests/property"),
+    "contract": tests("tests/contract"),
+    "integration": tests("tests/integration"),
+    "e2e": tests("tests/e2e"),
+    "chaos": tests("tests/chaos"),
+    "coverage": coverage,
+}
+
+
+def report(run: Run) -> int:
+    print("\n── stages")
+    for name, seconds in run.times:
+        print(f"  {seconds:8.1f} s  {'FAILED' if name in run.failures else 'ok':6}  {name}")
+    for note in run.notes:
+        print(f"  note: {note}")
+    if run.failures:
+        print(f"  failed: {', '.join(run.failures)}")
+    print(f"{run.totals.passed} passed, {run.totals.failed} failed", flush=True)
+    return 1 if run.failures or run.totals.failed else 0
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--only", action="append", choices=STAGES, help="run only this stage; repeatable")
+    chosen = parser.parse_args().only or list(STAGES)
+    if "coverage" in chosen:
+        for old in ROOT.glob(".coverage.*"):
+            old.unlink()
+    run = Run()
+    for name in chosen:
+        STAGES[name](run)
+    return report(run)
+
+
+if __name__ == "__main__":
+    sys.exit(main())
