@@ -75,9 +75,9 @@ class Preopen:
 class RunRequest:
     """One run of one module."""
 
-    args: tuple[bytes, ...] = (b"agent",)
+    args: tuple[str, ...] = ("agent",)
     """``argv``, the program's name included."""
-    env: tuple[tuple[bytes, bytes], ...] = ()
+    env: tuple[tuple[str, str], ...] = ()
     stdin: bytes = field(default=b"", repr=False)
     limits: Limits = Limits()
     seed: bytes | None = field(default=None, repr=False)
@@ -152,6 +152,9 @@ class CompileLimits:
     cpu: timedelta = timedelta(seconds=120)
     memory_bytes: int = 4 * 1024 * 1024 * 1024
     """Address space of the compile worker."""
+
+
+DEFAULT_COMPILE_LIMITS: Final = CompileLimits()
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

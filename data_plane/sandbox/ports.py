@@ -4,6 +4,7 @@ from collections.abc import AsyncIterator, Awaitable, Callable
 from typing import Protocol
 
 from data_plane.sandbox.domain import (
+    DEFAULT_COMPILE_LIMITS,
     CompiledArtifact,
     CompileLimits,
     RunRequest,
@@ -15,8 +16,10 @@ from shared.digests import Digest
 from shared.ids import TenantId
 
 ArtifactOpener = Callable[[], Awaitable[int]]
-"""Authenticates and opens the artifact and returns a new read-only descriptor, which the sandbox closes. Called
-only when a worker has to be loaded; what it raises reaches the caller of ``run``."""
+"""Authenticates and opens the artifact and returns a new read-only descriptor, which the sandbox closes.
+
+Called only when a worker has to be loaded; what it raises reaches the caller of ``run``.
+"""
 
 OutputSink = Callable[[Stream, bytes], Awaitable[None]]
 """Gets output as it flows, in the order of each stream. While it waits, the guest waits."""
@@ -56,7 +59,7 @@ class Compiler(Protocol):
     """Compiles modules in a process of their own."""
 
     async def compile(
-        self, *, module_fd: int, artifact_fd: int, limits: CompileLimits = CompileLimits()
+        self, *, module_fd: int, artifact_fd: int, limits: CompileLimits = DEFAULT_COMPILE_LIMITS
     ) -> CompiledArtifact:
         """Read the module from ``module_fd``, write the artifact to the empty file ``artifact_fd``.
 

@@ -1,0 +1,68 @@
+"""Compiles modules in jailed worker processes, one process for each. Python never compiles."""
+
+import asyncio
+import signal
+from contextlib import suppress
+from datetime import timedelta
+from typing import Final
+
+from data_plane.sandbox import messages
+from data_plane.sandbox.domain import DEFAULT_COMPILE_LIMITS, CompiledArtifact, CompileLimits
+from data_plane.sandbox.frames import FrameKind, encode
+from data_plane.sandbox.link import Link
+from data_plane.sandbox.process import Ended, Mode, WorkerProcess
+from shared.errors import ModuleInvalidError, WorkerCrashedError
+
+WALL_GRACE: Final = timedelta(seconds=1)
+_END_PATIENCE: Final = timedelta(seconds=1)
+
+
+class WorkerCompiler:
+    """The compiler on real processes, at most ``max_concurrent`` at once; others wait."""
+
+    def __init__(self, *, worker_path: str, max_concurrent: int = 1) -> None:
+        self._worker_path = worker_path
+        self._free = asyncio.Semaphore(max_concurrent)
+
+    async def compile(
+        self, *, module_fd: int, artifact_fd: int, limits: CompileLimits = DEFAULT_COMPILE_LIMITS
+    ) -> CompiledArtifact:
+        """See ``Compiler.compile``."""
+        async with self._free:
+            process = WorkerProcess.start(self._worker_path, Mode.COMPILE)
+            link = await Link.open(process.socket)
+            try:
+                async with asyncio.timeout((limits.wall + WALL_GRACE).total_seconds()):
+                    link.send(
+                        encode(FrameKind.LOAD, messages.compile_payload(limits)), (module_fd, artifact_fd)
+                    )
+                    return await self._outcome(process, link, limits)
+            except TimeoutError as error:
+                raise ModuleInvalidError(f"module does not compile within {limits.wall}") from error
+            finally:
+                process.kill()
+                link.close()
+                await process.wait()
+
+    async def _outcome(self, process: WorkerProcess, link: Link, limits: CompileLimits) -> CompiledArtifact:
+        frames = await link.receive()
+        if frames is None:
+            with suppress(TimeoutError):
+                async with asyncio.timeout(_END_PATIENCE.total_seconds()):
+                    await process.wait()
+            process.kill()
+            raise _error_of(await process.wait(), limits)
+        if len(frames) != 1 or frames[0].kind is not FrameKind.OUTCOME:
+            raise WorkerCrashedError("compile worker sent something else than one outcome")
+        return messages.compiled_of(messages.parse_outcome(frames[0].payload))
+
+
+def _error_of(ended: Ended, limits: CompileLimits) -> Exception:
+    """A module that takes the compiler down with it is the module's fault, as long as a limit did it."""
+    if ended.signal_number == signal.SIGALRM:
+        return ModuleInvalidError(f"module does not compile within {limits.wall}")
+    if ended.signal_number == signal.SIGXCPU:
+        return ModuleInvalidError(f"module does not compile within {limits.cpu} of CPU time")
+    if ended.signal_number == signal.SIGABRT:
+        return ModuleInvalidError(f"module does not compile within {limits.memory_bytes} bytes of memory")
+    return WorkerCrashedError(f"compile worker {ended}")

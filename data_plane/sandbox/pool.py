@@ -1,0 +1,213 @@
+"""Which worker runs what: bound to one tenant and module for life, bounded in number, a spare ready.
+
+Implements design.md, rule 14. Never says whether something may run, and never looks into what runs.
+"""
+
+import asyncio
+from collections import OrderedDict, deque
+from collections.abc import AsyncIterator
+from datetime import timedelta
+from types import TracebackType
+from typing import Final, NamedTuple, Self
+
+from data_plane.sandbox.domain import EngineInfo, RunRequest, RunResult, SandboxStats
+from data_plane.sandbox.ports import ArtifactOpener, OutputSink
+from data_plane.sandbox.worker import Worker
+from shared.digests import Digest
+from shared.errors import ResourceExhaustedError, UnavailableError, WorkerCrashedError
+from shared.ids import TenantId
+
+WARM_WORKERS_PER_SLOT: Final = 4
+MAX_WAITING_PER_SLOT: Final = 64
+"""Runs that may wait for each slot; the node's own queue is much shorter."""
+DEFAULT_WALL_GRACE: Final = timedelta(seconds=1)
+"""After its wall-clock limit a worker ends itself; this much later it is killed from outside."""
+
+
+class _Binding(NamedTuple):
+    """What a worker serves, for its life."""
+
+    tenant_id: TenantId
+    module_digest: Digest
+
+
+class WorkerPool:
+    """The sandbox on real worker processes. An async context manager: leaving it kills every worker."""
+
+    def __init__(
+        self,
+        *,
+        worker_path: str,
+        engine: EngineInfo,
+        slots: int,
+        max_warm_workers: int | None = None,
+        spares: int = 1,
+        wall_grace: timedelta = DEFAULT_WALL_GRACE,
+    ) -> None:
+        if slots < 1 or spares < 0:
+            raise ValueError(f"a pool has at least one slot and no negative spares, not {slots} and {spares}")
+        self._worker_path = worker_path
+        self._engine = engine
+        self._slots = slots
+        self._max_warm = max(
+            slots, WARM_WORKERS_PER_SLOT * slots if max_warm_workers is None else max_warm_workers
+        )
+        self._spare_target = spares
+        self._wall_grace = wall_grace
+        self._free = asyncio.Semaphore(slots)
+        self._waiting = 0
+        self._busy: set[Worker] = set()
+        # Least recently used first; a binding may have several idle workers, the last of them the warmest.
+        self._idle: OrderedDict[_Binding, list[Worker]] = OrderedDict()
+        self._spares: deque[Worker] = deque()
+        self._refill: asyncio.Task[None] | None = None
+        self._closed = True
+        self._runs = self._warm_hits = self._spawned = self._crashed = self._discarded = 0
+
+    async def __aenter__(self) -> Self:
+        self._closed = False
+        await self._refill_spares()
+        return self
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._closed = True
+        if self._refill is not None:
+            self._refill.cancel()
+            await asyncio.wait([self._refill])
+        workers = [*self._busy, *self._spares, *(worker for idle in self._idle.values() for worker in idle)]
+        self._idle.clear()
+        self._spares.clear()
+        async with asyncio.TaskGroup() as group:
+            for worker in workers:
+                group.create_task(worker.aclose())
+
+    async def run(
+        self,
+        *,
+        tenant_id: TenantId,
+        module_digest: Digest,
+        artifact: ArtifactOpener,
+        request: RunRequest,
+        stdin: AsyncIterator[bytes] | None = None,
+        sink: OutputSink | None = None,
+    ) -> RunResult:
+        """See ``Sandbox.run``.
+
+        Raises:
+            ResourceExhaustedError: Too many runs wait for a slot already.
+            UnavailableError: The pool is closed, or no process can be started.
+        """
+        if self._closed:
+            raise UnavailableError("sandbox is closed")
+        if self._free.locked() and self._waiting >= MAX_WAITING_PER_SLOT * self._slots:
+            raise ResourceExhaustedError(
+                f"{self._waiting} runs wait for the {self._slots} slots of this sandbox"
+            )
+        self._waiting += 1
+        try:
+            await self._free.acquire()
+        finally:
+            self._waiting -= 1
+        try:
+            return await self._run_in_slot(_Binding(tenant_id, module_digest), artifact, request, stdin, sink)
+        finally:
+            self._free.release()
+
+    def stats(self) -> SandboxStats:
+        """See ``Sandbox.stats``."""
+        return SandboxStats(
+            slots=self._slots,
+            busy=len(self._busy),
+            warm=self._warm_count(),
+            spares=len(self._spares),
+            runs=self._runs,
+            warm_hits=self._warm_hits,
+            spawned=self._spawned,
+            crashed=self._crashed,
+            discarded=self._discarded,
+        )
+
+    async def _run_in_slot(
+        self,
+        binding: _Binding,
+        artifact: ArtifactOpener,
+        request: RunRequest,
+        stdin: AsyncIterator[bytes] | None,
+        sink: OutputSink | None,
+    ) -> RunResult:
+        self._runs += 1
+        worker = self._take_idle(binding)
+        if worker is None:
+            worker = self._take_spare() or await self._spawn()
+        else:
+            self._warm_hits += 1
+        self._busy.add(worker)
+        self._evict_beyond_bound()
+        try:
+            return await worker.run(artifact=artifact, request=request, stdin=stdin, sink=sink)
+        except WorkerCrashedError:
+            self._crashed += 1
+            raise
+        finally:
+            self._busy.discard(worker)
+            self._put_back(binding, worker)
+
+    def _take_idle(self, binding: _Binding) -> Worker | None:
+        idle = self._idle.get(binding, [])
+        found = None
+        while idle and found is None:
+            worker = idle.pop()
+            # One that was killed while nobody used it is gone already; its process has been reaped.
+            found = worker if worker.is_reusable else None
+        if not idle:
+            self._idle.pop(binding, None)
+        return found
+
+    def _take_spare(self) -> Worker | None:
+        while self._spares:
+            worker = self._spares.popleft()
+            if worker.is_reusable:
+                return worker
+        return None
+
+    async def _spawn(self) -> Worker:
+        worker = await Worker.start(self._worker_path, engine=self._engine, wall_grace=self._wall_grace)
+        self._spawned += 1
+        return worker
+
+    def _put_back(self, binding: _Binding, worker: Worker) -> None:
+        if worker.is_reusable and worker.is_loaded and not self._closed:
+            self._idle.setdefault(binding, []).append(worker)
+            self._idle.move_to_end(binding)
+        elif worker.is_reusable and not self._closed:
+            # The run ended before anything was loaded: it is as good as a new one.
+            self._spares.append(worker)
+        else:
+            self._discard(worker)
+        self._evict_beyond_bound()
+        if (
+            len(self._spares) < self._spare_target
+            and (self._refill is None or self._refill.done())
+            and not self._closed
+        ):
+            self._refill = asyncio.create_task(self._refill_spares())
+
+    def _evict_beyond_bound(self) -> None:
+        while self._idle and self._warm_count() > self._max_warm:
+            binding, idle = next(iter(self._idle.items()))
+            self._discard(idle.pop(0))
+            if not idle:
+                del self._idle[binding]
+
+    def _discard(self, worker: Worker) -> None:
+        self._discarded += 1
+        worker.kill()
+
+    def _warm_count(self) -> int:
+        return len(self._busy) + sum(len(idle) for idle in self._idle.values())
+
+    async def _refill_spares(self) -> None:
+        while len(self._spares) < self._spare_target and not self._closed:
+            self._spares.append(await self._spawn())

@@ -1,0 +1,113 @@
+"""One worker process: started, killed, reaped. Knows nothing of what is said on its socket."""
+
+import asyncio
+import os
+import signal
+import socket
+from dataclasses import dataclass
+from enum import StrEnum
+from typing import Final
+
+from shared.errors import UnavailableError
+
+MAX_STDERR_BYTES: Final = 2048
+"""How much of a crashed worker's last words is kept."""
+
+_SOCKET_BUFFER_BYTES: Final = 1024 * 1024
+
+
+class Mode(StrEnum):
+    """What the worker binary is started for."""
+
+    RUN = "run"
+    COMPILE = "compile"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Ended:
+    """How a process ended: by ``code``, or by ``signal_number``."""
+
+    code: int | None = None
+    signal_number: int | None = None
+    last_words: str = ""
+
+    def __str__(self) -> str:
+        how = (
+            f"was killed by {signal.Signals(self.signal_number).name}"
+            if self.signal_number is not None
+            else f"ended with code {self.code}"
+        )
+        return f"{how}: {self.last_words}" if self.last_words else how
+
+
+class WorkerProcess:
+    """A started worker. It has an empty environment, its socket as descriptor 0 and nothing else of ours."""
+
+    def __init__(self, *, pid: int, pidfd: int, stderr_fd: int, sock: socket.socket) -> None:
+        self.pid = pid
+        self.socket = sock
+        self._pidfd = pidfd
+        self._stderr_fd = stderr_fd
+        self._loop = asyncio.get_running_loop()
+        self.ended: asyncio.Future[Ended] = self._loop.create_future()
+        """Set when the process has been reaped."""
+        self._loop.add_reader(pidfd, self._reap)
+
+    @classmethod
+    def start(cls, worker_path: str, mode: Mode) -> "WorkerProcess":
+        """Start a worker; takes about a millisecond and does not wait for it to say anything.
+
+        Raises:
+            UnavailableError: The binary is missing, or the kernel gives no process or descriptor.
+        """
+        ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_STREAM)
+        stderr_fd = -1
+        try:
+            ours.setblocking(False)
+            for sock in (ours, theirs):
+                sock.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, _SOCKET_BUFFER_BYTES)
+            # A file in memory takes a panic's text without anybody reading along; rlimits bound it.
+            stderr_fd = os.memfd_create("worker-stderr")
+            pid = os.posix_spawn(
+                worker_path,
+                [worker_path, mode],
+                {},
+                file_actions=[
+                    (os.POSIX_SPAWN_DUP2, theirs.fileno(), 0),
+                    (os.POSIX_SPAWN_OPEN, 1, os.devnull, os.O_WRONLY, 0),
+                    (os.POSIX_SPAWN_DUP2, stderr_fd, 2),
+                ],
+                # Ctrl-C reaches a whole process group: a worker ends by the node's decision, not by a key.
+                setpgroup=0,
+                setsigdef=[signal.SIGPIPE, signal.SIGXFSZ],
+            )
+        except OSError as error:
+            ours.close()
+            if stderr_fd >= 0:
+                os.close(stderr_fd)
+            raise UnavailableError(f"worker {worker_path} cannot be started: {error}") from error
+        finally:
+            theirs.close()
+        return cls(pid=pid, pidfd=os.pidfd_open(pid), stderr_fd=stderr_fd, sock=ours)
+
+    def kill(self) -> None:
+        """End the process at once. A process that has ended already is no error."""
+        if not self.ended.done():
+            signal.pidfd_send_signal(self._pidfd, signal.SIGKILL)
+
+    async def wait(self) -> Ended:
+        """Wait until the process has ended and been reaped."""
+        return await asyncio.shield(self.ended)
+
+    def _reap(self) -> None:
+        status = os.waitid(os.P_PIDFD, self._pidfd, os.WEXITED | os.WNOHANG)
+        if status is None:
+            return
+        self._loop.remove_reader(self._pidfd)
+        last_words = os.pread(self._stderr_fd, MAX_STDERR_BYTES, 0).decode(errors="replace").strip()
+        os.close(self._pidfd)
+        os.close(self._stderr_fd)
+        if status.si_code == os.CLD_EXITED:
+            self.ended.set_result(Ended(code=status.si_status, last_words=last_words))
+        else:
+            self.ended.set_result(Ended(signal_number=status.si_status, last_words=last_words))

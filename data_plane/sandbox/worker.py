@@ -1,0 +1,290 @@
+"""One worker, for one module and tenant: loaded once, run again and again, killed when it must be.
+
+Chooses no worker for a run; that is the pool's part.
+"""
+
+import asyncio
+import os
+import signal
+from collections.abc import AsyncIterator
+from contextlib import suppress
+from dataclasses import dataclass, field
+from datetime import timedelta
+from typing import Final
+
+from data_plane.sandbox import messages
+from data_plane.sandbox.domain import (
+    MAX_INPUT_BYTES,
+    EngineInfo,
+    LimitName,
+    Outcome,
+    Preopen,
+    Resources,
+    RunRequest,
+    RunResult,
+    Stream,
+)
+from data_plane.sandbox.frames import END_OF_STDIN, Frame, FrameKind, encode, encode_stdin
+from data_plane.sandbox.link import Link
+from data_plane.sandbox.ports import ArtifactOpener, OutputSink
+from data_plane.sandbox.process import Ended, Mode, WorkerProcess
+from shared.errors import InvalidInputError, WorkerCrashedError
+
+LOAD_TIMEOUT: Final = timedelta(seconds=10)
+"""From the first frame of a run that loads, added to the run's own time."""
+REAP_TIMEOUT: Final = timedelta(seconds=5)
+"""How long a killed process may take to be gone."""
+_END_PATIENCE: Final = timedelta(seconds=1)
+_OUTPUT_SLACK_BYTES: Final = 64 * 1024
+"""What a worker may send beyond its run's limits before it counts as broken."""
+_STREAMS: Final = {1: Stream.STDOUT, 2: Stream.STDERR}
+# Exit codes of the worker binary (watchdog.rs, `exit`): the reason when no outcome could be sent.
+_WALL_LIMIT_CODE: Final = 66
+_CPU_LIMIT_CODE: Final = 67
+
+
+@dataclass(slots=True)
+class _Collected:
+    """Output of one run, gathered or passed on."""
+
+    sink: OutputSink | None
+    max_bytes: int
+    parts: dict[Stream, bytearray] = field(
+        default_factory=lambda: {Stream.STDOUT: bytearray(), Stream.STDERR: bytearray()}
+    )
+    seen_bytes: int = 0
+
+    async def take(self, payload: bytes) -> None:
+        stream = _STREAMS.get(payload[0]) if payload else None
+        if stream is None:
+            raise WorkerCrashedError("worker sent output of an unknown stream")
+        self.seen_bytes += len(payload) - 1
+        if self.seen_bytes > self.max_bytes:
+            raise WorkerCrashedError(f"worker sent more than the {self.max_bytes} bytes its run may write")
+        if self.sink is None:
+            self.parts[stream] += memoryview(payload)[1:]
+        else:
+            await self.sink(stream, payload[1:])
+
+
+class Worker:
+    """A worker process and its link. After an error, a trap or a kill it is not used again."""
+
+    def __init__(
+        self, *, process: WorkerProcess, link: Link, engine: EngineInfo, wall_grace: timedelta
+    ) -> None:
+        self.process = process
+        self._link = link
+        self._engine = engine
+        self._wall_grace = wall_grace
+        self._loaded = False
+        self._killed_for_wall = False
+        self._reusable = True
+
+    @classmethod
+    async def start(cls, worker_path: str, *, engine: EngineInfo, wall_grace: timedelta) -> "Worker":
+        """Start a process that has not loaded anything yet.
+
+        Raises:
+            UnavailableError: The process cannot be started.
+        """
+        process = WorkerProcess.start(worker_path, Mode.RUN)
+        link = await Link.open(process.socket)
+        return cls(process=process, link=link, engine=engine, wall_grace=wall_grace)
+
+    @property
+    def is_reusable(self) -> bool:
+        """Whether it may run again: it lives, and its last guest ended by itself."""
+        return self._reusable and not self.process.ended.done()
+
+    @property
+    def is_loaded(self) -> bool:
+        """Whether it holds a module, and so is bound to it."""
+        return self._loaded
+
+    async def run(
+        self,
+        *,
+        artifact: ArtifactOpener,
+        request: RunRequest,
+        stdin: AsyncIterator[bytes] | None,
+        sink: OutputSink | None,
+    ) -> RunResult:
+        """Run once; load first if this is the first run. See ``Sandbox.run``."""
+        if not self._reusable:
+            raise WorkerCrashedError("worker was to be discarded, not to run again")
+        limits = request.limits
+        collected = _Collected(
+            sink=sink, max_bytes=limits.output_bytes + limits.log_bytes + _OUTPUT_SLACK_BYTES
+        )
+        loop = asyncio.get_running_loop()
+        started_at = loop.time()
+        descriptors: list[int] = []
+        timer: asyncio.TimerHandle | None = None
+        try:
+            first = await self._first_bytes(artifact, request, descriptors, streaming=stdin is not None)
+            patience = limits.wall + self._wall_grace + (timedelta(0) if self._loaded else LOAD_TIMEOUT)
+            timer = loop.call_later(patience.total_seconds(), self._kill_for_wall)
+            # From here on a guest may be running; only an outcome makes the worker usable again.
+            self._reusable = False
+            self._link.send(first, descriptors)
+            _close(descriptors)
+            outcome = await self._converse(collected, stdin)
+            if outcome is None:
+                result = await self._result_without_outcome(collected, started_at)
+            else:
+                result = self._result(outcome, collected)
+        finally:
+            if timer is not None:
+                timer.cancel()
+            _close(descriptors)
+            if not self._reusable:
+                self.process.kill()
+        return result
+
+    def kill(self) -> None:
+        """End the process; whoever waits for its run learns that it is gone."""
+        self._reusable = False
+        self.process.kill()
+
+    async def aclose(self) -> None:
+        """Kill, reap and close. Returns when the process is gone.
+
+        Raises:
+            WorkerCrashedError: The kernel did not end it in time.
+        """
+        self.kill()
+        self._link.close()
+        try:
+            async with asyncio.timeout(REAP_TIMEOUT.total_seconds()):
+                await self.process.wait()
+        except TimeoutError as error:
+            raise WorkerCrashedError(f"worker {self.process.pid} is still there after SIGKILL") from error
+
+    async def _first_bytes(
+        self, artifact: ArtifactOpener, request: RunRequest, descriptors: list[int], *, streaming: bool
+    ) -> bytes:
+        """Return all that can be said at once: load, run and input, so that a warm run is one system call."""
+        frames: list[bytes] = []
+        if not self._loaded:
+            frames.append(encode(FrameKind.LOAD, messages.load_payload(self._engine)))
+            descriptors.append(await artifact())
+        try:
+            frames.append(encode(FrameKind.RUN, messages.run_payload(request)))
+            descriptors.extend(_open_directory(preopen) for preopen in request.preopens)
+        except (OSError, ValueError) as error:
+            raise InvalidInputError(f"run cannot be requested: {error}") from error
+        if not streaming:
+            frames += encode_stdin(request.stdin)
+            frames.append(END_OF_STDIN)
+        return b"".join(frames)
+
+    async def _converse(
+        self, collected: _Collected, stdin: AsyncIterator[bytes] | None
+    ) -> messages.RawOutcome | None:
+        if stdin is None:
+            return await self._until_outcome(collected)
+        try:
+            async with asyncio.TaskGroup() as group:
+                feeder = group.create_task(self._feed(stdin))
+                outcome = await self._until_outcome(collected)
+                feeder.cancel()
+        except BaseExceptionGroup as errors:
+            # Callers know the errors of a run, not how many tasks it has; the first one ended the others.
+            raise errors.exceptions[0] from None
+        return outcome
+
+    async def _feed(self, stdin: AsyncIterator[bytes]) -> None:
+        fed_bytes = 0
+        try:
+            async for chunk in stdin:
+                fed_bytes += len(chunk)
+                if fed_bytes > MAX_INPUT_BYTES:
+                    raise InvalidInputError(f"input has more than {MAX_INPUT_BYTES} bytes")
+                for frame in encode_stdin(chunk):
+                    self._link.send(frame)
+                    await self._link.drain()
+        finally:
+            # The worker waits for the end of the input even when its guest did not read it all.
+            with suppress(WorkerCrashedError):
+                self._link.send(END_OF_STDIN)
+
+    async def _until_outcome(self, collected: _Collected) -> messages.RawOutcome | None:
+        while (frames := await self._link.receive()) is not None:
+            for index, frame in enumerate(frames):
+                if frame.kind is FrameKind.OUTPUT and self._loaded:
+                    await collected.take(frame.payload)
+                elif frame.kind is FrameKind.READY and not self._loaded:
+                    self._loaded = True
+                elif frame.kind is FrameKind.OUTCOME and index == len(frames) - 1:
+                    return self._parse_outcome(frame.payload)
+                else:
+                    raise WorkerCrashedError(f"worker sent {_name(frame)} where it was not due")
+        return None
+
+    def _parse_outcome(self, payload: bytes) -> messages.RawOutcome:
+        try:
+            return messages.parse_outcome(payload)
+        except InvalidInputError:
+            # The worker refused the request before any guest began: it still stands.
+            self._reusable = True
+            raise
+
+    def _result(self, outcome: messages.RawOutcome, collected: _Collected) -> RunResult:
+        result = messages.result_of(
+            outcome,
+            stdout=bytes(collected.parts[Stream.STDOUT]),
+            stderr=bytes(collected.parts[Stream.STDERR]),
+            engine=self._engine,
+        )
+        self._reusable = result.outcome in {Outcome.SUCCEEDED, Outcome.FAILED}
+        return result
+
+    async def _result_without_outcome(self, collected: _Collected, started_at: float) -> RunResult:
+        """The worker closed its socket and said nothing: its end tells why."""
+        loop = asyncio.get_running_loop()
+        with suppress(TimeoutError):
+            # A process that closed its socket is ending; killing it first would hide why.
+            async with asyncio.timeout(_END_PATIENCE.total_seconds()):
+                await self.process.wait()
+        self.process.kill()
+        ended = await self.process.wait()
+        limit = self._limit_that_ended(ended)
+        if limit is None:
+            raise WorkerCrashedError(f"worker {self.process.pid} {ended}")
+        return RunResult(
+            outcome=Outcome.KILLED,
+            limit=limit,
+            stdout=bytes(collected.parts[Stream.STDOUT]),
+            stderr=bytes(collected.parts[Stream.STDERR]),
+            resources=Resources(
+                wall=timedelta(seconds=loop.time() - started_at),
+                output_bytes=len(collected.parts[Stream.STDOUT]),
+                log_bytes=len(collected.parts[Stream.STDERR]),
+            ),
+            engine=self._engine,
+        )
+
+    def _limit_that_ended(self, ended: Ended) -> LimitName | None:
+        if ended.code == _WALL_LIMIT_CODE or self._killed_for_wall:
+            return LimitName.WALL_MS
+        if ended.code == _CPU_LIMIT_CODE or ended.signal_number == signal.SIGXCPU:
+            return LimitName.CPU_MS
+        return None
+
+    def _kill_for_wall(self) -> None:
+        self._killed_for_wall = True
+        self.process.kill()
+
+
+def _close(descriptors: list[int]) -> None:
+    while descriptors:
+        os.close(descriptors.pop())
+
+
+def _open_directory(preopen: Preopen) -> int:
+    return os.open(preopen.host_path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+
+
+def _name(frame: Frame) -> str:
+    return f"frame {frame.kind.name}"
