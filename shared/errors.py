@@ -204,6 +204,13 @@ class WorkerCrashedError(AgentFactoryError):
     hint = "see the node's log; a module that does this repeatedly is quarantined"
 
 
+class ArtifactInvalidError(AgentFactoryError):
+    """Compiled code is damaged, or was made by another engine or for another CPU; it is never run."""
+
+    reason = "ARTIFACT_INVALID"
+    hint = "remove it from the node's cache; the module is compiled anew"
+
+
 class PortInUseError(AgentFactoryError):
     """An address to listen on is taken."""
 
