@@ -57,10 +57,10 @@ macro_rules! for_each_call {
             proc_raise(signal: u32) -> errno, refused(Nosys, "a guest has no signals; it ends by proc_exit or by a trap"), "send a signal to itself";
             random_get(buf: u32, buf_len: u32) -> errno, implemented, "random bytes";
             sched_yield() -> errno, implemented, "let others run";
-            sock_accept(fd: u32, flags: u32, opened: u32) -> errno, refused(Nosys, "no sockets: a guest reaches the network only through granted host calls"), "take a connection";
-            sock_recv(fd: u32, iovs: u32, iovs_len: u32, flags: u32, nread: u32, out_flags: u32) -> errno, refused(Nosys, "no sockets: a guest reaches the network only through granted host calls"), "receive from a socket";
-            sock_send(fd: u32, iovs: u32, iovs_len: u32, flags: u32, nwritten: u32) -> errno, refused(Nosys, "no sockets: a guest reaches the network only through granted host calls"), "send to a socket";
-            sock_shutdown(fd: u32, how: u32) -> errno, refused(Nosys, "no sockets: a guest reaches the network only through granted host calls"), "close half of a connection";
+            sock_accept(fd: u32, flags: u32, opened: u32) -> errno, refused(NotSock, "no sockets: a guest reaches the network only through granted host calls"), "take a connection";
+            sock_recv(fd: u32, iovs: u32, iovs_len: u32, flags: u32, nread: u32, out_flags: u32) -> errno, refused(NotSock, "no sockets: a guest reaches the network only through granted host calls"), "receive from a socket";
+            sock_send(fd: u32, iovs: u32, iovs_len: u32, flags: u32, nwritten: u32) -> errno, refused(NotSock, "no sockets: a guest reaches the network only through granted host calls"), "send to a socket";
+            sock_shutdown(fd: u32, how: u32) -> errno, refused(NotSock, "no sockets: a guest reaches the network only through granted host calls"), "close half of a connection";
         }
     };
 }

@@ -4,6 +4,9 @@ use std::os::fd::OwnedFd;
 
 use crate::abi::Errno;
 
+/// Bytes of all arguments together, and of all environment entries together, zero bytes included.
+pub const MAX_STRINGS_BYTES: u32 = 1 << 20;
+
 /// Everything that influences a run besides the module and its input.
 #[derive(Debug)]
 pub struct Config {
@@ -58,7 +61,8 @@ impl Default for Limits {
 pub enum ClockMode {
     /// The clocks of the machine.
     Real,
-    /// Realtime starts at `start_ns` since 1970, the other clocks at 0; each reading moves all of them on by `tick_ns`,
+    /// Realtime starts at `start_ns` since 1970, monotonic at [`crate::MONOTONIC_START_NS`], CPU time at 0; each reading
+    /// moves all of them on by `tick_ns` first,
     /// and a sleep moves them on by its length at once instead of waiting.
     Deterministic { start_ns: u64, tick_ns: u64 },
 }
@@ -77,7 +81,7 @@ pub enum RandomMode {
 pub enum ConfigError {
     /// An argument or environment entry contains a zero byte.
     NulByte,
-    /// Arguments or environment are larger than a guest can address.
+    /// Arguments or environment are larger than [`MAX_STRINGS_BYTES`].
     TooLarge,
     /// A preopen is not a directory, or could not be opened for reading.
     Preopen { index: usize, errno: Errno },

@@ -2,448 +2,140 @@
 //!
 //! Owns what a guest may reach: its standard streams, clock, randomness and the directories handed to it. Never opens an
 //! absolute host path, a socket or a process, and never holds guest memory beyond one call.
+//!
+//! An engine makes its imports from [`for_each_call!`]: each row is a method of [`Wasi`]. The README says what each call
+//! answers, and what is refused on purpose.
 
 #![forbid(unsafe_code)]
+// A size of guest memory is 32 bits wide; the casts between it and the host's usize lose nothing on these.
+#[cfg(not(target_pointer_width = "64"))]
+compile_error!("the WASI core needs a 64-bit Linux host");
 
 pub mod abi;
 mod calls;
+mod clock;
 mod config;
+mod descriptors;
+mod directories;
+mod memory;
+mod open;
+mod paths;
+mod poll;
+mod process;
+mod random;
+mod refused;
+mod resolve;
+mod streams;
+mod table;
+mod times;
 
 pub use abi::Errno;
 pub use calls::{CALLS, Call, MODULE, Status, ValType};
+pub use clock::MONOTONIC_START_NS;
 pub use config::{
-    ClockMode, Config, ConfigError, Fault, LimitName, Limits, Preopen, RandomMode, Stdio, Usage,
+    ClockMode, Config, ConfigError, Fault, LimitName, Limits, MAX_STRINGS_BYTES, Preopen,
+    RandomMode, Stdio, Usage,
 };
+pub use memory::{MAX_IOVECS, MAX_PATH_BYTES};
+pub use poll::MAX_SUBSCRIPTIONS;
 
+use std::os::fd::AsFd;
+
+use rustix::fs::{Mode, OFlags};
+
+use abi::rights;
+use clock::Clock;
+use random::Random;
+use table::{Entry, Resource, Table};
+
+/// One guest's view of the world, for one run. Its methods are the calls of preview 1; see [`for_each_call!`].
+///
+/// Every method takes the guest's memory as it is at the time of the call, and never panics whatever is in it.
+/// Errors: [`Fault::Errno`] is the guest's to handle; after [`Fault::Exit`] or [`Fault::Limit`] it must not run on.
+#[derive(Debug)]
 pub struct Wasi<S: Stdio> {
     stdio: S,
-    config: Config,
+    args: Vec<Vec<u8>>,
+    env: Vec<Vec<u8>>,
+    limits: Limits,
+    table: Table,
+    clock: Clock,
+    random: Random,
     usage: Usage,
 }
 
 impl<S: Stdio> Wasi<S> {
+    /// Takes a configuration; the guest begins with descriptors 0 to 2 and one for each preopen from 3 on.
+    ///
+    /// # Errors
+    /// See [`ConfigError`].
     pub fn new(config: Config, stdio: S) -> Result<Self, ConfigError> {
+        process::check_strings(&config.args)?;
+        process::check_strings(&config.env)?;
+        let mut table = Table::new(config.limits.max_open_files);
+        for (index, preopen) in config.preopens.into_iter().enumerate() {
+            let entry =
+                preopened(preopen).map_err(|errno| ConfigError::Preopen { index, errno })?;
+            table
+                .insert(entry)
+                .map_err(|errno| ConfigError::Preopen { index, errno })?;
+        }
         Ok(Self {
             stdio,
-            config,
+            args: config.args,
+            env: config.env,
+            limits: config.limits,
+            table,
+            clock: Clock::new(config.clock),
+            random: Random::new(config.random),
             usage: Usage::default(),
         })
     }
 
+    /// What was used until now.
+    #[must_use]
     pub fn usage(&self) -> Usage {
-        self.usage
+        Usage {
+            peak_open_files: self.table.peak(),
+            ..self.usage
+        }
     }
 
+    /// The limit for which the guest got an errno, if any: it names an unsuccessful end.
+    #[must_use]
     pub fn refused_limit(&self) -> Option<LimitName> {
-        None
+        self.table.refused().then_some(LimitName::OpenFiles)
     }
 
+    /// The standard streams, for instance to flush them.
     pub fn stdio_mut(&mut self) -> &mut S {
         &mut self.stdio
     }
 
+    /// Closes everything and gives the standard streams back.
+    #[must_use]
     pub fn into_stdio(self) -> S {
         self.stdio
     }
-    pub fn args_get(&mut self, mem: &mut [u8], argv: u32, argv_buf: u32) -> Result<(), Fault> {
-        let _ = mem;
-        Err(Errno::Nosys.into())
-    }
-    pub fn args_sizes_get(&mut self, mem: &mut [u8], count: u32, size: u32) -> Result<(), Fault> {
-        let _ = mem;
-        Err(Errno::Nosys.into())
-    }
-    pub fn environ_get(
-        &mut self,
-        mem: &mut [u8],
-        environ: u32,
-        environ_buf: u32,
-    ) -> Result<(), Fault> {
-        let _ = mem;
-        Err(Errno::Nosys.into())
-    }
-    pub fn environ_sizes_get(
-        &mut self,
-        mem: &mut [u8],
-        count: u32,
-        size: u32,
-    ) -> Result<(), Fault> {
-        let _ = mem;
-        Err(Errno::Nosys.into())
-    }
-    pub fn clock_res_get(&mut self, mem: &mut [u8], id: u32, resolution: u32) -> Result<(), Fault> {
-        let _ = mem;
-        Err(Errno::Nosys.into())
-    }
-    pub fn clock_time_get(
-        &mut self,
-        mem: &mut [u8],
-        id: u32,
-        precision: u64,
-        time: u32,
-    ) -> Result<(), Fault> {
-        let _ = mem;
-        Err(Errno::Nosys.into())
-    }
-    pub fn fd_advise(
-        &mut self,
-        mem: &mut [u8],
-        fd: u32,
-        offset: u64,
-        len: u64,
-        advice: u32,
-    ) -> Result<(), Fault> {
-        let _ = mem;
-        Err(Errno::Nosys.into())
-    }
-    pub fn fd_allocate(
-        &mut self,
-        mem: &mut [u8],
-        fd: u32,
-        offset: u64,
-        len: u64,
-    ) -> Result<(), Fault> {
-        let _ = mem;
-        Err(Errno::Nosys.into())
-    }
-    pub fn fd_close(&mut self, mem: &mut [u8], fd: u32) -> Result<(), Fault> {
-        let _ = mem;
-        Err(Errno::Nosys.into())
-    }
-    pub fn fd_datasync(&mut self, mem: &mut [u8], fd: u32) -> Result<(), Fault> {
-        let _ = mem;
-        Err(Errno::Nosys.into())
-    }
-    pub fn fd_fdstat_get(&mut self, mem: &mut [u8], fd: u32, stat: u32) -> Result<(), Fault> {
-        let _ = mem;
-        Err(Errno::Nosys.into())
-    }
-    pub fn fd_fdstat_set_flags(
-        &mut self,
-        mem: &mut [u8],
-        fd: u32,
-        flags: u32,
-    ) -> Result<(), Fault> {
-        let _ = mem;
-        Err(Errno::Nosys.into())
-    }
-    pub fn fd_fdstat_set_rights(
-        &mut self,
-        mem: &mut [u8],
-        fd: u32,
-        base: u64,
-        inheriting: u64,
-    ) -> Result<(), Fault> {
-        let _ = mem;
-        Err(Errno::Nosys.into())
-    }
-    pub fn fd_filestat_get(&mut self, mem: &mut [u8], fd: u32, stat: u32) -> Result<(), Fault> {
-        let _ = mem;
-        Err(Errno::Nosys.into())
-    }
-    pub fn fd_filestat_set_size(
-        &mut self,
-        mem: &mut [u8],
-        fd: u32,
-        size: u64,
-    ) -> Result<(), Fault> {
-        let _ = mem;
-        Err(Errno::Nosys.into())
-    }
-    pub fn fd_filestat_set_times(
-        &mut self,
-        mem: &mut [u8],
-        fd: u32,
-        atim: u64,
-        mtim: u64,
-        fst_flags: u32,
-    ) -> Result<(), Fault> {
-        let _ = mem;
-        Err(Errno::Nosys.into())
-    }
-    pub fn fd_pread(
-        &mut self,
-        mem: &mut [u8],
-        fd: u32,
-        iovs: u32,
-        iovs_len: u32,
-        offset: u64,
-        nread: u32,
-    ) -> Result<(), Fault> {
-        let _ = mem;
-        Err(Errno::Nosys.into())
-    }
-    pub fn fd_prestat_get(&mut self, mem: &mut [u8], fd: u32, prestat: u32) -> Result<(), Fault> {
-        let _ = mem;
-        Err(Errno::Nosys.into())
-    }
-    pub fn fd_prestat_dir_name(
-        &mut self,
-        mem: &mut [u8],
-        fd: u32,
-        path: u32,
-        path_len: u32,
-    ) -> Result<(), Fault> {
-        let _ = mem;
-        Err(Errno::Nosys.into())
-    }
-    pub fn fd_pwrite(
-        &mut self,
-        mem: &mut [u8],
-        fd: u32,
-        iovs: u32,
-        iovs_len: u32,
-        offset: u64,
-        nwritten: u32,
-    ) -> Result<(), Fault> {
-        let _ = mem;
-        Err(Errno::Nosys.into())
-    }
-    pub fn fd_read(
-        &mut self,
-        mem: &mut [u8],
-        fd: u32,
-        iovs: u32,
-        iovs_len: u32,
-        nread: u32,
-    ) -> Result<(), Fault> {
-        let _ = mem;
-        Err(Errno::Nosys.into())
-    }
-    pub fn fd_readdir(
-        &mut self,
-        mem: &mut [u8],
-        fd: u32,
-        buf: u32,
-        buf_len: u32,
-        cookie: u64,
-        used: u32,
-    ) -> Result<(), Fault> {
-        let _ = mem;
-        Err(Errno::Nosys.into())
-    }
-    pub fn fd_renumber(&mut self, mem: &mut [u8], from: u32, to: u32) -> Result<(), Fault> {
-        let _ = mem;
-        Err(Errno::Nosys.into())
-    }
-    pub fn fd_seek(
-        &mut self,
-        mem: &mut [u8],
-        fd: u32,
-        offset: i64,
-        whence: u32,
-        position: u32,
-    ) -> Result<(), Fault> {
-        let _ = mem;
-        Err(Errno::Nosys.into())
-    }
-    pub fn fd_sync(&mut self, mem: &mut [u8], fd: u32) -> Result<(), Fault> {
-        let _ = mem;
-        Err(Errno::Nosys.into())
-    }
-    pub fn fd_tell(&mut self, mem: &mut [u8], fd: u32, position: u32) -> Result<(), Fault> {
-        let _ = mem;
-        Err(Errno::Nosys.into())
-    }
-    pub fn fd_write(
-        &mut self,
-        mem: &mut [u8],
-        fd: u32,
-        iovs: u32,
-        iovs_len: u32,
-        nwritten: u32,
-    ) -> Result<(), Fault> {
-        let _ = mem;
-        Err(Errno::Nosys.into())
-    }
-    pub fn path_create_directory(
-        &mut self,
-        mem: &mut [u8],
-        fd: u32,
-        path: u32,
-        path_len: u32,
-    ) -> Result<(), Fault> {
-        let _ = mem;
-        Err(Errno::Nosys.into())
-    }
-    pub fn path_filestat_get(
-        &mut self,
-        mem: &mut [u8],
-        fd: u32,
-        flags: u32,
-        path: u32,
-        path_len: u32,
-        stat: u32,
-    ) -> Result<(), Fault> {
-        let _ = mem;
-        Err(Errno::Nosys.into())
-    }
-    pub fn path_filestat_set_times(
-        &mut self,
-        mem: &mut [u8],
-        fd: u32,
-        flags: u32,
-        path: u32,
-        path_len: u32,
-        atim: u64,
-        mtim: u64,
-        fst_flags: u32,
-    ) -> Result<(), Fault> {
-        let _ = mem;
-        Err(Errno::Nosys.into())
-    }
-    pub fn path_link(
-        &mut self,
-        mem: &mut [u8],
-        old_fd: u32,
-        old_flags: u32,
-        old_path: u32,
-        old_path_len: u32,
-        new_fd: u32,
-        new_path: u32,
-        new_path_len: u32,
-    ) -> Result<(), Fault> {
-        let _ = mem;
-        Err(Errno::Nosys.into())
-    }
-    pub fn path_open(
-        &mut self,
-        mem: &mut [u8],
-        fd: u32,
-        dirflags: u32,
-        path: u32,
-        path_len: u32,
-        oflags: u32,
-        rights_base: u64,
-        rights_inheriting: u64,
-        fdflags: u32,
-        opened: u32,
-    ) -> Result<(), Fault> {
-        let _ = mem;
-        Err(Errno::Nosys.into())
-    }
-    pub fn path_readlink(
-        &mut self,
-        mem: &mut [u8],
-        fd: u32,
-        path: u32,
-        path_len: u32,
-        buf: u32,
-        buf_len: u32,
-        used: u32,
-    ) -> Result<(), Fault> {
-        let _ = mem;
-        Err(Errno::Nosys.into())
-    }
-    pub fn path_remove_directory(
-        &mut self,
-        mem: &mut [u8],
-        fd: u32,
-        path: u32,
-        path_len: u32,
-    ) -> Result<(), Fault> {
-        let _ = mem;
-        Err(Errno::Nosys.into())
-    }
-    pub fn path_rename(
-        &mut self,
-        mem: &mut [u8],
-        fd: u32,
-        old_path: u32,
-        old_path_len: u32,
-        new_fd: u32,
-        new_path: u32,
-        new_path_len: u32,
-    ) -> Result<(), Fault> {
-        let _ = mem;
-        Err(Errno::Nosys.into())
-    }
-    pub fn path_symlink(
-        &mut self,
-        mem: &mut [u8],
-        old_path: u32,
-        old_path_len: u32,
-        fd: u32,
-        new_path: u32,
-        new_path_len: u32,
-    ) -> Result<(), Fault> {
-        let _ = mem;
-        Err(Errno::Nosys.into())
-    }
-    pub fn path_unlink_file(
-        &mut self,
-        mem: &mut [u8],
-        fd: u32,
-        path: u32,
-        path_len: u32,
-    ) -> Result<(), Fault> {
-        let _ = mem;
-        Err(Errno::Nosys.into())
-    }
-    pub fn poll_oneoff(
-        &mut self,
-        mem: &mut [u8],
-        subscriptions: u32,
-        events: u32,
-        count: u32,
-        stored: u32,
-    ) -> Result<(), Fault> {
-        let _ = mem;
-        Err(Errno::Nosys.into())
-    }
-    pub fn proc_exit(&mut self, mem: &mut [u8], code: u32) -> Result<(), Fault> {
-        let _ = mem;
-        Err(Errno::Nosys.into())
-    }
-    pub fn proc_raise(&mut self, mem: &mut [u8], signal: u32) -> Result<(), Fault> {
-        let _ = mem;
-        Err(Errno::Nosys.into())
-    }
-    pub fn random_get(&mut self, mem: &mut [u8], buf: u32, buf_len: u32) -> Result<(), Fault> {
-        let _ = mem;
-        Err(Errno::Nosys.into())
-    }
-    pub fn sched_yield(&mut self, mem: &mut [u8]) -> Result<(), Fault> {
-        let _ = mem;
-        Err(Errno::Nosys.into())
-    }
-    pub fn sock_accept(
-        &mut self,
-        mem: &mut [u8],
-        fd: u32,
-        flags: u32,
-        opened: u32,
-    ) -> Result<(), Fault> {
-        let _ = mem;
-        Err(Errno::Nosys.into())
-    }
-    pub fn sock_recv(
-        &mut self,
-        mem: &mut [u8],
-        fd: u32,
-        iovs: u32,
-        iovs_len: u32,
-        flags: u32,
-        nread: u32,
-        out_flags: u32,
-    ) -> Result<(), Fault> {
-        let _ = mem;
-        Err(Errno::Nosys.into())
-    }
-    pub fn sock_send(
-        &mut self,
-        mem: &mut [u8],
-        fd: u32,
-        iovs: u32,
-        iovs_len: u32,
-        flags: u32,
-        nwritten: u32,
-    ) -> Result<(), Fault> {
-        let _ = mem;
-        Err(Errno::Nosys.into())
-    }
-    pub fn sock_shutdown(&mut self, mem: &mut [u8], fd: u32, how: u32) -> Result<(), Fault> {
-        let _ = mem;
-        Err(Errno::Nosys.into())
-    }
+}
+
+/// Opens the directory once more: for reading if it came as `O_PATH`, and with a position nobody else moves.
+fn preopened(preopen: Preopen) -> Result<Entry, Errno> {
+    let flags = OFlags::RDONLY | OFlags::DIRECTORY;
+    let fd = resolve::open_beneath(preopen.fd.as_fd(), ".", flags, Mode::empty())?;
+    let denied = if preopen.writable {
+        0
+    } else {
+        rights::MUTATING
+    };
+    Ok(Entry {
+        resource: Resource::Directory(fd),
+        rights_base: rights::DIRECTORY & !denied,
+        // Writing stays inheritable on purpose: a C library asks only for what it finds here, and would open for reading
+        // what its program wants to write. Asking is what gets the honest answer, EROFS.
+        rights_inheriting: rights::INHERITABLE,
+        flags: 0,
+        writable: preopen.writable,
+        preopen: Some(preopen.guest_path),
+    })
 }

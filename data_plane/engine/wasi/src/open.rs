@@ -1,0 +1,217 @@
+//! `path_open`: from a path beneath a directory to a descriptor with rights.
+
+use std::os::fd::{BorrowedFd, OwnedFd};
+
+use rustix::fs::{FileType as HostFileType, Mode, OFlags, fstat};
+use rustix::io::Errno as HostErrno;
+
+use crate::abi::{Errno, fdflags, oflags, rights};
+use crate::config::{Fault, Stdio};
+use crate::resolve::{check_lookup, follow, handle, open_beneath};
+use crate::table::{Entry, Resource};
+use crate::{Wasi, memory};
+
+/// What a guest asks for, checked for sense but not yet for rights.
+struct Request<'a> {
+    path: &'a str,
+    lookup: u32,
+    oflags: u32,
+    fdflags: u32,
+    rights_base: u64,
+    rights_inheriting: u64,
+}
+
+impl Request<'_> {
+    fn creates(&self) -> bool {
+        self.oflags & oflags::CREAT != 0
+    }
+
+    fn exclusive(&self) -> bool {
+        self.oflags & oflags::EXCL != 0
+    }
+
+    fn truncates(&self) -> bool {
+        self.oflags & oflags::TRUNC != 0
+    }
+
+    fn writes(&self) -> bool {
+        self.rights_base & rights::FD_WRITE != 0
+    }
+
+    /// Refuses flags that do not exist or contradict each other.
+    fn check(&self) -> Result<(), Errno> {
+        check_lookup(self.lookup)?;
+        let unknown = self.oflags & !oflags::ALL != 0 || self.fdflags & !fdflags::ALL != 0;
+        let directory = self.oflags & oflags::DIRECTORY != 0;
+        if unknown || (directory && (self.creates() || self.truncates())) {
+            return Err(Errno::Inval);
+        }
+        Ok(())
+    }
+
+    /// Rights: the directory must allow opening, creating and cutting as asked, and every right that is asked for must be
+    /// one it hands on. Rights that do not exist and those of sockets are no business of a file's and ignored.
+    fn authorize(&self, directory: &Entry) -> Result<(), Errno> {
+        directory.require(rights::PATH_OPEN)?;
+        if directory.writable {
+            if self.creates() {
+                directory.require(rights::PATH_CREATE_FILE)?;
+            }
+            if self.truncates() {
+                directory.require(rights::PATH_FILESTAT_SET_SIZE)?;
+            }
+        } else if self.writes() || self.truncates() {
+            return Err(Errno::Rofs);
+        }
+        let asked = (self.rights_base | self.rights_inheriting) & rights::INHERITABLE;
+        if asked & !directory.rights_inheriting != 0 {
+            return Err(Errno::NotCapable);
+        }
+        Ok(())
+    }
+
+    fn host_flags(&self, writable: bool) -> OFlags {
+        let mut flags = match (self.rights_base & rights::FD_READ != 0, self.writes()) {
+            (true, true) => OFlags::RDWR,
+            (false, true) => OFlags::WRONLY,
+            (_, false) => OFlags::RDONLY,
+        };
+        // Neither a fifo nor a terminal swapped in under the check below may hold or take over the worker.
+        flags |= OFlags::NONBLOCK | OFlags::NOCTTY | follow(self.lookup);
+        for (asked, bit, host) in [
+            (self.oflags, oflags::DIRECTORY, OFlags::DIRECTORY),
+            (self.oflags, oflags::TRUNC, OFlags::TRUNC),
+            (self.fdflags, fdflags::APPEND, OFlags::APPEND),
+            (self.fdflags, fdflags::DSYNC, OFlags::DSYNC),
+            (self.fdflags, fdflags::RSYNC, OFlags::RSYNC),
+            (self.fdflags, fdflags::SYNC, OFlags::SYNC),
+        ] {
+            if asked & bit != 0 {
+                flags |= host;
+            }
+        }
+        if self.creates() && writable {
+            flags |= OFlags::CREATE;
+            if self.exclusive() {
+                flags |= OFlags::EXCL;
+            }
+        }
+        flags
+    }
+
+    /// Refuses what exists and must not be opened, before an open could have an effect on it.
+    fn check_target(&self, directory: &Entry, start: BorrowedFd<'_>) -> Result<(), Errno> {
+        if self.creates() && self.exclusive() && directory.writable {
+            return Ok(());
+        }
+        match handle(start, self.path, self.lookup) {
+            Ok(target) => {
+                if self.creates() && self.exclusive() {
+                    return Err(Errno::Exist);
+                }
+                match HostFileType::from_raw_mode(fstat(target)?.st_mode) {
+                    HostFileType::RegularFile | HostFileType::Directory => Ok(()),
+                    // Only there when it was not to be followed.
+                    HostFileType::Symlink => Err(Errno::Loop),
+                    _ => Err(Errno::NotSup),
+                }
+            }
+            Err(HostErrno::NOENT) if self.creates() => {
+                if directory.writable {
+                    Ok(())
+                } else {
+                    Err(Errno::Rofs)
+                }
+            }
+            Err(error) => Err(error.into()),
+        }
+    }
+}
+
+/// The descriptor's entry; a special file that came in between the check and the open is refused here.
+fn entry(request: &Request<'_>, host: OwnedFd, writable: bool) -> Result<Entry, Errno> {
+    let mut denied = if writable { 0 } else { rights::MUTATING };
+    if !request.writes() {
+        denied |= rights::FD_ALLOCATE | rights::FD_FILESTAT_SET_SIZE;
+    }
+    let (resource, applying, inheriting) = match HostFileType::from_raw_mode(fstat(&host)?.st_mode)
+    {
+        HostFileType::RegularFile => (Resource::File(host), rights::FILE, 0),
+        HostFileType::Directory => (
+            Resource::Directory(host),
+            rights::DIRECTORY,
+            rights::INHERITABLE,
+        ),
+        _ => return Err(Errno::NotSup),
+    };
+    Ok(Entry {
+        resource,
+        rights_base: request.rights_base & applying & !denied,
+        rights_inheriting: request.rights_inheriting & inheriting,
+        flags: request.fdflags,
+        writable,
+        preopen: None,
+    })
+}
+
+impl<S: Stdio> Wasi<S> {
+    /// Opens what `path` names beneath a directory and writes the new descriptor's number.
+    ///
+    /// Checks, in this order: the number's place is memory (`Fault`); the path is one; flags exist and agree (`Inval`);
+    /// `fd` is a directory (`Badf`, `NotDir`); nothing is written beneath a read-only preopen (`Rofs`); rights
+    /// (`NotCapable`); one more descriptor may be open (`Mfile`); the target is a file or directory (`NotSup` for anything
+    /// special, `Loop` for a link that is not to be followed). Then whatever the open itself answers; `NotCapable` for a
+    /// path that leads out. A descriptor may have fewer rights than asked for where they mean nothing on its kind.
+    // The signature is preview 1's.
+    #[allow(clippy::too_many_arguments)]
+    pub fn path_open(
+        &mut self,
+        mem: &mut [u8],
+        fd: u32,
+        dirflags: u32,
+        path: u32,
+        path_len: u32,
+        oflags: u32,
+        rights_base: u64,
+        rights_inheriting: u64,
+        fdflags: u32,
+        opened: u32,
+    ) -> Result<(), Fault> {
+        memory::range(mem, opened, 4)?;
+        let request = Request {
+            path: memory::path(mem, path, path_len)?,
+            lookup: dirflags,
+            oflags,
+            fdflags,
+            rights_base,
+            rights_inheriting,
+        };
+        request.check()?;
+        let directory = self.table.get(fd)?;
+        directory.directory()?;
+        request.authorize(directory)?;
+        let writable = directory.writable;
+        self.table.check_room()?;
+        let host = self.open_host(fd, &request)?;
+        let number = self.table.insert(entry(&request, host, writable)?)?;
+        Ok(memory::write_u32(mem, opened, number)?)
+    }
+
+    fn open_host(&mut self, fd: u32, request: &Request<'_>) -> Result<OwnedFd, Errno> {
+        let directory = self.table.get(fd)?;
+        let start = directory.directory()?;
+        request.check_target(directory, start)?;
+        let flags = request.host_flags(directory.writable);
+        // A mode without O_CREAT is refused by openat2. The umask still applies.
+        let mode = if flags.contains(OFlags::CREATE) {
+            Mode::from_raw_mode(0o666)
+        } else {
+            Mode::empty()
+        };
+        let result = open_beneath(start, request.path, flags, mode);
+        if matches!(result, Err(HostErrno::MFILE | HostErrno::NFILE)) {
+            self.table.note_refused();
+        }
+        Ok(result?)
+    }
+}
