@@ -124,6 +124,9 @@ class Capabilities:
     http: tuple[HttpCapability, ...] = ()
 
 
+NO_CAPABILITIES: Final = Capabilities()
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ModuleFile:
     """The module of a template: its name at the author's, and its exact bytes."""
@@ -145,7 +148,7 @@ class Manifest:
     input_schema: JsonSchema | None = None
     output_schema: JsonSchema | None = None
     limits: RequestedLimits = RequestedLimits()
-    capabilities: Capabilities = Capabilities()
+    capabilities: Capabilities = NO_CAPABILITIES
     profile: Profile = Profile.DEFAULT
     retry: Retry = Retry.UNSAFE
 

@@ -1,0 +1,222 @@
+"""The one encoding of an order: deterministic protobuf, and the strict way back. Verifies no signature."""
+
+from datetime import UTC, datetime
+from typing import Final
+
+from agentfactory.v1 import common_pb2, orders_pb2
+from google.protobuf.duration_pb2 import Duration
+from google.protobuf.message import DecodeError
+from google.protobuf.timestamp_pb2 import Timestamp
+
+from shared.digests import parse_digest
+from shared.errors import InvalidInputError, MalformedError, UnknownFieldError, UnsupportedVersionError
+from shared.ids import (
+    AGENT,
+    BOOT,
+    DECISION,
+    EXECUTION,
+    NODE,
+    ORDER,
+    TENANT,
+    parse_id,
+)
+from shared.manifest import Capabilities, GrantedLimits, HttpCapability, Profile
+from shared.orders import MAX_ORDER_BYTES, ORDER_FORMAT, EngineConstraint, Order, check_order
+
+_PROFILES: Final = {
+    Profile.DEFAULT: orders_pb2.PROFILE_DEFAULT,
+    Profile.DETERMINISTIC: orders_pb2.PROFILE_DETERMINISTIC,
+    Profile.PORTABLE: orders_pb2.PROFILE_PORTABLE,
+}
+_PROFILES_BACK: Final = {number: profile for profile, number in _PROFILES.items()}
+
+
+def encode_order(order: Order) -> bytes:
+    """Return the exact bytes to sign. They are kept and passed on as they are, never encoded again.
+
+    Raises:
+        InvalidInputError: The order contradicts the format (`check_order`), or has more than 256 KiB.
+    """
+    check_order(order)
+    encoded = _to_message(order).SerializeToString(deterministic=True)
+    if len(encoded) > MAX_ORDER_BYTES:
+        raise InvalidInputError(f"order has {len(encoded)} bytes, the bound is {MAX_ORDER_BYTES}")
+    return encoded
+
+
+def decode_order(data: bytes) -> Order:
+    """Return the order in bytes whose signature has been verified.
+
+    1. At most 256 KiB, and a protobuf message.
+    2. No unknown field, at any depth.
+    3. Of this format's version.
+    4. Encoded as `encode_order` does: no second encoding of the same order.
+    5. Every field present, well formed and in range.
+
+    Raises:
+        MalformedError: Check 1, 4 or 5.
+        UnknownFieldError: Check 2.
+        UnsupportedVersionError: Check 3.
+    """
+    if len(data) > MAX_ORDER_BYTES:
+        raise MalformedError(f"check 1: order has {len(data)} bytes, the bound is {MAX_ORDER_BYTES}")
+    try:
+        message = orders_pb2.Order.FromString(data)
+    except DecodeError as error:
+        raise MalformedError("check 1: order is not a protobuf message") from error
+    with_unknown = message.ByteSize()
+    message.DiscardUnknownFields()
+    if message.ByteSize() != with_unknown:
+        raise UnknownFieldError("check 2: order carries a field that this version does not know")
+    if message.type != ORDER_FORMAT:
+        raise UnsupportedVersionError(f"check 3: order format is {message.type[:64]!r}, not {ORDER_FORMAT!r}")
+    if message.SerializeToString(deterministic=True) != data:
+        raise MalformedError("check 4: order is not in its deterministic encoding")
+    try:
+        order = _from_message(message)
+        check_order(order)
+        # Also refuses what the dataclass cannot say: nanoseconds, a limit of zero, an empty constraint.
+        if encode_order(order) != data:
+            raise MalformedError("check 5: order holds a value that its format cannot express")
+    except (InvalidInputError, ValueError, OverflowError) as error:
+        raise MalformedError(f"check 5: {error}") from error
+    return order
+
+
+def _to_message(order: Order) -> orders_pb2.Order:
+    lease = Duration()
+    lease.FromTimedelta(order.lease)
+    return orders_pb2.Order(
+        type=ORDER_FORMAT,
+        order_id=order.id,
+        installation=order.installation,
+        epoch=order.epoch,
+        tenant_id=order.tenant_id,
+        caller=order.caller,
+        agent_id=order.agent_id,
+        agent_name=order.agent_name,
+        parameters_digest=order.parameters_digest,
+        execution_id=order.execution_id,
+        attempt_number=order.attempt_number,
+        fencing_token=order.fencing_token,
+        node_id=order.node_id,
+        boot_id=order.boot_id,
+        template_digest=order.template_digest,
+        module_digest=order.module_digest,
+        input_commitment=order.input_commitment,
+        input_bytes=order.input_bytes,
+        media_type=order.media_type,
+        profile=_PROFILES[order.profile],
+        seed=order.seed,
+        clock_start_at=_timestamp(order.clock_start_at),
+        engine=orders_pb2.EngineConstraint(
+            name=order.engine.name or "",
+            version=order.engine.version or "",
+            config_digest=order.engine.config_digest or "",
+        ),
+        limits=common_pb2.Limits(
+            wall_ms=order.limits.wall_ms,
+            cpu_ms=order.limits.cpu_ms,
+            memory_bytes=order.limits.memory_bytes,
+            output_bytes=order.limits.output_bytes,
+            log_bytes=order.limits.log_bytes,
+            open_files=order.limits.open_files,
+        ),
+        capabilities=common_pb2.Capabilities(
+            http=[
+                common_pb2.HttpCapability(method=http.method, url=http.url)
+                for http in order.capabilities.http
+            ]
+        ),
+        host_call_grants=order.host_call_grants,
+        decision_id=order.decision_id,
+        policy_digest=order.policy_digest,
+        traceparent=order.traceparent,
+        not_before=_timestamp(order.not_before),
+        expires_at=_timestamp(order.expires_at),
+        nonce=order.nonce,
+        lease=lease,
+        heartbeat_number=order.heartbeat_number,
+        retry_is_safe=order.retry_is_safe,
+    )
+
+
+def _from_message(message: orders_pb2.Order) -> Order:
+    if message.profile not in _PROFILES_BACK:
+        raise InvalidInputError(f"profile number {message.profile} is not known")
+    return Order(
+        id=parse_id(ORDER, message.order_id),
+        installation=_required("installation", message.installation),
+        epoch=message.epoch,
+        tenant_id=parse_id(TENANT, message.tenant_id),
+        caller=_required("caller", message.caller),
+        agent_id=parse_id(AGENT, message.agent_id),
+        agent_name=_required("agent_name", message.agent_name),
+        parameters_digest=parse_digest(message.parameters_digest),
+        execution_id=parse_id(EXECUTION, message.execution_id),
+        attempt_number=message.attempt_number,
+        fencing_token=message.fencing_token,
+        node_id=parse_id(NODE, message.node_id),
+        boot_id=parse_id(BOOT, message.boot_id),
+        template_digest=parse_digest(message.template_digest),
+        module_digest=parse_digest(message.module_digest),
+        input_commitment=parse_digest(message.input_commitment),
+        input_bytes=message.input_bytes,
+        media_type=_required("media_type", message.media_type),
+        profile=_PROFILES_BACK[message.profile],
+        seed=message.seed,
+        clock_start_at=_datetime(message.clock_start_at),
+        engine=_engine(message.engine),
+        limits=_limits(message.limits),
+        capabilities=Capabilities(
+            http=tuple(HttpCapability(method=http.method, url=http.url) for http in message.capabilities.http)
+        ),
+        host_call_grants=tuple(message.host_call_grants),
+        decision_id=parse_id(DECISION, message.decision_id),
+        policy_digest=parse_digest(message.policy_digest),
+        traceparent=message.traceparent,
+        not_before=_datetime(message.not_before),
+        expires_at=_datetime(message.expires_at),
+        nonce=message.nonce,
+        lease=message.lease.ToTimedelta(),
+        heartbeat_number=message.heartbeat_number,
+        retry_is_safe=message.retry_is_safe,
+    )
+
+
+def _engine(message: orders_pb2.EngineConstraint) -> EngineConstraint:
+    return EngineConstraint(
+        name=message.name or None,
+        version=message.version or None,
+        config_digest=parse_digest(message.config_digest) if message.config_digest else None,
+    )
+
+
+def _limits(message: common_pb2.Limits) -> GrantedLimits:
+    limits = GrantedLimits(
+        wall_ms=message.wall_ms,
+        cpu_ms=message.cpu_ms,
+        memory_bytes=message.memory_bytes,
+        output_bytes=message.output_bytes,
+        log_bytes=message.log_bytes,
+        open_files=message.open_files,
+    )
+    if not all((limits.wall_ms, limits.cpu_ms, limits.memory_bytes, limits.output_bytes, limits.log_bytes)):
+        raise InvalidInputError("an order names every limit; one is missing")
+    return limits
+
+
+def _required(name: str, value: str) -> str:
+    if not value:
+        raise InvalidInputError(f"order lacks the field {name!r}")
+    return value
+
+
+def _timestamp(at: datetime) -> Timestamp:
+    timestamp = Timestamp()
+    timestamp.FromDatetime(at)
+    return timestamp
+
+
+def _datetime(timestamp: Timestamp) -> datetime:
+    return timestamp.ToDatetime(tzinfo=UTC)

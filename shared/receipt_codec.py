@@ -1,0 +1,265 @@
+"""The receipt's one encoding and its signature: in-toto Statement v1 as canonical JSON, DSSE by the node."""
+
+import re
+from dataclasses import dataclass, field, fields
+from datetime import timedelta
+from enum import StrEnum
+from typing import Final, TypeVar
+
+from shared.canonical import JsonObject, canonical_json, parse_canonical
+from shared.digests import Digest, digest_to_raw
+from shared.dsse import IN_TOTO_TYPE, sign_envelope, verify_envelope
+from shared.errors import InvalidInputError, ReceiptInvalidError, RejectionReason
+from shared.fields import Fields, time_to_text
+from shared.ids import BOOT, EXECUTION, NODE, ORDER, NodeId, parse_id
+from shared.outcomes import LimitName, Outcome
+from shared.receipts import (
+    MAX_DETAIL_CHARS,
+    MAX_RECEIPT_ENVELOPE_BYTES,
+    PREDICATE_TYPE,
+    STATEMENT_TYPE,
+    AttemptIdentity,
+    EngineIdentity,
+    ReceiptPredicate,
+    Rejection,
+    ResourcesUsed,
+    check_predicate,
+    receipt_hash,
+)
+from shared.signatures import Algorithm, PublicKey, Signer
+
+_MAX_EXIT_CODE: Final = 2**32 - 1
+_MICROSECOND: Final = timedelta(microseconds=1)
+_MAX_MICROSECONDS: Final = timedelta(days=365) // _MICROSECOND
+_HEX: Final = re.compile(r"[0-9a-f]{64}")
+
+_Word = TypeVar("_Word", bound=StrEnum)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class VerifiedReceipt:
+    """A receipt that its node signed, with the bytes that are stored as evidence."""
+
+    predicate: ReceiptPredicate
+    hash: Digest
+    """What the node's next receipt must name as its predecessor."""
+    envelope: bytes = field(repr=False)
+
+
+def encode_receipt(predicate: ReceiptPredicate) -> bytes:
+    """Return the canonical in-toto statement that the node signs. Its subject is the order.
+
+    Raises:
+        ReceiptInvalidError: The predicate contradicts itself (`check_predicate`).
+    """
+    check_predicate(predicate)
+    name = predicate.attempt.order_id if predicate.attempt is not None else "order"
+    return canonical_json(
+        {
+            "_type": STATEMENT_TYPE,
+            "subject": [{"name": name, "digest": {"sha256": digest_to_raw(predicate.order_digest).hex()}}],
+            "predicateType": PREDICATE_TYPE,
+            "predicate": _encode_predicate(predicate),
+        }
+    )
+
+
+async def sign_receipt(predicate: ReceiptPredicate, signer: Signer) -> bytes:
+    """Return the DSSE envelope of a receipt, signed with the node's receipt key.
+
+    Raises:
+        ReceiptInvalidError: The predicate contradicts itself, or is too large.
+    """
+    envelope = await sign_envelope(IN_TOTO_TYPE, encode_receipt(predicate), [signer])
+    if len(envelope) > MAX_RECEIPT_ENVELOPE_BYTES:
+        raise ReceiptInvalidError(f"receipt has {len(envelope)} bytes, above {MAX_RECEIPT_ENVELOPE_BYTES}")
+    return envelope
+
+
+def verify_receipt(envelope: bytes, *, node_id: NodeId, node_key: PublicKey) -> VerifiedReceipt:
+    """Return the receipt if, and only if, every check passes.
+
+    1. The node's enrolled key, an Ed25519 key, signed the exact bytes (`verify_envelope`).
+    2. They are a canonical in-toto Statement v1 with our predicate type, without unknown fields.
+    3. Every field of the predicate is well formed.
+    4. The predicate does not contradict itself (`check_predicate`).
+    5. The statement's one subject is the order that the predicate names.
+    6. It is by this node.
+
+    Whether it answers the order that was sent is `check_matches`, whether it is next in the chain
+    `check_follows`.
+
+    Raises:
+        VerificationError: Check 1, with the class of `verify_envelope`; check 2, as UnknownFieldError.
+        ReceiptInvalidError: Checks 2 to 6.
+    """
+    if node_key.algorithm is not Algorithm.ED25519:
+        raise ReceiptInvalidError(f"check 1: receipt key {node_key.key_id} is {node_key.algorithm}")
+    verified = verify_envelope(
+        envelope,
+        payload_type=IN_TOTO_TYPE,
+        keys={node_key.key_id: node_key},
+        max_bytes=MAX_RECEIPT_ENVELOPE_BYTES,
+    )
+    statement = Fields(parse_canonical(verified.payload), "receipt", error=ReceiptInvalidError)
+    types = (statement.text("_type"), statement.text("predicateType"))
+    if types != (STATEMENT_TYPE, PREDICATE_TYPE):
+        raise ReceiptInvalidError(f"check 2: statement types are {types[0][:80]!r} and {types[1][:80]!r}")
+    subjects = statement.children("subject", max_items=1)
+    predicate = _decode_predicate(statement.child("predicate"))
+    statement.end()
+    check_predicate(predicate)
+    if [_subject_digest(subject) for subject in subjects] != [predicate.order_digest]:
+        raise ReceiptInvalidError("check 5: the statement's subject is not the order")
+    if predicate.node_id != node_id:
+        raise ReceiptInvalidError(f"check 6: receipt is by {predicate.node_id}, expected {node_id}")
+    return VerifiedReceipt(predicate=predicate, hash=receipt_hash(envelope), envelope=envelope)
+
+
+def _subject_digest(subject: Fields) -> Digest:
+    subject.text("name", max_chars=64)
+    digests = subject.child("digest")
+    value = digests.pattern("sha256", _HEX, "64 hex digits")
+    digests.end()
+    subject.end()
+    return Digest(f"sha256:{value}")
+
+
+def _encode_predicate(predicate: ReceiptPredicate) -> JsonObject:
+    times = {"received_at": predicate.received_at, "finished_at": predicate.finished_at}
+    if predicate.started_at is not None:
+        times["started_at"] = predicate.started_at
+    encoded: JsonObject = {
+        "installation": predicate.installation,
+        "node_id": predicate.node_id,
+        "boot_id": predicate.boot_id,
+        "sequence": predicate.sequence,
+        "previous": predicate.previous,
+        "order_digest": predicate.order_digest,
+        "template_digest": predicate.template_digest,
+        "module_digest": predicate.module_digest,
+        "input_commitment": predicate.input_commitment,
+        "output_commitment": predicate.output_commitment,
+        "log_commitment": predicate.log_commitment,
+        "outcome": predicate.outcome,
+        "exit_code": predicate.exit_code,
+        "limit": predicate.limit,
+        "trap": predicate.trap,
+        "resources": _encode_resources(predicate.resources),
+        "engine": _record(predicate.engine),
+        "attempt": _record(predicate.attempt),
+        "rejection": _record(predicate.rejection),
+        **{name: time_to_text(at) for name, at in times.items()},
+    }
+    return {name: value for name, value in encoded.items() if value is not None}
+
+
+def _record(
+    value: EngineIdentity | AttemptIdentity | Rejection | None,
+) -> JsonObject | None:
+    return None if value is None else {part.name: getattr(value, part.name) for part in fields(value)}
+
+
+def _encode_resources(used: ResourcesUsed) -> JsonObject:
+    return {
+        "wall_us": used.wall // _MICROSECOND,
+        "cpu_us": used.cpu // _MICROSECOND,
+        "peak_memory_bytes": used.peak_memory_bytes,
+        "output_bytes": used.output_bytes,
+        "log_bytes": used.log_bytes,
+    }
+
+
+def _decode_predicate(said: Fields) -> ReceiptPredicate:
+    def digest(name: str) -> Digest | None:
+        return said.digest(name) if said.has(name) else None
+
+    def child(name: str) -> Fields | None:
+        return said.child(name) if said.has(name) else None
+
+    try:
+        predicate = ReceiptPredicate(
+            installation=said.text("installation", max_chars=64),
+            node_id=parse_id(NODE, said.text("node_id")),
+            boot_id=parse_id(BOOT, said.text("boot_id")),
+            sequence=said.integer("sequence", minimum=1),
+            previous=digest("previous"),
+            order_digest=said.digest("order_digest"),
+            attempt=_decode_attempt(child("attempt")),
+            template_digest=digest("template_digest"),
+            module_digest=digest("module_digest"),
+            input_commitment=digest("input_commitment"),
+            output_commitment=digest("output_commitment"),
+            log_commitment=digest("log_commitment"),
+            outcome=_word(said, "outcome", Outcome),
+            exit_code=said.integer("exit_code", maximum=_MAX_EXIT_CODE) if said.has("exit_code") else None,
+            limit=_word(said, "limit", LimitName) if said.has("limit") else None,
+            trap=said.text("trap", max_chars=MAX_DETAIL_CHARS) if said.has("trap") else None,
+            rejection=_decode_rejection(child("rejection")),
+            resources=_decode_resources(said.child("resources")),
+            engine=_decode_engine(child("engine")),
+            received_at=said.time("received_at"),
+            started_at=said.time("started_at") if said.has("started_at") else None,
+            finished_at=said.time("finished_at"),
+        )
+    except InvalidInputError as error:
+        raise ReceiptInvalidError(f"check 3: {error}") from error
+    said.end()
+    return predicate
+
+
+def _decode_attempt(said: Fields | None) -> AttemptIdentity | None:
+    if said is None:
+        return None
+    attempt = AttemptIdentity(
+        order_id=parse_id(ORDER, said.text("order_id")),
+        execution_id=parse_id(EXECUTION, said.text("execution_id")),
+        attempt_number=said.integer("attempt_number", minimum=1),
+        fencing_token=said.integer("fencing_token", minimum=1),
+    )
+    said.end()
+    return attempt
+
+
+def _decode_rejection(said: Fields | None) -> Rejection | None:
+    if said is None:
+        return None
+    rejection = Rejection(
+        check=said.integer("check", maximum=99),
+        reason=_word(said, "reason", RejectionReason),
+        message=said.text("message", max_chars=MAX_DETAIL_CHARS),
+    )
+    said.end()
+    return rejection
+
+
+def _decode_engine(said: Fields | None) -> EngineIdentity | None:
+    if said is None:
+        return None
+    engine = EngineIdentity(
+        name=said.text("name", max_chars=64),
+        version=said.text("version", max_chars=64),
+        config_digest=said.digest("config_digest"),
+    )
+    said.end()
+    return engine
+
+
+def _decode_resources(said: Fields) -> ResourcesUsed:
+    resources = ResourcesUsed(
+        wall=said.integer("wall_us", maximum=_MAX_MICROSECONDS) * _MICROSECOND,
+        cpu=said.integer("cpu_us", maximum=_MAX_MICROSECONDS) * _MICROSECOND,
+        peak_memory_bytes=said.integer("peak_memory_bytes"),
+        output_bytes=said.integer("output_bytes"),
+        log_bytes=said.integer("log_bytes"),
+    )
+    said.end()
+    return resources
+
+
+def _word(said: Fields, name: str, words: type[_Word]) -> _Word:
+    value = said.text(name, max_chars=64)
+    try:
+        return words(value)
+    except ValueError as error:
+        raise ReceiptInvalidError(f"check 3: field {name!r} is {value!r}, which is not known") from error
