@@ -67,6 +67,14 @@ def _tenant() -> Column[Any]:
     return Column("tenant_id", Text, ForeignKey("tenants.tenant_id"), nullable=False)
 
 
+def _tenant_of_origin() -> Column[Any]:
+    """A tenant copied from a row that was checked.
+
+    A foreign key would run a query and lock the tenant's row for every row of an execution.
+    """
+    return Column("tenant_id", Text, nullable=False)
+
+
 installation = Table(
     "installation",
     metadata,
@@ -175,7 +183,7 @@ bodies = Table(
     "bodies",
     metadata,
     Column("body_id", Text, primary_key=True),
-    _tenant(),
+    _tenant_of_origin(),
     Column("salt", LargeBinary, nullable=False),
     Column("commitment", Text, nullable=False),
     Column("size_bytes", BigInteger, nullable=False),
@@ -183,13 +191,17 @@ bodies = Table(
     # SHA-256 of the content, for idempotency while the body lives.
     Column("digest", Text, nullable=False),
     _at("created_at", now=True),
+    # Set on an upload, cleared by the first execution that uses it; an unused one is removed after this.
+    _at("expires_at", nullable=True),
+    Index("ix_bodies_expires_at", "expires_at", postgresql_where=text("expires_at IS NOT NULL")),
+    Index("ix_bodies_unused_commitment", "commitment", postgresql_where=text("expires_at IS NOT NULL")),
 )
 
 decisions = Table(
     "decisions",
     metadata,
     Column("decision_id", Text, primary_key=True),
-    _tenant(),
+    _tenant_of_origin(),
     Column("question", Text, nullable=False),
     Column("allowed", Boolean, nullable=False),
     Column("reason", Text, nullable=False),
@@ -203,7 +215,7 @@ executions = Table(
     "executions",
     metadata,
     Column("execution_id", Text, primary_key=True),
-    _tenant(),
+    _tenant_of_origin(),
     Column("agent_id", Text, nullable=False),
     Column("agent_name", Text, nullable=False),
     Column("caller", Text, nullable=False),
@@ -239,8 +251,8 @@ executions = Table(
     # After a lost attempt the next one runs alone on its node (poison input).
     Column("runs_alone", Boolean, nullable=False, server_default=text("false")),
     Column("pending_reason", Text, nullable=False, server_default=text("'QUEUED'")),
-    # Not claimed before this time: the backoff of a retry.
-    _at("claimable_at", now=True),
+    # Not claimed before this time: the backoff of a retry. Null while an attempt is live and after the end.
+    _at("claimable_at", nullable=True),
     _at("run_deadline_at"),
     Column("exit_code", Integer, nullable=True),
     Column("limit_name", Text, nullable=True),
@@ -259,7 +271,12 @@ executions = Table(
     _at("ended_at", nullable=True),
     _one_of("state", EXECUTION_STATES),
     # The queue: only what waits is in it.
-    Index("ix_executions_queue", "claimable_at", "execution_id", postgresql_where=text("state = 'pending'")),
+    Index(
+        "ix_executions_queue",
+        "claimable_at",
+        "execution_id",
+        postgresql_where=text("claimable_at IS NOT NULL"),
+    ),
     Index(
         "ix_executions_deadline", "run_deadline_at", postgresql_where=text("state IN ('pending', 'running')")
     ),
@@ -270,7 +287,7 @@ executions = Table(
 attempts = Table(
     "attempts",
     metadata,
-    _tenant(),
+    _tenant_of_origin(),
     Column("execution_id", Text, nullable=False),
     Column("attempt_number", Integer, nullable=False),
     Column("fencing_token", BigInteger, nullable=False),
@@ -281,6 +298,8 @@ attempts = Table(
     Column("order_id", Text, nullable=False),
     Column("receipt_id", Text, nullable=True),
     Column("reason", Text, nullable=True),
+    # Committed intent of the first unsafe host call: from then on only retry_is_safe allows another attempt.
+    _at("unsafe_call_at", nullable=True),
     _at("lease_expires_at"),
     _at("leased_at", now=True),
     _at("started_at", nullable=True),
@@ -308,7 +327,7 @@ orders = Table(
     "orders",
     metadata,
     Column("order_id", Text, primary_key=True),
-    _tenant(),
+    _tenant_of_origin(),
     Column("execution_id", Text, nullable=False),
     Column("fencing_token", BigInteger, nullable=False),
     Column("node_id", Text, nullable=False),
@@ -327,7 +346,7 @@ receipts = Table(
     "receipts",
     metadata,
     Column("receipt_id", Text, primary_key=True),
-    _tenant(),
+    _tenant_of_origin(),
     Column("node_id", Text, nullable=False),
     Column("sequence", BigInteger, nullable=False),
     # SHA-256 of the envelope: what the next receipt of the node names as its previous one.
@@ -394,7 +413,7 @@ enrollment_tokens = Table(
 idempotency_keys = Table(
     "idempotency_keys",
     metadata,
-    _tenant(),
+    _tenant_of_origin(),
     Column("caller", Text, nullable=False),
     Column("method", Text, nullable=False),
     Column("request_id", Text, nullable=False),
@@ -411,15 +430,20 @@ idempotency_keys = Table(
 audit_entries = Table(
     "audit_entries",
     metadata,
-    Column("audit_entry_id", Text, primary_key=True),
-    _tenant(),
+    Column("audit_entry_id", Text, nullable=False),
+    _tenant_of_origin(),
     Column("actor", Text, nullable=False),
     Column("action", Text, nullable=False),
     Column("subject", Text, nullable=False),
     Column("result", Text, nullable=False, server_default=text("'ok'")),
     Column("details", JSONB, nullable=False, server_default=text("'{}'")),
     _at("recorded_at", now=True),
-    Index("ix_audit_entries_tenant_id_audit_entry_id", "tenant_id", "audit_entry_id"),
+    # Watchers read by transaction, oldest first, below the oldest open one: ids become visible out of order.
+    Column(
+        "recorded_in", BigInteger, nullable=False, server_default=text("(pg_current_xact_id()::text)::bigint")
+    ),
+    PrimaryKeyConstraint("tenant_id", "audit_entry_id"),
+    Index("ix_audit_entries_watch", "tenant_id", "recorded_in", "audit_entry_id"),
     Index("ix_audit_entries_tenant_id_subject", "tenant_id", "subject"),
 )
 
@@ -428,7 +452,7 @@ outbox = Table(
     "outbox",
     metadata,
     Column("outbox_id", BigInteger, primary_key=True, autoincrement=True),
-    _tenant(),
+    _tenant_of_origin(),
     Column("kind", Text, nullable=False),
     Column("subject", Text, nullable=False),
     Column("leaf", LargeBinary, nullable=False),

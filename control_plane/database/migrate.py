@@ -1,0 +1,83 @@
+"""Brings a database to the newest schema, as its owner. The service itself never changes the schema."""
+
+from collections.abc import Callable
+from datetime import timedelta
+from pathlib import Path
+from typing import Final
+
+from alembic import command
+from alembic.config import Config
+from alembic.runtime.migration import MigrationContext
+from alembic.script import ScriptDirectory
+from sqlalchemy import Connection
+from sqlalchemy.ext.asyncio import AsyncEngine
+
+from control_plane.database.engine import PoolBounds, create_engine
+from control_plane.database.errors import database_errors
+from shared.errors import SettingsError
+
+SERVICE_ROLE: Final = "af_service"
+"""What the control plane logs in as. It owns nothing; the first migration makes it."""
+
+_SCRIPTS: Final = Path(__file__).parent / "migrations"
+_BOUNDS: Final = PoolBounds(connections=1, statement=timedelta(minutes=10), lock=timedelta(seconds=30))
+
+Action = Callable[[Config], None]
+
+
+async def upgrade(owner_url: str, revision: str = "head") -> None:
+    """Apply all migrations up to `revision`; one transaction, so a failed one leaves nothing behind.
+
+    Raises:
+        DatabaseUnavailableError: Postgres is away or refuses the login.
+        SettingsError: `owner_url` is no URL of a Postgres database.
+    """
+    await _run(owner_url, lambda config: command.upgrade(config, revision))
+
+
+async def downgrade(owner_url: str, revision: str) -> None:
+    """Take back migrations down to `revision` (``base``: all).
+
+    Raises:
+        DatabaseUnavailableError: Postgres is away or refuses the login.
+    """
+    await _run(owner_url, lambda config: command.downgrade(config, revision))
+
+
+async def require_current_schema(engine: AsyncEngine) -> None:
+    """Return when the database has exactly the schema that this build was made for.
+
+    Raises:
+        DatabaseUnavailableError: Postgres is away or refuses the login.
+        SettingsError: The schema is older or newer, or there is none.
+    """
+    expected = ScriptDirectory(str(_SCRIPTS)).get_current_head()
+    with database_errors():
+        async with engine.connect() as connection:
+            found = await connection.run_sync(_revision)
+    if found != expected:
+        raise SettingsError(
+            f"the database has schema {found or 'none'}, this build needs {expected}",
+            hint="run 'agentfactory init' of this version with the owner's database url",
+        )
+
+
+def _revision(connection: Connection) -> str | None:
+    return MigrationContext.configure(connection).get_current_revision()
+
+
+async def _run(owner_url: str, action: Action) -> None:
+    engine = create_engine(owner_url, application="agentfactory-migrate", bounds=_BOUNDS)
+
+    def migrate(connection: Connection) -> None:
+        config = Config()
+        config.set_main_option("script_location", str(_SCRIPTS))
+        config.attributes["connection"] = connection
+        action(config)
+
+    try:
+        with database_errors():
+            async with engine.begin() as connection:
+                await connection.run_sync(migrate)
+    finally:
+        await engine.dispose()

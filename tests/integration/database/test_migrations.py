@@ -1,0 +1,124 @@
+"""The schema: no drift from the tables, there and back, and who may do what with it."""
+
+import asyncpg
+import pytest
+from alembic.autogenerate import compare_metadata
+from alembic.runtime.migration import MigrationContext
+from sqlalchemy import Connection, text
+from sqlalchemy.exc import ProgrammingError
+
+from control_plane.database.engine import create_engine
+from control_plane.database.migrate import downgrade, require_current_schema, upgrade
+from control_plane.database.tables import metadata
+from shared.errors import DatabaseUnavailableError, SettingsError
+
+APPEND_ONLY = ["audit_entries", "receipts", "decisions", "order_batches", "keysets"]
+
+
+async def _differences(url: str) -> list[object]:
+    def compare(connection: Connection) -> list[object]:
+        context = MigrationContext.configure(
+            connection, opts={"compare_type": True, "compare_server_default": True}
+        )
+        return list(compare_metadata(context, metadata))
+
+    engine = create_engine(url, application="test")
+    async with engine.connect() as connection:
+        found = await connection.run_sync(compare)
+    await engine.dispose()
+    return found
+
+
+async def test_migrations_and_tables_describe_the_same_schema(owner_url):
+    assert await _differences(owner_url) == []
+
+
+async def test_a_database_goes_down_to_nothing_and_up_again(owner_url):
+    await downgrade(owner_url, "base")
+    engine = create_engine(owner_url, application="test")
+    async with engine.connect() as connection:
+        tables = await connection.execute(
+            text("SELECT tablename FROM pg_tables WHERE schemaname = 'public' AND tablename <> 'alembic_version'")
+        )
+        assert tables.scalars().all() == []
+    await engine.dispose()
+
+    await upgrade(owner_url)
+
+    assert await _differences(owner_url) == []
+
+
+async def test_upgrading_twice_changes_nothing(owner_url):
+    await upgrade(owner_url)
+    assert await _differences(owner_url) == []
+
+
+@pytest.mark.parametrize("table", APPEND_ONLY)
+@pytest.mark.parametrize("statement", ["UPDATE {} SET {} = {}", "DELETE FROM {}", "TRUNCATE {}"])
+async def test_rule_19_the_service_cannot_change_or_remove_evidence(database_url, table, statement):
+    column = metadata.tables[table].columns.keys()[0]
+    engine = create_engine(database_url, application="test")
+    try:
+        async with engine.connect() as connection:
+            with pytest.raises(ProgrammingError) as refused:
+                await connection.execute(text(statement.format(table, column, column)))
+        assert isinstance(refused.value.orig.__cause__, asyncpg.InsufficientPrivilegeError)
+    finally:
+        await engine.dispose()
+
+
+@pytest.mark.parametrize(
+    "statement", ["CREATE TABLE mine (i int)", "ALTER TABLE audit_entries ADD COLUMN i int", "DROP TABLE orders"]
+)
+async def test_rule_19_the_service_owns_nothing(database_url, statement):
+    engine = create_engine(database_url, application="test")
+    try:
+        async with engine.connect() as connection:
+            with pytest.raises(ProgrammingError):
+                await connection.execute(text(statement))
+    finally:
+        await engine.dispose()
+
+
+async def test_a_signed_order_cannot_be_rewritten_by_the_service(database_url):
+    engine = create_engine(database_url, application="test")
+    try:
+        async with engine.connect() as connection:
+            with pytest.raises(ProgrammingError):
+                await connection.execute(text("UPDATE orders SET content = ''"))
+            await connection.rollback()
+            await connection.execute(text("UPDATE orders SET batch_id = NULL"))
+    finally:
+        await engine.dispose()
+
+
+async def test_a_database_without_our_schema_is_refused_with_what_to_do(empty_url):
+    engine = create_engine(empty_url, application="test")
+    try:
+        with pytest.raises(SettingsError, match="has schema none") as refused:
+            await require_current_schema(engine)
+        assert "agentfactory init" in (refused.value.hint or "")
+    finally:
+        await engine.dispose()
+
+
+async def test_the_current_schema_is_accepted_for_the_service_role(database_url):
+    engine = create_engine(database_url, application="test")
+    try:
+        await require_current_schema(engine)
+    finally:
+        await engine.dispose()
+
+
+async def test_postgres_away_is_one_clear_line_without_the_password(tmp_path):
+    engine = create_engine(f"postgresql://u:geheim@/d?host={tmp_path}", application="test")
+    with pytest.raises(DatabaseUnavailableError) as refused:
+        await require_current_schema(engine)
+    assert "\n" not in str(refused.value)
+    assert "geheim" not in str(refused.value)
+
+
+@pytest.mark.parametrize("url", ["", "nonsense", "sqlite:///x", "mysql://a@b/c"])
+def test_a_url_that_is_not_postgres_is_a_settings_error(url):
+    with pytest.raises(SettingsError, match="database url"):
+        create_engine(url, application="test")
