@@ -1,0 +1,48 @@
+"""Agents as values. No I/O."""
+
+from dataclasses import dataclass
+from datetime import datetime
+
+from shared.digests import Digest
+from shared.ids import AgentId, TenantId
+from shared.manifest import Capabilities, Profile, RequestedLimits
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Agent:
+    """A named instance of one template version."""
+
+    agent_id: AgentId
+    tenant_id: TenantId
+    name: str
+    template_name: str
+    template_version: str
+    template_digest: Digest
+    parameters: bytes
+    """Canonical JSON object."""
+    revision: int
+    created_at: datetime
+    updated_at: datetime
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ResolvedAgent:
+    """An agent with everything of its template that an execution is made from."""
+
+    agent_id: AgentId
+    name: str
+    revision: int
+    template_name: str
+    template_version: str
+    template_digest: Digest
+    module_digest: Digest
+    publisher_key_id: str
+    parameters: bytes
+    """Canonical JSON object."""
+    parameters_digest: Digest
+    limits: RequestedLimits
+    """As the manifest asks; policy grants them or less."""
+    capabilities: Capabilities
+    media_type: str
+    profile: Profile
+    retry_is_safe: bool

@@ -1,0 +1,103 @@
+"""Asks the built-in policy and makes decisions of its answers. Records nothing: use cases do."""
+
+import json
+from dataclasses import dataclass, fields
+from functools import lru_cache
+from typing import Any, Final
+
+from control_plane.policy.domain import Decision, PolicyInput, Question
+from control_plane.policy.ports import PolicyEngine
+from shared.canonical import canonical_json
+from shared.clock import Clock, Random
+from shared.digests import Digest
+from shared.ids import DECISION, new_id
+from shared.logs import get_logger
+from shared.manifest import DEFAULT_LIMITS, GrantedLimits
+
+logger = get_logger(__name__)
+
+MAX_CACHED_ANSWERS: Final = 4096
+"""Answers kept by input. A policy has neither clock nor randomness, so an equal input has an equal answer."""
+
+LIMIT_NAMES: Final = tuple(limit.name for limit in fields(GrantedLimits))
+
+UNDECIDED: Final = "POLICY_UNDECIDED"
+"""Reason of a denial because the policy gave no valid answer."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Answer:
+    allowed: bool
+    reason: str
+    limits: GrantedLimits
+    input: bytes
+
+
+class PolicyService:
+    """Implements `Policy`."""
+
+    def __init__(self, *, engine: PolicyEngine, policy_digest: Digest, clock: Clock, random: Random) -> None:
+        self._engine = engine
+        self._digest = policy_digest
+        self._clock = clock
+        self._random = random
+        self._answer = lru_cache(maxsize=MAX_CACHED_ANSWERS)(self._evaluate)
+
+    @property
+    def policy_digest(self) -> Digest:
+        """Digest of the policy's exact bytes."""
+        return self._digest
+
+    def decide(self, question: Question, asked: PolicyInput) -> Decision:
+        """Return the answer; an engine that fails, or leaves it undefined, means denied, never an error."""
+        answer = self._answer(question, asked)
+        return Decision(
+            decision_id=new_id(DECISION, self._clock, self._random),
+            tenant_id=asked.subject.tenant_id,
+            question=question,
+            allowed=answer.allowed,
+            reason=answer.reason,
+            input=answer.input,
+            policy_digest=self._digest,
+            limits=answer.limits,
+            decided_at=self._clock.now(),
+        )
+
+    def _evaluate(self, question: Question, asked: PolicyInput) -> _Answer:
+        canonical = canonical_json(_input_json(question, asked))
+        try:
+            value = json.loads(self._engine.evaluate(f"data.agentfactory.{question}", canonical.decode()))
+            return _answer_of(value, canonical)
+        except Exception:  # fail closed, whatever an engine raises
+            logger.exception("policy gave no valid answer", question=question, policy_digest=self._digest)
+            return _Answer(allowed=False, reason=UNDECIDED, limits=DEFAULT_LIMITS, input=canonical)
+
+
+def _input_json(question: Question, asked: PolicyInput) -> dict[str, Any]:
+    return {
+        "question": str(question),
+        "subject": {
+            "identity": asked.subject.identity,
+            "tenant_id": asked.subject.tenant_id,
+            "roles": sorted(asked.subject.roles),
+        },
+        "template": {
+            "name": asked.template_name,
+            "version": asked.template_version,
+            "digest": asked.template_digest,
+            "publisher_key_id": asked.publisher_key_id,
+        },
+        "agent": asked.agent,
+        "input_bytes": asked.input_bytes,
+        "capabilities": {"http": [{"method": one.method, "url": one.url} for one in asked.capabilities.http]},
+        "limits": {name: value for name in LIMIT_NAMES if (value := getattr(asked.limits, name)) is not None},
+    }
+
+
+def _answer_of(value: Any, canonical: bytes) -> _Answer:
+    allowed, reason, limits = value["allowed"], value["reason"], value["limits"]
+    if not isinstance(allowed, bool) or not isinstance(reason, str) or set(limits) != set(LIMIT_NAMES):
+        raise TypeError("the answer is not {allowed: bool, reason: string, limits: {every limit}}")
+    if any(not isinstance(limit, int) or isinstance(limit, bool) or limit < 1 for limit in limits.values()):
+        raise TypeError("a granted limit is not a positive integer")
+    return _Answer(allowed=allowed, reason=reason, limits=GrantedLimits(**limits), input=canonical)
