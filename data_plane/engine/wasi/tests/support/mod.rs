@@ -181,6 +181,11 @@ impl Guest {
         self.temp.path().join(path)
     }
 
+    /// Forgets what was laid into the memory, for tests of many rounds.
+    pub fn rewind(&mut self) {
+        self.free = FIRST_FREE;
+    }
+
     /// Lays bytes into the memory.
     pub fn put(&mut self, bytes: &[u8]) -> (u32, u32) {
         let (start, len) = (self.free, bytes.len() as u32);
