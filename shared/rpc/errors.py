@@ -6,11 +6,15 @@ metadata), packed as `google.rpc.Status` in the trailing metadata that every gRP
 
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Final
+from typing import Any, Final
 
 import grpc
 from google.protobuf.message import DecodeError
-from google.rpc import code_pb2, error_details_pb2, status_pb2
+from google.rpc import (  # type: ignore[import-untyped]  # it ships no stubs
+    code_pb2,
+    error_details_pb2,
+    status_pb2,
+)
 
 from shared import errors
 from shared.errors import AgentFactoryError
@@ -87,7 +91,8 @@ def reason_of(error: AgentFactoryError) -> str:
 
 
 def _info_of(error: grpc.RpcError) -> error_details_pb2.ErrorInfo | None:
-    for key, value in error.trailing_metadata() or ():
+    metadata: Any = error.trailing_metadata()
+    for key, value in metadata or ():
         if key != DETAILS_KEY or not isinstance(value, bytes):
             continue
         try:

@@ -6,7 +6,8 @@ The interceptor in `shared/rpc/server.py` sets the caller; servicers read it wit
 import re
 from contextvars import ContextVar, Token
 from dataclasses import dataclass
-from typing import Final, Literal
+from datetime import timedelta
+from typing import Final, Literal, Protocol
 
 from shared.errors import UnauthenticatedError
 from shared.ids import InstallationId, NodeId, TenantId
@@ -55,6 +56,26 @@ class Caller:
         if self.kind != "node":
             raise UnauthenticatedError(f"{self.identity} is not a node")
         return NodeId(self.name)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Admission:
+    """A caller that may go on, and for how long at most."""
+
+    caller: Caller
+    deadline: timedelta
+
+
+class Gatekeeper(Protocol):
+    """Decides who may call what. Implemented by control_plane/access."""
+
+    async def admit(self, method: str, identity: str | None) -> Admission:
+        """Return the caller, or refuse. `identity` is the SPIFFE id of a verified certificate, or None.
+
+        Raises:
+            UnauthenticatedError: Nobody, or nobody known, calls.
+            PermissionDeniedError: The caller may not, or there is no rule for the method.
+        """
 
 
 _caller: ContextVar[Caller] = ContextVar("caller")

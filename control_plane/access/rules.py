@@ -1,0 +1,86 @@
+"""The access rule of every RPC, as data. A test walks the descriptors: an RPC without a row is refused."""
+
+from collections.abc import Mapping
+from datetime import timedelta
+from typing import Final
+
+from control_plane.access.domain import Audit, Role, Rule
+
+READ_DEADLINE: Final = timedelta(seconds=15)
+CHANGE_DEADLINE: Final = timedelta(seconds=30)
+TRANSFER_DEADLINE: Final = timedelta(minutes=5)
+WAIT_DEADLINE: Final = timedelta(hours=1)
+"""Of one waiting call. The execution goes on behind it."""
+
+STREAM_DEADLINE: Final = timedelta(hours=24)
+"""Of one stream. The client opens the next."""
+
+_EVERY_ROLE: Final = frozenset({Role.ADMIN, Role.OPERATOR, Role.AUTHOR, Role.CALLER})
+"""Every role of people and services; a node has its own few methods and nothing else."""
+
+_AUTHORS: Final = frozenset({Role.ADMIN, Role.AUTHOR})
+_OPERATORS: Final = frozenset({Role.ADMIN, Role.OPERATOR})
+_CALLERS: Final = frozenset({Role.ADMIN, Role.AUTHOR, Role.CALLER})
+_ADMINS: Final = frozenset({Role.ADMIN})
+_NODES: Final = frozenset({Role.NODE})
+_NOBODY: Final[frozenset[Role]] = frozenset()
+
+
+def _read(roles: frozenset[Role], deadline: timedelta = READ_DEADLINE) -> Rule:
+    return Rule(roles=roles, deadline=deadline, audit=Audit.DENIALS)
+
+
+def _change(roles: frozenset[Role], deadline: timedelta = CHANGE_DEADLINE) -> Rule:
+    return Rule(roles=roles, deadline=deadline, audit=Audit.ALL)
+
+
+_TEMPLATES: Final = "/agentfactory.v1.TemplateService/"
+_AGENTS: Final = "/agentfactory.v1.AgentService/"
+_EXECUTIONS: Final = "/agentfactory.v1.ExecutionService/"
+_NODE: Final = "/agentfactory.v1.NodeService/"
+_FLEET: Final = "/agentfactory.v1.FleetService/"
+_AUDIT: Final = "/agentfactory.v1.AuditService/"
+
+RULES: Final[Mapping[str, Rule]] = {
+    _TEMPLATES + "PublishTemplate": _change(_AUTHORS, TRANSFER_DEADLINE),
+    _TEMPLATES + "GetTemplate": _read(_EVERY_ROLE),
+    _TEMPLATES + "ListTemplates": _read(_EVERY_ROLE),
+    _TEMPLATES + "RetireTemplate": _change(_AUTHORS),
+    _TEMPLATES + "RevokeTemplate": _change(_ADMINS),
+    _AGENTS + "CreateAgent": _change(_AUTHORS),
+    _AGENTS + "GetAgent": _read(_EVERY_ROLE),
+    _AGENTS + "ListAgents": _read(_EVERY_ROLE),
+    _AGENTS + "UpdateAgent": _change(_AUTHORS),
+    _AGENTS + "DeleteAgent": _change(_AUTHORS),
+    _EXECUTIONS + "Execute": _change(_CALLERS, WAIT_DEADLINE),
+    _EXECUTIONS + "SubmitExecution": _change(_CALLERS),
+    _EXECUTIONS + "StreamExecutions": _change(_CALLERS, STREAM_DEADLINE),
+    _EXECUTIONS + "GetExecution": _read(_EVERY_ROLE),
+    _EXECUTIONS + "ListExecutions": _read(_EVERY_ROLE),
+    _EXECUTIONS + "WatchExecution": _read(_EVERY_ROLE, STREAM_DEADLINE),
+    _EXECUTIONS + "CancelExecution": _change(_CALLERS),
+    _EXECUTIONS + "UploadBody": _change(_CALLERS, TRANSFER_DEADLINE),
+    _EXECUTIONS + "DownloadBody": _read(_EVERY_ROLE, TRANSFER_DEADLINE),
+    _NODE + "EnrollNode": Rule(roles=_NOBODY, deadline=CHANGE_DEADLINE, audit=Audit.ALL, anonymous=True),
+    _NODE + "RenewNodeCertificate": _change(_NODES),
+    _NODE + "Session": _change(_NODES, STREAM_DEADLINE),
+    _NODE + "FetchArtifact": _read(_NODES, TRANSFER_DEADLINE),
+    _NODE + "FetchBody": _read(_NODES, TRANSFER_DEADLINE),
+    _NODE + "UploadOutput": _change(_NODES, TRANSFER_DEADLINE),
+    _FLEET + "CreateEnrollmentToken": _change(_OPERATORS),
+    _FLEET + "ListNodes": _read(_OPERATORS),
+    _FLEET + "GetNode": _read(_OPERATORS),
+    _FLEET + "DrainNode": _change(_OPERATORS),
+    _FLEET + "EvictNode": _change(_OPERATORS),
+    _AUDIT + "ListAuditEntries": _read(_OPERATORS),
+    _AUDIT + "WatchAuditEntries": _read(_OPERATORS, STREAM_DEADLINE),
+    _AUDIT + "GetReceipt": _read(_EVERY_ROLE),
+    # Not ours, but served beside them.
+    "/grpc.health.v1.Health/Check": Rule(
+        roles=_NOBODY, deadline=READ_DEADLINE, audit=Audit.NONE, anonymous=True
+    ),
+    "/grpc.health.v1.Health/Watch": Rule(
+        roles=_NOBODY, deadline=STREAM_DEADLINE, audit=Audit.NONE, anonymous=True
+    ),
+    "/grpc.reflection.v1alpha.ServerReflection/ServerReflectionInfo": _read(_EVERY_ROLE, WAIT_DEADLINE),
+}

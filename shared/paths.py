@@ -1,0 +1,114 @@
+"""Where the files of an installation and of a node lie below the data directory. Reads and writes none."""
+
+from dataclasses import dataclass
+from pathlib import Path
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class InstallationPaths:
+    """The control plane's data directory, written by `agentfactory init`."""
+
+    data_dir: Path
+
+    @property
+    def description(self) -> Path:
+        """Name of the installation and the ids of its keys, as JSON."""
+        return self.data_dir / "installation.json"
+
+    @property
+    def root_key(self) -> Path:
+        """Private root key: signs keysets. `up` keeps it here; elsewhere it belongs offline."""
+        return self.data_dir / "keys" / "root.key"
+
+    @property
+    def root_public_key(self) -> Path:
+        return self.data_dir / "keys" / "root.pub"
+
+    @property
+    def order_key(self) -> Path:
+        return self.data_dir / "keys" / "order.key"
+
+    @property
+    def policy_key(self) -> Path:
+        return self.data_dir / "keys" / "policy.key"
+
+    @property
+    def ca_key(self) -> Path:
+        return self.data_dir / "keys" / "ca.key"
+
+    @property
+    def ca_certificate(self) -> Path:
+        return self.data_dir / "ca.crt"
+
+    @property
+    def server_certificate(self) -> Path:
+        """Leaf and authority, PEM."""
+        return self.data_dir / "server.crt"
+
+    @property
+    def server_key(self) -> Path:
+        return self.data_dir / "server.key"
+
+    @property
+    def keyset(self) -> Path:
+        """The newest keyset, DSSE envelope; a copy of what the database holds."""
+        return self.data_dir / "keyset.dsse"
+
+    @property
+    def publisher_key(self) -> Path:
+        """Private key of the publisher that `agentfactory keys init` makes on this machine."""
+        return self.data_dir / "publisher.key"
+
+    @property
+    def publisher_public_key(self) -> Path:
+        return self.data_dir / "publisher.pub"
+
+    def client_certificate(self, name: str) -> Path:
+        """Certificate of a caller of this name."""
+        return self.data_dir / "clients" / f"{name}.crt"
+
+    def client_key(self, name: str) -> Path:
+        """Private key of a caller of this name."""
+        return self.data_dir / "clients" / f"{name}.key"
+
+    @property
+    def node(self) -> "NodePaths":
+        """The node that `up` runs beside the control plane."""
+        return NodePaths(data_dir=self.data_dir / "node")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class NodePaths:
+    """One node's data directory."""
+
+    data_dir: Path
+
+    @property
+    def trust(self) -> Path:
+        """What the node pins: see `shared/trust.py`. Put there by whoever sets the node up, never fetched."""
+        return self.data_dir / "trust.json"
+
+    @property
+    def identity(self) -> Path:
+        """Node id and installation, written at enrollment, as JSON."""
+        return self.data_dir / "node.json"
+
+    @property
+    def certificate(self) -> Path:
+        return self.data_dir / "node.crt"
+
+    @property
+    def key(self) -> Path:
+        return self.data_dir / "node.key"
+
+    @property
+    def receipt_key(self) -> Path:
+        return self.data_dir / "receipt.key"
+
+    @property
+    def spool(self) -> Path:
+        return self.data_dir / "spool"
+
+    @property
+    def artifacts(self) -> Path:
+        return self.data_dir / "artifacts"

@@ -1,0 +1,183 @@
+"""The one interceptor of every server: what happens to an RPC before its servicer, and to its errors after.
+
+Order, from outside in: errors and counting, identity, access, validation, deadline, servicer. One interceptor
+instead of five, because each of grpc.aio's costs every call a coroutine. Decides no rights: it asks the
+gatekeeper.
+"""
+
+import asyncio
+import time
+from collections.abc import AsyncIterator, Awaitable, Callable
+from typing import Any, Final, Protocol
+
+import grpc
+from google.protobuf.message import Message
+
+from shared.errors import AgentFactoryError, DeadlineExceededError, InternalError, UnauthenticatedError
+from shared.logs import get_logger
+from shared.rpc.errors import wire_error
+from shared.rpc.identity import Admission, Gatekeeper, set_caller
+from shared.rpc.validation import validate, validated
+
+logger = get_logger(__name__)
+
+_SPIFFE_KEY: Final = "peer_spiffe_id"
+_MAX_WRAPPED: Final = 256
+"""Methods of one server. More would mean that names from outside got into the table."""
+
+Handler = grpc.RpcMethodHandler[Any, Any]
+Continuation = Callable[[grpc.HandlerCallDetails], Awaitable[Handler]]
+Context = grpc.aio.ServicerContext[Any, Any]
+
+
+class RpcObserver(Protocol):
+    """Counts RPCs; cheap and never raises."""
+
+    def rpc(self, method: str, code: str, seconds: float) -> None:
+        """One RPC has ended with this status code."""
+
+
+class Guard(grpc.aio.ServerInterceptor):
+    """Wraps every handler of a server; see the module's docstring for the order."""
+
+    def __init__(self, *, gatekeeper: Gatekeeper, observer: RpcObserver) -> None:
+        self._gatekeeper = gatekeeper
+        self._observer = observer
+        self._wrapped: dict[str, tuple[Handler, Handler]] = {}
+
+    async def intercept_service(  # type: ignore[override]  # the stubs are generic per call
+        self, continuation: Continuation, handler_call_details: grpc.HandlerCallDetails
+    ) -> Handler:
+        """Return the wrapped handler of a method, the same object each time."""
+        handler = await continuation(handler_call_details)
+        if handler is None:
+            return handler
+        method = handler_call_details.method
+        known = self._wrapped.get(method)
+        if known is not None and known[0] is handler:
+            return known[1]
+        wrapped = self._wrap(method, handler)
+        if len(self._wrapped) < _MAX_WRAPPED:
+            self._wrapped[method] = (handler, wrapped)
+        return wrapped
+
+    def _wrap(self, method: str, handler: Handler) -> Handler:
+        # Any: the stubs know the handlers of the synchronous server only.
+        inner: Any = handler
+        codecs = (inner.request_deserializer, inner.response_serializer)
+        if inner.request_streaming and inner.response_streaming:
+            served = self._streaming(method, inner.stream_stream)
+            return grpc.stream_stream_rpc_method_handler(served, *codecs)
+        if inner.response_streaming:
+            return grpc.unary_stream_rpc_method_handler(self._streaming(method, inner.unary_stream), *codecs)
+        if inner.request_streaming:
+            return grpc.stream_unary_rpc_method_handler(self._unary(method, inner.stream_unary), *codecs)
+        return grpc.unary_unary_rpc_method_handler(self._unary(method, inner.unary_unary), *codecs)
+
+    def _unary(self, method: str, inner: Callable[[Any, Context], Awaitable[Any]]) -> Any:
+        async def unary(request: Any, context: Context) -> Any:
+            call = _Call(method, context, self._observer)
+            try:
+                admission = await self._gatekeeper.admit(method, _identity(context))
+                set_caller(admission.caller)
+                async with asyncio.timeout(_limit(admission, context)) as call.scope:
+                    return await inner(_checked(request), context)
+            except BaseException as error:
+                await call.fail(error)
+                raise
+            finally:
+                call.end()
+
+        return unary
+
+    def _streaming(self, method: str, inner: Callable[[Any, Context], AsyncIterator[Any]]) -> Any:
+        async def streaming(request: Any, context: Context) -> AsyncIterator[Any]:
+            call = _Call(method, context, self._observer)
+            try:
+                admission = await self._gatekeeper.admit(method, _identity(context))
+                set_caller(admission.caller)
+                async with asyncio.timeout(_limit(admission, context)) as call.scope:
+                    async for response in inner(_checked(request), context):
+                        yield response
+            except BaseException as error:
+                await call.fail(error)
+                raise
+            finally:
+                call.end()
+
+        return streaming
+
+
+class _Call:
+    """One RPC: how it ends."""
+
+    __slots__ = ("_context", "_method", "_observer", "_started", "code", "scope")
+
+    def __init__(self, method: str, context: Context, observer: RpcObserver) -> None:
+        self._method = method
+        self._context = context
+        self._observer = observer
+        self._started = time.perf_counter()
+        self.scope: asyncio.Timeout | None = None
+        self.code = "OK"
+
+    async def fail(self, error: BaseException) -> None:
+        """Abort with the status of a typed error, masking all others; return when there is nobody to tell."""
+        if isinstance(error, asyncio.CancelledError | GeneratorExit):
+            # The caller went away, or the server stops.
+            self.code = "CANCELLED"
+            return
+        if isinstance(error, grpc.aio.AbortError):
+            self.code = "ABORTED_BY_SERVICER"
+            return
+        typed = self._typed(error)
+        wire = wire_error(typed)
+        self.code = wire.code.name
+        await self._context.abort(wire.code, wire.message, wire.trailing_metadata)
+
+    def end(self) -> None:
+        self._observer.rpc(self._method, self.code, time.perf_counter() - self._started)
+
+    def _typed(self, error: BaseException) -> AgentFactoryError:
+        if isinstance(error, TimeoutError) and self.scope is not None and self.scope.expired():
+            return DeadlineExceededError(f"{self._method} did not end before its deadline")
+        found = typed_error(error)
+        if found is None or isinstance(found, InternalError):
+            logger.error("rpc failed unexpectedly", method=self._method, exc_info=error)
+            return InternalError("internal error")
+        return found
+
+
+def typed_error(error: BaseException) -> AgentFactoryError | None:
+    """Return the typed error that an exception is, or the first in the groups that task groups raise."""
+    if isinstance(error, AgentFactoryError):
+        return error
+    if isinstance(error, BaseExceptionGroup):
+        return next((found for one in error.exceptions if (found := typed_error(one)) is not None), None)
+    return None
+
+
+def _identity(context: Context) -> str | None:
+    """Return the SPIFFE id of the peer's certificate. Only the handler has it: not the call's details."""
+    values = tuple(context.auth_context().get(_SPIFFE_KEY) or ())
+    if not values:
+        return None
+    if len(values) != 1:
+        raise UnauthenticatedError("the certificate names more than one spiffe id")
+    try:
+        return bytes(values[0]).decode("ascii")
+    except UnicodeDecodeError as error:
+        raise UnauthenticatedError("the certificate's spiffe id is not ascii") from error
+
+
+def _checked(request: Any) -> Any:
+    if isinstance(request, Message):
+        validate(request)
+        return request
+    return validated(request)
+
+
+def _limit(admission: Admission, context: Context) -> float:
+    limit = admission.deadline.total_seconds()
+    remaining = context.time_remaining()
+    return limit if remaining is None else min(limit, max(remaining, 0.0))
