@@ -404,7 +404,7 @@ impl Dice {
             .wrapping_add(1);
         let edge = EDGES[(self.0 >> 40) as usize % EDGES.len()];
         // Mostly edges, sometimes a place inside the memory.
-        if (self.0 >> 33) % 4 == 0 {
+        if (self.0 >> 33).is_multiple_of(4) {
             (self.0 >> 20) % MEMORY_BYTES as u64
         } else {
             edge
