@@ -7,6 +7,7 @@ import json
 import sys
 from collections.abc import Iterable, Sequence
 from contextvars import ContextVar
+from datetime import UTC
 from typing import TYPE_CHECKING, Annotated
 
 import typer
@@ -14,7 +15,9 @@ import typer
 from shared import errors
 
 if TYPE_CHECKING:
+    from google.protobuf.duration_pb2 import Duration
     from google.protobuf.message import Message
+    from google.protobuf.timestamp_pb2 import Timestamp
 
 OK, NOT_SUCCEEDED, WRONG_USE, REFUSED, UNAVAILABLE = range(5)
 
@@ -68,7 +71,7 @@ def _reason(error: errors.AgentFactoryError) -> str:
 
 
 def fail(error: errors.AgentFactoryError) -> int:
-    """Print ``error`` (JSON on stdout under --json, else one or two lines on stderr); return its exit code."""
+    """Print ``error`` (JSON on stdout under --json, else lines on stderr); return its exit code."""
     if wants_json():
         print(
             json.dumps({"error": {"reason": _reason(error), "message": str(error), "hint": error.hint or ""}})
@@ -124,3 +127,17 @@ def fields(pairs: Iterable[tuple[str, object]]) -> None:
     width = max((len(name) for name, _ in shown), default=0)
     for name, value in shown:
         print(f"{name:<{width}}  {value}")
+
+
+def enum(name: str) -> str:
+    """Return the word a person reads for a proto enum value: EXECUTION_STATE_SUCCEEDED is succeeded."""
+    return name.rsplit("STATE_", 1)[-1].rsplit("OUTCOME_", 1)[-1].lower()
+
+
+def time(value: "Timestamp") -> str:
+    """Return a timestamp to the second, UTC; empty when it is not set."""
+    return value.ToDatetime(UTC).strftime("%Y-%m-%d %H:%M:%SZ") if value.seconds else ""
+
+
+def milliseconds(value: "Duration") -> str:
+    return f"{value.seconds * 1e3 + value.nanos / 1e6:.1f} ms"

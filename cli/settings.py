@@ -1,0 +1,48 @@
+"""Settings of the command line (AF_CLI_…, table [cli]) and where its client files lie. Reads no key."""
+
+from datetime import timedelta
+from pathlib import Path
+from typing import Annotated, ClassVar, Final
+
+import typer
+from pydantic import Field
+
+from shared.settings import Plane, PlaneSettings, default_config_file, default_data_dir, load_settings
+
+DEFAULT_TARGET: Final = "127.0.0.1:7443"
+
+DataDir = Annotated[
+    Path | None,
+    typer.Option("--data-dir", help="State of the installation (AF_CLI_DATA_DIR).", show_default=False),
+]
+Target = Annotated[
+    str | None,
+    typer.Option("--target", help="host:port of the control plane (AF_CLI_TARGET).", show_default=False),
+]
+
+
+class CliSettings(PlaneSettings):
+    """What the command line may be told by environment or file."""
+
+    plane: ClassVar[Plane] = Plane.CLI
+
+    data_dir: Path = Field(default_factory=default_data_dir)
+    target: str | None = None
+    """Control plane; unset: the one that `up` started on this data folder, else 127.0.0.1:7443."""
+    client: str = Field(default="admin", pattern=r"^[A-Za-z0-9._-]{1,64}$")
+    """Name of the client certificate in <data dir>/clients."""
+    call_timeout: timedelta = Field(default=timedelta(seconds=30), gt=timedelta(0), le=timedelta(hours=1))
+    """Deadline of one call that is not told otherwise."""
+
+
+def read_settings(data_dir: Path | None = None, target: str | None = None) -> CliSettings:
+    """Return the settings: options over environment over ./agentfactory.toml over defaults.
+
+    Raises:
+        SettingsError: Something in them is unknown or refused.
+    """
+    return load_settings(
+        CliSettings,
+        config_file=default_config_file(Path.cwd()),
+        overrides={"data_dir": data_dir, "target": target},
+    )
