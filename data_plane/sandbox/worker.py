@@ -172,7 +172,7 @@ class Worker:
         try:
             frames.append(encode(FrameKind.RUN, messages.run_payload(request)))
             descriptors.extend(_open_directory(preopen) for preopen in request.preopens)
-        except (OSError, ValueError) as error:
+        except ValueError as error:
             raise InvalidInputError(f"run cannot be requested: {error}") from error
         if not streaming:
             frames += encode_stdin(request.stdin)
@@ -283,7 +283,12 @@ def _close(descriptors: list[int]) -> None:
 
 
 def _open_directory(preopen: Preopen) -> int:
-    return os.open(preopen.host_path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    try:
+        return os.open(preopen.host_path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    except OSError as error:
+        raise InvalidInputError(
+            f"directory {preopen.host_path} cannot be opened: {error.strerror}"
+        ) from error
 
 
 def _name(frame: Frame) -> str:

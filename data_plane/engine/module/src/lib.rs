@@ -47,8 +47,9 @@ impl fmt::Display for InvalidModule {
 
 impl std::error::Error for InvalidModule {}
 
-fn invalid(text: impl Into<String>) -> InvalidModule {
-    InvalidModule(text.into())
+/// A reason is one line, whatever the parser's own messages look like.
+fn invalid(text: impl AsRef<str>) -> InvalidModule {
+    InvalidModule(text.as_ref().split_whitespace().collect::<Vec<_>>().join(" "))
 }
 
 /// One import: its module, its name, and its type as text (`func (i32, i32) -> (i32)`).

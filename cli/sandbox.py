@@ -1,0 +1,241 @@
+"""`agentfactory sandbox …`: run a module here, in the sandbox that nodes use. Talks to no control plane."""
+
+import asyncio
+import json
+import os
+import sys
+from collections.abc import AsyncIterator
+from dataclasses import replace
+from datetime import timedelta
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Final
+
+import typer
+
+from cli import output
+from shared.errors import AgentFactoryError, InvalidInputError, WorkerCrashedError
+
+if TYPE_CHECKING:
+    from data_plane.sandbox.domain import Limits, Preopen, RunRequest, RunResult, Stream
+
+app = typer.Typer(no_args_is_help=True, help="Run modules here, in the sandbox that nodes use.")
+
+_STDIN, _STDOUT, _STDERR = range(3)
+_READ_BYTES: Final = 64 * 1024
+_MAX_EXIT_CODE: Final = 255
+
+
+@app.callback()
+def group() -> None:
+    """Only carries the help; without it a single command would stand for the group."""
+
+
+@app.command(context_settings={"allow_interspersed_args": False})
+def run(
+    module: Annotated[Path, typer.Argument(help="A WASI command, MODULE.wasm.")],
+    args: Annotated[list[str] | None, typer.Argument(help="Its arguments.")] = None,
+    env: Annotated[list[str] | None, typer.Option("--env", help="NAME=VALUE; repeatable.")] = None,
+    dirs: Annotated[list[str] | None, typer.Option("--dir", help="HOST::GUEST[:ro]; repeatable.")] = None,
+    limit: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--limit",
+            help="NAME=VALUE: wall_ms, cpu_ms, memory_bytes, output_bytes, log_bytes, open_files; repeatable.",
+        ),
+    ] = None,
+    as_json: Annotated[bool, typer.Option("--json", help="Outcome and resources as JSON on stderr.")] = False,
+) -> None:
+    """Compile MODULE in a jailed process and run it in another; its streams are this command's own.
+
+    Exit codes: the guest's own where it ended by itself (256 and more become 1); else 1 when it trapped or
+    a limit ended it, 2 wrong use, 3 the module is refused, 4 the sandbox is not available.
+
+    Example: agentfactory sandbox run --dir .::/work:ro --limit wall_ms=1000 count.wasm /work/README.md
+    """
+    try:
+        request = _request(module, args or [], env or [], dirs or [], limit or [])
+        result = asyncio.run(_run(module, request))
+    except AgentFactoryError as error:
+        raise typer.Exit(_failed(error, as_json=as_json)) from error
+    except BrokenPipeError as error:
+        # Whoever read the guest's output has gone; there is nobody to tell.
+        raise typer.Exit(output.NOT_SUCCEEDED) from error
+    if as_json:
+        output.note(json.dumps(_as_data(result)))
+    elif result.exit_code is None:
+        output.note(_one_line(result))
+    raise typer.Exit(_exit_code(result))
+
+
+async def _run(module: Path, request: "RunRequest") -> "RunResult":
+    from agentfactory_engine import worker_path
+
+    from data_plane.sandbox.compiler import WorkerCompiler
+    from data_plane.sandbox.engine import read_engine_info
+    from data_plane.sandbox.pool import WorkerPool
+    from shared.digests import sha256_digest
+    from shared.ids import TenantId
+
+    worker = worker_path()
+    engine = await read_engine_info(worker)
+    module_fd = _open(module)
+    artifact_fd = os.memfd_create("artifact")
+    try:
+        await WorkerCompiler(worker_path=worker).compile(module_fd=module_fd, artifact_fd=artifact_fd)
+
+        async def artifact() -> int:
+            return os.dup(artifact_fd)
+
+        async with WorkerPool(worker_path=worker, engine=engine, slots=1, spares=0) as pool:
+            return await pool.run(
+                tenant_id=TenantId("local"),
+                module_digest=sha256_digest(str(module).encode()),
+                artifact=artifact,
+                request=request,
+                stdin=_stdin(),
+                sink=_pass_on,
+            )
+    finally:
+        os.close(module_fd)
+        os.close(artifact_fd)
+
+
+def _open(module: Path) -> int:
+    try:
+        return os.open(module, os.O_RDONLY | os.O_CLOEXEC)
+    except OSError as error:
+        raise InvalidInputError(f"cannot read {module}: {error.strerror}") from error
+
+
+async def _stdin() -> AsyncIterator[bytes]:
+    """Yield this command's stdin as it comes; it stays blocking, because a terminal shares it with the shell."""
+    loop = asyncio.get_running_loop()
+    ready = asyncio.Event()
+    try:
+        loop.add_reader(_STDIN, ready.set)
+    except PermissionError:
+        # Files and /dev/null are always ready, and cannot be waited for.
+        ready.set()
+    except OSError:
+        return  # closed by whoever started this command
+    try:
+        while True:
+            await ready.wait()
+            chunk = os.read(_STDIN, _READ_BYTES)
+            if not chunk:
+                return
+            yield chunk
+            if loop.remove_reader(_STDIN):
+                ready.clear()
+                loop.add_reader(_STDIN, ready.set)
+    finally:
+        loop.remove_reader(_STDIN)
+
+
+async def _pass_on(stream: "Stream", data: bytes) -> None:
+    descriptor = _STDOUT if stream == "stdout" else _STDERR
+    view = memoryview(data)
+    while view:
+        view = view[os.write(descriptor, view) :]
+
+
+def _request(
+    module: Path, args: list[str], env: list[str], dirs: list[str], limits: list[str]
+) -> "RunRequest":
+    from data_plane.sandbox.domain import RunRequest
+
+    try:
+        return RunRequest(
+            args=(module.name, *args),
+            env=tuple(_split(entry, "=", "--env NAME=VALUE") for entry in env),
+            preopens=tuple(_preopen(entry) for entry in dirs),
+            limits=_limits(limits),
+        )
+    except ValueError as error:
+        raise InvalidInputError(str(error)) from error
+
+
+def _preopen(text: str) -> "Preopen":
+    from data_plane.sandbox.domain import Preopen
+
+    host, guest = _split(text, "::", "--dir HOST::GUEST[:ro]")
+    path, _, mode = guest.partition(":")
+    if mode not in {"", "ro"} or not path or not host:
+        raise InvalidInputError(f"--dir {text!r} is not HOST::GUEST or HOST::GUEST:ro")
+    return Preopen(host_path=host, guest_path=path, writable=not mode)
+
+
+def _limits(entries: list[str]) -> "Limits":
+    from data_plane.sandbox.domain import LimitName, Limits
+
+    limits = Limits()
+    for entry in entries:
+        name, text = _split(entry, "=", "--limit NAME=VALUE")
+        if name not in list(LimitName) or not text.isdecimal():
+            raise InvalidInputError(f"--limit {entry!r}: a name of {', '.join(LimitName)} and a whole number")
+        value = int(text)
+        match LimitName(name):
+            case LimitName.WALL_MS:
+                limits = replace(limits, wall=timedelta(milliseconds=value))
+            case LimitName.CPU_MS:
+                limits = replace(limits, cpu=timedelta(milliseconds=value))
+            case LimitName.MEMORY_BYTES:
+                limits = replace(limits, memory_bytes=value)
+            case LimitName.OUTPUT_BYTES:
+                limits = replace(limits, output_bytes=value)
+            case LimitName.LOG_BYTES:
+                limits = replace(limits, log_bytes=value)
+            case LimitName.OPEN_FILES:
+                limits = replace(limits, open_files=value)
+    return limits
+
+
+def _split(text: str, separator: str, form: str) -> tuple[str, str]:
+    left, found, right = text.partition(separator)
+    if not found or not left:
+        raise InvalidInputError(f"{text!r} is not of the form {form}")
+    return left, right
+
+
+def _exit_code(result: "RunResult") -> int:
+    if result.exit_code is None:
+        return output.NOT_SUCCEEDED
+    return result.exit_code if result.exit_code <= _MAX_EXIT_CODE else output.NOT_SUCCEEDED
+
+
+def _one_line(result: "RunResult") -> str:
+    if result.limit is not None:
+        return f"{result.outcome}: limit {result.limit}"
+    if result.trap is not None:
+        return f"{result.outcome}: {result.trap.name}: {result.trap.message}"
+    return str(result.outcome)
+
+
+def _as_data(result: "RunResult") -> dict[str, object]:
+    used = result.resources
+    return {
+        "outcome": result.outcome,
+        "exit_code": result.exit_code,
+        "limit": result.limit,
+        "trap": None if result.trap is None else {"name": result.trap.name, "message": result.trap.message},
+        "resources": {
+            "wall_ms": used.wall / timedelta(milliseconds=1),
+            "cpu_ms": used.cpu / timedelta(milliseconds=1),
+            "peak_memory_bytes": used.peak_memory_bytes,
+            "output_bytes": used.output_bytes,
+            "log_bytes": used.log_bytes,
+            "peak_open_files": used.peak_open_files,
+            "random_bytes": used.random_bytes,
+        },
+        "engine": {"name": result.engine.name, "version": result.engine.version},
+    }
+
+
+def _failed(error: AgentFactoryError, *, as_json: bool) -> int:
+    """Print the error beside the guest's output, never into it."""
+    if as_json:
+        details = {"reason": error.reason, "message": str(error), "hint": error.hint or ""}
+        print(json.dumps({"error": details}), file=sys.stderr)
+    else:
+        output.note(f"error: {error} [{error.reason}]")
+    return output.UNAVAILABLE if isinstance(error, WorkerCrashedError) else output.exit_code(error)
