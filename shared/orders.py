@@ -5,7 +5,7 @@ to say.
 """
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 from datetime import datetime, timedelta
 from typing import Final
 
@@ -15,7 +15,7 @@ from shared.dsse import ORDERS_TYPE, sign_envelope, verify_envelope
 from shared.errors import InvalidInputError, UnsupportedVersionError, VerificationError
 from shared.fields import Fields, time_to_text
 from shared.ids import AgentId, BootId, DecisionId, ExecutionId, KeyId, NodeId, OrderId, TenantId
-from shared.manifest import NO_CAPABILITIES, Capabilities, GrantedLimits, Profile
+from shared.manifest import MAX_LIMITS, NO_CAPABILITIES, Capabilities, GrantedLimits, Profile
 from shared.merkle import MAX_BATCH_LEAVES, batch_paths, leaf_hash, verify_inclusion
 from shared.signatures import PublicKey, Signer
 
@@ -141,19 +141,19 @@ def verify_batch(
     verified = verify_envelope(
         envelope, payload_type=ORDERS_TYPE, keys=keys, max_bytes=MAX_BATCH_ENVELOPE_BYTES
     )
-    fields = Fields(parse_canonical(verified.payload), "order root")
-    found = fields.text("type")
+    said = Fields(parse_canonical(verified.payload), "order root")
+    found = said.text("type")
     if found != BATCH_FORMAT:
         raise UnsupportedVersionError(f"check 2: root format is {found[:64]!r}, expected {BATCH_FORMAT!r}")
     root = VerifiedOrderRoot(
-        installation=fields.text("installation", max_chars=64),
-        epoch=fields.integer("epoch", minimum=1),
-        tree_size=fields.integer("tree_size", minimum=1, maximum=MAX_BATCH_LEAVES),
-        root=fields.digest("root"),
-        issued_at=fields.time("issued_at"),
+        installation=said.text("installation", max_chars=64),
+        epoch=said.integer("epoch", minimum=1),
+        tree_size=said.integer("tree_size", minimum=1, maximum=MAX_BATCH_LEAVES),
+        root=said.digest("root"),
+        issued_at=said.time("issued_at"),
         key_ids=verified.key_ids,
     )
-    fields.end()
+    said.end()
     if root.installation != installation:
         raise VerificationError(
             f"check 3: orders are of installation {root.installation!r}, expected {installation!r}"
@@ -187,7 +187,7 @@ def check_order(order: Order) -> None:
     """Refuse an order whose fields contradict the format, at both ends.
 
     Raises:
-        InvalidInputError: A number is out of range, a time is naive, the nonce does not have 16 or the seed
+        InvalidInputError: A number or a limit is out of range, a time is naive, the nonce does not have 16 or the seed
             32 bytes, or it expires before it begins.
     """
     numbers = {
@@ -198,6 +198,10 @@ def check_order(order: Order) -> None:
     for name, number in numbers.items():
         if not 1 <= number <= MAX_SAFE_INTEGER:
             raise InvalidInputError(f"order field {name!r} is {number}, not 1 to 2^53 - 1")
+    for limit in fields(order.limits):
+        value, bound = getattr(order.limits, limit.name), getattr(MAX_LIMITS, limit.name)
+        if not 1 <= value <= bound:
+            raise InvalidInputError(f"order limit {limit.name!r} is {value}, not 1 to {bound}")
     if len(order.nonce) != NONCE_BYTES or len(order.seed) != SEED_BYTES:
         raise InvalidInputError(f"nonce and seed have {len(order.nonce)} and {len(order.seed)} bytes")
     if any(at.tzinfo is None for at in (order.not_before, order.expires_at, order.clock_start_at)):

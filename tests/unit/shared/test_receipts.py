@@ -1,0 +1,264 @@
+import json
+from dataclasses import replace
+from datetime import datetime, timedelta
+
+import pytest
+
+from shared import ids
+from shared.canonical import canonical_json
+from shared.digests import sha256_digest
+from shared.dsse import IN_TOTO_TYPE, TEMPLATE_TYPE, sign_envelope
+from shared.errors import (
+    MalformedError,
+    PayloadTypeError,
+    ReceiptInvalidError,
+    RejectionReason,
+    SignatureInvalidError,
+    UnknownFieldError,
+    UnknownKeyError,
+)
+from shared.outcomes import LimitName, Outcome
+from shared.receipt_codec import encode_receipt, sign_receipt, verify_receipt
+from shared.receipts import (
+    AttemptIdentity,
+    ExpectedReceipt,
+    Rejection,
+    check_follows,
+    check_matches,
+    receipt_hash,
+)
+from tests.fakes.clock import START, FakeClock, FakeRandom
+from tests.fixtures.keys import ed25519_key, rsa_key, signer
+from tests.unit.shared.builders import BOOT, INSTALLATION, NODE, a_receipt, a_rejection
+
+KEY = ed25519_key("node")
+OTHER_NODE = ids.new_id(ids.NODE, FakeClock(), FakeRandom("other"))
+FORGED = Rejection(check=1, reason=RejectionReason.SIGNATURE, message="signature does not match")
+
+
+def verify(envelope, *, node_id=NODE, key=KEY):
+    return verify_receipt(envelope, node_id=node_id, node_key=key.public)
+
+
+async def signed(receipt, key=KEY) -> bytes:
+    return await sign_receipt(receipt, signer(key))
+
+
+async def signed_document(change) -> bytes:
+    document = json.loads(encode_receipt(a_receipt()))
+    change(document)
+    return await sign_envelope(IN_TOTO_TYPE, canonical_json(document), [signer(KEY)])
+
+
+def expected(receipt) -> ExpectedReceipt:
+    return ExpectedReceipt(
+        installation=INSTALLATION,
+        node_id=NODE,
+        boot_id=BOOT,
+        order_digest=receipt.order_digest,
+        attempt=receipt.attempt,
+        template_digest=receipt.template_digest,
+        module_digest=receipt.module_digest,
+        input_commitment=receipt.input_commitment,
+    )
+
+
+@pytest.mark.parametrize(
+    "receipt",
+    [
+        a_receipt(),
+        a_receipt(sequence=2, previous=sha256_digest(b"before"), log_commitment=sha256_digest(b"log")),
+        a_receipt(outcome=Outcome.FAILED, exit_code=3),
+        a_receipt(outcome=Outcome.TRAPPED, exit_code=None, trap="unreachable"),
+        a_receipt(outcome=Outcome.KILLED, exit_code=None, limit=LimitName.WALL_MS),
+        a_receipt(outcome=Outcome.CANCELLED, exit_code=None),
+        a_receipt(
+            outcome=Outcome.CANCELLED, exit_code=None, engine=None, started_at=None, output_commitment=None
+        ),
+        a_rejection(FORGED),
+    ],
+    ids=lambda receipt: receipt.outcome,
+)
+async def test_receipt_of_every_outcome_comes_back_whole(receipt):
+    envelope = await signed(receipt)
+    verified = verify(envelope)
+    assert verified.predicate == receipt
+    assert (verified.hash, verified.envelope) == (sha256_digest(envelope), envelope)
+
+
+def test_statement_is_in_toto_v1_about_the_order():
+    receipt = a_receipt()
+    statement = json.loads(encode_receipt(receipt))
+    assert statement["_type"] == "https://in-toto.io/Statement/v1"
+    assert statement["predicateType"] == "https://agentfactory.dev/receipt/v1"
+    assert statement["subject"] == [
+        {
+            "name": receipt.attempt.order_id,
+            "digest": {"sha256": receipt.order_digest.removeprefix("sha256:")},
+        }
+    ]
+
+
+async def test_receipt_by_the_key_of_another_node_is_refused():
+    with pytest.raises(UnknownKeyError):
+        verify(await signed(a_receipt(), ed25519_key("other node")))
+
+
+async def test_receipt_that_names_another_node_than_its_signer_is_refused():
+    with pytest.raises(ReceiptInvalidError, match="check 6"):
+        verify(await signed(a_receipt(node_id=OTHER_NODE)))
+
+
+async def test_altered_receipt_is_refused():
+    envelope, other = json.loads(await signed(a_receipt())), json.loads(await signed(a_rejection(FORGED)))
+    with pytest.raises(SignatureInvalidError):
+        verify(canonical_json({**envelope, "payload": other["payload"]}))
+
+
+async def test_receipt_signed_with_rsa_is_refused():
+    with pytest.raises(ReceiptInvalidError, match="check 1"):
+        verify(await signed(a_receipt(), rsa_key()), key=rsa_key())
+
+
+async def test_payload_of_another_type_is_no_receipt():
+    envelope = await sign_envelope(TEMPLATE_TYPE, encode_receipt(a_receipt()), [signer(KEY)])
+    with pytest.raises(PayloadTypeError):
+        verify(envelope)
+
+
+@pytest.mark.parametrize(
+    "where",
+    [
+        lambda d: d,
+        lambda d: d["predicate"],
+        lambda d: d["predicate"]["attempt"],
+        lambda d: d["predicate"]["engine"],
+        lambda d: d["predicate"]["resources"],
+        lambda d: d["subject"][0],
+        lambda d: d["subject"][0]["digest"],
+    ],
+)
+async def test_unknown_field_is_refused_at_every_depth(where):
+    with pytest.raises(UnknownFieldError):
+        verify(await signed_document(lambda d: where(d).update(extra=1)))
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        lambda d: d.update(_type="https://in-toto.io/Statement/v0.1"),
+        lambda d: d.update(predicateType="https://slsa.dev/provenance/v1"),
+        lambda d: d.update(subject=[]),
+        lambda d: d.update(subject=d["subject"] * 2),
+        lambda d: d["subject"][0]["digest"].update(sha256="0" * 64),
+        lambda d: d["predicate"].update(outcome="great"),
+        lambda d: d["predicate"].update(outcome="lost"),
+        lambda d: d["predicate"].update(sequence=0),
+        lambda d: d["predicate"].update(sequence=2),
+        lambda d: d["predicate"].update(exit_code=1),
+        lambda d: d["predicate"].update(exit_code=2**32),
+        lambda d: d["predicate"].update(limit="wall_ms"),
+        lambda d: d["predicate"].update(boot_id="x"),
+        lambda d: d["predicate"].update(previous=None),
+        lambda d: d["predicate"]["resources"].update(wall_us=-1),
+        lambda d: d["predicate"].pop("module_digest"),
+        lambda d: d["predicate"].update(finished_at="2025-01-01T00:00:00.000000Z"),
+    ],
+)
+async def test_malformed_receipt_is_refused_though_well_signed(change):
+    with pytest.raises(ReceiptInvalidError):
+        verify(await signed_document(change))
+
+
+async def test_receipt_that_is_not_canonical_is_refused():
+    payload = json.dumps(json.loads(encode_receipt(a_receipt()))).encode()
+    with pytest.raises(MalformedError, match="RFC 8785"):
+        verify(await sign_envelope(IN_TOTO_TYPE, payload, [signer(KEY)]))
+
+
+@pytest.mark.parametrize(
+    ("check", "changes"),
+    [
+        (1, {"outcome": Outcome.LOST, "exit_code": None}),
+        (1, {"outcome": Outcome.EXPIRED, "exit_code": None}),
+        (2, {"sequence": 0}),
+        (2, {"sequence": 2}),
+        (2, {"previous": sha256_digest(b"x")}),
+        (3, {"exit_code": 1}),
+        (3, {"exit_code": None}),
+        (3, {"outcome": Outcome.FAILED}),
+        (3, {"outcome": Outcome.FAILED, "exit_code": None}),
+        (3, {"outcome": Outcome.KILLED, "exit_code": None}),
+        (3, {"outcome": Outcome.KILLED, "limit": LimitName.CPU_MS}),
+        (3, {"outcome": Outcome.TRAPPED, "exit_code": None}),
+        (3, {"rejection": FORGED}),
+        (3, {"outcome": Outcome.REJECTED, "exit_code": None}),
+        (4, {"attempt": None}),
+        (4, {"module_digest": None}),
+        (4, {"engine": None}),
+        (4, {"started_at": None}),
+        (4, {"outcome": Outcome.CANCELLED, "exit_code": None, "attempt": None}),
+        (5, {"outcome": Outcome.CANCELLED, "exit_code": None, "started_at": None}),
+        (6, {"finished_at": START - timedelta(microseconds=1)}),
+        (6, {"started_at": START - timedelta(microseconds=1)}),
+        (6, {"received_at": datetime(2026, 1, 1)}),  # noqa: DTZ001 - naive on purpose
+    ],
+)
+async def test_receipt_that_contradicts_itself_is_never_signed(check, changes):
+    with pytest.raises(ReceiptInvalidError, match=f"check {check}"):
+        await signed(a_receipt(**changes))
+
+
+async def test_receipt_is_bounded():
+    long = Rejection(check=1, reason=RejectionReason.FORMAT, message="x" * 60_000)
+    with pytest.raises(ReceiptInvalidError, match="above 65536"):
+        await signed(a_rejection(long))
+
+
+# --- does it answer the order that was sent? ---
+
+
+def test_receipt_matches_its_order_and_a_bare_rejection_matches_too():
+    receipt = a_receipt()
+    check_matches(receipt, expected(receipt))
+    check_matches(a_rejection(FORGED), expected(receipt))
+
+
+@pytest.mark.parametrize(
+    ("check", "changes"),
+    [
+        (1, {"installation": "elsewhere"}),
+        (1, {"node_id": OTHER_NODE}),
+        (1, {"boot_id": ids.new_id(ids.BOOT, FakeClock(), FakeRandom("boot"))}),
+        (2, {"order_digest": sha256_digest(b"another")}),
+        (4, {"template_digest": sha256_digest(b"another")}),
+        (4, {"module_digest": sha256_digest(b"another")}),
+        (4, {"input_commitment": sha256_digest(b"another")}),
+    ],
+)
+def test_receipt_that_answers_something_else_is_refused(check, changes):
+    receipt = a_receipt()
+    with pytest.raises(ReceiptInvalidError, match=f"check {check}"):
+        check_matches(replace(receipt, **changes), expected(receipt))
+
+
+@pytest.mark.parametrize("field", AttemptIdentity.__dataclass_fields__)
+def test_receipt_of_another_attempt_is_refused(field):
+    receipt = a_receipt()
+    value = getattr(receipt.attempt, field)
+    other = replace(receipt.attempt, **{field: value + (1 if isinstance(value, int) else "0")})
+    with pytest.raises(ReceiptInvalidError, match="check 3"):
+        check_matches(replace(receipt, attempt=other), expected(receipt))
+
+
+async def test_chain_links_each_receipt_to_the_one_before():
+    first = a_receipt()
+    check_follows(first, last_sequence=0, last_hash=None)
+    head = receipt_hash(await signed(first))
+    second = a_receipt(sequence=2, previous=head)
+    check_follows(second, last_sequence=1, last_hash=head)
+    for sequence, last in ((2, head), (0, None)):
+        with pytest.raises(ReceiptInvalidError, match="does not follow"):
+            check_follows(second, last_sequence=sequence, last_hash=last)
+    with pytest.raises(ReceiptInvalidError, match="another predecessor"):
+        check_follows(second, last_sequence=1, last_hash=sha256_digest(b"fork"))
