@@ -40,7 +40,7 @@ def run(
         list[str] | None,
         typer.Option(
             "--limit",
-            help="NAME=VALUE: wall_ms, cpu_ms, memory_bytes, output_bytes, log_bytes, open_files; repeatable.",
+            help="N=VALUE: wall_ms, cpu_ms, memory_bytes, output_bytes, log_bytes, open_files. Repeatable.",
         ),
     ] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Outcome and resources as JSON on stderr.")] = False,
@@ -108,7 +108,7 @@ def _open(module: Path) -> int:
 
 
 async def _stdin() -> AsyncIterator[bytes]:
-    """Yield this command's stdin as it comes; it stays blocking, because a terminal shares it with the shell."""
+    """Yield this command's stdin as it comes; it stays blocking: the shell shares a terminal with it."""
     loop = asyncio.get_running_loop()
     ready = asyncio.Event()
     try:

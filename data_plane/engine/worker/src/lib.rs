@@ -2,6 +2,7 @@
 //! keys, opens no path of the host and decides nothing: authenticity of what it loads is its parent's part.
 
 pub mod artifact;
+pub mod bench;
 pub mod compile;
 pub mod engine;
 pub mod frames;

@@ -3,7 +3,7 @@
 use std::process::ExitCode;
 
 use agentfactory_worker::watchdog::exit;
-use agentfactory_worker::{compile, engine, jail, run};
+use agentfactory_worker::{bench, compile, engine, jail, run};
 
 const USAGE: &str = "usage: agentfactory-worker run | compile | engine | --version | bench ARTIFACT RUNS";
 const WRONG_USE: u8 = 2;
@@ -17,6 +17,10 @@ fn main() -> ExitCode {
             println!("{}", serde_json::to_string(&engine::info()).expect("plain strings serialize"));
             ExitCode::SUCCESS
         }
+        Some("bench") => match (arguments.next(), arguments.next().and_then(|text| text.parse().ok())) {
+            (Some(path), Some(runs)) => report(bench::run(&path, runs)),
+            _ => report(Err(USAGE.to_owned())),
+        },
         _ => {
             eprintln!("{USAGE}");
             ExitCode::from(WRONG_USE)
@@ -24,11 +28,21 @@ fn main() -> ExitCode {
     }
 }
 
+fn report(result: Result<(), String>) -> ExitCode {
+    match result {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(message) => {
+            eprintln!("agentfactory-worker: {message}");
+            ExitCode::from(WRONG_USE)
+        }
+    }
+}
+
 fn jailed(serve: impl FnOnce(std::os::fd::OwnedFd)) -> ExitCode {
-    let report = std::panic::take_hook();
+    let say = std::panic::take_hook();
     std::panic::set_hook(Box::new(move |panic| {
         // One thread without the other is no worker: whatever panics ends the process.
-        report(panic);
+        say(panic);
         agentfactory_worker::watchdog::end(exit::PANIC);
     }));
     match jail::enter().and_then(|()| jail::take_socket()) {
@@ -36,9 +50,6 @@ fn jailed(serve: impl FnOnce(std::os::fd::OwnedFd)) -> ExitCode {
             serve(socket);
             ExitCode::SUCCESS
         }
-        Err(message) => {
-            eprintln!("agentfactory-worker: {message}");
-            ExitCode::from(WRONG_USE)
-        }
+        Err(message) => report(Err(message)),
     }
 }

@@ -125,6 +125,12 @@ impl Output {
         Ok(())
     }
 
+    /// Forget what was not sent; for measurements without a parent.
+    pub fn discard(&mut self) {
+        self.open = None;
+        self.buffer.clear();
+    }
+
     /// Whether anything waits to be sent.
     #[must_use]
     pub fn is_empty(&self) -> bool {

@@ -1,0 +1,196 @@
+//! What a run costs, measured by the binary that runs it: the engine alone, and a blocking parent beside a real worker.
+//! Prints one JSON line; judges nothing.
+
+use std::fs::File;
+use std::io::Read;
+use std::os::fd::{AsFd, OwnedFd};
+use std::process::{Command, Stdio};
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use agentfactory_wasi::{ClockMode, Config, Limits, RandomMode, Wasi};
+use rustix::net::{AddressFamily, SocketFlags, SocketType, socketpair};
+use serde::Serialize;
+use wasmer::Module;
+
+use crate::frames::{FrameReader, Kind, append_frame, send_all};
+use crate::guest::{Guest, Input};
+use crate::output::Output;
+use crate::wasi::GuestStdio;
+use crate::watchdog::Shared;
+use crate::{artifact, engine};
+
+const SPAWNS: usize = 20;
+const BATCHES: usize = 10;
+const MAX_RUNS: usize = 1_000_000;
+const RUN: &str = r#"{"args":["bench"],"limits":{"wall_ms":10000,"cpu_ms":10000,"memory_bytes":67108864,
+"output_bytes":1048576,"log_bytes":65536,"open_files":16}}"#;
+
+/// Times in microseconds, memory in bytes.
+#[derive(Serialize)]
+struct Report {
+    runs: usize,
+    /// CPU of one run in a fresh store, without any protocol: of the batches the cheapest, and the middle one.
+    engine_run_cpu_us_min: f64,
+    engine_run_cpu_us_median: f64,
+    round_trip_us_p50: f64,
+    round_trip_us_p99: f64,
+    spawn_to_ready_us_p50: f64,
+    spawn_to_ready_us_max: f64,
+    idle_resident_bytes: u64,
+}
+
+/// Measure `runs` runs of the artifact at `path` and print the report.
+///
+/// # Errors
+/// The artifact cannot be opened, or a worker does not do as it should.
+pub fn run(path: &str, runs: usize) -> Result<(), String> {
+    if !(BATCHES..=MAX_RUNS).contains(&runs) {
+        return Err(format!("RUNS is a number from {BATCHES} to {MAX_RUNS}"));
+    }
+    let mut cpu = engine_only(path, runs)?;
+    let mut spawns = Vec::new();
+    for _ in 0..SPAWNS {
+        spawns.push(Parent::start(path)?.spawn_to_ready);
+    }
+    let mut parent = Parent::start(path)?;
+    let mut trips = Vec::new();
+    for _ in 0..runs {
+        let started = Instant::now();
+        parent.round_trip()?;
+        trips.push(started.elapsed());
+    }
+    cpu.sort_by(f64::total_cmp);
+    let report = Report {
+        runs,
+        engine_run_cpu_us_min: cpu[0],
+        engine_run_cpu_us_median: cpu[cpu.len() / 2],
+        round_trip_us_p50: percentile(&mut trips, 50),
+        round_trip_us_p99: percentile(&mut trips, 99),
+        spawn_to_ready_us_p50: percentile(&mut spawns, 50),
+        spawn_to_ready_us_max: percentile(&mut spawns, 100),
+        idle_resident_bytes: parent.resident_bytes()?,
+    };
+    println!("{}", serde_json::to_string(&report).expect("plain numbers serialize"));
+    Ok(())
+}
+
+fn percentile(values: &mut [Duration], percent: usize) -> f64 {
+    values.sort();
+    let index = (values.len() * percent / 100).min(values.len() - 1);
+    values[index].as_secs_f64() * 1e6
+}
+
+fn engine_only(path: &str, runs: usize) -> Result<Vec<f64>, String> {
+    let (ours, _theirs) = pair()?;
+    let reading = ours.try_clone().map_err(|error| error.to_string())?;
+    let shared = Arc::new(Shared::new(Output::new(ours)).map_err(|error| error.to_string())?);
+    let input = Input::new(FrameReader::new(reading));
+    let file = OwnedFd::from(File::open(path).map_err(|error| format!("{path}: {error}"))?);
+    let payload = artifact::open(file, &engine::info()).map_err(|error| format!("{path}: {error:?}"))?;
+    let headless = engine::headless(&shared.budget);
+    // SAFETY: whoever runs the bench names an artifact that the same binary has just compiled.
+    let module = unsafe { Module::deserialize(&headless, payload) }.map_err(|error| error.to_string())?;
+    let guest = Guest::new(headless, module)?;
+    let batch = runs / BATCHES;
+    let mut costs = Vec::new();
+    for _ in 0..BATCHES {
+        let started = thread_cpu();
+        for _ in 0..batch {
+            one(&guest, &input, &shared)?;
+        }
+        costs.push((thread_cpu() - started).as_secs_f64() * 1e6 / f64::from(u32::try_from(batch).unwrap_or(u32::MAX)));
+    }
+    Ok(costs)
+}
+
+fn one(guest: &Guest, input: &Input, shared: &Arc<Shared>) -> Result<(), String> {
+    shared.budget.reset(64 << 20);
+    let config = Config {
+        args: vec![b"bench".to_vec()],
+        env: Vec::new(),
+        preopens: Vec::new(),
+        limits: Limits::default(),
+        clock: ClockMode::Real,
+        random: RandomMode::Os,
+    };
+    let stdio = GuestStdio { input: input.clone(), shared: Arc::clone(shared) };
+    let wasi = Wasi::new(config, stdio).map_err(|error| error.to_string())?;
+    let (outcome, _) = guest.run(wasi, shared);
+    shared.output().discard();
+    if outcome.outcome == "succeeded" { Ok(()) } else { Err(format!("the guest {}", outcome.outcome)) }
+}
+
+/// A parent that blocks, as no node does: the least a round trip can cost.
+struct Parent {
+    child: std::process::Child,
+    socket: OwnedFd,
+    reader: FrameReader<OwnedFd>,
+    request: Vec<u8>,
+    spawn_to_ready: Duration,
+}
+
+impl Parent {
+    fn start(path: &str) -> Result<Self, String> {
+        let file = File::open(path).map_err(|error| format!("{path}: {error}"))?;
+        let (ours, theirs) = pair()?;
+        let started = Instant::now();
+        let child = Command::new("/proc/self/exe")
+            .arg("run")
+            .env_clear()
+            .stdin(Stdio::from(theirs))
+            .spawn()
+            .map_err(|error| format!("worker cannot be started: {error}"))?;
+        let mut load = Vec::new();
+        append_frame(&mut load, Kind::Load, b"{}");
+        send_all(&ours, &load, &[file.as_fd()]).map_err(|error| error.to_string())?;
+        let reading = ours.try_clone().map_err(|error| error.to_string())?;
+        let mut reader = FrameReader::new(reading);
+        match reader.next() {
+            Ok(Some((Kind::Ready, _))) => {}
+            other => return Err(format!("worker is not ready: {other:?}")),
+        }
+        let spawn_to_ready = started.elapsed();
+        let mut request = Vec::new();
+        append_frame(&mut request, Kind::Run, RUN.as_bytes());
+        append_frame(&mut request, Kind::Stdin, b"");
+        Ok(Self { child, socket: ours, reader, request, spawn_to_ready })
+    }
+
+    fn round_trip(&mut self) -> Result<(), String> {
+        send_all(&self.socket, &self.request, &[]).map_err(|error| error.to_string())?;
+        loop {
+            match self.reader.next() {
+                Ok(Some((Kind::Output, _))) => {}
+                Ok(Some((Kind::Outcome, payload))) if payload.starts_with(b"{\"outcome\":\"succeeded\"") => return Ok(()),
+                other => return Err(format!("worker answers {other:?}")),
+            }
+        }
+    }
+
+    fn resident_bytes(&self) -> Result<u64, String> {
+        let mut status = String::new();
+        File::open(format!("/proc/{}/status", self.child.id()))
+            .and_then(|mut file| file.read_to_string(&mut status))
+            .map_err(|error| error.to_string())?;
+        let line = status.lines().find_map(|line| line.strip_prefix("VmRSS:"));
+        let kibibytes = line.and_then(|line| line.split_whitespace().next()).and_then(|text| text.parse::<u64>().ok());
+        kibibytes.map(|size| size * 1024).ok_or_else(|| "the kernel names no resident size".to_owned())
+    }
+}
+
+impl Drop for Parent {
+    fn drop(&mut self) {
+        let _ = self.child.kill();
+        let _ = self.child.wait();
+    }
+}
+
+fn pair() -> Result<(OwnedFd, OwnedFd), String> {
+    socketpair(AddressFamily::UNIX, SocketType::STREAM, SocketFlags::CLOEXEC, None).map_err(|error| error.to_string())
+}
+
+fn thread_cpu() -> Duration {
+    let time = rustix::time::clock_gettime(rustix::time::ClockId::ThreadCPUTime);
+    Duration::new(time.tv_sec.unsigned_abs(), u32::try_from(time.tv_nsec).unwrap_or(0))
+}
