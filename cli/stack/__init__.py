@@ -1,0 +1,1 @@
+"""Everything on one machine: an embedded Postgres, a control plane and a node, in order."""
