@@ -35,8 +35,10 @@ class Fleet:
         if older is not None:
             if older.session_epoch > session.session_epoch:
                 raise SessionSupersededError(
-                    f"session {session.session_epoch} of node {session.node_id} is older than {older.session_epoch}"
+                    f"session {session.session_epoch} of node {session.node_id} is older than"
+                    f" {older.session_epoch}"
                 )
+            session.inherit(older)
             older.end(_superseded(older))
         self._sessions[session.node_id] = session
 
@@ -60,6 +62,10 @@ class Fleet:
         session = self._sessions.get(node_id)
         return session is not None and session.release(key)
 
+    def require_keyset(self, version: int) -> None:
+        """Give orders only to sessions that have acknowledged this keyset or a newer one; never goes back."""
+        self.required_keyset_version = max(self.required_keyset_version, version)
+
     def free_slots(self, session: LiveSession, now: float) -> int:
         """Return how many orders a session may get now, its keyset considered."""
         if session.keyset_version < self.required_keyset_version:
@@ -81,7 +87,8 @@ class Fleet:
     ) -> LiveSession | None:
         """Return the best session for a newcomer, or None when nobody has a free slot.
 
-        In this order: not excluded and a free slot, the module on its disk, the wanted zone, the least loaded.
+        In this order: a free slot and not excluded, the module on its disk, the wanted zone, the least
+        loaded.
         """
         refused = frozenset(excluded)
         best: LiveSession | None = None

@@ -11,7 +11,7 @@ M = TypeVar("M")
 
 
 class Outbox(Generic[M]):
-    """Messages to one node, in order. A node that does not read them loses its session, nobody else's time."""
+    """Messages to one node, in order. A node that does not read them loses its own session only."""
 
     def __init__(self, *, limit: int, owner: str) -> None:
         self._limit = limit
@@ -35,7 +35,6 @@ class Outbox(Generic[M]):
         if self._closed:
             return False
         if len(self._messages) >= self._limit:
-            self._messages.clear()
             self.close(
                 ResourceExhaustedError(
                     f"node {self._owner} left {self._limit} messages unread",
@@ -48,21 +47,27 @@ class Outbox(Generic[M]):
         return True
 
     def close(self, error: AgentFactoryError | None = None) -> None:
-        """End the stream after what is queued, with `error` as its status if there is one. Repeats change nothing."""
+        """End the stream: after what is queued, or at once with an `error`. Repeats change nothing."""
         if self._closed:
             return
         self._closed = True
         self._error = error
         self._changed.set()
 
+    def take_unread(self) -> list[M]:
+        """Return what the node will never read: call it when its stream is over."""
+        unread = list(self._messages)
+        self._messages.clear()
+        return unread
+
     async def __aiter__(self) -> AsyncIterator[M]:
-        """Yield messages until the queue is closed and empty.
+        """Yield messages until the queue is closed: to its end, or to the error that closed it.
 
         Raises:
             AgentFactoryError: What it was closed with.
         """
         while True:
-            while self._messages:
+            while self._messages and self._error is None:
                 yield self._messages.popleft()
             if self._closed:
                 break

@@ -3,6 +3,7 @@
 Memory of one replica only: Postgres decides who holds a lease; this decides whom to ask next.
 """
 
+import asyncio
 from collections import OrderedDict
 from collections.abc import Iterable
 from dataclasses import dataclass, field
@@ -10,15 +11,22 @@ from datetime import timedelta
 from typing import Final
 
 from agentfactory.v1 import nodes_pb2
+
+from control_plane.dispatch.chain import ReceiptChain
 from control_plane.dispatch.outbox import Outbox
+from control_plane.executions.domain import Placement
 from control_plane.nodes.domain import EngineInfo, SpoolHead
 from shared.digests import Digest
 from shared.errors import AgentFactoryError, ReceiptConflictError
-from shared.ids import BootId, ExecutionId, NodeId, OrderId
+from shared.ids import BootId, ExecutionId, NodeId, TenantId
+from shared.receipts import ExpectedReceipt
 from shared.signatures import PublicKey
 
 MAX_QUEUED_MESSAGES: Final = 1024
 """Messages waiting for one node to read them (design section 6)."""
+
+MAX_RECEIPT_BATCHES: Final = 64
+"""Receipt batches of one session on their way to the database; its stream is not read beyond that."""
 
 MAX_REMEMBERED_DIGESTS: Final = 8192
 """Module digests remembered as cached on one node."""
@@ -31,15 +39,25 @@ AttemptKey = tuple[ExecutionId, int]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class Outgoing:
+    """A message to a node, and the placements whose orders it carries."""
+
+    message: nodes_pb2.SessionResponse
+    placements: tuple[Placement, ...] = ()
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class HeldAttempt:
     """An attempt that a session is believed to hold."""
 
     execution_id: ExecutionId
     attempt_number: int
     fencing_token: int
-    order_id: OrderId | None = None
-    """None for an attempt that was taken over from an earlier session of the same process."""
+    order: ExpectedReceipt | None = None
+    """What was ordered; None for an attempt that was taken over from an earlier session."""
     runs_alone: bool = False
+    since: float = 0.0
+    """Monotonic second at which the slot was taken."""
 
     @property
     def key(self) -> AttemptKey:
@@ -52,6 +70,7 @@ class LiveSession:
 
     node_id: NodeId
     boot_id: BootId
+    tenant_id: TenantId
     session_epoch: int
     zone: str
     engine: EngineInfo
@@ -62,12 +81,21 @@ class LiveSession:
     """Monotonic second at which the stream ends to let the node find another replica."""
     last_message_at: float
     draining: bool = False
+    """An operator wants it empty."""
+    node_is_draining: bool = False
+    """The node itself takes no more."""
     keyset_version: int = 0
-    spool_head: SpoolHead = SpoolHead()
+    spool_head: SpoolHead = field(default_factory=SpoolHead)
+    chain: ReceiptChain = field(default_factory=ReceiptChain)
+    receipts_open: asyncio.Semaphore = field(default_factory=lambda: asyncio.Semaphore(MAX_RECEIPT_BATCHES))
+    """Receipt batches that may be under way to the database."""
+    renewal: nodes_pb2.LeaseRenewal | None = None
+    """The newest renewal that waits for the one under way."""
+    renewing: bool = False
     heartbeat_number: int = 0
     heartbeat_at: float | None = None
     """Monotonic second of the newest heartbeat; None before the first: no offer yet."""
-    outbox: Outbox[nodes_pb2.SessionResponse] = field(init=False)
+    outbox: Outbox[Outgoing] = field(init=False)
     _held: dict[AttemptKey, HeldAttempt] = field(default_factory=dict)
     _cached: OrderedDict[Digest, None] = field(default_factory=OrderedDict)
     _unexplained: int = 0
@@ -79,7 +107,7 @@ class LiveSession:
 
     def free_slots(self, now: float) -> int:
         """Return how many orders it may get at monotonic second `now`."""
-        if self.draining or self.outbox.is_closed or self.heartbeat_at is None:
+        if self.draining or self.node_is_draining or self.outbox.is_closed or self.heartbeat_at is None:
             return 0
         if now - self.heartbeat_at >= MAX_OFFER_AGE.total_seconds():
             return 0
@@ -102,6 +130,18 @@ class LiveSession:
     def attempt(self, key: AttemptKey) -> HeldAttempt | None:
         return self._held.get(key)
 
+    def attempt_of_order(self, order_digest: Digest) -> HeldAttempt | None:
+        """Return the held attempt whose order has this digest."""
+        return next(
+            (held for held in self._held.values() if held.order and held.order.order_digest == order_digest),
+            None,
+        )
+
+    def inherit(self, older: "LiveSession") -> None:
+        """Take over what an older session of the same process holds."""
+        if older.boot_id == self.boot_id:
+            self._held.update({attempt.key: attempt for attempt in older.held()})
+
     def hold(self, attempt: HeldAttempt) -> None:
         """Count a slot as taken."""
         self._held[attempt.key] = attempt
@@ -115,27 +155,29 @@ class LiveSession:
     def take_heartbeat(self, *, number: int, free_slots: int, now: float) -> None:
         """Note an offer. Slots that the node calls busy and nobody here explains are not offered.
 
-        Orders and receipts on their way make the node's count lower than ours; that is no reason to offer more.
+        Orders and receipts on their way make the node's count lower than ours: no reason to offer more.
         """
         self.heartbeat_number = number
         self.heartbeat_at = now
         busy = self.slots - min(free_slots, self.slots)
         self._unexplained = max(0, busy - len(self._held))
 
-    def take_head(self, head: SpoolHead) -> bool:
-        """Note a signed spool head; False when it is the one already known and needs no check.
+    def head_moved(self, head: SpoolHead) -> bool:
+        """Whether a head is another than the known one, so that its signature needs a look."""
+        return (head.sequence, head.hash) != (self.spool_head.sequence, self.spool_head.hash)
+
+    def move_head(self, head: SpoolHead) -> None:
+        """Note a spool head whose signature holds.
 
         Raises:
             ReceiptConflictError: The chain went back or was rewritten within one session.
         """
-        known = self.spool_head
-        if head.sequence == known.sequence and head.hash == known.hash:
-            return False
-        if head.sequence <= known.sequence:
+        if head.sequence <= self.spool_head.sequence:
             raise ReceiptConflictError(
-                f"spool head of node {self.node_id} went from {known.sequence} to {head.sequence} with another hash"
+                f"spool of node {self.node_id} went from {self.spool_head.sequence} to {head.sequence},"
+                " or holds another receipt there"
             )
-        return True
+        self.spool_head = head
 
     def remember_cached(self, digests: Iterable[Digest]) -> None:
         """Note modules that are on the node's disk, newest last, within a bound."""
@@ -150,9 +192,9 @@ class LiveSession:
 
     # --- what is said to it
 
-    def send(self, message: nodes_pb2.SessionResponse) -> bool:
+    def send(self, message: nodes_pb2.SessionResponse, placements: tuple[Placement, ...] = ()) -> bool:
         """Queue a message; False when the session is over."""
-        return self.outbox.put(message)
+        return self.outbox.put(Outgoing(message=message, placements=placements))
 
     def end(self, error: AgentFactoryError | None = None) -> None:
         """End the stream; attempts and leases are not touched by it."""

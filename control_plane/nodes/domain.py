@@ -142,7 +142,9 @@ def compare_heads(*, node_id: NodeId, accepted: SpoolHead, claimed: SpoolHead) -
     if claimed.sequence < accepted.sequence:
         return ChainState.SPOOL_LOST
     if claimed.sequence == accepted.sequence and claimed.sequence and claimed.hash != accepted.hash:
-        raise ReceiptConflictError(f"node {node_id} has another receipt {claimed.sequence} than the accepted one")
+        raise ReceiptConflictError(
+            f"node {node_id} has another receipt {claimed.sequence} than the accepted one"
+        )
     return ChainState.CONTINUES
 
 

@@ -1,0 +1,354 @@
+"""Gives waiting executions to free slots of own sessions, signs their orders in batches and sends them.
+
+Implements `Placer`. Every decision about a lease is Postgres'; this keeps counts of slots and a queue of
+orders whose claim has committed. No transaction is open while a key is used (rule 3).
+"""
+
+import asyncio
+from collections import deque
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
+
+import structlog
+from agentfactory.v1 import nodes_pb2, orders_pb2
+
+from control_plane.dispatch.background import Background
+from control_plane.dispatch.fleet import Fleet
+from control_plane.dispatch.options import MAX_BATCH_ORDERS, DispatchOptions
+from control_plane.dispatch.orders import (
+    OrderParts,
+    batch_messages,
+    build_delivery,
+    build_placement,
+    expected_receipt,
+)
+from control_plane.dispatch.ports import Observer
+from control_plane.dispatch.retry import retrying
+from control_plane.dispatch.session import HeldAttempt, LiveSession
+from control_plane.executions.domain import (
+    CancelRequest,
+    Claimable,
+    Claimed,
+    NewExecution,
+    OrderPath,
+    Placement,
+    RunSpec,
+    SessionRef,
+    SignedBatchRecord,
+)
+from control_plane.executions.ports import LeaseStore
+from shared.clock import Clock, Random
+from shared.dsse import decode_envelope
+from shared.errors import AgentFactoryError, SessionSupersededError
+from shared.ids import ORDER, ORDER_BATCH, NodeId, OrderId, new_id
+from shared.orders import NONCE_BYTES, SignedOrderBatch, sign_batch
+from shared.signatures import Signer
+
+logger = structlog.get_logger(__name__)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Committed:
+    """An order whose claim has committed and which is not signed yet."""
+
+    placement: Placement
+    run: RunSpec
+
+
+class Dispatcher:
+    """The placing, signing and sending half of dispatch."""
+
+    def __init__(
+        self,
+        *,
+        fleet: Fleet,
+        leases: LeaseStore,
+        signer: Signer,
+        options: DispatchOptions,
+        clock: Clock,
+        random: Random,
+        background: Background,
+        observer: Observer,
+    ) -> None:
+        self._fleet = fleet
+        self._leases = leases
+        self._signer = signer
+        self._options = options
+        self._clock = clock
+        self._random = random
+        self._background = background
+        self._observer = observer
+        self._outgoing: deque[_Committed] = deque()  # bounded by the slots of all own sessions
+        self._to_send = asyncio.Event()
+        self._to_claim = asyncio.Event()
+        self._queue_empty = False
+        self._wakes = 0
+        self._paused_until = 0.0
+        self._recording: dict[OrderId, asyncio.Task[None]] = {}
+
+    @property
+    def queue_is_empty(self) -> bool:
+        """Whether this replica's last claim found nothing waiting, so that newcomers jump no queue."""
+        return self._queue_empty
+
+    # --- Placer
+
+    def place(self, executions: Sequence[NewExecution]) -> Sequence[Placement | None]:
+        """Take a free slot of an own session for each newcomer, while the queue is known to be empty."""
+        return [self._place_newcomer(new.claimable()) for new in executions]
+
+    def commit(self, placements: Sequence[Placement], executions: Sequence[NewExecution]) -> None:
+        """Queue committed placements for signing; those of this moment share a signature."""
+        self._commit(placements, [new.run for new in executions])
+
+    def release(self, placements: Sequence[Placement]) -> None:
+        """Give the slots of placements back that were not committed."""
+        for placement in placements:
+            self.slot_freed(
+                placement.node_id,
+                HeldAttempt(
+                    execution_id=placement.execution_id,
+                    attempt_number=placement.attempt_number,
+                    fencing_token=placement.fencing_token,
+                ),
+            )
+
+    def wake(self) -> None:
+        """Claim soon: something waits, or may."""
+        self._queue_empty = False
+        self._wakes += 1
+        self._to_claim.set()
+
+    def cancel(self, requests: Sequence[CancelRequest]) -> None:
+        """Tell the nodes of own sessions to stop these attempts. Repeats are harmless."""
+        for request in requests:
+            session = self._fleet.get(request.node_id)
+            if session is None:
+                continue
+            attempt = nodes_pb2.AttemptRef(
+                execution_id=request.attempt.execution_id,
+                attempt_number=request.attempt.attempt_number,
+                fencing_token=request.attempt.fencing_token,
+            )
+            session.send(
+                nodes_pb2.SessionResponse(cancel=nodes_pb2.Cancel(attempt=attempt, reason=request.reason))
+            )
+
+    # --- slots
+
+    def slot_freed(self, node_id: NodeId, attempt: HeldAttempt) -> None:
+        """An attempt ended or never began: use its slot for what waits."""
+        if self._fleet.release(node_id, attempt.key):
+            self.slots_offered()
+
+    def slots_offered(self) -> None:
+        """A session may have free slots: claim if anything is known to wait."""
+        if not self._queue_empty:
+            self._to_claim.set()
+
+    def _place_newcomer(self, work: Claimable) -> Placement | None:
+        now = self._clock.monotonic()
+        session = None
+        if self._queue_empty and now >= self._paused_until:
+            session = self._fleet.pick(module_digest=work.run.module_digest, now=now, zone=self._options.zone)
+        if session is None or work.run.run_deadline_at <= self._clock.now():
+            self._queue_empty = False
+            return None
+        return self._hold(session, work)
+
+    def _place_claimed(self, session: LiveSession, works: Sequence[Claimable]) -> list[Placement]:
+        """Fill free slots in the queue's order; what must run alone waits until nothing else runs."""
+        placements: list[Placement] = []
+        for work in works:
+            if self._fleet.free_slots(session, self._clock.monotonic()) <= 0:
+                break
+            if work.runs_alone and not session.is_idle:
+                break
+            if work.run.run_deadline_at > self._clock.now():
+                placements.append(self._hold(session, work))
+        return placements
+
+    def _hold(self, session: LiveSession, work: Claimable) -> Placement:
+        parts = OrderParts(
+            order_id=new_id(ORDER, self._clock, self._random),
+            nonce=self._random.token_bytes(NONCE_BYTES),
+            now=self._clock.now(),
+        )
+        placement = build_placement(work, session, parts, self._options)
+        session.hold(
+            HeldAttempt(
+                execution_id=placement.execution_id,
+                attempt_number=placement.attempt_number,
+                fencing_token=placement.fencing_token,
+                order=expected_receipt(placement, work.run, self._options),
+                runs_alone=work.runs_alone,
+                since=self._clock.monotonic(),
+            )
+        )
+        return placement
+
+    # --- claiming
+
+    async def claim_loop(self) -> None:
+        """Claim when something may wait for a free slot, at the latest after a slow poll. Never returns."""
+        while True:
+            try:
+                async with asyncio.timeout(self._options.poll_every.total_seconds()):
+                    await self._to_claim.wait()
+            except TimeoutError:
+                pass  # the poll behind NOTIFY
+            self._to_claim.clear()
+            await self.claim_once()
+
+    async def claim_once(self) -> None:
+        """Ask the queue once for every own session with free slots."""
+        now = self._clock.monotonic()
+        if now < self._paused_until:
+            return
+        wakes = self._wakes
+        sessions = self._fleet.with_free_slots(now)
+        found = [await self._claim_for(session) for session in sessions]
+        if sessions and wakes == self._wakes:
+            self._queue_empty = all(found)
+
+    async def _claim_for(self, session: LiveSession) -> bool:
+        """Fill one session; True when nothing was left waiting for it."""
+        chosen: list[Placement] = []
+
+        def place(works: Sequence[Claimable]) -> Sequence[Placement]:
+            placements = self._place_claimed(session, works)
+            chosen.extend(placements)
+            return placements
+
+        started = self._clock.monotonic()
+        try:
+            claimed = await self._claim(session, place)
+        except SessionSupersededError as error:
+            self._take_back(chosen)
+            session.end(error)
+            return False
+        except (AgentFactoryError, TimeoutError) as error:
+            logger.warning("claim failed", node_id=session.node_id, error=str(error))
+            self._take_back(chosen)
+            return False
+        self._observer.stage("claim", self._clock.monotonic() - started)
+        committed = {placement.order_id for placement in claimed.placements}
+        self.release([placement for placement in chosen if placement.order_id not in committed])
+        self._commit(claimed.placements, [work.run for work in claimed.executions])
+        return claimed.queue_empty
+
+    async def _claim(
+        self, session: LiveSession, place: Callable[[Sequence[Claimable]], Sequence[Placement]]
+    ) -> Claimed:
+        reference = SessionRef(
+            node_id=session.node_id,
+            boot_id=session.boot_id,
+            session_epoch=session.session_epoch,
+            heartbeat_number=session.heartbeat_number,
+        )
+        limit = min(MAX_BATCH_ORDERS, self._fleet.free_slots(session, self._clock.monotonic()))
+        async with asyncio.timeout(self._options.store_deadline.total_seconds()):
+            return await self._leases.claim(reference, limit=limit, place=place)
+
+    # --- signing and sending
+
+    def _commit(self, placements: Sequence[Placement], runs: Sequence[RunSpec]) -> None:
+        for placement, run in zip(placements, runs, strict=True):
+            self._outgoing.append(_Committed(placement=placement, run=run))
+        if placements:
+            self._to_send.set()
+
+    async def send_loop(self) -> None:
+        """Sign and send what has committed, as long as there is any. Never returns."""
+        while True:
+            await self._to_send.wait()
+            await self.send_once()
+
+    async def send_once(self) -> None:
+        """Sign and send one batch of what has committed by now."""
+        count = min(MAX_BATCH_ORDERS, len(self._outgoing))
+        orders = [self._outgoing.popleft() for _ in range(count)]
+        if not self._outgoing:
+            self._to_send.clear()
+        if not orders:
+            return
+        started = self._clock.monotonic()
+        try:
+            batch = await self._sign(orders)
+        except (AgentFactoryError, TimeoutError) as error:
+            logger.warning("orders could not be signed", orders=len(orders), error=str(error))
+            self._paused_until = self._clock.monotonic() + self._options.signing_pause.total_seconds()
+            self._take_back([order.placement for order in orders])
+            return
+        self._observer.stage("sign", self._clock.monotonic() - started)
+        self._send(orders, batch)
+
+    async def _sign(self, orders: Sequence[_Committed]) -> SignedOrderBatch:
+        async with asyncio.timeout(self._options.sign_deadline.total_seconds()):
+            return await sign_batch(
+                [order.placement.order_content for order in orders],
+                self._signer,
+                installation=self._options.installation,
+                epoch=self._options.epoch,
+                issued_at=self._clock.now(),
+            )
+
+    def _send(self, orders: Sequence[_Committed], batch: SignedOrderBatch) -> None:
+        self._record(orders, batch)
+        by_session: dict[tuple[NodeId, int], list[tuple[Placement, orders_pb2.OrderDelivery]]] = {}
+        for index, (order, path) in enumerate(zip(orders, batch.paths, strict=True)):
+            where = (order.placement.node_id, order.placement.session_epoch)
+            delivery = build_delivery(order.placement, order.run, index=index, path=path)
+            by_session.setdefault(where, []).append((order.placement, delivery))
+        for (node_id, session_epoch), mine in by_session.items():
+            session = self._fleet.get(node_id)
+            current = session is not None and session.session_epoch == session_epoch
+            for outgoing in batch_messages(batch.envelope, mine):
+                if session is None or not current or not session.outbox.put(outgoing):
+                    self._take_back(outgoing.placements)
+
+    def _record(self, orders: Sequence[_Committed], batch: SignedOrderBatch) -> None:
+        """Write the batch while its orders travel; receipts wait for it (`recorded`)."""
+        record = SignedBatchRecord(
+            batch_id=new_id(ORDER_BATCH, self._clock, self._random),
+            envelope=batch.envelope,
+            key_id=decode_envelope(batch.envelope).signatures[0].key_id,
+            orders=tuple(
+                OrderPath(order_id=order.placement.order_id, leaf_index=index, path=tuple(path))
+                for index, (order, path) in enumerate(zip(orders, batch.paths, strict=True))
+            ),
+        )
+        task = self._background.spawn(
+            retrying(lambda: self._leases.record_batch(record), what="record order batch"),
+            name="record order batch",
+        )
+        order_ids = [path.order_id for path in record.orders]
+        self._recording.update(dict.fromkeys(order_ids, task))
+        task.add_done_callback(lambda _: self._forget_recording(order_ids))
+
+    def _forget_recording(self, order_ids: Iterable[OrderId]) -> None:
+        for order_id in order_ids:
+            self._recording.pop(order_id, None)
+
+    async def recorded(self, order_ids: Iterable[OrderId]) -> None:
+        """Return when the batches of these orders are written: a receipt never precedes its signature."""
+        tasks = {task for order_id in order_ids if (task := self._recording.get(order_id)) is not None}
+        if tasks:
+            await asyncio.wait(tasks)
+
+    # --- what did not leave
+
+    def session_ended(self, session: LiveSession) -> None:
+        """Take back the orders that a closed session never read; what left stays with its lease."""
+        self._take_back([one for outgoing in session.outbox.take_unread() for one in outgoing.placements])
+
+    def _take_back(self, placements: Sequence[Placement]) -> None:
+        """Give slots and leases of orders back that never left: released, uncounted (rule 1)."""
+        if not placements:
+            return
+        self.release(placements)
+        self._background.spawn(self._release_unsent(tuple(placements)), name="release unsent orders")
+
+    async def _release_unsent(self, placements: Sequence[Placement]) -> None:
+        await retrying(lambda: self._leases.release_unsent(placements), what="release unsent orders")
+        self.wake()

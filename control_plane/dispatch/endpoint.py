@@ -1,0 +1,189 @@
+"""Serves sessions: reads what nodes say, writes what their outbox holds.
+
+One node's trouble ends its own session and nothing else.
+"""
+
+from collections.abc import AsyncGenerator, AsyncIterator
+
+import structlog
+from agentfactory.v1 import nodes_pb2
+
+from control_plane.audit.domain import NewAuditEntry, node_actor
+from control_plane.dispatch.background import Background
+from control_plane.dispatch.dispatcher import Dispatcher
+from control_plane.dispatch.fleet import Fleet
+from control_plane.dispatch.leases import LeaseDesk
+from control_plane.dispatch.opening import SessionOpener, head_of
+from control_plane.dispatch.options import DispatchOptions
+from control_plane.dispatch.ports import Observer
+from control_plane.dispatch.receipts import ReceiptIntake
+from control_plane.dispatch.retry import retrying
+from control_plane.dispatch.session import LiveSession
+from control_plane.nodes.ports import NodeStore
+from shared.clock import Clock, Random
+from shared.digests import parse_digest
+from shared.errors import (
+    AgentFactoryError,
+    InternalError,
+    InvalidInputError,
+    ReceiptConflictError,
+    SignatureInvalidError,
+    UnavailableError,
+    VerificationError,
+)
+from shared.ids import AUDIT_ENTRY, NodeId, new_id
+
+logger = structlog.get_logger(__name__)
+
+
+class SessionEndpoint:
+    """What `NodeService.Session` does, without gRPC."""
+
+    def __init__(
+        self,
+        *,
+        opener: SessionOpener,
+        fleet: Fleet,
+        dispatcher: Dispatcher,
+        desk: LeaseDesk,
+        receipts: ReceiptIntake,
+        nodes: NodeStore,
+        options: DispatchOptions,
+        clock: Clock,
+        random: Random,
+        background: Background,
+        observer: Observer,
+    ) -> None:
+        self._opener = opener
+        self._fleet = fleet
+        self._dispatcher = dispatcher
+        self._desk = desk
+        self._receipts = receipts
+        self._nodes = nodes
+        self._options = options
+        self._clock = clock
+        self._random = random
+        self._background = background
+        self._observer = observer
+
+    async def serve(
+        self, requests: AsyncIterator[nodes_pb2.SessionRequest], *, node_id: NodeId
+    ) -> AsyncGenerator[nodes_pb2.SessionResponse]:
+        """Yield what the node shall read until its session ends.
+
+        The node of the certificate is `node_id`. Reading happens in a task of its own, owned by dispatch.
+
+        Raises:
+            AgentFactoryError: Why the session was refused or ended, unless it ended as planned.
+        """
+        session = await self._opener.open(requests, node_id=node_id)
+        self._observer.session_opened(node_id)
+        logger.info("session opened", node_id=node_id, session_epoch=session.session_epoch)
+        reader = None
+        try:
+            reader = self._background.spawn(self._read(session, requests), name="read session")
+            async for outgoing in session.outbox:
+                yield outgoing.message
+        finally:
+            if reader is not None:
+                reader.cancel()
+            self._close(session)
+
+    def _close(self, session: LiveSession) -> None:
+        session.end()
+        self._fleet.remove(session)
+        self._observer.session_closed(session.node_id)
+        logger.info("session closed", node_id=session.node_id, session_epoch=session.session_epoch)
+        if self._background.is_open:
+            self._dispatcher.session_ended(session)
+            self._background.spawn(self._forget(session), name="note closed session")
+
+    async def _forget(self, session: LiveSession) -> None:
+        await retrying(
+            lambda: self._nodes.close_session(session.node_id, session.session_epoch),
+            what="note a closed session",
+        )
+
+    # --- reading
+
+    async def _read(self, session: LiveSession, requests: AsyncIterator[nodes_pb2.SessionRequest]) -> None:
+        try:
+            async for request in requests:
+                session.last_message_at = self._clock.monotonic()
+                await self._take(session, request)
+            session.end()
+        except ReceiptConflictError as error:
+            await self._receipts.quarantine(session, error)
+        except VerificationError as error:
+            session.end(error)
+            await self._note_refused(session, error)
+        except AgentFactoryError as error:
+            session.end(error)
+        except Exception:  # a bug met while reading one node must not reach another
+            logger.exception("session failed", node_id=session.node_id)
+            session.end(InternalError("the session met a bug"))
+
+    async def _take(self, session: LiveSession, request: nodes_pb2.SessionRequest) -> None:
+        match request.WhichOneof("message"):
+            case "heartbeat":
+                self._take_heartbeat(session, request.heartbeat)
+            case "attempt_started":
+                self._desk.started(session, request.attempt_started)
+            case "receipt_batch":
+                await self._receipts.take(session, request.receipt_batch)
+            case "lease_renewal":
+                self._desk.renew(session, request.lease_renewal)
+            case other:
+                raise InvalidInputError(f"a session takes no {other or 'empty message'} after its hello")
+
+    def _take_heartbeat(self, session: LiveSession, heartbeat: nodes_pb2.Heartbeat) -> None:
+        if session.heartbeat_at is not None and heartbeat.number <= session.heartbeat_number:
+            raise InvalidInputError(
+                f"heartbeat {heartbeat.number} of node {session.node_id} came after"
+                f" {session.heartbeat_number}"
+            )
+        head = head_of(heartbeat.spool_head)
+        if session.head_moved(head):
+            try:
+                session.receipt_key.verify(
+                    head.signature, head.signed_bytes(session.node_id, session.boot_id)
+                )
+            except SignatureInvalidError:
+                self._observer.signature_failure("spool_head")
+                raise
+            session.move_head(head)
+        session.keyset_version = heartbeat.keyset_version
+        session.node_is_draining = heartbeat.draining
+        session.remember_cached(parse_digest(digest) for digest in heartbeat.cached_digests)
+        session.take_heartbeat(
+            number=heartbeat.number, free_slots=heartbeat.free_slots, now=self._clock.monotonic()
+        )
+        self._dispatcher.slots_offered()
+
+    async def _note_refused(self, session: LiveSession, error: VerificationError) -> None:
+        entry = NewAuditEntry(
+            audit_entry_id=new_id(AUDIT_ENTRY, self._clock, self._random),
+            tenant_id=session.tenant_id,
+            actor=node_actor(session.node_id),
+            action="node.receipt_refused",
+            subject=session.node_id,
+            result=error.reason,
+            details={"message": str(error)[:256]},
+        )
+        await retrying(lambda: self._nodes.record(entry), what="record a refusal")
+
+    # --- keeping watch
+
+    def end_stale(self) -> None:
+        """End streams that are silent or reached their age. Attempts and leases are not touched."""
+        now = self._clock.monotonic()
+        for session in self._fleet:
+            if now - session.last_message_at >= self._options.heartbeat_timeout.total_seconds():
+                session.end(
+                    UnavailableError(
+                        f"nothing came from node {session.node_id} for"
+                        f" {self._options.heartbeat_timeout.total_seconds():g} s"
+                    )
+                )
+            elif now >= session.ends_at:
+                session.end()

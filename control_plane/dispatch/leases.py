@@ -1,0 +1,218 @@
+"""Leases between orders and receipts: started attempts, renewals, and what runs out.
+
+Postgres' time decides what has run out (rule 9). A broken stream closes nothing: only an expired lease, or a
+new boot id, loses an attempt.
+"""
+
+import asyncio
+from collections import deque
+from collections.abc import Sequence
+from datetime import timedelta
+
+import structlog
+from agentfactory.v1 import nodes_pb2
+
+from control_plane.dispatch.background import Background
+from control_plane.dispatch.dispatcher import Dispatcher
+from control_plane.dispatch.fleet import Fleet
+from control_plane.dispatch.options import DispatchOptions
+from control_plane.dispatch.ports import Observer
+from control_plane.dispatch.session import HeldAttempt, LiveSession
+from control_plane.executions.domain import AttemptRef, LostAttempt
+from control_plane.executions.ports import LeaseStore
+from shared.clock import Clock
+from shared.errors import AgentFactoryError
+from shared.ids import ExecutionId
+
+logger = structlog.get_logger(__name__)
+
+
+class LeaseDesk:
+    """Takes what nodes say about attempts that run: started, still mine."""
+
+    def __init__(
+        self,
+        *,
+        dispatcher: Dispatcher,
+        leases: LeaseStore,
+        options: DispatchOptions,
+        clock: Clock,
+        background: Background,
+    ) -> None:
+        self._dispatcher = dispatcher
+        self._leases = leases
+        self._options = options
+        self._clock = clock
+        self._background = background
+        self._started: deque[tuple[LiveSession, AttemptRef]] = deque()  # bounded by slots: one entry per run
+        self._any_started = asyncio.Event()
+
+    def started(self, session: LiveSession, message: nodes_pb2.AttemptStarted) -> None:
+        """Collect started attempts that the session holds; their note is written in a moment."""
+        for attempt in map(ref_of, message.attempts):
+            if session.attempt((attempt.execution_id, attempt.fencing_token)) is not None:
+                self._started.append((session, attempt))
+        self._any_started.set()
+
+    async def start_loop(self) -> None:
+        """Write started attempts in groups. Never returns."""
+        while True:
+            await self._any_started.wait()
+            await asyncio.sleep(self._options.start_linger.total_seconds())
+            await self.start_once()
+
+    async def start_once(self) -> None:
+        """Write the started attempts that still run: a short run has ended by now and needs no note."""
+        self._any_started.clear()
+        running = [
+            attempt
+            for session, attempt in self._started
+            if session.attempt((attempt.execution_id, attempt.fencing_token)) is not None
+        ]
+        self._started.clear()
+        if not running:
+            return
+        try:
+            async with asyncio.timeout(self._options.store_deadline.total_seconds()):
+                await self._leases.start(running)
+        except (AgentFactoryError, TimeoutError) as error:
+            # Nothing depends on it: a result is accepted from leased too (rule 1).
+            logger.warning("starts were not noted", attempts=len(running), error=str(error))
+
+    def renew(self, session: LiveSession, renewal: nodes_pb2.LeaseRenewal) -> None:
+        """Have leases extended; of renewals that wait for the database only the newest counts."""
+        session.renewal = renewal
+        if not session.renewing:
+            session.renewing = True
+            self._background.spawn(self._renew(session), name="renew leases")
+
+    async def _renew(self, session: LiveSession) -> None:
+        try:
+            while (renewal := session.renewal) is not None:
+                session.renewal = None
+                await self._renew_once(session, renewal)
+        finally:
+            session.renewing = False
+
+    async def _renew_once(self, session: LiveSession, renewal: nodes_pb2.LeaseRenewal) -> None:
+        asked = [ref_of(attempt) for attempt in renewal.attempts]
+        held_before = {attempt.key for attempt in session.held()}
+        try:
+            async with asyncio.timeout(self._options.lease.total_seconds()):
+                renewed = await self._leases.renew(session.node_id, asked, lease=self._options.lease)
+        except (AgentFactoryError, TimeoutError) as error:
+            logger.warning("leases were not renewed", node_id=session.node_id, error=str(error))
+            return
+        granted = {(attempt.execution_id, attempt.fencing_token) for attempt in renewed}
+        for attempt in asked:
+            key = (attempt.execution_id, attempt.fencing_token)
+            held = session.attempt(key)
+            if key in granted and held is None and key not in held_before:
+                session.hold(_taken_over(attempt, self._clock.monotonic()))
+            elif key not in granted and held is not None:
+                self._dispatcher.slot_freed(session.node_id, held)
+        answer = nodes_pb2.LeaseGranted(
+            number=renewal.number, attempts=[message_of(attempt) for attempt in renewed]
+        )
+        session.send(nodes_pb2.SessionResponse(lease_granted=answer))
+
+
+class Sweeper:
+    """Ends what has run out: leases and run deadlines. Every replica has one; one at a time works."""
+
+    def __init__(
+        self,
+        *,
+        fleet: Fleet,
+        dispatcher: Dispatcher,
+        leases: LeaseStore,
+        options: DispatchOptions,
+        clock: Clock,
+        observer: Observer,
+    ) -> None:
+        self._fleet = fleet
+        self._dispatcher = dispatcher
+        self._leases = leases
+        self._options = options
+        self._clock = clock
+        self._observer = observer
+        self._grace = Grace(lease=options.lease, max_gap=2 * options.poll_every)
+
+    async def sweep_once(self) -> None:
+        """Pass cancels on, end what passed its run deadline, and lose attempts whose lease has run out.
+
+        No lease runs out until the database has answered without a gap for one full lease: nodes that could
+        not renew while it, or this replica, was away get their chance first (rule 9).
+        """
+        try:
+            async with asyncio.timeout(self._options.store_deadline.total_seconds()):
+                nodes = [session.node_id for session in self._fleet]
+                if nodes:
+                    self._dispatcher.cancel(await self._leases.cancel_requests(nodes))
+                await self._leases.expire_deadlines(limit=self._options.sweep_limit)
+                if self._grace.is_over(self._clock.monotonic()):
+                    self._lost(await self._leases.expire_leases(limit=self._options.sweep_limit))
+        except (AgentFactoryError, TimeoutError) as error:
+            self._grace.interrupted()
+            logger.warning("sweep failed", error=str(error))
+
+    def _lost(self, attempts: Sequence[LostAttempt]) -> None:
+        if not attempts:
+            return
+        self._observer.lease_expired(len(attempts))
+        for lost in attempts:
+            logger.warning(
+                "attempt is lost",
+                execution_id=lost.attempt.execution_id,
+                fencing_token=lost.attempt.fencing_token,
+                node_id=lost.node_id,
+                reason=lost.reason,
+            )
+            self._fleet.release(lost.node_id, (lost.attempt.execution_id, lost.attempt.fencing_token))
+        self._dispatcher.wake()
+
+
+class Grace:
+    """How long the database has answered without a gap, by a monotonic clock."""
+
+    def __init__(self, *, lease: timedelta, max_gap: timedelta) -> None:
+        self._lease_s = lease.total_seconds()
+        self._max_gap_s = max_gap.total_seconds()
+        self._since: float | None = None
+        self._last: float | None = None
+
+    def is_over(self, now: float) -> bool:
+        """Note an answer at `now`; True when answers have come for a full lease without a gap."""
+        if self._since is None or self._last is None or now - self._last > self._max_gap_s:
+            self._since = now
+        self._last = now
+        return now - self._since >= self._lease_s
+
+    def interrupted(self) -> None:
+        """The database did not answer: start anew."""
+        self._since = None
+
+
+def ref_of(message: nodes_pb2.AttemptRef) -> AttemptRef:
+    return AttemptRef(
+        execution_id=ExecutionId(message.execution_id),
+        attempt_number=message.attempt_number,
+        fencing_token=message.fencing_token,
+    )
+
+
+def message_of(attempt: AttemptRef) -> nodes_pb2.AttemptRef:
+    return nodes_pb2.AttemptRef(
+        execution_id=attempt.execution_id,
+        attempt_number=attempt.attempt_number,
+        fencing_token=attempt.fencing_token,
+    )
+
+
+def _taken_over(attempt: AttemptRef, now: float) -> HeldAttempt:
+    return HeldAttempt(
+        execution_id=attempt.execution_id,
+        attempt_number=attempt.attempt_number,
+        fencing_token=attempt.fencing_token,
+        since=now,
+    )

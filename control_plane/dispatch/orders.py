@@ -1,0 +1,190 @@
+"""Builds orders: bytes that authorise one attempt on one node until a time. Pure; signs and sends nothing."""
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from datetime import datetime
+from typing import Final
+
+from agentfactory.v1 import common_pb2, nodes_pb2, orders_pb2
+
+from control_plane.dispatch.options import MAX_MESSAGE_BYTES, DispatchOptions
+from control_plane.dispatch.session import LiveSession, Outgoing
+from control_plane.executions.domain import INLINE_BODY_BYTES, Claimable, Placement, RunSpec, StoredBody
+from shared.digests import parse_digest, sha256_digest
+from shared.errors import InternalError
+from shared.ids import OrderId
+from shared.manifest import Capabilities, GrantedLimits, HttpCapability, Profile
+from shared.order_codec import encode_order
+from shared.orders import ORDER_FORMAT, EngineConstraint, Order
+from shared.receipts import AttemptIdentity, ExpectedReceipt
+
+_ENCODERS: Final[Mapping[str, Callable[[Order], bytes]]] = {ORDER_FORMAT: encode_order}
+"""How orders are written, by the type that a session has agreed on (rule 11): the current one and N-1."""
+
+ORDER_TYPES: Final = tuple(_ENCODERS)
+"""Newest first."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class OrderParts:
+    """What an order needs besides the work and the session: fresh values that are passed in."""
+
+    order_id: OrderId
+    nonce: bytes
+    now: datetime
+
+
+def build_placement(
+    work: Claimable, session: LiveSession, parts: OrderParts, options: DispatchOptions
+) -> Placement:
+    """Return the placement of `work` on `session`, its order's bytes included.
+
+    The order names the boot id, starts now and expires after at most `options.order_life`, earlier when the
+    run deadline is earlier (rule 4). The first lease counts from the heartbeat that it echoes (rule 9).
+
+    Raises:
+        InvalidInputError: What the execution says cannot be said in an order; it can run nowhere.
+    """
+    content = _ENCODERS[session.order_type](_order(work, session, parts, options))
+    return Placement(
+        execution_id=work.run.execution_id,
+        attempt_number=work.attempt_number,
+        fencing_token=work.fencing_token,
+        node_id=session.node_id,
+        boot_id=session.boot_id,
+        session_epoch=session.session_epoch,
+        order_id=parts.order_id,
+        order_content=content,
+        order_digest=sha256_digest(content),
+        lease=options.lease,
+    )
+
+
+def expected_receipt(placement: Placement, run: RunSpec, options: DispatchOptions) -> ExpectedReceipt:
+    """Return what a receipt for this placement must say."""
+    return ExpectedReceipt(
+        installation=options.installation,
+        node_id=placement.node_id,
+        boot_id=placement.boot_id,
+        order_digest=placement.order_digest,
+        attempt=AttemptIdentity(
+            order_id=placement.order_id,
+            execution_id=placement.execution_id,
+            attempt_number=placement.attempt_number,
+            fencing_token=placement.fencing_token,
+        ),
+        template_digest=run.template_digest,
+        module_digest=run.module_digest,
+        input_commitment=run.input.commitment,
+    )
+
+
+def _order(work: Claimable, session: LiveSession, parts: OrderParts, options: DispatchOptions) -> Order:
+    run = work.run
+    return Order(
+        id=parts.order_id,
+        installation=options.installation,
+        epoch=options.epoch,
+        tenant_id=run.tenant_id,
+        caller=run.caller,
+        agent_id=run.agent_id,
+        agent_name=run.agent_name,
+        parameters_digest=run.parameters_digest,
+        execution_id=run.execution_id,
+        attempt_number=work.attempt_number,
+        fencing_token=work.fencing_token,
+        node_id=session.node_id,
+        boot_id=session.boot_id,
+        template_digest=run.template_digest,
+        module_digest=run.module_digest,
+        input_commitment=run.input.commitment,
+        input_bytes=run.input.size_bytes,
+        media_type=run.media_type,
+        profile=Profile(run.profile),
+        seed=run.seed,
+        clock_start_at=run.clock_start_at,
+        engine=EngineConstraint(
+            name=session.engine.name,
+            version=session.engine.version,
+            config_digest=parse_digest(session.engine.config_digest),
+        ),
+        limits=_limits(run.limits),
+        capabilities=_capabilities(run.capabilities),
+        decision_id=run.decision_id,
+        policy_digest=parse_digest(run.policy_digest),
+        traceparent=run.traceparent,
+        not_before=parts.now,
+        expires_at=min(parts.now + options.order_life, run.run_deadline_at),
+        nonce=parts.nonce,
+        lease=options.lease,
+        heartbeat_number=session.heartbeat_number,
+        retry_is_safe=run.retry_is_safe,
+    )
+
+
+def _limits(encoded: bytes) -> GrantedLimits:
+    limits = common_pb2.Limits.FromString(encoded)
+    return GrantedLimits(
+        wall_ms=limits.wall_ms,
+        cpu_ms=limits.cpu_ms,
+        memory_bytes=limits.memory_bytes,
+        output_bytes=limits.output_bytes,
+        log_bytes=limits.log_bytes,
+        open_files=limits.open_files,
+    )
+
+
+def _capabilities(encoded: bytes) -> Capabilities:
+    capabilities = common_pb2.Capabilities.FromString(encoded)
+    return Capabilities(
+        http=tuple(HttpCapability(method=one.method, url=one.url) for one in capabilities.http)
+    )
+
+
+def build_delivery(
+    placement: Placement, run: RunSpec, *, index: int, path: Sequence[bytes]
+) -> orders_pb2.OrderDelivery:
+    """Return an order with its place in the batch and what travels beside it.
+
+    An input above 64 KiB stays away: the node fetches it (rule 10).
+    """
+    return orders_pb2.OrderDelivery(
+        order=placement.order_content,
+        index=index,
+        path=path,
+        input=_input(run.input),
+        parameters=run.parameters,
+    )
+
+
+def _input(body: StoredBody) -> orders_pb2.Body:
+    if body.size_bytes <= INLINE_BODY_BYTES and body.content is None:
+        raise InternalError(f"body {body.body_id} is small and was not read along with its execution")
+    inline = body.content if body.size_bytes <= INLINE_BODY_BYTES else None
+    return orders_pb2.Body(salt=body.salt, size_bytes=body.size_bytes, inline=inline or b"")
+
+
+def batch_messages(
+    envelope: bytes, orders: Sequence[tuple[Placement, orders_pb2.OrderDelivery]]
+) -> list[Outgoing]:
+    """Return the messages that carry one node's orders of a batch, each within `MAX_MESSAGE_BYTES`."""
+    groups: list[list[tuple[Placement, orders_pb2.OrderDelivery]]] = []
+    room = 0
+    for order in orders:
+        size = order[1].ByteSize()
+        if not groups or size > room:
+            groups.append([])
+            room = MAX_MESSAGE_BYTES
+        groups[-1].append(order)
+        room -= size
+    return [
+        Outgoing(
+            message=nodes_pb2.SessionResponse(
+                order_batch=orders_pb2.OrderBatch(
+                    envelope=envelope, orders=[delivery for _, delivery in group]
+                )
+            ),
+            placements=tuple(placement for placement, _ in group),
+        )
+        for group in groups
+    ]

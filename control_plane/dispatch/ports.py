@@ -1,0 +1,75 @@
+"""What dispatch needs besides the stores: keys, keysets, waiting callers, and somebody who counts."""
+
+from typing import Protocol
+
+from control_plane.executions.domain import StoredBody
+from control_plane.executions.lifecycle import Execution
+from control_plane.nodes.domain import NodeState
+from shared.digests import Digest
+from shared.ids import NodeId, TenantId
+from shared.receipts import AttemptIdentity
+
+
+class Keysets(Protocol):
+    """The newest root-signed keyset of the installation. The control plane only relays it (rule 12)."""
+
+    async def newest(self) -> tuple[int, bytes]:
+        """Return version and envelope.
+
+        Raises:
+            DatabaseUnavailableError: It cannot be read now.
+        """
+
+
+class Completions(Protocol):
+    """Callers of this replica that wait for executions."""
+
+    def complete(self, execution: Execution) -> None:
+        """The execution changed and its change is committed; never blocks, never raises."""
+
+
+class BodyStore(Protocol):
+    """Uploaded outputs; the executions' store implements it."""
+
+    async def find_uploaded_body(self, tenant_id: TenantId, commitment: Digest) -> StoredBody | None:
+        """Return the unused uploaded body with this commitment, without its content."""
+
+
+class OrderLookup(Protocol):
+    """Stored orders by digest; the nodes' store implements it."""
+
+    async def find_order(self, node_id: NodeId, order_digest: Digest) -> AttemptIdentity | None:
+        """Return the attempt of a node's order; None when there is no such order."""
+
+
+class Observer(Protocol):
+    """Counts what happens; implemented by the metrics. Every method is cheap and never raises."""
+
+    def stage(self, name: str, seconds: float) -> None:
+        """One stage of the path took this long: ``claim``, ``sign``, ``node``, ``finish``."""
+
+    def signature_failure(self, kind: str) -> None:
+        """A signature from outside did not verify: ``receipt``, ``spool_head``, ``enrollment``."""
+
+    def lease_expired(self, count: int) -> None:
+        """Leases ran out."""
+
+    def session_opened(self, node_id: NodeId) -> None:
+        """A session began."""
+
+    def session_closed(self, node_id: NodeId) -> None:
+        """A session ended."""
+
+    def node_state(self, node_id: NodeId, state: NodeState) -> None:
+        """A node was drained, quarantined or evicted."""
+
+
+class SilentObserver:
+    """An `Observer` for tools and tests that count nothing."""
+
+    def stage(self, name: str, seconds: float) -> None: ...
+    def signature_failure(self, kind: str) -> None: ...
+    def lease_expired(self, count: int) -> None: ...
+    def session_opened(self, node_id: NodeId) -> None: ...
+    def session_closed(self, node_id: NodeId) -> None: ...
+    def node_state(self, node_id: NodeId, state: NodeState) -> None: ...

@@ -1,0 +1,292 @@
+"""Dispatch as one thing: the live sessions of this replica, and the loops that serve them.
+
+Made once per process by the composition root; `running` owns every task that dispatch starts.
+"""
+
+import asyncio
+from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Sequence
+from contextlib import asynccontextmanager
+from dataclasses import dataclass
+from datetime import timedelta
+from typing import Final
+
+import structlog
+from agentfactory.v1 import nodes_pb2
+
+from control_plane.database.group_commit import GroupCommit
+from control_plane.dispatch.background import Background
+from control_plane.dispatch.dispatcher import Dispatcher
+from control_plane.dispatch.endpoint import SessionEndpoint
+from control_plane.dispatch.fleet import Fleet
+from control_plane.dispatch.leases import LeaseDesk, Sweeper
+from control_plane.dispatch.opening import NO_BOOT, SessionOpener
+from control_plane.dispatch.options import DispatchOptions
+from control_plane.dispatch.ports import BodyStore, Completions, Keysets, Observer, OrderLookup
+from control_plane.dispatch.receipts import ReceiptIntake
+from control_plane.executions.domain import AttemptResult
+from control_plane.executions.lifecycle import Finished
+from control_plane.executions.ports import LeaseStore
+from control_plane.nodes.domain import NodeState
+from control_plane.nodes.ports import NodeStore, SessionBeat
+from shared.clock import Clock, Random
+from shared.errors import AgentFactoryError, NodeQuarantinedError
+from shared.ids import NodeId
+from shared.signatures import Signer
+
+logger = structlog.get_logger(__name__)
+
+MAX_HEARD_NODES: Final = 4096
+"""Nodes whose change waits to be looked at; more than that and all own sessions are looked at."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class DispatchStats:
+    """What the metrics show of dispatch now."""
+
+    sessions: int
+    slots: int
+    held_slots: int
+    queue_is_empty: bool
+
+
+class Dispatch:
+    """The live sessions of this replica. `placer` is what executions use, `serve` what the servicer uses."""
+
+    def __init__(
+        self,
+        *,
+        leases: LeaseStore,
+        bodies: BodyStore,
+        nodes: NodeStore,
+        orders: OrderLookup,
+        keysets: Keysets,
+        signer: Signer,
+        completions: Completions,
+        options: DispatchOptions,
+        clock: Clock,
+        random: Random,
+        observer: Observer,
+    ) -> None:
+        self._options = options
+        self._clock = clock
+        self._nodes = nodes
+        self._leases = leases
+        self._keysets = keysets
+        self._background = Background()
+        self._fleet = Fleet()
+        self._heard: set[NodeId] = set()
+        self._finishing = GroupCommit[AttemptResult, Finished](leases.finish, size_of=_size_of)
+        self.placer = Dispatcher(
+            fleet=self._fleet,
+            leases=leases,
+            signer=signer,
+            options=options,
+            clock=clock,
+            random=random,
+            background=self._background,
+            observer=observer,
+        )
+        self._desk = LeaseDesk(
+            dispatcher=self.placer,
+            leases=leases,
+            options=options,
+            clock=clock,
+            background=self._background,
+        )
+        self._sweeper = Sweeper(
+            fleet=self._fleet,
+            dispatcher=self.placer,
+            leases=leases,
+            options=options,
+            clock=clock,
+            observer=observer,
+        )
+        self._endpoint = SessionEndpoint(
+            opener=SessionOpener(
+                fleet=self._fleet,
+                nodes=nodes,
+                leases=leases,
+                keysets=keysets,
+                options=options,
+                clock=clock,
+                random=random,
+                observer=observer,
+            ),
+            fleet=self._fleet,
+            dispatcher=self.placer,
+            desk=self._desk,
+            receipts=ReceiptIntake(
+                dispatcher=self.placer,
+                finish=self._finishing.submit,
+                bodies=bodies,
+                orders=orders,
+                nodes=nodes,
+                completions=completions,
+                clock=clock,
+                random=random,
+                background=self._background,
+                observer=observer,
+            ),
+            nodes=nodes,
+            options=options,
+            clock=clock,
+            random=random,
+            background=self._background,
+            observer=observer,
+        )
+
+    @asynccontextmanager
+    async def running(self) -> AsyncIterator[None]:
+        """Run dispatch for the length of the block; leaving it ends every session and every task."""
+        async with self._background:
+            for work, name in (
+                (self.placer.send_loop, "send orders"),
+                (self.placer.claim_loop, "claim"),
+                (self._desk.start_loop, "note starts"),
+                (self._finishing.run, "finish"),
+            ):
+                self._background.spawn(_forever(work), name=name)
+            for tick, every in (
+                (self.keep_watch, self._options.heartbeat_every),
+                (self.beat, self._options.heartbeat_every),
+                (self._sweeper.sweep_once, self._options.poll_every),
+                (self.relay_keyset, self._options.keyset_poll_every),
+            ):
+                self._background.spawn(_every(tick, every), name=tick.__name__)
+            try:
+                yield
+            finally:
+                self.end_sessions()
+
+    def serve(
+        self, requests: AsyncIterator[nodes_pb2.SessionRequest], *, node_id: NodeId
+    ) -> AsyncGenerator[nodes_pb2.SessionResponse]:
+        """Serve one session; see `SessionEndpoint.serve`."""
+        return self._endpoint.serve(requests, node_id=node_id)
+
+    def end_sessions(self) -> None:
+        """End every stream as planned: the nodes go to another replica, what runs there goes on."""
+        for session in self._fleet:
+            session.end()
+
+    def stats(self) -> DispatchStats:
+        sessions = list(self._fleet)
+        return DispatchStats(
+            sessions=len(sessions),
+            slots=sum(session.slots for session in sessions),
+            held_slots=sum(session.held_count for session in sessions),
+            queue_is_empty=self.placer.queue_is_empty,
+        )
+
+    # --- what other replicas say (subscribers of NOTIFY; an empty payload means: look yourself)
+
+    def heard_queue(self, _: Sequence[str] = ()) -> None:
+        """Something became claimable."""
+        self.placer.wake()
+
+    def heard_cancels(self, _: Sequence[str] = ()) -> None:
+        """Live attempts shall stop."""
+        if self._background.is_open and len(self._fleet):
+            self._background.spawn(self._pass_cancels(), name="pass cancels")
+
+    def heard_nodes(self, node_ids: Sequence[str] = ()) -> None:
+        """Nodes changed their state or opened a newer session."""
+        own = {session.node_id for session in self._fleet}
+        self._heard |= own & {NodeId(node_id) for node_id in node_ids} if node_ids else own
+        if self._heard and self._background.is_open:
+            self._background.spawn(self._look_at_heard(), name="look at nodes")
+
+    def heard_keysets(self, _: Sequence[str] = ()) -> None:
+        """There is a newer keyset."""
+        if self._background.is_open:
+            self._background.spawn(self.relay_keyset(), name="relay keyset")
+
+    async def _pass_cancels(self) -> None:
+        self.placer.cancel(await self._leases.cancel_requests([session.node_id for session in self._fleet]))
+
+    async def _look_at_heard(self) -> None:
+        heard, self._heard = self._heard, set()
+        for node_id in heard:
+            await self.node_changed(node_id)
+
+    async def node_changed(self, node_id: NodeId) -> None:
+        """Act on a node's state: drain it, or end a session that is not trusted or not the newest."""
+        session = self._fleet.get(node_id)
+        node = await self._nodes.find(node_id) if session is not None else None
+        if session is None or node is None:
+            return
+        if node.session is not None:
+            self._fleet.supersede(node_id, node.session.session_epoch)
+        if node.state is NodeState.EVICTED:
+            session.send(nodes_pb2.SessionResponse(drain=nodes_pb2.Drain(evicted=True)))
+            session.end()
+            await self._leases.lose_attempts_of_other_boots(node_id, NO_BOOT)
+            self.placer.wake()
+        elif node.state is NodeState.QUARANTINED:
+            session.end(NodeQuarantinedError(f"node {node_id} is quarantined"))
+        elif node.state is NodeState.DRAINING and not session.draining:
+            session.draining = True
+            session.send(nodes_pb2.SessionResponse(drain=nodes_pb2.Drain()))
+
+    # --- what happens every second or so
+
+    async def keep_watch(self) -> None:
+        """End silent and old streams."""
+        self._endpoint.end_stale()
+
+    async def beat(self) -> None:
+        """Note that own sessions live, and end those that a newer one replaced elsewhere."""
+        now = self._clock.monotonic()
+        beats = [
+            SessionBeat(
+                node_id=session.node_id,
+                session_epoch=session.session_epoch,
+                free_slots=session.free_slots(now),
+            )
+            for session in self._fleet
+        ]
+        if not beats:
+            return
+        async with asyncio.timeout(self._options.store_deadline.total_seconds()):
+            for node_id in await self._nodes.beat(beats):
+                await self.node_changed(node_id)
+
+    async def relay_keyset(self) -> None:
+        """Send the newest keyset to sessions that have not acknowledged it; they get no orders before."""
+        if not len(self._fleet):
+            return
+        async with asyncio.timeout(self._options.store_deadline.total_seconds()):
+            version, keyset = await self._keysets.newest()
+        if version <= self._fleet.required_keyset_version:
+            return
+        self._fleet.require_keyset(version)
+        update = nodes_pb2.SessionResponse(keyset_update=nodes_pb2.KeysetUpdate(keyset=keyset))
+        for session in self._fleet:
+            if session.keyset_version < version:
+                session.send(update)
+
+
+def _size_of(result: AttemptResult) -> int:
+    bodies = (result.output, result.log)
+    return len(result.envelope) + sum(len(body.content or b"") for body in bodies if body is not None)
+
+
+async def _forever(work: Callable[[], Awaitable[None]]) -> None:
+    """Run a loop again when it fails: one bug must not stop dispatch for good."""
+    while True:
+        try:
+            await work()
+        except Exception:  # logged, and the loop goes on after a pause
+            logger.exception("dispatch loop failed")
+        await asyncio.sleep(1)
+
+
+async def _every(tick: Callable[[], Awaitable[None]], every: timedelta) -> None:
+    while True:
+        try:
+            await tick()
+        except (AgentFactoryError, TimeoutError) as error:
+            logger.warning("dispatch tick failed", tick=tick.__name__, error=str(error))
+        except Exception:  # the same: a bug in one tick must not end the next
+            logger.exception("dispatch tick failed", tick=tick.__name__)
+        await asyncio.sleep(every.total_seconds())

@@ -1,0 +1,83 @@
+"""Proto to domain and back, for nodes."""
+
+from typing import Final
+
+from agentfactory.v1 import nodes_pb2
+
+from control_plane.executions.domain import AttemptRef
+from control_plane.keys.ports import IssuedCertificate
+from control_plane.nodes.domain import Node, NodeSession, NodeState
+from control_plane.nodes.transfers import OutputHeader
+from shared.digests import parse_digest
+from shared.ids import EXECUTION, parse_id
+
+_STATES: Final = {
+    NodeState.ACTIVE: nodes_pb2.NODE_STATE_ACTIVE,
+    NodeState.DRAINING: nodes_pb2.NODE_STATE_DRAINING,
+    NodeState.QUARANTINED: nodes_pb2.NODE_STATE_QUARANTINED,
+    NodeState.EVICTED: nodes_pb2.NODE_STATE_EVICTED,
+}
+
+
+def node_to_proto(node: Node) -> nodes_pb2.Node:
+    message = nodes_pb2.Node(
+        node_id=node.node_id,
+        state=_STATES[node.state],
+        zone=node.zone,
+        last_accepted=nodes_pb2.SpoolHead(sequence=node.last_accepted.sequence, hash=node.last_accepted.hash),
+        receipt_key_id=node.receipt_key_id,
+    )
+    message.enrolled_at.FromDatetime(node.enrolled_at)
+    if node.last_seen_at is not None:
+        message.last_seen_at.FromDatetime(node.last_seen_at)
+    if node.session is not None:
+        _add_session(message, node.session)
+    return message
+
+
+def _add_session(message: nodes_pb2.Node, session: NodeSession) -> None:
+    message.connected = session.is_open
+    message.boot_id = session.boot_id
+    message.session_epoch = session.session_epoch
+    message.slots = session.slots
+    message.free_slots = session.free_slots
+    message.engine.CopyFrom(
+        nodes_pb2.EngineInfo(
+            name=session.engine.name,
+            version=session.engine.version,
+            config_digest=session.engine.config_digest,
+        )
+    )
+
+
+def certificate_to_proto(certificate: IssuedCertificate) -> nodes_pb2.RenewNodeCertificateResponse:
+    message = nodes_pb2.RenewNodeCertificateResponse(certificate_chain_der=certificate.chain_der)
+    message.certificate_expires_at.FromDatetime(certificate.expires_at)
+    return message
+
+
+def attempt_from_proto(message: nodes_pb2.AttemptRef) -> AttemptRef:
+    """Return the attempt that a message names.
+
+    Raises:
+        InvalidInputError: Its execution id is none.
+    """
+    return AttemptRef(
+        execution_id=parse_id(EXECUTION, message.execution_id),
+        attempt_number=message.attempt_number,
+        fencing_token=message.fencing_token,
+    )
+
+
+def output_header_from_proto(message: nodes_pb2.UploadOutputHeader) -> OutputHeader:
+    """Return what an upload says about itself.
+
+    Raises:
+        InvalidInputError: Its commitment or execution id is none.
+    """
+    return OutputHeader(
+        attempt=attempt_from_proto(message.attempt),
+        commitment=parse_digest(message.commitment),
+        salt=message.salt,
+        size_bytes=message.size_bytes,
+    )

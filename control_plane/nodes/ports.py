@@ -1,0 +1,126 @@
+"""What the use cases of nodes need from the outside."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Protocol
+
+from control_plane.audit.domain import NewAuditEntry
+from control_plane.nodes.domain import EngineInfo, EnrollmentToken, Node
+from shared.digests import Digest
+from shared.ids import BootId, ExecutionId, NodeId, TenantId
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SessionOpening:
+    """What a session's record is made from."""
+
+    node_id: NodeId
+    boot_id: BootId
+    replica_id: str
+    engine: EngineInfo
+    slots: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SessionBeat:
+    """One open session of this replica, for the record that it lives."""
+
+    node_id: NodeId
+    session_epoch: int
+    free_slots: int
+
+
+class NodeStore(Protocol):
+    """Keeps nodes, tokens and sessions. Every change commits together with its audit entry."""
+
+    async def add_token(self, token: EnrollmentToken, *, audit: NewAuditEntry) -> None:
+        """Keep a new token."""
+
+    async def find_token(self, token_hash: str) -> EnrollmentToken | None:
+        """Return the token with this hash."""
+
+    async def enroll(self, node: Node, *, token_hash: str, audit: NewAuditEntry) -> None:
+        """Use the token and add the node, in one transaction.
+
+        Raises:
+            EnrollmentTokenInvalidError: The token is unknown, used or expired by the database's time.
+        """
+
+    async def get(self, tenant_id: TenantId, node_id: NodeId) -> Node:
+        """Return the node with its newest session.
+
+        Raises:
+            NotFoundError: The tenant has no such node.
+        """
+
+    async def find(self, node_id: NodeId) -> Node | None:
+        """Return the node of a certificate, whatever its tenant."""
+
+    async def list(self, tenant_id: TenantId, *, after: NodeId | None, limit: int) -> Sequence[Node]:
+        """Return up to `limit` nodes, newest first, older than `after`."""
+
+    async def save_state(self, node: Node, *, audit: NewAuditEntry) -> None:
+        """Write the node's state and tell every replica. An evicted node stays evicted.
+
+        Raises:
+            NotFoundError: There is no such node.
+        """
+
+    async def save_certificate(self, node_id: NodeId, serial: str, *, audit: NewAuditEntry) -> None:
+        """Write the serial of a renewed certificate."""
+
+    async def record(self, audit: NewAuditEntry) -> None:
+        """Keep a denial that changes nothing else."""
+
+    async def open_session(self, opening: SessionOpening, *, audit: NewAuditEntry) -> int:
+        """Return the session's epoch, higher than any before of this node, and tell every replica.
+
+        Raises:
+            NodeQuarantinedError: The node's state does not allow a session.
+            NodeEvictedError: The same.
+        """
+
+    async def close_session(self, node_id: NodeId, session_epoch: int) -> None:
+        """Mark the session closed if it is still the node's newest."""
+
+    async def beat(self, beats: Sequence[SessionBeat]) -> Sequence[NodeId]:
+        """Note that sessions live; return the nodes whose newest session is another one by now."""
+
+
+class AttemptOwners(Protocol):
+    """Whose an attempt is or was: the right to hand in a late output as evidence (rule 6)."""
+
+    async def tenant_of_attempt(
+        self, node_id: NodeId, execution_id: ExecutionId, fencing_token: int
+    ) -> TenantId:
+        """Return the tenant of an attempt that this node was given, live or not.
+
+        Raises:
+            PermissionDeniedError: The attempt was never this node's.
+        """
+
+
+class TemplateContents(Protocol):
+    """Signed templates and their modules, as they were published. Implemented by control_plane/templates."""
+
+    async def envelope(self, tenant_id: TenantId, template_digest: Digest) -> bytes:
+        """Return the template's DSSE envelope.
+
+        Raises:
+            NotFoundError: The tenant has no such template version.
+            TemplateRevokedError: It is revoked.
+        """
+
+    async def module(self, module_digest: Digest) -> bytes:
+        """Return the module's exact bytes.
+
+        Raises:
+            NotFoundError: There is no such module.
+        """
+
+
+class LiveSessions(Protocol):
+    """The sessions of all replicas, as far as an operator's command concerns them. Implemented by dispatch."""
+
+    async def node_changed(self, node_id: NodeId) -> None:
+        """The node's state changed in the database: act on it if its session is here."""

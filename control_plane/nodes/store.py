@@ -1,0 +1,344 @@
+"""Nodes, enrollment tokens and sessions in Postgres. Every change commits together with its audit entry."""
+
+import hmac
+from collections.abc import Sequence
+from typing import Any, Final
+
+from sqlalchemy import (
+    BigInteger,
+    Integer,
+    Row,
+    Select,
+    String,
+    and_,
+    bindparam,
+    column,
+    func,
+    insert,
+    select,
+    true,
+    update,
+    values,
+)
+from sqlalchemy.dialects import postgresql
+from sqlalchemy.ext.asyncio import AsyncConnection
+
+from control_plane.audit.domain import NewAuditEntry
+from control_plane.audit.ports import AuditLog
+from control_plane.database.notifications import Channel
+from control_plane.database.tables import attempts, enrollment_tokens, nodes, orders, sessions
+from control_plane.database.unit_of_work import PostgresDatabase
+from control_plane.nodes.domain import (
+    EngineInfo,
+    EnrollmentToken,
+    Node,
+    NodeSession,
+    NodeState,
+    SpoolHead,
+)
+from control_plane.nodes.ports import SessionBeat, SessionOpening
+from shared.digests import Digest
+from shared.errors import EnrollmentTokenInvalidError, NotFoundError, PermissionDeniedError
+from shared.ids import BootId, ExecutionId, KeyId, NodeId, OrderId, TenantId
+from shared.receipts import AttemptIdentity
+
+_OPEN_STATES: Final = (NodeState.ACTIVE, NodeState.DRAINING)
+
+
+class PostgresNodeStore:
+    """Implements `NodeStore`, `AttemptOwners` and dispatch's `OrderLookup`."""
+
+    def __init__(self, *, database: PostgresDatabase, audit: AuditLog) -> None:
+        self._database = database
+        self._audit = audit
+
+    # --- tokens and enrollment
+
+    async def add_token(self, token: EnrollmentToken, *, audit: NewAuditEntry) -> None:
+        """See `NodeStore.add_token`."""
+        async with self._database.transaction() as tx:
+            await tx.connection.execute(
+                insert(enrollment_tokens).values(
+                    token_hash=token.token_hash,
+                    tenant_id=token.tenant_id,
+                    zone=token.zone,
+                    created_by=token.created_by,
+                    created_at=token.created_at,
+                    expires_at=token.expires_at,
+                )
+            )
+            await self._audit.append(tx, [audit])
+
+    async def find_token(self, token_hash: str) -> EnrollmentToken | None:
+        """See `NodeStore.find_token`."""
+        async with self._database.reading() as connection:
+            row = (
+                await connection.execute(
+                    select(enrollment_tokens).where(enrollment_tokens.c.token_hash == token_hash)
+                )
+            ).one_or_none()
+        if row is None or not hmac.compare_digest(row.token_hash, token_hash):
+            return None
+        return EnrollmentToken(
+            token_hash=row.token_hash,
+            tenant_id=TenantId(row.tenant_id),
+            zone=row.zone,
+            created_by=row.created_by,
+            created_at=row.created_at,
+            expires_at=row.expires_at,
+            used_at=row.used_at,
+            node_id=NodeId(row.node_id) if row.node_id else None,
+        )
+
+    async def enroll(self, node: Node, *, token_hash: str, audit: NewAuditEntry) -> None:
+        """See `NodeStore.enroll`: whoever uses the token's row first gets it, by the database's time."""
+        async with self._database.transaction() as tx:
+            used = await tx.connection.execute(
+                update(enrollment_tokens)
+                .where(
+                    enrollment_tokens.c.token_hash == token_hash,
+                    enrollment_tokens.c.used_at.is_(None),
+                    enrollment_tokens.c.expires_at > func.now(),
+                )
+                .values(used_at=func.now(), node_id=node.node_id)
+                .returning(enrollment_tokens.c.token_hash)
+            )
+            if used.one_or_none() is None:
+                raise EnrollmentTokenInvalidError("the enrollment token was used or has expired")
+            await tx.connection.execute(
+                insert(nodes).values(
+                    node_id=node.node_id,
+                    tenant_id=node.tenant_id,
+                    state=node.state,
+                    zone=node.zone,
+                    receipt_key_id=node.receipt_key_id,
+                    receipt_public_key=node.receipt_public_key,
+                    certificate_serial=node.certificate_serial,
+                    enrolled_at=node.enrolled_at,
+                )
+            )
+            await self._audit.append(tx, [audit])
+
+    # --- nodes
+
+    async def get(self, tenant_id: TenantId, node_id: NodeId) -> Node:
+        """See `NodeStore.get`."""
+        node = await self.find(node_id)
+        if node is None or node.tenant_id != tenant_id:
+            raise NotFoundError(f"there is no node {node_id!r}")
+        return node
+
+    async def find(self, node_id: NodeId) -> Node | None:
+        """See `NodeStore.find`."""
+        async with self._database.reading() as connection:
+            row = (await connection.execute(_NODES.where(nodes.c.node_id == node_id))).one_or_none()
+        return _node(row) if row is not None else None
+
+    async def list(self, tenant_id: TenantId, *, after: NodeId | None, limit: int) -> Sequence[Node]:
+        """See `NodeStore.list`."""
+        query = _NODES.where(nodes.c.tenant_id == tenant_id)
+        if after is not None:
+            query = query.where(nodes.c.node_id < after)
+        async with self._database.reading() as connection:
+            rows = await connection.execute(query.order_by(nodes.c.node_id.desc()).limit(limit))
+            return [_node(row) for row in rows]
+
+    async def save_state(self, node: Node, *, audit: NewAuditEntry) -> None:
+        """See `NodeStore.save_state`."""
+        async with self._database.transaction() as tx:
+            changed = await tx.connection.execute(
+                update(nodes)
+                .where(nodes.c.node_id == node.node_id, nodes.c.state != NodeState.EVICTED)
+                .values(state=node.state)
+                .returning(nodes.c.node_id)
+            )
+            if changed.one_or_none() is None:
+                await _require_node(tx.connection, node.node_id)
+                return  # evicted before: it stays so, and nothing happened that would need an entry
+            await self._audit.append(tx, [audit])
+            tx.notify_after_commit(Channel.NODES, node.node_id)
+
+    async def save_certificate(self, node_id: NodeId, serial: str, *, audit: NewAuditEntry) -> None:
+        """See `NodeStore.save_certificate`."""
+        async with self._database.transaction() as tx:
+            await tx.connection.execute(
+                update(nodes).where(nodes.c.node_id == node_id).values(certificate_serial=serial)
+            )
+            await self._audit.append(tx, [audit])
+
+    async def record(self, audit: NewAuditEntry) -> None:
+        """See `NodeStore.record`."""
+        async with self._database.transaction() as tx:
+            await self._audit.append(tx, [audit])
+
+    # --- sessions
+
+    async def open_session(self, opening: SessionOpening, *, audit: NewAuditEntry) -> int:
+        """See `NodeStore.open_session`. The node's row is locked, so that sessions open one after another."""
+        async with self._database.transaction() as tx:
+            state = await tx.connection.scalar(
+                select(nodes.c.state).where(nodes.c.node_id == opening.node_id).with_for_update()
+            )
+            if state not in _OPEN_STATES:
+                node = await self.find(opening.node_id)
+                if node is None:
+                    raise NotFoundError(f"there is no node {opening.node_id!r}")
+                node.require_trusted()
+            fresh = {
+                "boot_id": opening.boot_id,
+                "replica_id": opening.replica_id,
+                "engine_name": opening.engine.name,
+                "engine_version": opening.engine.version,
+                "engine_config_digest": opening.engine.config_digest,
+                "slots": opening.slots,
+                "free_slots": 0,
+                "started_at": func.now(),
+                "last_heartbeat_at": func.now(),
+            }
+            row = postgresql.insert(sessions).values(node_id=opening.node_id, session_epoch=1, **fresh)
+            session_epoch = await tx.connection.scalar(
+                row.on_conflict_do_update(
+                    index_elements=[sessions.c.node_id],
+                    set_={"session_epoch": sessions.c.session_epoch + 1, **fresh},
+                ).returning(sessions.c.session_epoch)
+            )
+            await self._audit.append(tx, [audit])
+            tx.notify_after_commit(Channel.NODES, opening.node_id)
+        assert session_epoch is not None
+        return int(session_epoch)
+
+    async def close_session(self, node_id: NodeId, session_epoch: int) -> None:
+        """See `NodeStore.close_session`."""
+        async with self._database.transaction() as tx:
+            await tx.connection.execute(
+                update(sessions)
+                .where(sessions.c.node_id == node_id, sessions.c.session_epoch == session_epoch)
+                .values(replica_id="", free_slots=0)
+            )
+
+    async def beat(self, beats: Sequence[SessionBeat]) -> Sequence[NodeId]:
+        """See `NodeStore.beat`. Rows are locked in key order, as every group does (rule 3)."""
+        ordered = sorted(beats, key=lambda beat: beat.node_id)
+        rows = [(beat.node_id, beat.session_epoch, beat.free_slots) for beat in ordered]
+        beating = values(
+            column("node_id", String),
+            column("session_epoch", BigInteger),
+            column("free_slots", Integer),
+            name="beating",
+        ).data(rows)
+        mine = and_(
+            sessions.c.node_id == beating.c.node_id,
+            sessions.c.session_epoch == beating.c.session_epoch,
+        )
+        async with self._database.transaction() as tx:
+            beaten = await tx.connection.execute(
+                update(sessions)
+                .where(mine)
+                .values(last_heartbeat_at=func.now(), free_slots=beating.c.free_slots)
+                .returning(sessions.c.node_id)
+            )
+            alive = {NodeId(row.node_id) for row in beaten}
+            await tx.connection.execute(
+                update(nodes).where(nodes.c.node_id.in_(sorted(alive))).values(last_seen_at=func.now())
+            )
+        return [beat.node_id for beat in ordered if beat.node_id not in alive]
+
+    # --- attempts
+
+    async def tenant_of_attempt(
+        self, node_id: NodeId, execution_id: ExecutionId, fencing_token: int
+    ) -> TenantId:
+        """See `AttemptOwners.tenant_of_attempt`."""
+        async with self._database.reading() as connection:
+            tenant_id = await connection.scalar(
+                select(attempts.c.tenant_id).where(
+                    attempts.c.execution_id == execution_id,
+                    attempts.c.fencing_token == fencing_token,
+                    attempts.c.node_id == node_id,
+                )
+            )
+        if tenant_id is None:
+            raise PermissionDeniedError(
+                f"attempt {fencing_token} of {execution_id!r} was never given to node {node_id}",
+                hint="a node may hand in only what it was ordered to run",
+            )
+        return TenantId(tenant_id)
+
+    async def find_order(self, node_id: NodeId, order_digest: Digest) -> AttemptIdentity | None:
+        """See `OrderLookup.find_order`."""
+        async with self._database.reading() as connection:
+            row = (
+                await connection.execute(
+                    select(orders.c.order_id, orders.c.execution_id, orders.c.fencing_token)
+                    .add_columns(attempts.c.attempt_number)
+                    .join(
+                        attempts,
+                        and_(
+                            attempts.c.execution_id == orders.c.execution_id,
+                            attempts.c.fencing_token == orders.c.fencing_token,
+                        ),
+                    )
+                    .where(orders.c.node_id == node_id, orders.c.digest == order_digest)
+                )
+            ).one_or_none()
+        if row is None:
+            return None
+        return AttemptIdentity(
+            order_id=OrderId(row.order_id),
+            execution_id=ExecutionId(row.execution_id),
+            attempt_number=row.attempt_number,
+            fencing_token=row.fencing_token,
+        )
+
+
+_NODES: Final[Select[Any]] = select(
+    nodes,
+    sessions.c.session_epoch,
+    sessions.c.boot_id,
+    sessions.c.replica_id,
+    sessions.c.engine_name,
+    sessions.c.engine_version,
+    sessions.c.engine_config_digest,
+    sessions.c.slots,
+    sessions.c.free_slots,
+    sessions.c.started_at,
+    sessions.c.last_heartbeat_at,
+).select_from(nodes.outerjoin(sessions, sessions.c.node_id == nodes.c.node_id))
+
+
+async def _require_node(connection: AsyncConnection, node_id: NodeId) -> None:
+    if await connection.scalar(select(true()).where(nodes.c.node_id == bindparam("id", node_id))) is None:
+        raise NotFoundError(f"there is no node {node_id!r}")
+
+
+def _node(row: Row[Any]) -> Node:
+    return Node(
+        node_id=NodeId(row.node_id),
+        tenant_id=TenantId(row.tenant_id),
+        receipt_key_id=KeyId(row.receipt_key_id),
+        receipt_public_key=row.receipt_public_key,
+        certificate_serial=row.certificate_serial,
+        enrolled_at=row.enrolled_at,
+        state=NodeState(row.state),
+        zone=row.zone,
+        last_accepted=SpoolHead(sequence=row.last_sequence, hash=row.last_hash),
+        last_seen_at=row.last_seen_at,
+        session=_session(row) if row.session_epoch is not None else None,
+    )
+
+
+def _session(row: Row[Any]) -> NodeSession:
+    return NodeSession(
+        session_epoch=row.session_epoch,
+        boot_id=BootId(row.boot_id),
+        replica_id=row.replica_id,
+        engine=EngineInfo(
+            name=row.engine_name,
+            version=row.engine_version,
+            config_digest=row.engine_config_digest,
+        ),
+        slots=row.slots,
+        free_slots=row.free_slots,
+        started_at=row.started_at,
+        last_heartbeat_at=row.last_heartbeat_at,
+    )

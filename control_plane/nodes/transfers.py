@@ -1,0 +1,141 @@
+"""What nodes pull and push beside their session: artifacts, inputs, outputs. Each needs the lease."""
+
+import asyncio
+import hashlib
+from collections.abc import AsyncIterator
+from dataclasses import dataclass
+from typing import Final
+
+from control_plane.executions.domain import MAX_BODY_BYTES, AttemptRef, StoredBody
+from control_plane.executions.ports import ExecutionStore, LeaseStore
+from control_plane.nodes.ports import AttemptOwners, TemplateContents
+from shared.clock import Clock, Random
+from shared.digests import Digest, commit_body_hash, digest_from_raw, same_digest
+from shared.errors import InvalidInputError, PermissionDeniedError
+from shared.ids import BODY, NodeId, new_id
+
+CHUNK_BYTES: Final = 1024 * 1024
+MAX_ARTIFACT_STREAMS: Final = 4
+"""Modules in memory at once, of at most 64 MiB each."""
+MAX_BODY_STREAMS: Final = 8
+"""Outputs in memory at once, of at most 16 MiB each."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class OutputHeader:
+    """What a node says about an output before its bytes."""
+
+    attempt: AttemptRef
+    commitment: Digest
+    salt: bytes
+    size_bytes: int
+
+
+class NodeTransfers:
+    """Streams of their own, so that large bytes never stand in the way of orders."""
+
+    def __init__(
+        self,
+        *,
+        leases: LeaseStore,
+        executions: ExecutionStore,
+        templates: TemplateContents,
+        owners: AttemptOwners,
+        clock: Clock,
+        random: Random,
+    ) -> None:
+        self._leases = leases
+        self._executions = executions
+        self._templates = templates
+        self._owners = owners
+        self._clock = clock
+        self._random = random
+        self._artifact_streams = asyncio.Semaphore(MAX_ARTIFACT_STREAMS)
+        self._body_streams = asyncio.Semaphore(MAX_BODY_STREAMS)
+
+    async def artifact(
+        self, node_id: NodeId, attempt: AttemptRef, template_digest: str
+    ) -> AsyncIterator[bytes]:
+        """Yield the template's envelope, then its module in chunks of at most 1 MiB.
+
+        Raises:
+            PermissionDeniedError: The node holds no live lease of this attempt, or it is about another one.
+            TemplateRevokedError: The template was revoked.
+        """
+        live = await self._leases.live_attempt(node_id, attempt)
+        if live.template_digest != template_digest:
+            raise PermissionDeniedError(
+                f"attempt {attempt.fencing_token} of {attempt.execution_id} is not about template"
+                f" {template_digest[:71]}",
+                hint="fetch the template that the order names",
+            )
+        async with self._artifact_streams:
+            yield await self._templates.envelope(live.tenant_id, live.template_digest)
+            module = memoryview(await self._templates.module(live.module_digest))
+            for start in range(0, len(module), CHUNK_BYTES):
+                yield bytes(module[start : start + CHUNK_BYTES])
+
+    async def input(self, node_id: NodeId, attempt: AttemptRef) -> AsyncIterator[bytes]:
+        """Yield the input of the attempt's execution in chunks of at most 1 MiB.
+
+        Raises:
+            PermissionDeniedError: The node holds no live lease of this attempt.
+            NotFoundError: The input was erased.
+        """
+        live = await self._leases.live_attempt(node_id, attempt)
+        offset = 0
+        while offset < live.input_bytes:
+            chunk = await self._executions.read_body(
+                live.tenant_id, live.input_body_id, offset_bytes=offset, max_bytes=CHUNK_BYTES
+            )
+            if not chunk:
+                return
+            yield chunk
+            offset += len(chunk)
+
+    async def store_output(self, node_id: NodeId, header: OutputHeader, chunks: AsyncIterator[bytes]) -> None:
+        """Keep an output that a receipt will name.
+
+        1. The attempt was given to this node; a late output is kept as well, as evidence.
+        2. Its size is within bounds, and exactly as many bytes come.
+        3. The bytes are what the salted commitment says.
+
+        A repeat changes nothing.
+
+        Raises:
+            PermissionDeniedError: Check 1.
+            InvalidInputError: Check 2 or 3.
+        """
+        attempt = header.attempt
+        tenant_id = await self._owners.tenant_of_attempt(node_id, attempt.execution_id, attempt.fencing_token)
+        if not 0 <= header.size_bytes <= MAX_BODY_BYTES:
+            raise InvalidInputError(f"check 2: output of {header.size_bytes} bytes, at most {MAX_BODY_BYTES}")
+        async with self._body_streams:
+            content = await _collect(chunks, header.size_bytes)
+            sha256 = hashlib.sha256(content).digest()
+            if not same_digest(commit_body_hash(sha256, header.salt), header.commitment):
+                raise InvalidInputError("check 3: the output is not what its commitment says")
+            if await self._executions.find_uploaded_body(tenant_id, header.commitment) is not None:
+                return
+            await self._executions.add_body(
+                tenant_id,
+                StoredBody(
+                    body_id=new_id(BODY, self._clock, self._random),
+                    salt=header.salt,
+                    commitment=header.commitment,
+                    digest=digest_from_raw(sha256),
+                    size_bytes=header.size_bytes,
+                    content=content,
+                ),
+            )
+
+
+async def _collect(chunks: AsyncIterator[bytes], size_bytes: int) -> bytes:
+    content = bytearray()
+    async for chunk in chunks:
+        if len(content) + len(chunk) > size_bytes:
+            raise InvalidInputError(f"check 2: more bytes came than the {size_bytes} that were said")
+        content += chunk
+    if len(content) != size_bytes:
+        raise InvalidInputError(f"check 2: {len(content)} bytes came, {size_bytes} were said")
+    return bytes(content)
