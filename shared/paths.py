@@ -63,6 +63,11 @@ class InstallationPaths:
     def publisher_public_key(self) -> Path:
         return self.data_dir / "publisher.pub"
 
+    @property
+    def trust(self) -> Path:
+        """What nodes pin (`shared/trust.py`): to be copied to every node by whoever sets it up."""
+        return self.data_dir / "trust.json"
+
     def client_certificate(self, name: str) -> Path:
         """Certificate of a caller of this name."""
         return self.data_dir / "clients" / f"{name}.crt"
@@ -85,7 +90,7 @@ class NodePaths:
 
     @property
     def trust(self) -> Path:
-        """What the node pins: see `shared/trust.py`. Put there by whoever sets the node up, never fetched."""
+        """What the node pins (`shared/trust.py`): put there by whoever sets it up, never fetched."""
         return self.data_dir / "trust.json"
 
     @property

@@ -2,6 +2,7 @@
 
 from typing import Protocol
 
+from control_plane.database.ports import Transaction
 from control_plane.policy.domain import Decision, PolicyInput, Question
 
 
@@ -21,3 +22,10 @@ class PolicyEngine(Protocol):
         Raises:
             Exception: The engine's own, for an undefined rule, an error in it, or a bound that was reached.
         """
+
+
+class DecisionLog(Protocol):
+    """Keeps decisions."""
+
+    async def append(self, tx: Transaction, decision: Decision) -> None:
+        """Add a decision to the caller's transaction."""

@@ -35,7 +35,7 @@ async def validated(messages: AsyncIterator[Message]) -> AsyncIterator[Message]:
 
 
 def _describe(violation: Violation) -> str:
-    path = ".".join(element.field_name for element in violation.proto.field.elements)
-    return (
-        f"{path}: {violation.proto.message or violation.proto.rule_id}" if path else violation.proto.message
-    )
+    proto = violation.proto
+    path = ".".join(element.field_name for element in proto.field.elements) if proto.field is not None else ""
+    rule = proto.message or proto.rule_id
+    return f"{path}: {rule}" if path else rule

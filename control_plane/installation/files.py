@@ -1,0 +1,239 @@
+"""The files of an installation: made once, whole or not at all, and read back. Holds no policy and no SQL."""
+
+import contextlib
+import os
+import secrets
+from collections.abc import Callable
+from dataclasses import dataclass
+from datetime import timedelta
+from pathlib import Path
+from typing import Final
+
+from cryptography import x509
+from cryptography.hazmat.primitives import serialization
+from cryptography.hazmat.primitives.asymmetric import ec
+
+from control_plane.installation.domain import (
+    CLIENT_CERTIFICATE_LIFE,
+    CONTROL_PLANE_SERVICE,
+    RENEW_BELOW,
+    SERVER_CERTIFICATE_LIFE,
+)
+from control_plane.keys.ca import BuiltinCertificateAuthority, chain_pem, new_private_key, private_key_pem
+from shared.clock import Clock
+from shared.errors import AlreadyExistsError, KeyFormatError, NotFoundError
+from shared.ids import InstallationId
+from shared.key_files import (
+    read_private_key,
+    read_public_key,
+    read_secret_file,
+    write_private_key,
+    write_secret_file,
+)
+from shared.paths import InstallationPaths
+from shared.rpc.identity import SpiffeId
+from shared.signatures import PrivateKey, PublicKey
+from shared.trust import TrustRoots, encode_trust
+
+PUBLIC_FILE_MODE: Final = 0o644
+MAX_PEM_BYTES: Final = 64 * 1024
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class InstallationKeys:
+    """The signing keys of an installation whose root key is on this machine."""
+
+    root: PrivateKey
+    order: PrivateKey
+    policy: PrivateKey
+
+
+def write_public_file(path: Path, data: bytes) -> None:
+    """Store bytes that anybody may read, whole or not at all; replaces what is there."""
+    path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+    temporary = path.with_name(f".{path.name}.{secrets.token_hex(8)}")
+    descriptor = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, PUBLIC_FILE_MODE)
+    try:
+        with os.fdopen(descriptor, "wb") as file:
+            file.write(data)
+            file.flush()
+            os.fsync(descriptor)
+        temporary.replace(path)
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def ensure_keys(paths: InstallationPaths) -> InstallationKeys:
+    """Return the signing keys, making those that are missing.
+
+    Raises:
+        KeyFileModeError: A key file may be read by others.
+        KeyFormatError: A key file does not decode.
+    """
+    root = ensure_key(paths.root_key, PrivateKey.generate_ed25519)
+    write_public_file(paths.root_public_key, root.public.to_pem())
+    return InstallationKeys(
+        root=root,
+        order=ensure_key(paths.order_key, PrivateKey.generate_rsa),
+        policy=ensure_key(paths.policy_key, PrivateKey.generate_ed25519),
+    )
+
+
+def ensure_key(path: Path, generate: Callable[[], PrivateKey]) -> PrivateKey:
+    """Return the key in a file, making it when there is none."""
+    try:
+        return read_private_key(path)
+    except NotFoundError:
+        if path.exists():
+            raise
+    # If another process was first, its key is the one.
+    with contextlib.suppress(AlreadyExistsError):
+        write_private_key(path, generate())
+    return read_private_key(path)
+
+
+def ensure_authority(
+    paths: InstallationPaths, installation: InstallationId, clock: Clock
+) -> BuiltinCertificateAuthority:
+    """Return the certificate authority, making it when there is none.
+
+    Raises:
+        KeyFileModeError: Its key may be read by others.
+        KeyFormatError: Key and certificate do not decode or do not belong together.
+    """
+    if not paths.ca_key.exists():
+        made = BuiltinCertificateAuthority.create(installation=installation, clock=clock)
+        # The certificate first: a key without one could not be repaired.
+        write_public_file(paths.ca_certificate, made.certificate_pem)
+        write_secret_file(paths.ca_key, made.key_pem)
+    return read_authority(paths, clock)
+
+
+def read_authority(paths: InstallationPaths, clock: Clock) -> BuiltinCertificateAuthority:
+    """Return the certificate authority that is there.
+
+    Raises:
+        NotFoundError: There is none.
+        KeyFileModeError: Its key may be read by others.
+        KeyFormatError: Key and certificate do not decode or do not belong together.
+    """
+    key_pem = read_secret_file(paths.ca_key, max_bytes=MAX_PEM_BYTES)
+    try:
+        certificate_pem = paths.ca_certificate.read_bytes()
+    except OSError as error:
+        raise NotFoundError(f"cannot read {paths.ca_certificate}: {error.strerror}") from error
+    return BuiltinCertificateAuthority.from_pem(key_pem=key_pem, certificate_pem=certificate_pem, clock=clock)
+
+
+def ensure_server_certificate(
+    paths: InstallationPaths,
+    installation: InstallationId,
+    authority: BuiltinCertificateAuthority,
+    *,
+    server_names: tuple[str, ...],
+    clock: Clock,
+) -> bool:
+    """Issue the control plane's certificate when it is missing or near its end; returns whether it did."""
+    identity = SpiffeId(installation=installation, kind="service", name=CONTROL_PLANE_SERVICE)
+    return _ensure_certificate(
+        paths.server_certificate,
+        paths.server_key,
+        authority,
+        identity=str(identity),
+        life=SERVER_CERTIFICATE_LIFE,
+        server_names=server_names,
+        clock=clock,
+    )
+
+
+def ensure_client_certificate(
+    paths: InstallationPaths,
+    installation: InstallationId,
+    authority: BuiltinCertificateAuthority,
+    *,
+    name: str,
+    clock: Clock,
+) -> str:
+    """Issue a caller's certificate when it is missing or near its end; returns the caller's identity."""
+    identity = str(SpiffeId(installation=installation, kind="caller", name=name))
+    _ensure_certificate(
+        paths.client_certificate(name),
+        paths.client_key(name),
+        authority,
+        identity=identity,
+        life=CLIENT_CERTIFICATE_LIFE,
+        server_names=(),
+        clock=clock,
+    )
+    return identity
+
+
+def write_trust(
+    paths: InstallationPaths, installation: InstallationId, root: PublicKey, ca_pem: bytes
+) -> None:
+    """Write what nodes pin: beside the installation for copying, and into the local node's directory."""
+    content = encode_trust(TrustRoots(installation=installation, root_key=root, ca_certificate_pem=ca_pem))
+    write_public_file(paths.trust, content)
+    write_public_file(paths.node.trust, content)
+
+
+def read_root_key(paths: InstallationPaths) -> PublicKey:
+    """Return the root's public key.
+
+    Raises:
+        NotFoundError: There is no installation here.
+    """
+    return read_public_key(paths.root_public_key)
+
+
+def _ensure_certificate(
+    path: Path,
+    key_path: Path,
+    authority: BuiltinCertificateAuthority,
+    *,
+    identity: str,
+    life: timedelta,
+    server_names: tuple[str, ...],
+    clock: Clock,
+) -> bool:
+    key = _ensure_leaf_key(key_path)
+    if not _needs_renewal(path, key.public_key(), authority, life=life, clock=clock):
+        return False
+    issued = authority.sign_leaf(key.public_key(), spiffe_id=identity, ttl=life, server_names=server_names)
+    write_public_file(path, chain_pem(issued.chain_der))
+    return True
+
+
+def _ensure_leaf_key(path: Path) -> ec.EllipticCurvePrivateKey:
+    if not path.exists():
+        with contextlib.suppress(AlreadyExistsError):
+            write_secret_file(path, private_key_pem(new_private_key()))
+    try:
+        key = serialization.load_pem_private_key(
+            read_secret_file(path, max_bytes=MAX_PEM_BYTES), password=None
+        )
+    except (ValueError, TypeError) as error:
+        raise KeyFormatError(f"{path} is not a private key in PEM") from error
+    if not isinstance(key, ec.EllipticCurvePrivateKey):
+        raise KeyFormatError(f"{path} is not an EC key")
+    return key
+
+
+def _needs_renewal(
+    path: Path,
+    key: ec.EllipticCurvePublicKey,
+    authority: BuiltinCertificateAuthority,
+    *,
+    life: timedelta,
+    clock: Clock,
+) -> bool:
+    try:
+        chain = x509.load_pem_x509_certificates(path.read_bytes())
+    except (OSError, ValueError):
+        return True
+    leaf = chain[0]
+    return (
+        leaf.public_key() != key
+        or chain[-1].public_bytes(serialization.Encoding.PEM) != authority.certificate_pem
+        or leaf.not_valid_after_utc - clock.now() < life * RENEW_BELOW
+    )

@@ -1,0 +1,47 @@
+"""Which keys a keyset of this installation lists. Pure: signs and stores nothing."""
+
+from dataclasses import replace
+from datetime import datetime, timedelta
+
+from control_plane.installation.domain import (
+    BACKDATE,
+    ORDER_KEY_LIFE,
+    POLICY_KEY_LIFE,
+    PUBLISHER_KEY_LIFE,
+)
+from shared.ids import InstallationId
+from shared.keyset import KeyPurpose, Keyset, KeysetEntry
+from shared.signatures import PublicKey
+
+
+def first_keyset(
+    *, installation: InstallationId, root: PublicKey, order: PublicKey, policy: PublicKey, now: datetime
+) -> Keyset:
+    """Return version 1: the order key and the policy key, no publisher yet."""
+    return Keyset(
+        version=1,
+        installation=installation,
+        epoch=1,
+        root_key_id=root.key_id,
+        issued_at=now,
+        entries=(
+            _entry(KeyPurpose.ORDER, order, now, ORDER_KEY_LIFE),
+            _entry(KeyPurpose.POLICY, policy, now, POLICY_KEY_LIFE),
+        ),
+    )
+
+
+def with_publisher(keyset: Keyset, publisher: PublicKey, now: datetime) -> Keyset:
+    """Return the next version that trusts this publisher, or the same keyset when it does so already."""
+    if publisher.key_id in keyset.keys_for(KeyPurpose.PUBLISHER, now):
+        return keyset
+    return replace(
+        keyset,
+        version=keyset.version + 1,
+        issued_at=now,
+        entries=(*keyset.entries, _entry(KeyPurpose.PUBLISHER, publisher, now, PUBLISHER_KEY_LIFE)),
+    )
+
+
+def _entry(purpose: KeyPurpose, key: PublicKey, now: datetime, life: timedelta) -> KeysetEntry:
+    return KeysetEntry(purpose=purpose, key=key, not_before=now - BACKDATE, not_after=now + life)

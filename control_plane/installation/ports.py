@@ -1,0 +1,53 @@
+"""What the birth of an installation needs from the database."""
+
+from dataclasses import dataclass
+from typing import Protocol
+
+from control_plane.database.ports import Transaction
+from shared.ids import InstallationId, KeyId, TenantId
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class StoredKeyset:
+    """A keyset as it is stored: not verified."""
+
+    version: int
+    envelope: bytes
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SigningKey:
+    """A public key that the installation signs or verifies with."""
+
+    key_id: KeyId
+    purpose: str
+    spki_der: bytes
+
+
+class InstallationStore(Protocol):
+    """Keeps what an installation is, in the caller's transaction; repeating a write is harmless."""
+
+    async def found(self, tx: Transaction) -> InstallationId | None:
+        """Return the name of the installation in this database."""
+
+    async def create(self, tx: Transaction, installation: InstallationId, tenant_id: TenantId) -> None:
+        """Store the installation and its first tenant; what is there stays."""
+
+    async def bind_role(self, tx: Transaction, *, tenant_id: TenantId, identity: str, role: str) -> None:
+        """Give an identity a role; what is there stays."""
+
+    async def add_key(self, tx: Transaction, key: SigningKey) -> None:
+        """Store a public key; what is there stays."""
+
+    async def newest_keyset(self, tx: Transaction) -> StoredKeyset | None:
+        """Return the keyset of the highest version."""
+
+    async def add_keyset(self, tx: Transaction, keyset: StoredKeyset) -> None:
+        """Store a keyset.
+
+        Raises:
+            ConflictError: Its version exists: somebody else was first.
+        """
+
+    async def set_service_password(self, tx: Transaction, password: str) -> None:
+        """Set the password of the service's database role."""

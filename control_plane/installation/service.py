@@ -1,0 +1,195 @@
+"""Makes an installation, completes a half-made one, and lets publishers in. Serves nothing.
+
+Files come first and the database second: a crash between them leaves keys without rows, and a repeat adds the
+rows. Called by the command line through `control_plane/setup.py`, never by the running control plane.
+"""
+
+import json
+from typing import Final
+
+from control_plane.audit.domain import SYSTEM_ACTOR, NewAuditEntry
+from control_plane.audit.ports import AuditLog
+from control_plane.database.ports import Database, Transaction
+from control_plane.installation import files
+from control_plane.installation.domain import DEFAULT_TENANT, Initialized, InitRequest
+from control_plane.installation.keysets import first_keyset, with_publisher
+from control_plane.installation.ports import InstallationStore, SigningKey, StoredKeyset
+from shared.clock import Clock, Random
+from shared.errors import ConflictError, NotFoundError
+from shared.ids import AUDIT_ENTRY, InstallationId, new_id
+from shared.key_files import read_private_key
+from shared.keyset import KeyPurpose, Keyset, sign_keyset, verify_keyset
+from shared.paths import InstallationPaths
+from shared.signatures import FileSigner, PublicKey
+
+DESCRIPTION_FORMAT: Final = "agentfactory.installation.v1"
+
+
+class InstallationService:
+    """The use cases of `agentfactory init` and `agentfactory keys`."""
+
+    def __init__(
+        self,
+        *,
+        database: Database,
+        store: InstallationStore,
+        audit: AuditLog,
+        clock: Clock,
+        random: Random,
+    ) -> None:
+        self._database = database
+        self._store = store
+        self._audit = audit
+        self._clock = clock
+        self._random = random
+
+    async def initialize(self, request: InitRequest) -> Initialized:
+        """Make what is missing of the installation; repeating it changes nothing but certificates near their
+        end.
+
+        Raises:
+            ConflictError: Data folder and database belong to different installations.
+            KeyFileModeError: A key file may be read by others.
+            DatabaseUnavailableError: Postgres is away.
+        """
+        paths, installation = request.paths, request.installation
+        await self._refuse_foreign(paths, installation)
+        keys = files.ensure_keys(paths)
+        authority = files.ensure_authority(paths, installation, self._clock)
+        files.ensure_server_certificate(
+            paths, installation, authority, server_names=request.server_names, clock=self._clock
+        )
+        admin = files.ensure_client_certificate(
+            paths, installation, authority, name=request.admin, clock=self._clock
+        )
+        files.write_trust(paths, installation, keys.root.public, authority.certificate_pem)
+        async with self._database.transaction() as tx:
+            created = await self._store.found(tx) is None
+            await self._store.create(tx, installation, DEFAULT_TENANT)
+            await self._store.bind_role(tx, tenant_id=DEFAULT_TENANT, identity=admin, role="admin")
+            for purpose, key in (("root", keys.root), ("order", keys.order), ("policy", keys.policy)):
+                public = key.public
+                await self._store.add_key(
+                    tx, SigningKey(key_id=public.key_id, purpose=purpose, spki_der=public.spki_der)
+                )
+            if request.service_password is not None:
+                await self._store.set_service_password(tx, request.service_password)
+            keyset = await self._first_keyset(tx, installation, keys)
+            if created:
+                await self._record(tx, "installation.initialized", installation, {"admin": admin})
+        files.write_public_file(paths.keyset, keyset.envelope)
+        self._describe(request, keys)
+        return Initialized(
+            installation=installation,
+            paths=paths,
+            root_key_id=keys.root.key_id,
+            order_key_id=keys.order.key_id,
+            keyset_version=keyset.version,
+            admin_identity=admin,
+            created=created,
+        )
+
+    async def add_publisher(self, paths: InstallationPaths, publisher: PublicKey) -> int:
+        """Trust a publisher: sign the next keyset with the root key. Returns the keyset's version.
+
+        Repeat: the version that trusts the key already.
+
+        Raises:
+            NotFoundError: There is no installation here, or the root key is kept elsewhere.
+            InvalidInputError: The key is not of a kind that publishers may have (RSA).
+            ConflictError: Somebody else made a keyset meanwhile.
+        """
+        root = read_private_key(paths.root_key)
+        async with self._database.transaction() as tx:
+            stored = await self._store.newest_keyset(tx)
+            installation = await self._store.found(tx)
+            if stored is None or installation is None:
+                raise NotFoundError(
+                    "the database holds no installation", hint="run 'agentfactory init' first"
+                )
+            keyset = verify_keyset(
+                stored.envelope,
+                root_keys={root.key_id: root.public},
+                minimum_version=stored.version,
+                installation=installation,
+            )
+            following = with_publisher(keyset, publisher, self._clock.now())
+            if following is keyset:
+                return keyset.version
+            signed = StoredKeyset(
+                version=following.version, envelope=await sign_keyset(following, [FileSigner(key=root)])
+            )
+            await self._store.add_keyset(tx, signed)
+            await self._store.add_key(
+                tx,
+                SigningKey(
+                    key_id=publisher.key_id, purpose=KeyPurpose.PUBLISHER, spki_der=publisher.spki_der
+                ),
+            )
+            await self._record(
+                tx, "keyset.published", str(following.version), {"publisher_key_id": publisher.key_id}
+            )
+        files.write_public_file(paths.keyset, signed.envelope)
+        return following.version
+
+    async def _refuse_foreign(self, paths: InstallationPaths, installation: InstallationId) -> None:
+        async with self._database.transaction() as tx:
+            found = await self._store.found(tx)
+            stored = await self._store.newest_keyset(tx)
+        if found is not None and found != installation:
+            raise ConflictError(
+                f"the database holds installation {found}, not {installation}",
+                hint="name the right installation, or another database",
+            )
+        if stored is not None and not paths.root_key.exists():
+            raise ConflictError(
+                f"the database holds keysets, but {paths.root_key} is not there",
+                hint="use the data folder that this installation was made with",
+            )
+
+    async def _first_keyset(
+        self, tx: Transaction, installation: InstallationId, keys: files.InstallationKeys
+    ) -> StoredKeyset:
+        stored = await self._store.newest_keyset(tx)
+        if stored is not None:
+            keyset: Keyset = verify_keyset(
+                stored.envelope,
+                root_keys={keys.root.key_id: keys.root.public},
+                minimum_version=stored.version,
+                installation=installation,
+            )
+            keyset.require(KeyPurpose.ORDER, keys.order.key_id, self._clock.now())
+            return stored
+        first = first_keyset(
+            installation=installation,
+            root=keys.root.public,
+            order=keys.order.public,
+            policy=keys.policy.public,
+            now=self._clock.now(),
+        )
+        made = StoredKeyset(
+            version=first.version, envelope=await sign_keyset(first, [FileSigner(key=keys.root)])
+        )
+        await self._store.add_keyset(tx, made)
+        return made
+
+    async def _record(self, tx: Transaction, action: str, subject: str, details: dict[str, str]) -> None:
+        entry = NewAuditEntry(
+            audit_entry_id=new_id(AUDIT_ENTRY, self._clock, self._random),
+            tenant_id=DEFAULT_TENANT,
+            actor=SYSTEM_ACTOR,
+            action=action,
+            subject=subject,
+            details=details,
+        )
+        await self._audit.append(tx, [entry])
+
+    def _describe(self, request: InitRequest, keys: files.InstallationKeys) -> None:
+        document = {
+            "type": DESCRIPTION_FORMAT,
+            "installation": request.installation,
+            "root_key_id": keys.root.key_id,
+            "order_key_id": keys.order.key_id,
+            "server_names": list(request.server_names),
+        }
+        files.write_public_file(request.paths.description, json.dumps(document, indent=2).encode() + b"\n")

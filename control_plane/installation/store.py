@@ -1,0 +1,65 @@
+"""Postgres behind `InstallationStore`. Runs as the schema's owner, except for reads."""
+
+from sqlalchemy import insert, select, text
+from sqlalchemy.dialects.postgresql import insert as upsert
+from sqlalchemy.exc import IntegrityError
+
+from control_plane.database.migrate import SERVICE_ROLE
+from control_plane.database.ports import Transaction
+from control_plane.database.tables import installation as installations
+from control_plane.database.tables import keys, keysets, role_bindings, tenants
+from control_plane.database.unit_of_work import connection_of
+from control_plane.installation.ports import SigningKey, StoredKeyset
+from shared.errors import ConflictError
+from shared.ids import InstallationId, TenantId
+
+
+class PostgresInstallationStore:
+    """Implements `InstallationStore`."""
+
+    async def found(self, tx: Transaction) -> InstallationId | None:
+        """See `InstallationStore.found`."""
+        name = await connection_of(tx).scalar(select(installations.c.installation))
+        return None if name is None else InstallationId(name)
+
+    async def create(self, tx: Transaction, installation: InstallationId, tenant_id: TenantId) -> None:
+        """See `InstallationStore.create`."""
+        connection = connection_of(tx)
+        await connection.execute(
+            upsert(installations).values(singleton=True, installation=installation).on_conflict_do_nothing()
+        )
+        await connection.execute(upsert(tenants).values(tenant_id=tenant_id).on_conflict_do_nothing())
+
+    async def bind_role(self, tx: Transaction, *, tenant_id: TenantId, identity: str, role: str) -> None:
+        """See `InstallationStore.bind_role`."""
+        binding = upsert(role_bindings).values(tenant_id=tenant_id, identity=identity, role=role)
+        await connection_of(tx).execute(binding.on_conflict_do_nothing())
+
+    async def add_key(self, tx: Transaction, key: SigningKey) -> None:
+        """See `InstallationStore.add_key`."""
+        row = upsert(keys).values(key_id=key.key_id, purpose=key.purpose, spki_der=key.spki_der)
+        await connection_of(tx).execute(row.on_conflict_do_nothing())
+
+    async def newest_keyset(self, tx: Transaction) -> StoredKeyset | None:
+        """See `InstallationStore.newest_keyset`."""
+        newest = select(keysets.c.version, keysets.c.envelope).order_by(keysets.c.version.desc()).limit(1)
+        row = (await connection_of(tx).execute(newest)).first()
+        return None if row is None else StoredKeyset(version=row.version, envelope=row.envelope)
+
+    async def add_keyset(self, tx: Transaction, keyset: StoredKeyset) -> None:
+        """See `InstallationStore.add_keyset`."""
+        try:
+            await connection_of(tx).execute(
+                insert(keysets).values(version=keyset.version, envelope=keyset.envelope)
+            )
+        except IntegrityError as error:
+            raise ConflictError(f"keyset version {keyset.version} exists already") from error
+
+    async def set_service_password(self, tx: Transaction, password: str) -> None:
+        """See `InstallationStore.set_service_password`."""
+        # ALTER ROLE takes no parameters: the server quotes the literal itself.
+        statement = await connection_of(tx).scalar(
+            text("SELECT format('ALTER ROLE %I PASSWORD %L', :role, :password)"),
+            {"role": SERVICE_ROLE, "password": password},
+        )
+        await connection_of(tx).exec_driver_sql(statement)

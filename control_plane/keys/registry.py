@@ -1,0 +1,74 @@
+"""The installation's keyset as the control plane uses it: verified once per version, remembered for a second.
+
+Relays and reads keysets; makes none. The root public key comes from the data folder, never from the database.
+"""
+
+from datetime import timedelta
+from typing import Final
+
+from control_plane.database.ports import Database
+from control_plane.installation.ports import InstallationStore
+from shared.clock import Clock
+from shared.errors import UnavailableError
+from shared.ids import InstallationId
+from shared.keyset import Keyset, verify_keyset
+from shared.signatures import PublicKey
+
+KEYSET_LIFE: Final = timedelta(seconds=1)
+"""How long a new publisher or a revocation may go unnoticed here."""
+
+
+class KeysetRegistry:
+    """The newest keyset, read again when it is older than a second."""
+
+    def __init__(
+        self,
+        *,
+        database: Database,
+        store: InstallationStore,
+        root: PublicKey,
+        installation: InstallationId,
+        clock: Clock,
+    ) -> None:
+        self._database = database
+        self._store = store
+        self._root = root
+        self._installation = installation
+        self._clock = clock
+        self._keyset: Keyset | None = None
+        self._envelope = b""
+        self._until = 0.0
+
+    async def newest(self) -> tuple[int, bytes]:
+        """Return version and envelope.
+
+        Raises:
+            DatabaseUnavailableError: It cannot be read now.
+            UnavailableError: The database holds none.
+            VerificationError: What it holds is not signed by the root key, or is older than what was seen.
+        """
+        keyset = await self.current()
+        return keyset.version, self._envelope
+
+    async def current(self) -> Keyset:
+        """Return the newest keyset, verified.
+
+        Raises:
+            DatabaseUnavailableError, UnavailableError, VerificationError: As `newest`.
+        """
+        if self._keyset is not None and self._clock.monotonic() < self._until:
+            return self._keyset
+        async with self._database.transaction() as tx:
+            stored = await self._store.newest_keyset(tx)
+        if stored is None:
+            raise UnavailableError("the database holds no keyset", hint="run 'agentfactory init'")
+        if self._keyset is None or stored.envelope != self._envelope:
+            self._keyset = verify_keyset(
+                stored.envelope,
+                root_keys={self._root.key_id: self._root},
+                minimum_version=self._keyset.version if self._keyset is not None else 1,
+                installation=self._installation,
+            )
+            self._envelope = stored.envelope
+        self._until = self._clock.monotonic() + KEYSET_LIFE.total_seconds()
+        return self._keyset

@@ -1,0 +1,71 @@
+# The built-in policy. Its SHA-256 is in every decision and every order.
+#
+# A question is a rule of this package: publish_template, create_agent, execute. Its answer is
+# {"allowed": bool, "reason": string, "limits": {every limit}}. Undefined means denied.
+package agentfactory
+
+import rego.v1
+
+# What one execution gets at most, whatever its manifest asks for.
+ceilings := {
+	"wall_ms": 600000,
+	"cpu_ms": 600000,
+	"memory_bytes": 1073741824,
+	"output_bytes": 16777216,
+	"log_bytes": 1048576,
+	"open_files": 256,
+}
+
+# What it gets where its manifest names nothing.
+defaults := {
+	"wall_ms": 10000,
+	"cpu_ms": 10000,
+	"memory_bytes": 67108864,
+	"output_bytes": 1048576,
+	"log_bytes": 262144,
+	"open_files": 32,
+}
+
+max_input_bytes := 16777216
+
+# Destinations that agents may reach. None: nothing outside the sandbox is offered yet.
+allowed_http := set()
+
+publish_template := answer(publish_template_denials)
+
+create_agent := answer(create_agent_denials)
+
+execute := answer(execute_denials)
+
+publish_template_denials contains "ROLE_NOT_ALLOWED" if not has_role({"admin", "author"})
+
+publish_template_denials contains reason if some reason in template_denials
+
+create_agent_denials contains "ROLE_NOT_ALLOWED" if not has_role({"admin", "author"})
+
+create_agent_denials contains reason if some reason in template_denials
+
+execute_denials contains "ROLE_NOT_ALLOWED" if not has_role({"admin", "author", "caller"})
+
+execute_denials contains "INPUT_TOO_LARGE" if input.input_bytes > max_input_bytes
+
+execute_denials contains reason if some reason in template_denials
+
+template_denials contains "CAPABILITY_NOT_ALLOWED" if {
+	some wanted in input.capabilities.http
+	not wanted in allowed_http
+}
+
+has_role(roles) if {
+	some role in input.subject.roles
+	role in roles
+}
+
+granted := {name: limit |
+	some name, ceiling in ceilings
+	limit := min([ceiling, object.get(input.limits, name, defaults[name])])
+}
+
+answer(denials) := {"allowed": true, "reason": "ALLOWED", "limits": granted} if count(denials) == 0
+
+answer(denials) := {"allowed": false, "reason": sort(denials)[0], "limits": granted} if count(denials) > 0
