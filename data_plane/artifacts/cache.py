@@ -1,0 +1,224 @@
+"""Compiled modules and template envelopes on this node's disk, within a bound. Compiles and fetches nothing.
+
+An artifact is handed out as a sealed memory file: its bytes were copied, hashed and compared with a seal by
+this node, and nobody can change them after. What sits on the disk is never loaded itself.
+"""
+
+import asyncio
+import errno
+import fcntl
+import hashlib
+import os
+import tempfile
+from pathlib import Path
+from typing import Final
+
+from data_plane.artifacts.seal import (
+    PREFIX_BYTES,
+    ArtifactKey,
+    Seal,
+    check_seal,
+    encode_seal,
+    header_length,
+    seal,
+)
+from data_plane.sandbox.domain import EngineInfo
+from shared.digests import Digest, digest_from_raw, digest_to_raw
+from shared.dsse import MAX_ENVELOPE_BYTES
+from shared.errors import ArtifactInvalidError, DiskFullError, NotFoundError
+from shared.logs import get_logger
+
+logger = get_logger(__name__)
+
+CHUNK_BYTES: Final = 1024 * 1024
+MAX_ARTIFACT_BYTES: Final = 512 * 1024 * 1024
+
+_FULL: Final = frozenset({errno.ENOSPC, errno.EDQUOT})
+_SEALS: Final = fcntl.F_SEAL_WRITE | fcntl.F_SEAL_SHRINK | fcntl.F_SEAL_GROW | fcntl.F_SEAL_SEAL
+_ARTIFACT_SUFFIX: Final = ".artifact"
+_ENVELOPE_SUFFIX: Final = ".envelope"
+
+
+class ArtifactCache:
+    """One folder, used by one node process."""
+
+    def __init__(self, folder: Path, *, mac_key: bytes, engine: EngineInfo, bound_bytes: int) -> None:
+        self._folder = folder
+        self._mac_key = mac_key
+        self._engine = engine
+        self._bound_bytes = bound_bytes
+        self._known: set[Digest] = set()
+        self.hits = 0
+        self.misses = 0
+        self.evictions = 0
+
+    def load(self) -> None:
+        """Make the folder, remove half-written files, learn what is there. Verifies nothing yet."""
+        self._folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+        for leftover in self._folder.glob("*.part"):
+            leftover.unlink()
+        for path in self._folder.glob(f"*{_ARTIFACT_SUFFIX}"):
+            digest = digest_from_raw(bytes.fromhex(path.name[:64]))
+            if path.name == self._key(digest).file_name:
+                self._known.add(digest)
+
+    def digests(self) -> tuple[Digest, ...]:
+        """Return the modules whose artifacts are on the disk, as far as known."""
+        return tuple(sorted(self._known))
+
+    def holds(self, module_digest: Digest) -> bool:
+        """Whether an artifact of this module is on the disk, as far as known."""
+        return module_digest in self._known
+
+    async def open(self, module_digest: Digest) -> int:
+        """Verify the artifact of a module and return it as a sealed memory file; the caller closes it.
+
+        Raises:
+            NotFoundError: There is none.
+            ArtifactInvalidError: It is damaged or not sealed by this node for this engine; it was dropped.
+        """
+        return await asyncio.to_thread(self._open, module_digest)
+
+    async def store(self, module_digest: Digest, artifact: int) -> None:
+        """Seal and keep the artifact in the descriptor `artifact`, evicting what was unused longest.
+
+        Raises:
+            DiskFullError: The disk, or the cache's bound, has no room.
+        """
+        await asyncio.to_thread(self._store, module_digest, artifact)
+
+    async def read_envelope(self, template_digest: Digest) -> bytes | None:
+        """Return a template's envelope as it was stored. It is not verified: the reader does that, always."""
+        return await asyncio.to_thread(self._read_envelope, template_digest)
+
+    async def store_envelope(self, template_digest: Digest, envelope: bytes) -> None:
+        """Keep a template's envelope.
+
+        Raises:
+            DiskFullError: The disk has no room.
+        """
+        await asyncio.to_thread(self._write, self._envelope_path(template_digest), [envelope])
+
+    def drop(self, module_digest: Digest) -> None:
+        """Forget the artifact of a module."""
+        self._known.discard(module_digest)
+        (self._folder / self._key(module_digest).file_name).unlink(missing_ok=True)
+
+    def _open(self, module_digest: Digest) -> int:
+        key = self._key(module_digest)
+        path = self._folder / key.file_name
+        try:
+            source = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC)
+        except OSError as error:
+            self._known.discard(module_digest)
+            self.misses += 1
+            raise NotFoundError(f"no artifact of module {module_digest} is cached") from error
+        try:
+            sealed = self._copy_verified(source, key)
+            os.utime(source)
+        except ArtifactInvalidError:
+            logger.warning("a damaged artifact was dropped", module_digest=module_digest)
+            self.drop(module_digest)
+            raise
+        finally:
+            os.close(source)
+        self.hits += 1
+        return sealed
+
+    def _copy_verified(self, source: int, key: ArtifactKey) -> int:
+        header = os.read(source, header_length(os.read(source, PREFIX_BYTES)))
+        made = check_seal(header, key=key, mac_key=self._mac_key)
+        memory = os.memfd_create("artifact", os.MFD_CLOEXEC | os.MFD_ALLOW_SEALING)
+        try:
+            _copy(source, memory, made)
+            fcntl.fcntl(memory, fcntl.F_ADD_SEALS, _SEALS)
+            os.lseek(memory, 0, os.SEEK_SET)
+        except BaseException:
+            os.close(memory)
+            raise
+        return memory
+
+    def _store(self, module_digest: Digest, artifact: int) -> None:
+        key = self._key(module_digest)
+        size = os.fstat(artifact).st_size
+        content = os.pread(artifact, size, 0)
+        digest = digest_from_raw(hashlib.sha256(content).digest())
+        made = seal(key, artifact_digest=digest, artifact_bytes=size, mac_key=self._mac_key)
+        head = encode_seal(made)
+        self._make_room(len(head) + size)
+        self._write(self._folder / key.file_name, [head, content])
+        self._known.add(module_digest)
+
+    def _make_room(self, needed: int) -> None:
+        if needed > min(self._bound_bytes, MAX_ARTIFACT_BYTES):
+            raise DiskFullError(
+                f"an artifact of {needed} bytes is above the cache's bound of {self._bound_bytes}"
+            )
+        files = [(path, path.stat()) for path in self._folder.iterdir() if path.is_file()]
+        used = sum(found.st_size for _, found in files)
+        for path, found in sorted(files, key=lambda file: file[1].st_mtime_ns):
+            if used + needed <= self._bound_bytes:
+                return
+            path.unlink(missing_ok=True)
+            used -= found.st_size
+            if path.suffix == _ARTIFACT_SUFFIX:
+                self._known.discard(digest_from_raw(bytes.fromhex(path.name[:64])))
+                self.evictions += 1
+
+    def _read_envelope(self, template_digest: Digest) -> bytes | None:
+        try:
+            with self._envelope_path(template_digest).open("rb") as file:
+                return file.read(MAX_ENVELOPE_BYTES + 1)
+        except FileNotFoundError:
+            return None
+
+    def _write(self, path: Path, parts: list[bytes]) -> None:
+        part = ""
+        try:
+            descriptor, part = tempfile.mkstemp(suffix=".part", dir=self._folder)
+            with os.fdopen(descriptor, "wb") as file:
+                file.writelines(parts)
+            Path(part).replace(path)
+        except OSError as error:
+            if part:
+                Path(part).unlink(missing_ok=True)
+            if error.errno in _FULL:
+                raise DiskFullError(f"no space for artifacts left in {self._folder}") from error
+            raise
+
+    def _envelope_path(self, template_digest: Digest) -> Path:
+        return self._folder / f"{digest_to_raw(template_digest).hex()}{_ENVELOPE_SUFFIX}"
+
+    def _key(self, module_digest: Digest) -> ArtifactKey:
+        return ArtifactKey(module_digest=module_digest, engine=self._engine)
+
+
+def _copy(source: int, memory: int, made: Seal) -> None:
+    state, size = hashlib.sha256(), 0
+    while chunk := os.read(source, CHUNK_BYTES):
+        size += len(chunk)
+        if size > made.artifact_bytes:
+            raise ArtifactInvalidError("artifact file is longer than its seal says")
+        state.update(chunk)
+        _write_all(memory, chunk)
+    if digest_from_raw(state.digest()) != made.artifact_digest:
+        raise ArtifactInvalidError("artifact bytes are not the sealed ones")
+
+
+def memory_file(name: str, content: bytes) -> int:
+    """Return `content` as a sealed memory file; the caller closes it."""
+    memory = os.memfd_create(name, os.MFD_CLOEXEC | os.MFD_ALLOW_SEALING)
+    try:
+        _write_all(memory, content)
+        fcntl.fcntl(memory, fcntl.F_ADD_SEALS, _SEALS)
+        os.lseek(memory, 0, os.SEEK_SET)
+    except BaseException:
+        os.close(memory)
+        raise
+    return memory
+
+
+def _write_all(descriptor: int, data: bytes) -> None:
+    view = memoryview(data)
+    while view:
+        view = view[os.write(descriptor, view) :]

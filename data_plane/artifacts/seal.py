@@ -1,0 +1,134 @@
+"""Vouches for compiled modules: a MAC by a key that only this node holds (protocol rule 13). Opens no file.
+
+Loading native code is as good as running it, so what a worker loads is what this node sealed, for this
+module, this engine and these CPU features, or nothing.
+"""
+
+import hashlib
+import hmac
+import json
+import struct
+from dataclasses import dataclass
+from typing import Final
+
+from data_plane.sandbox.domain import EngineInfo
+from shared.digests import Digest, digest_to_raw, parse_digest
+from shared.errors import AgentFactoryError, ArtifactInvalidError
+
+KEY_BYTES: Final = 32
+MAX_HEADER_BYTES: Final = 8 * 1024
+PREFIX_BYTES: Final = 12
+
+_MAGIC: Final = b"AFARTF01"
+_DOMAIN: Final = b"af-artifact-v1"
+_PREFIX: Final = struct.Struct(">8sI")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ArtifactKey:
+    """What an artifact is made from and for. Another value of any field is another artifact."""
+
+    module_digest: Digest
+    engine: EngineInfo
+
+    @property
+    def file_name(self) -> str:
+        """Name of its file in the cache."""
+        cpu = hashlib.sha256(self.engine.cpu_features.encode()).hexdigest()[:16]
+        config = hashlib.sha256(
+            f"{self.engine.name}\0{self.engine.version}\0{self.engine.config_digest}".encode()
+        ).hexdigest()[:16]
+        return f"{digest_to_raw(self.module_digest).hex()}-{config}-{cpu}.artifact"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Seal:
+    """What stands before an artifact in its file."""
+
+    key: ArtifactKey
+    artifact_digest: Digest
+    artifact_bytes: int
+    mac: bytes
+
+
+def seal(key: ArtifactKey, *, artifact_digest: Digest, artifact_bytes: int, mac_key: bytes) -> Seal:
+    """Vouch for an artifact whose digest this node has computed itself."""
+    mac = _mac(key, artifact_digest, artifact_bytes, mac_key)
+    return Seal(key=key, artifact_digest=artifact_digest, artifact_bytes=artifact_bytes, mac=mac)
+
+
+def encode_seal(made: Seal) -> bytes:
+    """Return the bytes that stand before the artifact."""
+    engine = made.key.engine
+    header = json.dumps(
+        {
+            "module": made.key.module_digest,
+            "engine": [engine.name, engine.version, engine.config_digest, engine.cpu_features],
+            "artifact": made.artifact_digest,
+            "size": made.artifact_bytes,
+            "mac": made.mac.hex(),
+        }
+    ).encode()
+    return _PREFIX.pack(_MAGIC, len(header)) + header
+
+
+def header_length(prefix: bytes) -> int:
+    """Return how many bytes follow the prefix before the artifact begins.
+
+    Raises:
+        ArtifactInvalidError: It is no prefix of ours, or announces too much.
+    """
+    if len(prefix) != PREFIX_BYTES:
+        raise ArtifactInvalidError("artifact file ends early")
+    magic, length = _PREFIX.unpack(prefix)
+    if magic != _MAGIC or length > MAX_HEADER_BYTES:
+        raise ArtifactInvalidError("artifact file is of an unknown format")
+    return int(length)
+
+
+def check_seal(header: bytes, *, key: ArtifactKey, mac_key: bytes) -> Seal:
+    """Return the seal if, and only if, this node made it for exactly this key.
+
+    The artifact's own bytes are still the caller's to compare with the digest in the seal.
+
+    Raises:
+        ArtifactInvalidError: It does not decode, is for another module, engine or CPU, or the MAC is wrong.
+    """
+    try:
+        document = json.loads(header)
+        name, version, config_digest, cpu_features = document["engine"]
+        engine = EngineInfo(
+            name=name, version=version, config_digest=config_digest, cpu_features=cpu_features
+        )
+        found = Seal(
+            key=ArtifactKey(module_digest=parse_digest(document["module"]), engine=engine),
+            artifact_digest=parse_digest(document["artifact"]),
+            artifact_bytes=int(document["size"]),
+            mac=bytes.fromhex(document["mac"]),
+        )
+        expected = _mac(found.key, found.artifact_digest, found.artifact_bytes, mac_key)
+    except (AgentFactoryError, ValueError, KeyError, TypeError, AttributeError, struct.error) as error:
+        raise ArtifactInvalidError("artifact seal does not decode") from error
+    if not hmac.compare_digest(expected, found.mac):
+        raise ArtifactInvalidError("artifact was not sealed by this node")
+    if found.key != key:
+        raise ArtifactInvalidError("artifact was sealed for another module, engine or cpu")
+    return found
+
+
+def _mac(key: ArtifactKey, artifact_digest: Digest, artifact_bytes: int, mac_key: bytes) -> bytes:
+    engine = key.engine
+    state = hmac.new(mac_key, _DOMAIN, hashlib.sha256)
+    for text in (
+        key.module_digest,
+        engine.name,
+        engine.version,
+        engine.config_digest,
+        engine.cpu_features,
+        artifact_digest,
+    ):
+        part = text.encode()
+        # Lengths in front, so that no two lists of fields give the same bytes.
+        state.update(struct.pack(">I", len(part)) + part)
+    state.update(struct.pack(">Q", artifact_bytes))
+    return state.digest()

@@ -1,0 +1,208 @@
+"""Makes the module of an order ready: fetches, verifies, compiles once, and vouches for it on every load.
+
+Checks 12 and 13 of the node. The template is verified here with the same function as at the control
+plane, under the publishers of the keyset that is in force now, not when it was fetched.
+"""
+
+import asyncio
+import os
+from collections import OrderedDict
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from typing import Final
+
+from data_plane.artifacts.cache import ArtifactCache, memory_file
+from data_plane.artifacts.ports import PreparedModule, TemplateSource
+from data_plane.orders.domain import attempt_of
+from data_plane.orders.keyset import NodeKeyset
+from data_plane.orders.verifier import Check
+from data_plane.sandbox.ports import Compiler
+from shared.clock import Clock
+from shared.digests import Digest
+from shared.errors import (
+    AgentFactoryError,
+    ArtifactInvalidError,
+    ModuleInvalidError,
+    NotFoundError,
+    OrderRejectedError,
+    PackageAlteredError,
+    RejectionReason,
+    ResourceExhaustedError,
+    UnknownPublisherError,
+    VerificationError,
+)
+from shared.keyset import KeyPurpose
+from shared.logs import get_logger
+from shared.orders import Order
+from shared.packages import VerifiedManifest, verify_manifest, verify_package
+
+logger = get_logger(__name__)
+
+MAX_TEMPLATES_IN_MEMORY: Final = 1024
+MAX_COMPILATIONS: Final = 1
+"""At once: a compilation takes a whole core from the guests."""
+
+
+class ArtifactService:
+    """A `ModulePreparer` over the disk cache, the control plane's templates and the jailed compiler."""
+
+    def __init__(
+        self,
+        *,
+        cache: ArtifactCache,
+        source: TemplateSource,
+        compiler: Compiler,
+        keyset: NodeKeyset,
+        clock: Clock,
+    ) -> None:
+        self._cache = cache
+        self._source = source
+        self._compiler = compiler
+        self._keyset = keyset
+        self._clock = clock
+        self._templates: OrderedDict[Digest, VerifiedManifest] = OrderedDict()
+        self._locks: dict[Digest, tuple[asyncio.Lock, int]] = {}
+        self._compilations = asyncio.Semaphore(MAX_COMPILATIONS)
+
+    async def prepare(self, order: Order) -> PreparedModule:
+        """Return the verified manifest and an opener of the artifact; see `ModulePreparer`.
+
+        12. The template has the digest that the order names and a publisher of the keyset signed it.
+        13. Its module is the one that the order names; it is compiled from exactly these bytes.
+
+        Raises:
+            OrderRejectedError: One of the checks failed, or this node cannot do it now (busy).
+        """
+        template = self._known_template(order.template_digest)
+        if template is None or not self._cache.holds(template.manifest.module.digest):
+            template = await self._obtain(order)
+        if template.manifest.module.digest != order.module_digest:
+            raise OrderRejectedError(
+                f"template names module {template.manifest.module.digest}, the order {order.module_digest}",
+                check=Check.MODULE,
+                rejection=RejectionReason.DIGEST,
+            )
+        return PreparedModule(manifest=template.manifest, open_artifact=lambda: self._open(order))
+
+    async def _open(self, order: Order) -> int:
+        try:
+            return await self._cache.open(order.module_digest)
+        except (NotFoundError, ArtifactInvalidError):
+            # Evicted, or damaged and dropped: once more from the source, then it must be good.
+            await self._obtain(order)
+            return await self._cache.open(order.module_digest)
+
+    def forget(self, module_digest: Digest) -> None:
+        """Drop the artifact of a module that a worker could not load; the next use compiles it again."""
+        self._cache.drop(module_digest)
+
+    def _known_template(self, template_digest: Digest) -> VerifiedManifest | None:
+        template = self._templates.get(template_digest)
+        if template is None:
+            return None
+        try:
+            self._require_publisher(template)
+        except VerificationError:
+            del self._templates[template_digest]
+            return None
+        self._templates.move_to_end(template_digest)
+        return template
+
+    def _require_publisher(self, template: VerifiedManifest) -> None:
+        now = self._clock.now()
+        trusted = self._keyset.keys_for(KeyPurpose.PUBLISHER, now)
+        if template.publisher_key_ids.isdisjoint(trusted):
+            raise UnknownPublisherError("no signer of the template is a trusted publisher any more")
+
+    async def _obtain(self, order: Order) -> VerifiedManifest:
+        try:
+            async with self._alone(order.template_digest):
+                template = self._known_template(order.template_digest)
+                if template is None:
+                    template = await self._from_disk(order)
+                if template is None or not self._cache.holds(template.manifest.module.digest):
+                    template = await self._from_source(order)
+                self._remember(template)
+                return template
+        except OrderRejectedError:
+            raise
+        except AgentFactoryError as error:
+            raise _rejection(error) from error
+
+    async def _from_disk(self, order: Order) -> VerifiedManifest | None:
+        envelope = await self._cache.read_envelope(order.template_digest)
+        if envelope is None:
+            return None
+        trusted = self._keyset.keys_for(KeyPurpose.PUBLISHER, self._clock.now())
+        try:
+            template = verify_manifest(envelope, publisher_keys=trusted)
+        except VerificationError:
+            logger.warning("a cached template does not verify", template=order.template_digest)
+            return None
+        return template if template.digest == order.template_digest else None
+
+    async def _from_source(self, order: Order) -> VerifiedManifest:
+        fetched = await self._source.fetch_template(attempt_of(order), order.template_digest)
+        trusted = self._keyset.keys_for(KeyPurpose.PUBLISHER, self._clock.now())
+        # By the order's digest: another module under the signed name must fail on its bytes, not on a lookup.
+        signed = verify_manifest(fetched.envelope, publisher_keys=trusted)
+        if signed.digest != order.template_digest:
+            raise PackageAlteredError(f"template is {signed.digest}, the order names {order.template_digest}")
+        verified = verify_package(
+            fetched.envelope, {signed.manifest.module.digest: fetched.module}, publisher_keys=trusted
+        )
+        if not self._cache.holds(signed.manifest.module.digest):
+            await self._compile(signed.manifest.module.digest, verified.module)
+        await self._cache.store_envelope(signed.digest, fetched.envelope)
+        return signed
+
+    async def _compile(self, module_digest: Digest, module: bytes) -> None:
+        async with self._compilations:
+            source = memory_file("module", module)
+            try:
+                artifact = os.memfd_create("artifact", os.MFD_CLOEXEC)
+                try:
+                    compiled = await self._compiler.compile(module_fd=source, artifact_fd=artifact)
+                    await self._cache.store(module_digest, artifact)
+                finally:
+                    os.close(artifact)
+            finally:
+                os.close(source)
+        logger.info(
+            "a module was compiled",
+            module_digest=module_digest,
+            artifact_bytes=compiled.artifact_bytes,
+        )
+
+    def _remember(self, template: VerifiedManifest) -> None:
+        self._templates[template.digest] = template
+        self._templates.move_to_end(template.digest)
+        while len(self._templates) > MAX_TEMPLATES_IN_MEMORY:
+            self._templates.popitem(last=False)
+
+    @asynccontextmanager
+    async def _alone(self, digest: Digest) -> AsyncIterator[None]:
+        """One fetch and compilation per template; who comes later waits and finds it done."""
+        lock, users = self._locks.get(digest, (asyncio.Lock(), 0))
+        self._locks[digest] = (lock, users + 1)
+        try:
+            async with lock:
+                yield
+        finally:
+            lock, users = self._locks.pop(digest)
+            if users > 1:
+                self._locks[digest] = (lock, users - 1)
+
+
+def _rejection(error: AgentFactoryError) -> OrderRejectedError:
+    text = f"{error.reason}: {error}"
+    if isinstance(error, ModuleInvalidError):
+        return OrderRejectedError(text, check=Check.MODULE, rejection=RejectionReason.ARTIFACT)
+    if isinstance(error, PackageAlteredError):
+        return OrderRejectedError(text, check=Check.MODULE, rejection=RejectionReason.DIGEST)
+    if isinstance(error, VerificationError):
+        return OrderRejectedError(text, check=Check.TEMPLATE, rejection=RejectionReason.TEMPLATE)
+    if isinstance(error, ResourceExhaustedError):
+        # The disk of this node alone; another one may well have room.
+        return OrderRejectedError(text, check=Check.MODULE, rejection=RejectionReason.BUSY)
+    return OrderRejectedError(text, check=Check.TEMPLATE, rejection=RejectionReason.BUSY)

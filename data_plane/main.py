@@ -1,0 +1,324 @@
+"""Composition root of the node: builds every adapter, runs the node or enrolls it, turns errors into one line.
+
+Exit codes: 0 ended as told, 2 wrong use or settings, 3 refused (keys, identity, trust), 4 unavailable.
+"""
+
+import argparse
+import asyncio
+import gc
+import signal
+import sys
+from collections.abc import Sequence
+from contextlib import AsyncExitStack
+from datetime import timedelta
+from pathlib import Path
+from typing import Final
+
+import agentfactory_engine
+from opentelemetry import trace
+from prometheus_client import CollectorRegistry
+
+from data_plane.artifacts.cache import ArtifactCache
+from data_plane.artifacts.seal import KEY_BYTES
+from data_plane.artifacts.service import ArtifactService
+from data_plane.enrollment import enroll
+from data_plane.identity import NodeIdentity, read_identity
+from data_plane.metrics import NodeMetrics
+from data_plane.node import Node
+from data_plane.orders.admission import Admissions
+from data_plane.orders.keyset import NodeKeyset
+from data_plane.orders.ledger import OrderLedger
+from data_plane.orders.verifier import NodeFacts
+from data_plane.receipts.issuer import ReceiptIssuer
+from data_plane.receipts.spool import Spool
+from data_plane.runner import OrderRunner
+from data_plane.sandbox.compiler import WorkerCompiler
+from data_plane.sandbox.domain import EngineInfo
+from data_plane.sandbox.engine import read_engine_info
+from data_plane.sandbox.pool import WorkerPool
+from data_plane.session.leases import Leases
+from data_plane.session.outbox import Outbox
+from data_plane.session.remote import ControlPlaneLink
+from data_plane.session.service import SessionService
+from data_plane.session.stream import SessionParts
+from data_plane.settings import NodeSettings
+from data_plane.taker import RunnerTaker
+from shared.admin_http import Readiness, admin_server
+from shared.clock import SystemClock, SystemRandom
+from shared.errors import (
+    AgentFactoryError,
+    InvalidInputError,
+    KeyFileModeError,
+    KeyFormatError,
+    NodeEvictedError,
+    NodeQuarantinedError,
+    NotFoundError,
+    PermissionDeniedError,
+    SettingsError,
+    SpoolCorruptError,
+    UnauthenticatedError,
+    VerificationError,
+    WrongStateError,
+)
+from shared.ids import BOOT, new_id
+from shared.key_files import read_secret_file, write_secret_file
+from shared.logs import configure_logging, get_logger
+from shared.paths import NodePaths
+from shared.settings import default_config_file, load_settings
+from shared.telemetry import make_tracer_provider
+from shared.trust import TrustRoots, read_trust
+
+logger = get_logger(__name__)
+
+WRONG_USE: Final = 2
+REFUSED: Final = 3
+UNAVAILABLE: Final = 4
+
+_REFUSALS: Final = (
+    VerificationError,
+    KeyFileModeError,
+    KeyFormatError,
+    NodeEvictedError,
+    NodeQuarantinedError,
+    UnauthenticatedError,
+    PermissionDeniedError,
+    SpoolCorruptError,
+)
+_WRONG_USE: Final = (SettingsError, NotFoundError, InvalidInputError, WrongStateError)
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run the command and return the exit code. Errors are one line on standard error, with a hint."""
+    options = _parser().parse_args(arguments)
+    try:
+        settings = _settings(options)
+        configure_logging(settings.log_level, settings.log_style)
+        if options.command == "enroll":
+            asyncio.run(_enroll(settings, options))
+        else:
+            asyncio.run(run_node(settings))
+    except AgentFactoryError as error:
+        hint = f" ({error.hint})" if error.hint else ""
+        print(f"agentfactory node: {error.reason}: {error}{hint}", file=sys.stderr)  # noqa: T201
+        return exit_code_of(error)
+    except KeyboardInterrupt:
+        return 0
+    return 0
+
+
+def exit_code_of(error: AgentFactoryError) -> int:
+    """Return the exit code for an error that ends the process."""
+    if isinstance(error, _WRONG_USE):
+        return WRONG_USE
+    return REFUSED if isinstance(error, _REFUSALS) else UNAVAILABLE
+
+
+async def run_node(settings: NodeSettings) -> None:
+    """Build the node from its settings and run it until SIGTERM or SIGINT.
+
+    Raises:
+        AgentFactoryError: It cannot start, or cannot go on.
+    """
+    async with AsyncExitStack() as stack:
+        node, registry = await build_node(settings, stack)
+
+        async def readiness() -> Readiness:
+            node.collect()
+            return await node.readiness()
+
+        port = await stack.enter_async_context(
+            admin_server(
+                host=settings.admin_host, port=settings.admin_port, registry=registry, readiness=readiness
+            )
+        )
+        loop = asyncio.get_running_loop()
+        for number in (signal.SIGTERM, signal.SIGINT):
+            loop.add_signal_handler(number, node.stop)
+            stack.callback(loop.remove_signal_handler, number)
+        # What is here now lives as long as the process: no reason to look at it in every collection.
+        gc.collect()
+        gc.freeze()
+        logger.info(
+            "the node starts",
+            node_id=node.identity.node_id,
+            control_planes=list(settings.control_planes),
+            slots=settings.slots,
+            admin_port=port,
+        )
+        await node.run()
+        logger.info("the node has stopped")
+
+
+async def build_node(settings: NodeSettings, stack: AsyncExitStack) -> tuple[Node, CollectorRegistry]:
+    """Build every adapter; what has to be closed is closed by `stack`.
+
+    Raises:
+        AgentFactoryError: A file, key, port or lock is not as it must be; the message names it.
+    """
+    clock, random = SystemClock(), SystemRandom()
+    paths = settings.paths
+    trust = read_trust(paths.trust)
+    identity = read_identity(paths)
+    if identity.installation != trust.installation:
+        raise VerificationError(
+            f"{paths.identity} is of installation {identity.installation!r}, pinned is {trust.installation!r}"
+        )
+    worker_path = agentfactory_engine.worker_path()
+    engine = await read_engine_info(worker_path)
+    facts = NodeFacts(
+        installation=trust.installation,
+        node_id=identity.node_id,
+        boot_id=new_id(BOOT, clock, random),
+        engine=engine,
+        profiles=frozenset(settings.profiles),
+        ceilings=settings.ceilings,
+        max_order_life=timedelta(seconds=settings.max_order_life_s),
+        max_skew=timedelta(seconds=settings.max_skew_s),
+    )
+    if settings.otlp_endpoint is not None:
+        provider = make_tracer_provider("agentfactory-node", identity.node_id, settings.otlp_endpoint)
+        trace.set_tracer_provider(provider)
+        stack.callback(provider.shutdown)
+    registry = CollectorRegistry()
+    metrics = NodeMetrics(registry, clock)
+    keyset = NodeKeyset(
+        root_keys=trust.root_keys, installation=trust.installation, path=paths.data_dir / "keyset.dsse"
+    )
+    keyset.load()
+    cache = _cache(settings, engine, random)
+    spool = Spool.open(paths.spool, bound_bytes=settings.spool_bytes)
+    issuer = ReceiptIssuer(spool=spool, key=identity.receipt_key, facts=facts, random=random)
+    leases = Leases()
+    admissions = Admissions(slots=settings.slots, leases=leases, spool=spool, ceilings=facts.ceilings)
+    outbox = Outbox(spool=spool, clock=clock)
+    link = _link(settings, trust, identity)
+    sandbox = await stack.enter_async_context(
+        WorkerPool(
+            worker_path=worker_path,
+            engine=engine,
+            slots=settings.slots,
+            max_warm_workers=settings.max_warm_workers,
+        )
+    )
+    modules = ArtifactService(
+        cache=cache,
+        source=link,
+        compiler=WorkerCompiler(worker_path=worker_path),
+        keyset=keyset,
+        clock=clock,
+    )
+    runner = OrderRunner(
+        facts=facts,
+        keyset=keyset,
+        ledger=OrderLedger(max_order_life=facts.max_order_life, max_skew=facts.max_skew),
+        leases=leases,
+        admissions=admissions,
+        modules=modules,
+        inputs=link,
+        sandbox=sandbox,
+        issuer=issuer,
+        announcer=outbox,
+        metrics=metrics,
+        clock=clock,
+    )
+    parts = SessionParts(
+        facts=facts,
+        zone=settings.zone,
+        keyset=keyset,
+        leases=leases,
+        admissions=admissions,
+        cache=cache,
+        spool=spool,
+        issuer=issuer,
+        outbox=outbox,
+        orders=RunnerTaker(runner),
+        outputs=link,
+        metrics=metrics,
+        clock=clock,
+    )
+    node = Node(
+        identity=identity,
+        paths=paths,
+        link=link,
+        sessions=SessionService(connector=link, parts=parts, random=random),
+        runner=runner,
+        admissions=admissions,
+        leases=leases,
+        spool=spool,
+        cache=cache,
+        sandbox=sandbox,
+        metrics=metrics,
+        clock=clock,
+        drain_timeout=timedelta(seconds=settings.drain_timeout_s),
+    )
+    return node, registry
+
+
+def _cache(settings: NodeSettings, engine: EngineInfo, random: SystemRandom) -> ArtifactCache:
+    key_file = settings.data_dir / "artifact.key"
+    try:
+        mac_key = read_secret_file(key_file, max_bytes=KEY_BYTES)
+    except NotFoundError:
+        mac_key = random.token_bytes(KEY_BYTES)
+        write_secret_file(key_file, mac_key)
+    if len(mac_key) != KEY_BYTES:
+        raise KeyFormatError(
+            f"{key_file} has {len(mac_key)} bytes, not {KEY_BYTES}",
+            hint="remove it: artifacts are compiled anew",
+        )
+    cache = ArtifactCache(
+        settings.paths.artifacts, mac_key=mac_key, engine=engine, bound_bytes=settings.cache_bytes
+    )
+    cache.load()
+    return cache
+
+
+def _link(settings: NodeSettings, trust: TrustRoots, identity: NodeIdentity) -> ControlPlaneLink:
+    return ControlPlaneLink(
+        targets=settings.control_planes,
+        trust=trust,
+        tls_key_pem=identity.tls_key_pem,
+        certificate=identity.certificate,
+    )
+
+
+async def _enroll(settings: NodeSettings, options: argparse.Namespace) -> None:
+    paths: NodePaths = settings.paths
+    trust = read_trust(options.trust or paths.trust)
+    token = _token(options.token)
+    node_id = await enroll(paths=paths, trust=trust, target=options.control_plane, token=token)
+    print(node_id)  # noqa: T201 - the result of the command
+
+
+def _token(option: str) -> str:
+    if option != "-":
+        return option
+    # A secret on the command line shows in the process list; standard input does not.
+    return sys.stdin.readline(1024).strip()
+
+
+def _settings(options: argparse.Namespace) -> NodeSettings:
+    config: Path | None = options.config or default_config_file(Path.cwd())
+    return load_settings(
+        NodeSettings,
+        config_file=config,
+        overrides={"data_dir": options.data_dir, "log_style": options.log_style},
+    )
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(prog="python -m data_plane", description="Agent Factory node")
+    common = argparse.ArgumentParser(add_help=False)
+    common.add_argument("--data-dir", type=Path, help="identity, spool and artifacts of this node")
+    common.add_argument("--config", type=Path, help="agentfactory.toml; by default the one in this folder")
+    common.add_argument("--log-style", choices=("json", "human"))
+    commands = parser.add_subparsers(dest="command")
+    commands.add_parser("run", parents=[common], help="run the node (the default)")
+    enrolling = commands.add_parser(
+        "enroll", parents=[common], help="exchange a one-time token for a node identity"
+    )
+    enrolling.add_argument("--token", required=True, help="the token; - reads it from standard input")
+    enrolling.add_argument("--control-plane", required=True, metavar="HOST:PORT")
+    enrolling.add_argument("--trust", type=Path, help="trust.json; by default the one in the data directory")
+    parser.set_defaults(data_dir=None, config=None, log_style=None)
+    return parser

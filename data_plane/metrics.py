@@ -1,0 +1,89 @@
+"""The node's metrics, by name and unit. Counts and times; decides nothing."""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from enum import StrEnum
+from typing import Final
+
+from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram
+
+from shared.clock import Clock
+
+STAGE_BUCKETS: Final = (
+    0.0001, 0.00025, 0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 10.0, 60.0,
+)  # fmt: skip
+"""Seconds: from a warm no-op to a compilation."""
+
+
+class Stage(StrEnum):
+    """The steps of one order on the node."""
+
+    VERIFY = "verify"
+    ARTIFACT = "artifact"
+    INPUT = "input"
+    RUN = "run"
+    RECEIPT = "receipt"
+
+
+class NodeMetrics:
+    """One registry per process."""
+
+    def __init__(self, registry: CollectorRegistry, clock: Clock) -> None:
+        self._clock = clock
+        self.stage_seconds = Histogram(
+            "agentfactory_node_stage_seconds",
+            "Time an order spent in one stage on this node",
+            ["stage"],
+            buckets=STAGE_BUCKETS,
+            registry=registry,
+        )
+        self._stages = {stage: self.stage_seconds.labels(stage) for stage in Stage}
+        self.outcomes = Counter(
+            "agentfactory_node_attempts", "Attempts by outcome", ["outcome"], registry=registry
+        )
+        self.rejections = Counter(
+            "agentfactory_node_rejections", "Orders refused, by check and reason", ["check", "reason"],
+            registry=registry,
+        )  # fmt: skip
+        self.signature_failures = Counter(
+            "agentfactory_node_signature_failures",
+            "Orders, keysets and templates whose signature did not verify",
+            ["what"],
+            registry=registry,
+        )
+        self.lease_expiries = Counter(
+            "agentfactory_node_lease_expiries", "Runs stopped because their lease ran out", registry=registry
+        )
+        self.sessions = Counter(
+            "agentfactory_node_sessions", "Sessions opened since start", registry=registry
+        )
+        self.connected = Gauge("agentfactory_node_connected", "Whether a session is open", registry=registry)
+        self.slots = Gauge("agentfactory_node_slots", "Slots of this node", registry=registry)
+        self.free_slots = Gauge("agentfactory_node_free_slots", "Slots that are free", registry=registry)
+        self.workers = Gauge("agentfactory_node_workers", "Sandbox workers", ["state"], registry=registry)
+        self.worker_events = Gauge(
+            "agentfactory_node_worker_events", "Workers since start, by what became of them", ["event"],
+            registry=registry,
+        )  # fmt: skip
+        self.cache = Gauge(
+            "agentfactory_node_artifact_cache", "Loads from the artifact cache since start", ["event"],
+            registry=registry,
+        )  # fmt: skip
+        self.spool_bytes = Gauge(
+            "agentfactory_node_spool_bytes", "Bytes of the receipt spool's files", registry=registry
+        )
+        self.spool_receipts = Gauge(
+            "agentfactory_node_spool_receipts", "Receipts that nobody has acknowledged", registry=registry
+        )
+        self.keyset_version = Gauge(
+            "agentfactory_node_keyset_version", "Version of the keyset in force", registry=registry
+        )
+
+    @contextmanager
+    def timed(self, stage: Stage) -> Iterator[None]:
+        """Observe how long the body takes, errors included."""
+        started = self._clock.monotonic()
+        try:
+            yield
+        finally:
+            self._stages[stage].observe(self._clock.monotonic() - started)

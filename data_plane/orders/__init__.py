@@ -1,0 +1,1 @@
+"""Decides whether an order may run on this node. Runs nothing."""

@@ -1,0 +1,98 @@
+"""The newest root-signed keyset this node has seen, kept across restarts. Versions never go back (rule 12).
+
+Says which key may sign what; signs nothing.
+"""
+
+from collections.abc import Mapping
+from datetime import datetime
+from pathlib import Path
+
+from data_plane.identity import replace_file
+from shared.dsse import MAX_ENVELOPE_BYTES
+from shared.errors import RollbackError, UnknownKeyError
+from shared.ids import InstallationId, KeyId
+from shared.keyset import KeyPurpose, Keyset, verify_keyset
+from shared.logs import get_logger
+from shared.signatures import PublicKey
+
+logger = get_logger(__name__)
+
+
+class NodeKeyset:
+    """Verifies keysets under the pinned root keys and answers which key may sign what."""
+
+    def __init__(
+        self, *, root_keys: Mapping[KeyId, PublicKey], installation: InstallationId, path: Path
+    ) -> None:
+        self._root_keys = dict(root_keys)
+        self._installation = installation
+        self._path = path
+        self._keyset: Keyset | None = None
+        self._envelope = b""
+
+    def load(self) -> None:
+        """Take up the keyset of the last run, if there is one.
+
+        Raises:
+            VerificationError: The file was altered, or the pinned root key has changed. The node does not
+                start: without the version it could be fed an older keyset.
+        """
+        try:
+            with self._path.open("rb") as file:
+                envelope = file.read(MAX_ENVELOPE_BYTES + 1)
+        except FileNotFoundError:
+            return
+        self._keyset = self._verify(envelope, minimum_version=1)
+        self._envelope = envelope
+
+    def offer(self, envelope: bytes) -> bool:
+        """Verify a keyset and, when it is newer, keep it for good. Returns whether it was newer.
+
+        Raises:
+            VerificationError: As `verify_keyset`: not signed by the pinned root, altered, of another one.
+            RollbackError: It is older than the newest one seen, or another of the same version.
+        """
+        if envelope == self._envelope:
+            return False
+        found = self._verify(envelope, minimum_version=self.version)
+        if self._keyset is not None and found.version == self._keyset.version:
+            if found == self._keyset:
+                return False
+            raise RollbackError(f"a second, different keyset of version {found.version} was offered")
+        replace_file(self._path, envelope)
+        self._keyset, self._envelope = found, envelope
+        logger.info("a newer keyset is in force", keyset_version=found.version)
+        return True
+
+    @property
+    def version(self) -> int:
+        """The newest version seen; 0 before the first."""
+        return 0 if self._keyset is None else self._keyset.version
+
+    @property
+    def epoch(self) -> int:
+        """The installation epoch of the newest keyset; 0 before the first."""
+        return 0 if self._keyset is None else self._keyset.epoch
+
+    def keys_for(self, purpose: KeyPurpose, at: datetime) -> Mapping[KeyId, PublicKey]:
+        """Return the keys whose signatures count now; none before the first keyset."""
+        return {} if self._keyset is None else self._keyset.keys_for(purpose, at)
+
+    def require(self, purpose: KeyPurpose, key_id: KeyId, at: datetime) -> PublicKey:
+        """Return one key, or say why its signatures do not count.
+
+        Raises:
+            UnknownKeyError: There is no keyset, or the key is not in it for this purpose and time.
+            KeyRevokedError: The key is revoked.
+        """
+        if self._keyset is None:
+            raise UnknownKeyError(f"key {key_id} cannot be looked up: this node has no keyset yet")
+        return self._keyset.require(purpose, key_id, at)
+
+    def _verify(self, envelope: bytes, *, minimum_version: int) -> Keyset:
+        return verify_keyset(
+            envelope,
+            root_keys=self._root_keys,
+            minimum_version=minimum_version,
+            installation=self._installation,
+        )

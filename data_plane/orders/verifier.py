@@ -1,0 +1,241 @@
+"""The checks that every order passes before it may run here. Pure: no network, no files, no memory.
+
+The node trusts nobody. Each check has a number; the first one that fails becomes a signed rejection with it.
+The list, in this order:
+
+1. The root of the order's batch is signed by an order key of the keyset (`verify_root`).
+2. The exact bytes of the order are a leaf under that root (`verify_order`, to check 8).
+3. The bytes decode, without unknown fields at any depth (never parsed before check 2).
+4. The format is of a version that this node accepts.
+5. It is of this installation, and of the epoch that was signed, which is not an old one.
+6. It is for this node.
+7. It is for this boot of the node.
+8. It is valid now, within the allowed skew, and its whole life is within the bound.
+9. Its nonce was not seen before (`OrderLedger`).
+10. Its fencing point is not stale (`OrderLedger`).
+11. This node has room for it: a slot, a living lease, spool space, no drain (`Slots`, `Leases`, `Spool`).
+12. The template is signed by a publisher of the keyset (`ArtifactService`).
+13. The module is the one that order and template name, byte for byte, and compiles (`ArtifactService`).
+14. The input matches the commitment in the order (`check_input`).
+15. The parameters match the digest in the order (`check_parameters`).
+16. The engine is one that the order allows (`check_engine`).
+17. The node's own policy allows its profile, limits, capabilities and grants (`check_node_policy`).
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from datetime import datetime, timedelta
+from enum import IntEnum
+
+from data_plane.orders.domain import Delivery
+from data_plane.sandbox.domain import EngineInfo
+from shared.digests import SALT_BYTES, commit_body, same_digest, sha256_digest
+from shared.errors import (
+    AgentFactoryError,
+    OrderRejectedError,
+    ProofInvalidError,
+    RejectionReason,
+    UnsupportedVersionError,
+)
+from shared.ids import BootId, InstallationId, KeyId, NodeId
+from shared.manifest import GrantedLimits, Manifest, Profile
+from shared.order_codec import decode_order
+from shared.orders import Order, VerifiedOrderRoot, verify_batch, verify_order_inclusion
+from shared.signatures import PublicKey
+
+
+class Check(IntEnum):
+    """The numbers of the checks, as they stand in rejections and receipts."""
+
+    ROOT_SIGNATURE = 1
+    INCLUSION = 2
+    FORMAT = 3
+    VERSION = 4
+    INSTALLATION = 5
+    NODE = 6
+    BOOT = 7
+    TIME = 8
+    NONCE = 9
+    FENCING = 10
+    ROOM = 11
+    TEMPLATE = 12
+    MODULE = 13
+    INPUT = 14
+    PARAMETERS = 15
+    ENGINE = 16
+    NODE_POLICY = 17
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class NodeFacts:
+    """What this node is and what its operator allows it. Nothing an order says can change it."""
+
+    installation: InstallationId
+    node_id: NodeId
+    boot_id: BootId
+    engine: EngineInfo
+    profiles: frozenset[Profile]
+    ceilings: GrantedLimits
+    max_order_life: timedelta
+    max_skew: timedelta
+
+
+def verify_root(
+    envelope: bytes,
+    *,
+    keys: Mapping[KeyId, PublicKey],
+    installation: InstallationId,
+    minimum_epoch: int,
+) -> VerifiedOrderRoot:
+    """Check 1, and of check 5 what the root says. The cost is one RSA verification per batch.
+
+    Raises:
+        OrderRejectedError: No order key of the keyset signed it, it does not decode, it is of another
+            installation or an old epoch.
+    """
+    try:
+        return verify_batch(envelope, keys=keys, installation=installation, minimum_epoch=minimum_epoch)
+    except AgentFactoryError as error:
+        raise _rejected(Check.ROOT_SIGNATURE, RejectionReason.SIGNATURE, error) from error
+
+
+def verify_order(delivery: Delivery, *, root: VerifiedOrderRoot, facts: NodeFacts, now: datetime) -> Order:
+    """Checks 2 to 8. What is returned is what the control plane signed, for this node, now.
+
+    Replay and fencing need memory: the caller passes the order to `OrderLedger.accept` next.
+
+    Raises:
+        OrderRejectedError: One check failed; it carries the number and the reason.
+    """
+    try:
+        verify_order_inclusion(delivery.order, index=delivery.index, path=delivery.path, verified_root=root)
+    except ProofInvalidError as error:
+        raise _rejected(Check.INCLUSION, RejectionReason.SIGNATURE, error) from error
+    try:
+        order = decode_order(delivery.order)
+    except UnsupportedVersionError as error:
+        raise _rejected(Check.VERSION, RejectionReason.FORMAT, error) from error
+    except AgentFactoryError as error:
+        raise _rejected(Check.FORMAT, RejectionReason.FORMAT, error) from error
+    _check_audience(order, root, facts)
+    _check_time(order, facts, now)
+    return order
+
+
+def check_input(order: Order, salt: bytes, content: bytes) -> None:
+    """Check 14.
+
+    Raises:
+        OrderRejectedError: Size, salt or content are not the ones that the order commits to.
+    """
+    fits = len(content) == order.input_bytes and len(salt) == SALT_BYTES
+    if fits and same_digest(commit_body(content, salt), order.input_commitment):
+        return
+    raise OrderRejectedError(
+        f"input of {len(content)} bytes does not match the commitment to {order.input_bytes}",
+        check=Check.INPUT,
+        rejection=RejectionReason.DIGEST,
+    )
+
+
+def check_parameters(order: Order, parameters: bytes) -> None:
+    """Check 15.
+
+    Raises:
+        OrderRejectedError: The parameters are not the ones whose digest the order names.
+    """
+    if not same_digest(sha256_digest(parameters), order.parameters_digest):
+        raise OrderRejectedError(
+            f"parameters of {len(parameters)} bytes do not match {order.parameters_digest}",
+            check=Check.PARAMETERS,
+            rejection=RejectionReason.DIGEST,
+        )
+
+
+def check_engine(order: Order, engine: EngineInfo) -> None:
+    """Check 16.
+
+    Raises:
+        OrderRejectedError: The order names another engine, version or configuration.
+    """
+    wanted = order.engine
+    pairs = (
+        (wanted.name, engine.name),
+        (wanted.version, engine.version),
+        (wanted.config_digest, engine.config_digest),
+    )
+    for named, here in pairs:
+        if named is not None and named != here:
+            raise OrderRejectedError(
+                f"order wants engine {named!r}, this node has {here!r}",
+                check=Check.ENGINE,
+                rejection=RejectionReason.ENGINE,
+            )
+
+
+def check_node_policy(order: Order, *, manifest: Manifest, facts: NodeFacts) -> None:
+    """Check 17: what this node's operator and the template's publisher allow, whatever was ordered.
+
+    Limits above the node's ceilings are no refusal: the smaller one is enforced (`granted_limits`).
+
+    Raises:
+        OrderRejectedError: A profile, capability or host call that is not allowed here, or that the signed
+            template does not ask for.
+    """
+    if order.profile not in facts.profiles:
+        raise _policy(f"profile {order.profile} is not offered by this node")
+    if order.profile is not manifest.profile:
+        raise _policy(f"order has profile {order.profile}, the template {manifest.profile}")
+    if order.host_call_grants:
+        raise _policy(f"host call {order.host_call_grants[0]!r} is not offered by this node")
+    surplus = set(order.capabilities.http) - set(manifest.capabilities.http)
+    if surplus:
+        raise _policy(f"order grants {len(surplus)} http capabilities that the template does not ask for")
+
+
+def granted_limits(order: Order, ceilings: GrantedLimits) -> GrantedLimits:
+    """Return the smaller of what was ordered and what this node allows, limit by limit."""
+    ordered = order.limits
+    return GrantedLimits(
+        wall_ms=min(ordered.wall_ms, ceilings.wall_ms),
+        cpu_ms=min(ordered.cpu_ms, ceilings.cpu_ms),
+        memory_bytes=min(ordered.memory_bytes, ceilings.memory_bytes),
+        output_bytes=min(ordered.output_bytes, ceilings.output_bytes),
+        log_bytes=min(ordered.log_bytes, ceilings.log_bytes),
+        open_files=min(ordered.open_files, ceilings.open_files),
+    )
+
+
+def _check_audience(order: Order, root: VerifiedOrderRoot, facts: NodeFacts) -> None:
+    pairs = (
+        (Check.INSTALLATION, "installation", order.installation, facts.installation),
+        (Check.INSTALLATION, "epoch", order.epoch, root.epoch),
+        (Check.NODE, "node", order.node_id, facts.node_id),
+        (Check.BOOT, "boot", order.boot_id, facts.boot_id),
+    )
+    for check, name, named, here in pairs:
+        if named != here:
+            reason = RejectionReason.STALE if check is Check.BOOT else RejectionReason.AUDIENCE
+            raise OrderRejectedError(
+                f"order is for {name} {named}, not {here}", check=check, rejection=reason
+            )
+
+
+def _check_time(order: Order, facts: NodeFacts, now: datetime) -> None:
+    problem = ""
+    if order.expires_at - order.not_before > facts.max_order_life:
+        problem = f"order lives from {order.not_before} to {order.expires_at}, over {facts.max_order_life}"
+    elif now < order.not_before - facts.max_skew:
+        problem = f"order begins at {order.not_before}, it is {now}"
+    elif now >= order.expires_at + facts.max_skew:
+        problem = f"order has expired at {order.expires_at}, it is {now}"
+    if problem:
+        raise OrderRejectedError(problem, check=Check.TIME, rejection=RejectionReason.TIME)
+
+
+def _policy(problem: str) -> OrderRejectedError:
+    return OrderRejectedError(problem, check=Check.NODE_POLICY, rejection=RejectionReason.POLICY)
+
+
+def _rejected(check: Check, reason: RejectionReason, error: AgentFactoryError) -> OrderRejectedError:
+    return OrderRejectedError(f"{error.reason}: {error}", check=check, rejection=reason)

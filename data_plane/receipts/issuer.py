@@ -1,0 +1,189 @@
+"""Turns what happened to an order into a signed receipt in the spool. Decides nothing about what happened."""
+
+from dataclasses import dataclass, field
+from datetime import datetime
+from typing import Final
+
+from data_plane.orders.domain import attempt_of
+from data_plane.orders.verifier import NodeFacts
+from data_plane.receipts.domain import Body, SpooledReceipt, SpoolHead
+from data_plane.receipts.ports import ReceiptDraft, ReceiptSpool
+from data_plane.sandbox.domain import EngineInfo, RunResult
+from shared.clock import Random
+from shared.digests import SALT_BYTES, Digest, digest_from_raw
+from shared.dsse import IN_TOTO_TYPE, encode_envelope, envelope_of, pae
+from shared.errors import OrderRejectedError
+from shared.orders import Order
+from shared.outcomes import LimitName, Outcome
+from shared.receipt_codec import encode_receipt
+from shared.receipts import (
+    MAX_DETAIL_CHARS,
+    AttemptIdentity,
+    EngineIdentity,
+    ReceiptPredicate,
+    Rejection,
+    ResourcesUsed,
+)
+from shared.signatures import PrivateKey, Signature
+
+_EXITED: Final = frozenset({Outcome.SUCCEEDED, Outcome.FAILED})
+_HEAD_DOMAIN: Final = b"agentfactory-spool-head-v1"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Report:
+    """What happened to one order, without its place in the chain."""
+
+    order_digest: Digest
+    order: Order | None
+    """None: refused before it could be believed, so nothing in it is repeated."""
+    outcome: Outcome
+    received_at: datetime
+    started_at: datetime | None = None
+    finished_at: datetime
+    result: RunResult | None = field(default=None, repr=False)
+    """What the sandbox said, if anything ran to an end."""
+    trap: str | None = None
+    """Set when the outcome is trapped and the sandbox itself had no result."""
+    rejection: Rejection | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SignedHead:
+    """Where the chain stands, signed by the node: what heartbeats carry, so that a missing tail shows."""
+
+    head: SpoolHead
+    signature: bytes
+
+
+class ReceiptIssuer:
+    """Signs with the node's receipt key; one per node."""
+
+    def __init__(self, *, spool: ReceiptSpool, key: PrivateKey, facts: NodeFacts, random: Random) -> None:
+        self._spool = spool
+        self._key = key
+        self._facts = facts
+        self._random = random
+        self._signed_head: SignedHead | None = None
+
+    async def issue(self, report: Report) -> SpooledReceipt:
+        """Sign the report as the next receipt of this node; returns once it is on the disk.
+
+        Raises:
+            SpoolFullError, DiskFullError, SpoolCorruptError: As `ReceiptSpool.append`.
+        """
+        output, log = self._bodies(report.result)
+
+        def build(head: SpoolHead) -> bytes:
+            return self._sign(_predicate(report, head, self._facts, output, log))
+
+        attempt = None if report.order is None else attempt_of(report.order)
+        return await self._spool.append(ReceiptDraft(build=build, attempt=attempt, output=output, log=log))
+
+    def signed_head(self) -> SignedHead:
+        """Return the chain's head as heartbeats carry it; signed once per head."""
+        head = self._spool.head
+        if self._signed_head is None or self._signed_head.head != head:
+            facts = self._facts
+            data = b"".join(
+                (
+                    _HEAD_DOMAIN,
+                    facts.node_id.encode(),
+                    facts.boot_id.encode(),
+                    head.sequence.to_bytes(8, "big"),
+                    head.hash,
+                )
+            )
+            self._signed_head = SignedHead(head=head, signature=self._key.sign(data))
+        return self._signed_head
+
+    def _bodies(self, result: RunResult | None) -> tuple[Body | None, Body | None]:
+        if result is None:
+            return None, None
+        output = Body.of(result.stdout, self._random.token_bytes(SALT_BYTES))
+        log = Body.of(result.stderr, self._random.token_bytes(SALT_BYTES)) if result.stderr else None
+        return output, log
+
+    def _sign(self, predicate: ReceiptPredicate) -> bytes:
+        payload = encode_receipt(predicate)
+        made = Signature(
+            key_id=self._key.key_id, key_version=1, value=self._key.sign(pae(IN_TOTO_TYPE, payload))
+        )
+        return encode_envelope(envelope_of(IN_TOTO_TYPE, payload, [made]))
+
+
+def rejection_of(error: OrderRejectedError) -> Rejection:
+    """Return a failed check as receipts carry it."""
+    return Rejection(
+        check=error.check, reason=error.rejection, message=_printable(str(error))[:MAX_DETAIL_CHARS]
+    )
+
+
+def _predicate(
+    report: Report, head: SpoolHead, facts: NodeFacts, output: Body | None, log: Body | None
+) -> ReceiptPredicate:
+    order, result = report.order, report.result
+    return ReceiptPredicate(
+        installation=facts.installation,
+        node_id=facts.node_id,
+        boot_id=facts.boot_id,
+        sequence=head.sequence + 1,
+        previous=digest_from_raw(head.hash) if head.sequence else None,
+        order_digest=report.order_digest,
+        attempt=None if order is None else _attempt(order),
+        template_digest=None if order is None else order.template_digest,
+        module_digest=None if order is None else order.module_digest,
+        input_commitment=None if order is None else order.input_commitment,
+        output_commitment=None if output is None else output.commitment,
+        log_commitment=None if log is None else log.commitment,
+        outcome=report.outcome,
+        exit_code=result.exit_code if result is not None and report.outcome in _EXITED else None,
+        limit=LimitName(result.limit) if result is not None and result.limit is not None else None,
+        trap=_trap(report),
+        rejection=report.rejection,
+        resources=_resources(result),
+        engine=None if order is None else _engine(facts.engine),
+        received_at=report.received_at,
+        started_at=report.started_at,
+        finished_at=report.finished_at,
+    )
+
+
+def _attempt(order: Order) -> AttemptIdentity:
+    return AttemptIdentity(
+        order_id=order.id,
+        execution_id=order.execution_id,
+        attempt_number=order.attempt_number,
+        fencing_token=order.fencing_token,
+    )
+
+
+def _engine(engine: EngineInfo) -> EngineIdentity:
+    return EngineIdentity(
+        name=engine.name, version=engine.version, config_digest=Digest(engine.config_digest)
+    )
+
+
+def _trap(report: Report) -> str | None:
+    if report.result is None or report.result.trap is None:
+        return report.trap
+    trap = report.result.trap
+    return _printable(f"{trap.name}: {trap.message}")[:MAX_DETAIL_CHARS]
+
+
+def _resources(result: RunResult | None) -> ResourcesUsed:
+    if result is None:
+        return ResourcesUsed()
+    used = result.resources
+    return ResourcesUsed(
+        wall=used.wall,
+        cpu=used.cpu,
+        peak_memory_bytes=used.peak_memory_bytes,
+        output_bytes=used.output_bytes,
+        log_bytes=used.log_bytes,
+    )
+
+
+def _printable(text: str) -> str:
+    # A trap's message may quote the guest; a lone surrogate has no canonical JSON form.
+    return text.encode("utf-8", "replace").decode("utf-8")

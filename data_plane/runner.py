@@ -1,0 +1,416 @@
+"""Runs orders: every check, then the guest, then the receipt, whatever happens. Talks to no network itself.
+
+Each order that arrives ends in exactly one receipt, unless the spool cannot take it or the process dies. A
+run is stopped from outside by `stop`: cancelled, out of lease, or because the node goes.
+"""
+
+import asyncio
+from collections import OrderedDict
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from datetime import datetime, timedelta
+from enum import Enum
+from typing import Final
+
+from data_plane.artifacts.ports import ModulePreparer, PreparedModule
+from data_plane.metrics import NodeMetrics, Stage
+from data_plane.orders.admission import Admission, Admissions
+from data_plane.orders.domain import AttemptRef, Delivery
+from data_plane.orders.keyset import NodeKeyset
+from data_plane.orders.ledger import OrderLedger
+from data_plane.orders.verifier import (
+    Check,
+    NodeFacts,
+    check_engine,
+    check_input,
+    check_node_policy,
+    check_parameters,
+    verify_order,
+    verify_root,
+)
+from data_plane.ports import Announcer, InputSource
+from data_plane.receipts.issuer import ReceiptIssuer, Report, rejection_of
+from data_plane.sandbox.domain import Limits, RunRequest, RunResult
+from data_plane.sandbox.ports import Sandbox
+from data_plane.session.leases import Leases
+from shared.clock import Clock
+from shared.digests import Digest, sha256_digest
+from shared.errors import (
+    AgentFactoryError,
+    ArtifactInvalidError,
+    OrderRejectedError,
+    RejectionReason,
+    SpoolCorruptError,
+    WorkerCrashedError,
+)
+from shared.keyset import KeyPurpose
+from shared.logs import get_logger
+from shared.manifest import Profile
+from shared.orders import Order, VerifiedOrderRoot
+from shared.outcomes import Outcome
+
+logger = get_logger(__name__)
+
+PARAMETERS_VARIABLE: Final = "AGENTFACTORY_PARAMETERS"
+"""Where a guest finds its agent's parameters, as canonical JSON."""
+
+REMEMBERED_ROOTS: Final = 64
+"""Verified batch roots: the orders of one batch may come in several messages."""
+
+MAX_LOADS: Final = 2
+"""Tries to load an artifact: the second one compiled anew."""
+
+
+class StopReason(Enum):
+    """Why a run is stopped from outside."""
+
+    CANCELLED = "cancelled"
+    LEASE_LOST = "lease"
+    NODE_STOPS = "stop"
+
+
+@dataclass(slots=True, kw_only=True, eq=False)
+class _Running:
+    """One admitted order on its way to its receipt."""
+
+    order: Order
+    delivery: Delivery = field(repr=False)
+    admission: Admission = field(repr=False)
+    order_digest: Digest
+    received_at: datetime
+    started_at: datetime | None = None
+    stopped: StopReason | None = None
+    task: "asyncio.Task[None] | None" = field(default=None, repr=False)
+    is_stoppable: bool = False
+    """False before its task has begun: a task cancelled then would never write its receipt."""
+
+
+class OrderRunner:
+    """The node's way of one order; `run` owns the tasks, `receive` and `stop` are called beside it."""
+
+    def __init__(
+        self,
+        *,
+        facts: NodeFacts,
+        keyset: NodeKeyset,
+        ledger: OrderLedger,
+        leases: Leases,
+        admissions: Admissions,
+        modules: ModulePreparer,
+        inputs: InputSource,
+        sandbox: Sandbox,
+        issuer: ReceiptIssuer,
+        announcer: Announcer,
+        metrics: NodeMetrics,
+        clock: Clock,
+    ) -> None:
+        self._facts = facts
+        self._keyset = keyset
+        self._ledger = ledger
+        self._leases = leases
+        self._admissions = admissions
+        self._modules = modules
+        self._inputs = inputs
+        self._sandbox = sandbox
+        self._issuer = issuer
+        self._announcer = announcer
+        self._metrics = metrics
+        self._clock = clock
+        self._roots: OrderedDict[tuple[int, Digest], VerifiedOrderRoot] = OrderedDict()
+        self._running: dict[AttemptRef, _Running] = {}
+        self._tasks: asyncio.TaskGroup | None = None
+        self._unfinished = 0
+        self._all_finished = asyncio.Event()
+        self._all_finished.set()
+
+    async def run(self, ended: asyncio.Event) -> None:
+        """Own the tasks of all orders until `ended` is set and the last receipt is written.
+
+        Raises:
+            SpoolCorruptError: Receipts cannot be written any more, so nothing may run.
+        """
+        async with asyncio.TaskGroup() as tasks:
+            self._tasks = tasks
+            await ended.wait()
+            self._tasks = None
+
+    async def finished(self) -> None:
+        """Return once no order is on its way."""
+        await self._all_finished.wait()
+
+    def receive(self, envelope: bytes, deliveries: Sequence[Delivery]) -> None:
+        """Take the orders of one message: checks 1 to 11 at once, the rest in a task each.
+
+        Deliveries after the end of `run` are ignored: their leases run out.
+        """
+        received_at = self._clock.now()
+        with self._metrics.timed(Stage.VERIFY):
+            try:
+                root = self._root(envelope, received_at)
+            except OrderRejectedError as error:
+                self._metrics.signature_failures.labels("order").inc()
+                for delivery in deliveries:
+                    self._start(self._reject(delivery, None, received_at, error))
+                return
+            for delivery in deliveries:
+                self._receive_one(root, delivery, received_at)
+
+    def stop(self, attempt: AttemptRef, reason: StopReason) -> None:
+        """Stop the run of an attempt; without effect when it has ended or is unknown."""
+        running = self._running.get(attempt)
+        if running is None or running.stopped is not None:
+            return
+        running.stopped = reason
+        if running.task is not None and running.is_stoppable:
+            running.task.cancel()
+
+    def stop_all(self, reason: StopReason) -> None:
+        """Stop every run."""
+        for attempt in list(self._running):
+            self.stop(attempt, reason)
+
+    def _root(self, envelope: bytes, now: datetime) -> VerifiedOrderRoot:
+        keys = self._keyset.keys_for(KeyPurpose.ORDER, now)
+        # Under the keyset in force: a root remembered under an older one may be by a revoked key.
+        name = (self._keyset.version, sha256_digest(envelope))
+        root = self._roots.get(name)
+        if root is None or root.key_ids.isdisjoint(keys):
+            root = verify_root(
+                envelope,
+                keys=keys,
+                installation=self._facts.installation,
+                minimum_epoch=self._keyset.epoch,
+            )
+            self._roots[name] = root
+            while len(self._roots) > REMEMBERED_ROOTS:
+                self._roots.popitem(last=False)
+        return root
+
+    def _receive_one(self, root: VerifiedOrderRoot, delivery: Delivery, received_at: datetime) -> None:
+        order: Order | None = None
+        try:
+            order = verify_order(delivery, root=root, facts=self._facts, now=received_at)
+            self._ledger.accept(order, now=received_at)
+            admission = self._admissions.admit(order, now=self._clock.monotonic())
+        except OrderRejectedError as error:
+            self._start(self._reject(delivery, order, received_at, error))
+            return
+        running = _Running(
+            order=order,
+            delivery=delivery,
+            admission=admission,
+            order_digest=sha256_digest(delivery.order),
+            received_at=received_at,
+        )
+        self._running[admission.attempt] = running
+        running.task = self._start(self._carry_out(running))
+
+    def _start(self, work: "asyncio._CoroutineLike[None]") -> "asyncio.Task[None] | None":
+        if self._tasks is None:
+            work.close()
+            return None
+        self._unfinished += 1
+        self._all_finished.clear()
+        task = self._tasks.create_task(work)
+        task.add_done_callback(self._one_finished)
+        return task
+
+    def _one_finished(self, _task: "asyncio.Task[None]") -> None:
+        self._unfinished -= 1
+        if self._unfinished == 0:
+            self._all_finished.set()
+
+    async def _carry_out(self, running: _Running) -> None:
+        try:
+            report = await self._report_of(running)
+            running.admission.free_slot()
+            await self._issue(report)
+        finally:
+            running.admission.free_slot()
+            running.admission.reservation.release()
+            self._leases.end(running.admission.attempt)
+            self._running.pop(running.admission.attempt, None)
+
+    async def _report_of(self, running: _Running) -> Report:
+        """Do what can be stopped; afterwards `stop` has no effect any more."""
+        if running.stopped is not None:
+            return self._stopped_report(running, running.stopped)
+        running.is_stoppable = True
+        try:
+            self._require_lease(running)
+            result = await self._run_guest(running)
+        except asyncio.CancelledError:
+            task = asyncio.current_task()
+            if running.stopped is None or task is None:
+                raise
+            task.uncancel()
+            return self._stopped_report(running, running.stopped)
+        except OrderRejectedError as error:
+            return self._rejected_report(running, error)
+        except WorkerCrashedError as error:
+            logger.warning("a worker ended without an outcome", error=str(error))
+            return self._report(running, Outcome.TRAPPED, trap=f"worker_crashed: {error}"[:512])
+        except AgentFactoryError as error:
+            text = f"{error.reason}: {error}"
+            return self._rejected_report(
+                running, OrderRejectedError(text, check=Check.ROOM, rejection=RejectionReason.BUSY)
+            )
+        except Exception:
+            logger.exception("an order could not be carried out", order_id=running.order.id)
+            problem = OrderRejectedError("internal error", check=Check.ROOM, rejection=RejectionReason.BUSY)
+            return self._rejected_report(running, problem)
+        finally:
+            running.is_stoppable = False
+        return self._report(running, Outcome(result.outcome), result=result)
+
+    async def _run_guest(self, running: _Running) -> RunResult:
+        """Checks 12 to 17, then the guest."""
+        order, delivery = running.order, running.delivery
+        with self._metrics.timed(Stage.ARTIFACT):
+            module = await self._modules.prepare(order)
+        with self._metrics.timed(Stage.INPUT):
+            content = delivery.input.inline
+            if content is None:
+                content = await self._inputs.fetch_input(running.admission.attempt, order.input_bytes)
+            check_input(order, delivery.input.salt, content)
+        check_parameters(order, delivery.parameters)
+        check_engine(order, self._facts.engine)
+        check_node_policy(order, manifest=module.manifest, facts=self._facts)
+        request = _request(running, content)
+        self._require_lease(running)
+        self._announcer.started(running.admission.attempt)
+        running.started_at = self._clock.now()
+        with self._metrics.timed(Stage.RUN):
+            return await self._load_and_run(order, module, request)
+
+    async def _load_and_run(self, order: Order, module: PreparedModule, request: RunRequest) -> RunResult:
+        for last in (False, True):
+            try:
+                return await self._sandbox.run(
+                    tenant_id=order.tenant_id,
+                    module_digest=order.module_digest,
+                    artifact=module.open_artifact,
+                    request=request,
+                )
+            except ArtifactInvalidError as error:
+                if last:
+                    raise OrderRejectedError(
+                        f"the compiled module does not load: {error}",
+                        check=Check.MODULE,
+                        rejection=RejectionReason.ARTIFACT,
+                    ) from error
+                self._modules.forget(order.module_digest)
+        raise AssertionError
+
+    def _require_lease(self, running: _Running) -> None:
+        # Rule 6: after its own lease has run out a node starts nothing.
+        if not self._leases.is_live(running.admission.attempt, now=self._clock.monotonic()):
+            raise OrderRejectedError(
+                "the lease ran out before the guest started",
+                check=Check.ROOM,
+                rejection=RejectionReason.STALE,
+            )
+
+    def _stopped_report(self, running: _Running, reason: StopReason) -> Report:
+        if reason is StopReason.CANCELLED:
+            return self._report(running, Outcome.CANCELLED)
+        if reason is StopReason.LEASE_LOST:
+            self._metrics.lease_expiries.inc()
+            problem, word = "the lease ran out; whatever the guest did is void", RejectionReason.STALE
+        else:
+            problem, word = "the node stops; whatever the guest did is void", RejectionReason.DRAINING
+        # Reasons of this node alone: the execution goes on elsewhere, at once.
+        return self._rejected_report(running, OrderRejectedError(problem, check=Check.ROOM, rejection=word))
+
+    def _report(
+        self, running: _Running, outcome: Outcome, *, result: RunResult | None = None, trap: str | None = None
+    ) -> Report:
+        now = self._clock.now()
+        started_at = running.started_at
+        if outcome is Outcome.TRAPPED and started_at is None:
+            started_at = now
+        return Report(
+            order_digest=running.order_digest,
+            order=running.order,
+            outcome=outcome,
+            received_at=running.received_at,
+            started_at=started_at,
+            # Wall clocks may be set back; a receipt's times never run backwards.
+            finished_at=max(now, started_at or running.received_at),
+            result=result,
+            trap=trap,
+        )
+
+    def _rejected_report(self, running: _Running, error: OrderRejectedError) -> Report:
+        self._count_rejection(error)
+        now = self._clock.now()
+        return Report(
+            order_digest=running.order_digest,
+            order=running.order,
+            outcome=Outcome.REJECTED,
+            received_at=running.received_at,
+            started_at=running.started_at,
+            finished_at=max(now, running.started_at or running.received_at),
+            rejection=rejection_of(error),
+        )
+
+    async def _reject(
+        self, delivery: Delivery, order: Order | None, received_at: datetime, error: OrderRejectedError
+    ) -> None:
+        self._count_rejection(error)
+        await self._issue(
+            Report(
+                order_digest=sha256_digest(delivery.order),
+                order=order,
+                outcome=Outcome.REJECTED,
+                received_at=received_at,
+                finished_at=max(self._clock.now(), received_at),
+                rejection=rejection_of(error),
+            )
+        )
+
+    def _count_rejection(self, error: OrderRejectedError) -> None:
+        self._metrics.rejections.labels(str(int(error.check)), error.rejection).inc()
+        if error.rejection in {RejectionReason.SIGNATURE, RejectionReason.TEMPLATE}:
+            what = "order" if error.rejection is RejectionReason.SIGNATURE else "template"
+            self._metrics.signature_failures.labels(what).inc()
+        logger.warning(
+            "an order was refused",
+            check=int(error.check),
+            rejection=error.rejection,
+            detail=str(error),
+        )
+
+    async def _issue(self, report: Report) -> None:
+        self._metrics.outcomes.labels(report.outcome).inc()
+        try:
+            with self._metrics.timed(Stage.RECEIPT):
+                receipt = await self._issuer.issue(report)
+        except SpoolCorruptError:
+            raise
+        except AgentFactoryError:
+            # No receipt, no result: the attempt's lease runs out and the execution goes elsewhere.
+            logger.exception("a receipt could not be kept", order_digest=report.order_digest)
+            return
+        self._announcer.receipt_ready(receipt)
+
+
+def _request(running: _Running, content: bytes) -> RunRequest:
+    order, limits = running.order, running.admission.limits
+    # The default profile has real time and real randomness; the others repeat a run exactly.
+    repeatable = order.profile is not Profile.DEFAULT
+    return RunRequest(
+        args=(order.agent_name,),
+        env=((PARAMETERS_VARIABLE, running.delivery.parameters.decode()),),
+        stdin=content,
+        limits=Limits(
+            wall=timedelta(milliseconds=limits.wall_ms),
+            cpu=timedelta(milliseconds=limits.cpu_ms),
+            memory_bytes=limits.memory_bytes,
+            output_bytes=limits.output_bytes,
+            log_bytes=limits.log_bytes,
+            open_files=limits.open_files,
+        ),
+        seed=order.seed if repeatable else None,
+        clock=order.clock_start_at if repeatable else None,
+    )

@@ -1,0 +1,115 @@
+"""Proto of the session to domain and back."""
+
+from collections.abc import Iterable, Sequence
+from datetime import datetime
+
+from agentfactory.v1 import nodes_pb2, orders_pb2
+
+from data_plane.orders.domain import AttemptRef, Delivery, InputBody
+from data_plane.receipts.domain import INLINE_BODY_BYTES, SpooledBody, SpooledReceipt, SpoolHead
+from data_plane.receipts.issuer import SignedHead
+from data_plane.sandbox.domain import EngineInfo
+from shared.digests import Digest
+from shared.ids import BootId, ExecutionId, NodeId
+
+
+def delivery_from_proto(message: orders_pb2.OrderDelivery) -> Delivery:
+    body = message.input
+    return Delivery(
+        order=message.order,
+        index=message.index,
+        path=tuple(message.path),
+        input=InputBody(
+            salt=body.salt,
+            size_bytes=body.size_bytes,
+            inline=body.inline if body.size_bytes <= INLINE_BODY_BYTES else None,
+        ),
+        parameters=message.parameters,
+    )
+
+
+def attempt_from_proto(message: nodes_pb2.AttemptRef) -> AttemptRef:
+    return AttemptRef(
+        execution_id=ExecutionId(message.execution_id),
+        attempt_number=message.attempt_number,
+        fencing_token=message.fencing_token,
+    )
+
+
+def attempt_to_proto(attempt: AttemptRef) -> nodes_pb2.AttemptRef:
+    return nodes_pb2.AttemptRef(
+        execution_id=attempt.execution_id,
+        attempt_number=attempt.attempt_number,
+        fencing_token=attempt.fencing_token,
+    )
+
+
+def head_from_proto(message: nodes_pb2.SpoolHead) -> SpoolHead:
+    return SpoolHead(sequence=message.sequence, hash=message.hash)
+
+
+def head_to_proto(signed: SignedHead) -> nodes_pb2.SpoolHead:
+    return nodes_pb2.SpoolHead(
+        sequence=signed.head.sequence, hash=signed.head.hash, signature=signed.signature
+    )
+
+
+def hello_to_proto(
+    *,
+    node_id: NodeId,
+    boot_id: BootId,
+    accepts: Sequence[str],
+    engine: EngineInfo,
+    slots: int,
+    cached: Iterable[Digest],
+    now: datetime,
+    head: SignedHead,
+    zone: str,
+    keyset_version: int,
+) -> nodes_pb2.SessionRequest:
+    hello = nodes_pb2.Hello(
+        node_id=node_id,
+        boot_id=boot_id,
+        accepts=accepts,
+        engine=nodes_pb2.EngineInfo(
+            name=engine.name, version=engine.version, config_digest=engine.config_digest
+        ),
+        slots=slots,
+        cached_digests=cached,
+        spool_head=head_to_proto(head),
+        zone=zone,
+        keyset_version=keyset_version,
+    )
+    hello.now.FromDatetime(now)
+    return nodes_pb2.SessionRequest(hello=hello)
+
+
+def receipts_to_proto(receipts: Sequence[SpooledReceipt]) -> nodes_pb2.SessionRequest:
+    return nodes_pb2.SessionRequest(
+        receipt_batch=nodes_pb2.ReceiptBatch(
+            receipts=[
+                nodes_pb2.ReceiptDelivery(
+                    envelope=receipt.envelope,
+                    output=_body_to_proto(receipt.output),
+                    log=_body_to_proto(receipt.log),
+                )
+                for receipt in receipts
+            ]
+        )
+    )
+
+
+def started_to_proto(attempts: Iterable[AttemptRef]) -> nodes_pb2.SessionRequest:
+    started = nodes_pb2.AttemptStarted(attempts=map(attempt_to_proto, attempts))
+    return nodes_pb2.SessionRequest(attempt_started=started)
+
+
+def renewal_to_proto(number: int, attempts: Iterable[AttemptRef]) -> nodes_pb2.SessionRequest:
+    renewal = nodes_pb2.LeaseRenewal(number=number, attempts=map(attempt_to_proto, attempts))
+    return nodes_pb2.SessionRequest(lease_renewal=renewal)
+
+
+def _body_to_proto(body: SpooledBody | None) -> orders_pb2.Body | None:
+    if body is None:
+        return None
+    return orders_pb2.Body(salt=body.salt, size_bytes=body.size_bytes, inline=body.inline or b"")

@@ -1,0 +1,86 @@
+"""The node's settings, from `AF_NODE_…`, `agentfactory.toml` and the command line. Nothing else reads any."""
+
+import os
+from pathlib import Path
+from typing import Annotated, ClassVar, Final
+
+from pydantic import Field, field_validator
+
+from shared.logs import LogStyle
+from shared.manifest import MAX_LIMITS, GrantedLimits, Profile
+from shared.paths import NodePaths
+from shared.settings import Plane, PlaneSettings, default_data_dir
+
+GIBIBYTE: Final = 1024**3
+MIBIBYTE: Final = 1024**2
+MAX_SLOTS: Final = 4096
+
+Target = Annotated[str, Field(pattern=r"^[A-Za-z0-9.\[\]:_-]+:\d{1,5}$", max_length=256)]
+
+
+class NodeSettings(PlaneSettings):
+    """How one node runs. Paths are below `data_dir` unless named."""
+
+    plane: ClassVar[Plane] = Plane.NODE
+
+    data_dir: Path = Field(default_factory=lambda: default_data_dir() / "node")
+    """Identity, spool and artifacts; one process uses it at a time."""
+    control_planes: tuple[Target, ...] = Field(default=("localhost:7443",), min_length=1, max_length=16)
+    """``host:port`` of replicas, asked in turn."""
+    zone: str = Field(default="", max_length=63)
+    slots: int = Field(default_factory=lambda: max(1, os.cpu_count() or 1), ge=1, le=MAX_SLOTS)
+    """Guests that run at once."""
+    max_warm_workers: int | None = Field(default=None, ge=1, le=4 * MAX_SLOTS)
+    """Loaded sandbox workers that are kept; by default four per slot."""
+
+    cache_bytes: int = Field(default=4 * GIBIBYTE, ge=MIBIBYTE)
+    """Bound of the artifact cache on disk."""
+    spool_bytes: int = Field(default=GIBIBYTE, ge=64 * MIBIBYTE)
+    """Bound of the receipt spool on disk."""
+
+    profiles: tuple[Profile, ...] = (Profile.DEFAULT, Profile.DETERMINISTIC)
+    """Profiles that this node offers."""
+    max_wall_ms: int = Field(default=MAX_LIMITS.wall_ms, ge=1, le=MAX_LIMITS.wall_ms)
+    max_cpu_ms: int = Field(default=MAX_LIMITS.cpu_ms, ge=1, le=MAX_LIMITS.cpu_ms)
+    max_memory_bytes: int = Field(default=MAX_LIMITS.memory_bytes, ge=65536, le=MAX_LIMITS.memory_bytes)
+    max_output_bytes: int = Field(default=MAX_LIMITS.output_bytes, ge=1, le=MAX_LIMITS.output_bytes)
+    max_log_bytes: int = Field(default=MAX_LIMITS.log_bytes, ge=1, le=MAX_LIMITS.log_bytes)
+    max_open_files: int = Field(default=MAX_LIMITS.open_files, ge=1, le=MAX_LIMITS.open_files)
+
+    max_order_life_s: float = Field(default=60, gt=0, le=60)
+    max_skew_s: float = Field(default=30, ge=0, le=30)
+    """How far the control plane's clock may be off in an order's times."""
+
+    drain_timeout_s: float = Field(default=25, ge=0, le=3600)
+    """How long running guests may go on after SIGTERM before they are stopped."""
+    admin_host: str = "127.0.0.1"
+    admin_port: int = Field(default=7454, ge=0, le=65535)
+    """`/metrics /healthz /readyz`; 0 takes any free port."""
+    log_level: str = "info"
+    log_style: LogStyle = LogStyle.JSON
+    otlp_endpoint: str | None = None
+    """Where spans go; none are sent without it."""
+
+    @field_validator("log_level")
+    @classmethod
+    def _known_level(cls, value: str) -> str:
+        if value.lower() not in {"debug", "info", "warning", "error", "critical"}:
+            raise ValueError("must be debug, info, warning, error or critical")
+        return value.lower()
+
+    @property
+    def paths(self) -> NodePaths:
+        """Where this node's files are."""
+        return NodePaths(data_dir=self.data_dir)
+
+    @property
+    def ceilings(self) -> GrantedLimits:
+        """The most that this node grants any guest."""
+        return GrantedLimits(
+            wall_ms=self.max_wall_ms,
+            cpu_ms=self.max_cpu_ms,
+            memory_bytes=self.max_memory_bytes,
+            output_bytes=self.max_output_bytes,
+            log_bytes=self.max_log_bytes,
+            open_files=self.max_open_files,
+        )
