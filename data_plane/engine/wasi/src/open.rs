@@ -192,12 +192,16 @@ impl<S: Stdio> Wasi<S> {
         request.authorize(directory)?;
         let writable = directory.writable;
         self.table.check_room()?;
-        let host = self.open_host(fd, &request)?;
-        let number = self.table.insert(entry(&request, host, writable)?)?;
+        let host = self.open_host(fd, &request);
+        if matches!(host, Err(Errno::Mfile | Errno::Nfile)) {
+            // The host ran out before the guest's own limit: for the guest that is the same.
+            self.table.note_refused();
+        }
+        let number = self.table.insert(entry(&request, host?, writable)?)?;
         Ok(memory::write_u32(mem, opened, number)?)
     }
 
-    fn open_host(&mut self, fd: u32, request: &Request<'_>) -> Result<OwnedFd, Errno> {
+    fn open_host(&self, fd: u32, request: &Request<'_>) -> Result<OwnedFd, Errno> {
         let directory = self.table.get(fd)?;
         let start = directory.directory()?;
         request.check_target(directory, start)?;
@@ -208,10 +212,6 @@ impl<S: Stdio> Wasi<S> {
         } else {
             Mode::empty()
         };
-        let result = open_beneath(start, request.path, flags, mode);
-        if matches!(result, Err(HostErrno::MFILE | HostErrno::NFILE)) {
-            self.table.note_refused();
-        }
-        Ok(result?)
+        Ok(open_beneath(start, request.path, flags, mode)?)
     }
 }

@@ -153,7 +153,7 @@ impl Table {
         Ok(())
     }
 
-    /// Remembers that the host had no descriptor left: for the guest that is its limit too.
+    /// Remembers that a descriptor was refused.
     pub fn note_refused(&mut self) {
         self.refused = true;
     }
