@@ -17,7 +17,7 @@ from shared.ids import (
     EXECUTION,
     NODE,
     ORDER,
-    TENANT,
+    TenantId,
     parse_id,
 )
 from shared.manifest import Capabilities, GrantedLimits, HttpCapability, Profile
@@ -148,7 +148,8 @@ def _from_message(message: orders_pb2.Order) -> Order:
         id=parse_id(ORDER, message.order_id),
         installation=_required("installation", message.installation),
         epoch=message.epoch,
-        tenant_id=parse_id(TENANT, message.tenant_id),
+        # The default tenant is called by its name, not by an id of the usual form.
+        tenant_id=TenantId(_required("tenant_id", message.tenant_id)),
         caller=_required("caller", message.caller),
         agent_id=parse_id(AGENT, message.agent_id),
         agent_name=_required("agent_name", message.agent_name),
