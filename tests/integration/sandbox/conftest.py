@@ -1,0 +1,109 @@
+"""Real worker processes and real modules, compiled once per session."""
+
+import asyncio
+import hashlib
+import os
+from collections.abc import AsyncIterator, Callable, Coroutine
+from pathlib import Path
+
+import pytest
+import wasmtime
+from agentfactory_engine import worker_path
+
+from data_plane.sandbox.compiler import WorkerCompiler
+from data_plane.sandbox.domain import EngineInfo, Limits, RunRequest, RunResult
+from data_plane.sandbox.engine import read_engine_info
+from data_plane.sandbox.pool import WorkerPool
+from shared.digests import sha256_digest
+from shared.ids import TenantId
+
+GUESTS = Path(__file__).parents[2] / "guests"
+TENANT = TenantId("tenant-a")
+
+Run = Callable[..., Coroutine[None, None, RunResult]]
+
+
+class Artifacts:
+    """Compiles modules into a folder; the same module only once."""
+
+    def __init__(self, folder: Path) -> None:
+        self._folder = folder
+        self.opened = 0
+
+    async def of(self, module: bytes) -> Path:
+        path = self._folder / hashlib.sha256(module).hexdigest()
+        if not path.exists():
+            (self._folder / "module.wasm").write_bytes(module)
+            module_fd = os.open(self._folder / "module.wasm", os.O_RDONLY)
+            artifact_fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_EXCL)
+            try:
+                await WorkerCompiler(worker_path=worker_path()).compile(
+                    module_fd=module_fd, artifact_fd=artifact_fd
+                )
+            except BaseException:
+                path.unlink()
+                raise
+            finally:
+                os.close(module_fd)
+                os.close(artifact_fd)
+        return path
+
+    def opener(self, path: Path) -> Callable[[], Coroutine[None, None, int]]:
+        async def open_artifact() -> int:
+            self.opened += 1
+            return os.open(path, os.O_RDONLY)
+
+        return open_artifact
+
+
+def wat(text: str) -> bytes:
+    """A module from its text; it exports what every agent must, unless the text does."""
+    return bytes(wasmtime.wat2wasm(text))
+
+
+@pytest.fixture(scope="session")
+def probe() -> bytes:
+    return (GUESTS / "probe.wasm").read_bytes()
+
+
+@pytest.fixture(scope="session")
+def engine() -> EngineInfo:
+    return asyncio.run(read_engine_info(worker_path()))
+
+
+@pytest.fixture(scope="session")
+def artifact_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tmp_path_factory.mktemp("artifacts")
+
+
+@pytest.fixture
+def artifacts(artifact_folder: Path) -> Artifacts:
+    return Artifacts(artifact_folder)
+
+
+@pytest.fixture
+async def pool(engine: EngineInfo) -> AsyncIterator[WorkerPool]:
+    async with WorkerPool(worker_path=worker_path(), engine=engine, slots=2) as running:
+        yield running
+
+
+@pytest.fixture
+def run(pool: WorkerPool, artifacts: Artifacts, probe: bytes) -> Run:
+    """Run the probe (or another module) once: ``await run("exit", "3", wall=…, stdin=…)``."""
+
+    async def run_once(
+        *args: str, module: bytes | None = None, tenant: TenantId = TENANT, **options: object
+    ) -> RunResult:
+        code = probe if module is None else module
+        limits = Limits(**{name: options.pop(name) for name in list(options) if name in Limits.__slots__})
+        streams = {name: options.pop(name) for name in ("sink", "feed") if name in options}
+        return await pool.run(
+            tenant_id=tenant,
+            module_digest=sha256_digest(code),
+            artifact=artifacts.opener(await artifacts.of(code)),
+            request=RunRequest(args=("probe", *args), limits=limits, **options),
+            stdin=streams.get("feed"),
+            sink=streams.get("sink"),
+        )
+
+    return run_once

@@ -1,0 +1,323 @@
+"""Workers: what they are given, what is left of a run, and how they end when they should not."""
+
+import asyncio
+import os
+import signal
+import socket
+import struct
+from datetime import UTC, datetime, timedelta
+
+import pytest
+from agentfactory_engine import worker_path
+
+from data_plane.sandbox.domain import Limits, Outcome, Preopen, RunRequest, Stream
+from data_plane.sandbox.frames import FrameDecoder, FrameKind, encode
+from data_plane.sandbox.pool import WorkerPool
+from data_plane.sandbox.process import Mode, WorkerProcess
+from shared.digests import sha256_digest
+from shared.errors import ArtifactInvalidError, InvalidInputError, WorkerCrashedError
+from shared.ids import TenantId
+from tests.integration.sandbox.conftest import TENANT, wat
+
+PATIENCE_SECONDS = 20
+
+# Exits 1 when anything of an earlier run is left in its global or its memory.
+REMEMBERS = """(module (import "wasi_snapshot_preview1" "proc_exit" (func $exit (param i32)))
+  (memory (export "memory") 1) (global $g (mut i32) (i32.const 0))
+  (func (export "_start")
+    (if (i32.or (global.get $g) (i32.load (i32.const 1024))) (then (call $exit (i32.const 1))))
+    (global.set $g (i32.const 1)) (i32.store (i32.const 1024) (i32.const 1))))"""
+
+
+async def test_streams_arguments_and_environment_reach_the_guest(run):
+    assert (await run("echo", stdin=b"in\n")).stdout == b"in\n"
+    assert (await run("args", "a b", "ü")).stdout == "a b\nü\n".encode()
+    assert (await run("env", "NAME", env=(("NAME", "value"),))).stdout == b"value\n"
+    result = await run("both")
+    assert (result.stdout, result.stderr) == (b"out\n", b"err\n")
+
+
+async def test_nothing_of_the_parents_environment_reaches_the_guest(run, monkeypatch):
+    monkeypatch.setenv("AF_SECRET", "leak")
+    assert (await run("env", "AF_SECRET")).stdout == b"(unset)\n"
+
+
+async def test_sixteen_mebibytes_go_through_and_come_back(run):
+    body = os.urandom(1 << 20) * 16
+    result = await run("echo", stdin=body, output_bytes=len(body), wall=timedelta(seconds=30))
+    assert result.outcome is Outcome.SUCCEEDED
+    assert result.stdout == body
+
+
+async def test_a_guest_that_leaves_its_input_unread_leaves_the_worker_usable(run, pool):
+    for _ in range(3):
+        assert (await run("hello", stdin=b"z" * 5_000_000)).stdout == b"hello\n"
+    assert pool.stats().warm_hits == 2
+
+
+async def test_output_leaves_while_input_is_awaited(run):
+    answers: asyncio.Queue[bytes] = asyncio.Queue()
+
+    async def sink(stream: Stream, data: bytes) -> None:
+        assert stream is Stream.STDOUT
+        await answers.put(data)
+
+    async def feed():
+        for line in (b"one\n", b"two\n"):
+            yield line
+            async with asyncio.timeout(PATIENCE_SECONDS):
+                assert await answers.get() == b"got " + line
+
+    result = await run("dialogue", feed=feed(), sink=sink)
+    assert (result.outcome, result.stdout) == (Outcome.SUCCEEDED, b"")
+
+
+async def test_a_feed_that_never_ends_does_not_hold_a_finished_guest(run):
+    async def feed():
+        yield b"x"
+        await asyncio.Event().wait()
+
+    async with asyncio.timeout(PATIENCE_SECONDS):
+        for _ in range(2):
+            assert (await run("hello", feed=feed())).outcome is Outcome.SUCCEEDED
+
+
+async def test_a_broken_feed_is_the_callers_error_and_ends_the_run(run):
+    async def feed():
+        yield b"x"
+        raise InvalidInputError("source broke")
+
+    with pytest.raises(InvalidInputError, match="source broke"):
+        await run("sleep", "30", feed=feed())
+
+
+async def test_directories_are_as_writable_as_they_were_given(run, tmp_path):
+    (tmp_path / "inside").write_text("x")
+    writable = Preopen(host_path=str(tmp_path), guest_path="/d", writable=True)
+    read_only = Preopen(host_path=str(tmp_path), guest_path="/d")
+    assert (await run("list", "/d", preopens=(read_only,))).stdout == b"inside\n"
+    assert (await run("write", "/d/new", preopens=(read_only,))).exit_code == 9
+    assert (await run("write", "/d/new", preopens=(writable,))).exit_code == 0
+    assert (tmp_path / "new").read_text() == "written by a guest\n"
+
+
+async def test_a_missing_directory_is_refused_before_anything_runs(run, pool):
+    with pytest.raises(InvalidInputError, match="/nowhere"):
+        await run("hello", preopens=(Preopen(host_path="/nowhere", guest_path="/d"),))
+    assert pool.stats().discarded == 0
+
+
+async def test_seed_and_clock_make_a_run_repeatable(run):
+    fixed = {"seed": bytes(32), "clock": datetime(2026, 1, 2, tzinfo=UTC)}
+    first, second = await run("random", **fixed), await run("random", **fixed)
+    assert first.stdout == second.stdout
+    assert (await run("random")).stdout != first.stdout
+    assert int((await run("clock", **fixed)).stdout) == int(fixed["clock"].timestamp())
+
+
+async def test_every_run_has_a_fresh_store(run, pool):
+    for _ in range(3):
+        assert (await run(module=wat(REMEMBERS))).exit_code == 0
+    assert pool.stats().warm_hits == 2
+
+
+async def test_a_warm_run_does_not_open_the_artifact_again(run, artifacts):
+    for _ in range(3):
+        await run("hello")
+    assert artifacts.opened == 1
+
+
+async def test_another_tenant_never_gets_a_used_worker(run, pool):
+    await run("hello", tenant=TenantId("tenant-a"))
+    await run("hello", tenant=TenantId("tenant-b"))
+    assert (pool.stats().warm_hits, pool.stats().warm) == (0, 2)
+
+
+@pytest.mark.parametrize("what", ["trap", "flood-out"])
+async def test_a_worker_is_discarded_after_a_trap_or_a_kill(run, pool, what):
+    await run(what)
+    assert (pool.stats().warm, pool.stats().discarded) == (0, 1)
+    assert (await run("hello")).outcome is Outcome.SUCCEEDED
+    assert pool.stats().warm_hits == 0
+
+
+async def test_a_worker_killed_from_outside_is_an_error_not_an_outcome(run, pool):
+    async def sink(_stream: Stream, _data: bytes) -> None:
+        worker = next(iter(pool._busy))
+        os.kill(worker.process.pid, signal.SIGKILL)
+
+    with pytest.raises(WorkerCrashedError, match="SIGKILL"):
+        await run("say-and-spin", sink=sink)
+    assert pool.stats().crashed == 1
+    assert (await run("hello")).outcome is Outcome.SUCCEEDED
+
+
+async def test_an_idle_worker_that_died_is_not_used_again(run, pool):
+    await run("hello")
+    worker = next(iter(pool._idle.values()))[0]
+    os.kill(worker.process.pid, signal.SIGKILL)
+    async with asyncio.timeout(PATIENCE_SECONDS):
+        await worker.process.wait()
+    assert (await run("hello")).outcome is Outcome.SUCCEEDED
+
+
+async def test_a_stopped_worker_is_killed_at_wall_plus_grace(engine, artifacts, probe):
+    """Its own watchdog cannot act, so the parent's timer must."""
+    async with WorkerPool(
+        worker_path=worker_path(), engine=engine, slots=1, wall_grace=timedelta(milliseconds=100)
+    ) as pool:
+
+        async def sink(_stream: Stream, _data: bytes) -> None:
+            os.kill(next(iter(pool._busy)).process.pid, signal.SIGSTOP)
+
+        async def once(*args: str, sink=None):
+            return await pool.run(
+                tenant_id=TENANT,
+                module_digest=sha256_digest(probe),
+                artifact=artifacts.opener(await artifacts.of(probe)),
+                request=RunRequest(args=("probe", *args), limits=Limits(wall=timedelta(milliseconds=400))),
+                sink=sink,
+            )
+
+        await once("hello")
+        async with asyncio.timeout(PATIENCE_SECONDS):
+            result = await once("say-and-spin", sink=sink)
+        assert (result.outcome, result.limit) == (Outcome.KILLED, "wall_ms")
+
+
+async def test_cancelling_a_run_kills_its_worker(run, pool):
+    started = asyncio.Event()
+
+    async def sink(_stream: Stream, _data: bytes) -> None:
+        started.set()
+
+    task = asyncio.create_task(run("say-and-spin", sink=sink, wall=timedelta(seconds=30)))
+    async with asyncio.timeout(PATIENCE_SECONDS):
+        await started.wait()
+        worker = next(iter(pool._busy))
+        task.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await task
+        assert (await worker.process.wait()).signal_number == signal.SIGKILL
+
+
+async def test_slots_bound_concurrent_runs_and_warm_workers_stay_bounded(engine, artifacts, probe):
+    async with WorkerPool(
+        worker_path=worker_path(), engine=engine, slots=2, max_warm_workers=2, spares=0
+    ) as pool:
+        opener = artifacts.opener(await artifacts.of(probe))
+
+        async def once(tenant: int):
+            result = await pool.run(
+                tenant_id=TenantId(f"tenant-{tenant}"),
+                module_digest=sha256_digest(probe),
+                artifact=opener,
+                request=RunRequest(args=("probe", "hello")),
+            )
+            assert pool.stats().busy <= 2
+            assert pool.stats().warm <= 2
+            return result.outcome
+
+        outcomes = await asyncio.gather(*(once(index % 5) for index in range(20)))
+    assert outcomes == [Outcome.SUCCEEDED] * 20
+
+
+async def test_leaving_the_pool_leaves_no_process(engine, artifacts, probe):
+    async with WorkerPool(worker_path=worker_path(), engine=engine, slots=1) as pool:
+        await pool.run(
+            tenant_id=TENANT,
+            module_digest=sha256_digest(probe),
+            artifact=artifacts.opener(await artifacts.of(probe)),
+            request=RunRequest(args=("probe", "hello")),
+        )
+        workers = [*pool._spares, *next(iter(pool._idle.values()))]
+    assert workers
+    assert all(worker.process.ended.done() for worker in workers)
+
+
+# --- artifacts that must not run ---
+
+
+async def test_an_artifact_of_another_engine_version_is_refused(run, artifacts, probe, tmp_path, engine):
+    bytes_ = (await artifacts.of(probe)).read_bytes()
+    other = bytes_.replace(engine.version.encode(), b"7.4.1", 1)
+    with pytest.raises(ArtifactInvalidError, match=r"version is .7\.4\.1"):
+        await _run_artifact(run, artifacts, tmp_path, other)
+
+
+@pytest.mark.parametrize("damage", ["magic", "header", "cut", "empty", "longer"])
+async def test_a_damaged_artifact_is_refused(run, artifacts, probe, tmp_path, damage):
+    good = (await artifacts.of(probe)).read_bytes()
+    damaged = {
+        "magic": b"X" + good[1:],
+        "header": good[:20] + b"\xff" + good[21:],
+        "cut": good[: len(good) // 2],
+        "empty": b"",
+        "longer": good + b"\0",
+    }[damage]
+    with pytest.raises(ArtifactInvalidError):
+        await _run_artifact(run, artifacts, tmp_path, damaged)
+
+
+async def _run_artifact(run, artifacts, tmp_path, content):
+    path = tmp_path / "artifact"
+    path.write_bytes(content)
+
+    async def of(_module):
+        return path
+
+    artifacts.of = of
+    await run("hello")
+
+
+# --- the protocol, spoken badly ---
+
+
+@pytest.mark.parametrize(
+    ("sent", "answer"),
+    [
+        (encode(FrameKind.RUN, b"{}"), "frame Run where Load was due"),
+        (encode(FrameKind.LOAD, b"{}"), "without its descriptors"),
+        (encode(FrameKind.LOAD, b'{"unknown": 1}'), "unknown field"),
+        (struct.pack("<IB", 2 * 1024 * 1024, 1), "the bound is"),
+        (struct.pack("<IB", 1, 99), "unknown type 99"),
+    ],
+)
+async def test_a_worker_refuses_a_broken_protocol_and_ends(sent, answer):
+    process = WorkerProcess.start(worker_path(), Mode.RUN)
+    with process.socket:
+        process.socket.send(sent)
+        outcome = await _next_frame(process.socket)
+        async with asyncio.timeout(PATIENCE_SECONDS):
+            ended = await process.wait()
+    assert answer in outcome
+    assert ended.code == 65
+
+
+async def test_a_second_load_is_refused(artifacts, probe):
+    process = WorkerProcess.start(worker_path(), Mode.RUN)
+    descriptor = os.open(await artifacts.of(probe), os.O_RDONLY)
+    with process.socket:
+        load = encode(FrameKind.LOAD, b"{}")
+        socket.send_fds(process.socket, [load + load], [descriptor, descriptor])
+        os.close(descriptor)
+        assert "pid" in await _next_frame(process.socket)
+        assert "frame Load where Run was due" in await _next_frame(process.socket)
+        async with asyncio.timeout(PATIENCE_SECONDS):
+            assert (await process.wait()).code == 65
+
+
+async def test_a_worker_ends_when_its_parent_closes():
+    process = WorkerProcess.start(worker_path(), Mode.RUN)
+    process.socket.close()
+    async with asyncio.timeout(PATIENCE_SECONDS):
+        assert (await process.wait()).code == 0
+
+
+async def _next_frame(sock: socket.socket) -> str:
+    decoder = FrameDecoder()
+    async with asyncio.timeout(PATIENCE_SECONDS):
+        while True:
+            # One byte at a time, so that nothing of the next frame is taken along.
+            for frame in decoder.feed(await asyncio.get_running_loop().sock_recv(sock, 1)):
+                return frame.payload.decode()
