@@ -19,6 +19,7 @@ MAX_DOCUMENT_BYTES: Final = 1024 * 1024
 MAX_SAFE_INTEGER: Final = 2**53 - 1
 """Above it a JSON number loses digits in other readers (RFC 8785 appendix D): it travels as a string."""
 
+_MAX_INTEGER_CHARS: Final = len("-") + len(str(10**21 - 1))
 _STRINGS = re.compile(rb'"(?:[^"\\]|\\.)*+"', re.DOTALL)
 _BRACKETS = re.compile(rb"[\[\]{}]")
 
@@ -53,7 +54,7 @@ def parse_strict(
             data.decode("utf-8"),
             object_pairs_hook=_object_without_duplicates,
             parse_constant=_refuse_constant,
-            parse_int=_safe_integer,
+            parse_int=_exact_integer,
             parse_float=_finite_float,
         )
     except (UnicodeDecodeError, json.JSONDecodeError, RecursionError) as error:
@@ -103,11 +104,16 @@ def _refuse_constant(name: str) -> NoReturn:
     raise MalformedError(f"JSON document holds {name}")
 
 
-def _safe_integer(text: str) -> int:
+def _exact_integer(text: str) -> int | float:
     # The length first: int() of a long digit string is quadratic.
-    if len(text) > len(str(MAX_SAFE_INTEGER)) + 1 or abs(int(text)) > MAX_SAFE_INTEGER:
-        raise MalformedError(f"JSON number {text[:32]} is beyond 2^53 - 1; write it as a string")
-    return int(text)
+    if len(text) <= _MAX_INTEGER_CHARS:
+        if abs(int(text)) <= MAX_SAFE_INTEGER:
+            return int(text)
+        # RFC 8785 writes doubles below 1e21 without exponent. They come back as the doubles they were.
+        value = float(text)
+        if rfc8785.dumps(value).decode("ascii") == text:
+            return value
+    raise MalformedError(f"JSON number {text[:32]} is beyond 2^53 - 1 and no double: write it as a string")
 
 
 def _finite_float(text: str) -> float:

@@ -66,13 +66,6 @@ class WrongStateError(AgentFactoryError):
     reason = "WRONG_STATE"
 
 
-class UnsupportedVersionError(AgentFactoryError):
-    """The peer, a payload or a file speaks a version that this build does not."""
-
-    reason = "UNSUPPORTED_VERSION"
-    hint = "upgrade the older side; the current and the previous version are supported"
-
-
 # --- who may do what ---
 
 
@@ -285,6 +278,13 @@ class UnknownFieldError(VerificationError):
 
     reason = "UNKNOWN_FIELD"
     hint = "upgrade this side, or sign a payload of a version that it accepts"
+
+
+class UnsupportedVersionError(VerificationError):
+    """The peer, a payload or a file speaks a version that this build does not."""
+
+    reason = "UNSUPPORTED_VERSION"
+    hint = "upgrade the older side; the current and the previous version are supported"
 
 
 class MalformedError(VerificationError):

@@ -20,7 +20,7 @@ _TIME = re.compile(r"\d{4}-\d{2}-\d{2}T\d{2}:\d{2}:\d{2}\.\d{6}Z")
 
 def time_to_text(at: datetime) -> str:
     """Return an aware time in the one form that signed JSON uses: UTC, microseconds, ``Z`` (RFC 3339)."""
-    return at.astimezone(UTC).strftime("%Y-%m-%dT%H:%M:%S.%fZ")
+    return at.astimezone(UTC).replace(tzinfo=None).isoformat(timespec="microseconds") + "Z"
 
 
 class Fields:

@@ -187,8 +187,8 @@ def check_order(order: Order) -> None:
     """Refuse an order whose fields contradict the format, at both ends.
 
     Raises:
-        InvalidInputError: A number or a limit is out of range, a time is naive, the nonce does not have 16 or the seed
-            32 bytes, or it expires before it begins.
+        InvalidInputError: A number or a limit is out of range, a time is naive, the nonce does not have 16 or
+            the seed 32 bytes, or it expires before it begins.
     """
     numbers = {
         "epoch": order.epoch,
