@@ -178,6 +178,7 @@ class SessionOpener:
             draining=node.state is NodeState.DRAINING,
             spool_head=head_of(hello.spool_head),
         )
+        session.chain.start(sequence=node.last_accepted.sequence, hash_=node.last_accepted.hash)
         session.remember_cached(parse_digest(digest) for digest in hello.cached_digests)
         return session
 

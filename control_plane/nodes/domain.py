@@ -57,7 +57,7 @@ class SpoolHead:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class NodeSession:
-    """The newest session of a node as the database knows it; `replica_id` is empty when the stream is closed."""
+    """The newest session of a node as the database knows it; `replica_id` is empty when it is closed."""
 
     session_epoch: int
     boot_id: BootId

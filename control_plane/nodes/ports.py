@@ -120,7 +120,7 @@ class TemplateContents(Protocol):
 
 
 class LiveSessions(Protocol):
-    """The sessions of all replicas, as far as an operator's command concerns them. Implemented by dispatch."""
+    """The sessions of this replica, as far as an operator's command concerns them. Dispatch implements it."""
 
     async def node_changed(self, node_id: NodeId) -> None:
         """The node's state changed in the database: act on it if its session is here."""

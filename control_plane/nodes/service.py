@@ -34,7 +34,7 @@ CERTIFICATE_LIFE: Final = timedelta(hours=24)
 DEFAULT_TOKEN_LIFE: Final = timedelta(hours=1)
 MAX_TOKEN_LIFE: Final = timedelta(days=7)
 TOKEN_BYTES: Final = 32
-TOKEN_PREFIX: Final = "aft_"
+TOKEN_PREFIX: Final = "aft_"  # noqa: S105 - how every token begins, no secret
 DEFAULT_PAGE_SIZE: Final = 50
 MAX_PAGE_SIZE: Final = 500
 
@@ -147,32 +147,38 @@ class NodeService:
         """
         token_hash = hash_token(request.token)
         token = await self._nodes.find_token(token_hash)
-        tenant_id = token.tenant_id if token is not None else self._default_tenant
-        subject = f"token:{token_hash[:16]}"
         try:
-            if token is None or not token.is_usable(self._clock.now()):
-                raise EnrollmentTokenInvalidError("the enrollment token is unknown, used or expired")
-            enrolled = await self._issue(request, token)
-            await self._nodes.enroll(
-                enrolled.node,
-                token_hash=token_hash,
-                audit=self._entry(
-                    tenant_id,
-                    subject,
-                    "node.enrolled",
-                    enrolled.node.node_id,
-                    receipt_key_id=enrolled.node.receipt_key_id,
-                    certificate_serial=enrolled.certificate.serial,
-                ),
-            )
+            return await self._enroll(request, token, token_hash)
         except (
             EnrollmentTokenInvalidError,
             InvalidInputError,
             KeyFormatError,
             SignatureInvalidError,
         ) as error:
-            await self._nodes.record(self._denial(tenant_id, subject, "node.enroll_refused", error))
+            tenant_id = token.tenant_id if token is not None else self._default_tenant
+            await self._nodes.record(
+                self._denial(tenant_id, f"token:{token_hash[:16]}", "node.enroll_refused", error)
+            )
             raise
+
+    async def _enroll(
+        self, request: EnrollmentRequest, token: EnrollmentToken | None, token_hash: str
+    ) -> Enrolled:
+        if token is None or not token.is_usable(self._clock.now()):
+            raise EnrollmentTokenInvalidError("the enrollment token is unknown, used or expired")
+        enrolled = await self._issue(request, token)
+        await self._nodes.enroll(
+            enrolled.node,
+            token_hash=token_hash,
+            audit=self._entry(
+                token.tenant_id,
+                f"token:{token_hash[:16]}",
+                "node.enrolled",
+                enrolled.node.node_id,
+                receipt_key_id=enrolled.node.receipt_key_id,
+                certificate_serial=enrolled.certificate.serial,
+            ),
+        )
         return enrolled
 
     async def _issue(self, request: EnrollmentRequest, token: EnrollmentToken) -> Enrolled:

@@ -1,0 +1,42 @@
+"""A queue that never waits for its reader."""
+
+import pytest
+
+from control_plane.dispatch.outbox import Outbox
+from shared.errors import ResourceExhaustedError, SessionSupersededError
+
+
+def outbox(limit: int = 3) -> Outbox[int]:
+    return Outbox(limit=limit, owner="nod_1")
+
+
+async def read(box: Outbox[int]) -> list[int]:
+    return [message async for message in box]
+
+
+async def test_messages_come_in_order_and_a_plain_end_delivers_them_all():
+    box = outbox()
+    assert [box.put(n) for n in (1, 2)] == [True, True]
+    box.close()
+    assert not box.put(3)
+    assert await read(box) == [1, 2]
+
+
+async def test_a_node_that_does_not_read_loses_its_session():
+    box = outbox(limit=2)
+    assert [box.put(n) for n in (1, 2, 3)] == [True, True, False]
+    assert box.is_closed
+    with pytest.raises(ResourceExhaustedError, match="2 messages unread"):
+        await read(box)
+    assert box.take_unread() == [1, 2], "what never left can be taken back"
+
+
+async def test_the_first_reason_to_close_stays():
+    box = outbox()
+    box.put(1)
+    box.close(SessionSupersededError("newer"))
+    box.close()
+    with pytest.raises(SessionSupersededError):
+        await read(box)
+    assert box.take_unread() == [1]
+    assert box.take_unread() == []
