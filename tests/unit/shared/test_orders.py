@@ -121,7 +121,7 @@ def test_order_of_another_format_is_refused(data):
         {"installation": ""},
         {"epoch": 0},
         {"epoch": 2**63},
-        {"tenant_id": "default"},
+        {"tenant_id": ""},
         {"caller": ""},
         {"attempt_number": 0},
         {"fencing_token": 0},
