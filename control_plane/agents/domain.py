@@ -46,3 +46,12 @@ class ResolvedAgent:
     media_type: str
     profile: Profile
     retry_is_safe: bool
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class AgentPage:
+    """One page of agents, by name."""
+
+    agents: tuple[Agent, ...]
+    next_page_token: str
+    """Empty when this is the last one."""

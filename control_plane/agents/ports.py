@@ -1,9 +1,12 @@
 """What others need from agents."""
 
+from collections.abc import Sequence
 from typing import Protocol
 
-from control_plane.agents.domain import ResolvedAgent
-from shared.ids import TenantId
+from control_plane.agents.domain import Agent, ResolvedAgent
+from control_plane.database.ports import Transaction
+from control_plane.templates.domain import TemplateRef, TemplateVersion
+from shared.ids import AgentId, TenantId
 
 
 class AgentDirectory(Protocol):
@@ -23,3 +26,33 @@ class AgentDirectory(Protocol):
 
     async def refresh(self, tenant_id: TenantId, name: str) -> ResolvedAgent:
         """Like `resolve`, past the memory."""
+
+
+class AgentStore(Protocol):
+    """Keeps agents. Every method runs in the caller's transaction."""
+
+    async def add(self, tx: Transaction, agent: Agent) -> bool:
+        """Store a new agent; False when a live one has its name."""
+
+    async def find(self, tx: Transaction, tenant_id: TenantId, name: str) -> Agent | None:
+        """Return the live agent of this name."""
+
+    async def list(self, tx: Transaction, tenant_id: TenantId, *, after: str, limit: int) -> Sequence[Agent]:
+        """Return up to `limit` live agents by name, behind the name `after`."""
+
+    async def update(self, tx: Transaction, agent: Agent, *, revision: int) -> bool:
+        """Write the agent if its revision still is `revision`; False when it moved or went."""
+
+    async def delete(self, tx: Transaction, tenant_id: TenantId, name: str) -> AgentId | None:
+        """End the live agent of this name; None when there is none."""
+
+
+class Templates(Protocol):
+    """What agents need of templates. Implemented by `TemplateService`."""
+
+    async def get(self, tenant_id: TenantId, ref: TemplateRef) -> TemplateVersion:
+        """Return one version.
+
+        Raises:
+            NotFoundError: The tenant has no such version.
+        """

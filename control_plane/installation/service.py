@@ -44,8 +44,7 @@ class InstallationService:
         self._random = random
 
     async def initialize(self, request: InitRequest) -> Initialized:
-        """Make what is missing of the installation; repeating it changes nothing but certificates near their
-        end.
+        """Make what is missing of an installation. Repeat: renews certificates near their end, no more.
 
         Raises:
             ConflictError: Data folder and database belong to different installations.

@@ -1,0 +1,282 @@
+"""Creates, finds, updates and removes agents. Knows no gRPC and no SQL."""
+
+import base64
+import binascii
+from dataclasses import dataclass, replace
+from typing import Final
+
+from control_plane.agents.domain import Agent, AgentPage
+from control_plane.agents.ports import AgentStore, Templates
+from control_plane.audit.domain import NewAuditEntry
+from control_plane.audit.ports import AuditLog
+from control_plane.database.ports import Database
+from control_plane.policy.domain import Decision, PolicyInput, Question, Subject
+from control_plane.policy.gate import PolicyGate
+from control_plane.policy.ports import DecisionLog
+from control_plane.templates.domain import TemplateRef, TemplateState, TemplateVersion
+from shared.canonical import canonical_json, parse_strict
+from shared.clock import Clock, Random
+from shared.errors import (
+    AlreadyExistsError,
+    ConflictError,
+    InvalidInputError,
+    MalformedError,
+    NotFoundError,
+    TemplateRetiredError,
+    TemplateRevokedError,
+)
+from shared.ids import AGENT, AUDIT_ENTRY, TenantId, new_id
+from shared.manifest import NAME, decode_manifest
+
+AGENTS_CHANNEL: Final = "af_agents"
+MAX_PARAMETERS_BYTES: Final = 64 * 1024
+DEFAULT_PAGE_SIZE: Final = 50
+MAX_PAGE_SIZE: Final = 500
+_NO_PARAMETERS: Final = b"{}"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class AgentUpdate:
+    """What changes of an agent. None: it stays."""
+
+    name: str
+    revision: int
+    """The one that was read."""
+    template: TemplateRef | None
+    parameters: bytes | None
+
+
+class AgentService:
+    """The use cases of agents."""
+
+    def __init__(
+        self,
+        *,
+        database: Database,
+        store: AgentStore,
+        templates: Templates,
+        gate: PolicyGate,
+        decisions: DecisionLog,
+        audit: AuditLog,
+        clock: Clock,
+        random: Random,
+    ) -> None:
+        self._database = database
+        self._store = store
+        self._templates = templates
+        self._gate = gate
+        self._decisions = decisions
+        self._audit = audit
+        self._clock = clock
+        self._random = random
+
+    async def create(self, subject: Subject, *, name: str, template: TemplateRef, parameters: bytes) -> Agent:
+        """Create an agent, or return the one that has exactly this content.
+
+        Raises:
+            InvalidInputError: The parameters do not fit the template's schema.
+            NotFoundError: There is no such template version.
+            TemplateRetiredError, TemplateRevokedError: It is closed to new agents.
+            PolicyDeniedError: Policy says no.
+            AlreadyExistsError: The name is taken by other content.
+        """
+        version = await self._templates.get(subject.tenant_id, template)
+        checked = check_parameters(version, parameters)
+        existing = await self._find(subject.tenant_id, name)
+        if existing is not None:
+            return _same_or_taken(existing, version, checked)
+        require_open(version)
+        decision = await self._decide(subject, version, name)
+        now = self._clock.now()
+        agent = Agent(
+            agent_id=new_id(AGENT, self._clock, self._random),
+            tenant_id=subject.tenant_id,
+            name=name,
+            template_name=version.name,
+            template_version=version.version,
+            template_digest=version.digest,
+            parameters=checked,
+            revision=1,
+            created_at=now,
+            updated_at=now,
+        )
+        async with self._database.transaction() as tx:
+            if await self._store.add(tx, agent):
+                await self._decisions.append(tx, decision)
+                await self._audit.append(tx, [self._entry(subject, "agent.created", agent, decision)])
+                tx.notify_after_commit(AGENTS_CHANNEL)
+                return agent
+        other = await self._find(subject.tenant_id, name)
+        if other is None:
+            raise ConflictError(f"agent {name} came and went meanwhile")
+        return _same_or_taken(other, version, checked)
+
+    async def get(self, tenant_id: TenantId, name: str) -> Agent:
+        """Return one agent.
+
+        Raises:
+            NotFoundError: The tenant has no live agent of this name.
+        """
+        agent = await self._find(tenant_id, name)
+        if agent is None:
+            raise NotFoundError(f"there is no agent {name}")
+        return agent
+
+    async def list(self, tenant_id: TenantId, *, page_size: int, page_token: str) -> AgentPage:
+        """Return a page, by name.
+
+        Raises:
+            InvalidInputError: The page token is not one of ours.
+        """
+        size = min(page_size or DEFAULT_PAGE_SIZE, MAX_PAGE_SIZE)
+        after = _name_of(page_token) if page_token else ""
+        async with self._database.transaction() as tx:
+            found = await self._store.list(tx, tenant_id, after=after, limit=size + 1)
+        more = len(found) > size
+        return AgentPage(
+            agents=tuple(found[:size]), next_page_token=_token_of(found[size - 1].name) if more else ""
+        )
+
+    async def update(self, subject: Subject, change: AgentUpdate) -> Agent:
+        """Point an agent at another version or other parameters; executions keep what they have.
+
+        Raises:
+            NotFoundError: There is no such agent or template version.
+            ConflictError: The agent has another revision than the one that was read.
+            InvalidInputError, TemplateRetiredError, TemplateRevokedError, PolicyDeniedError: As `create`.
+        """
+        agent = await self.get(subject.tenant_id, change.name)
+        if agent.revision != change.revision:
+            raise ConflictError(f"agent {agent.name} has revision {agent.revision}, not {change.revision}")
+        ref = change.template or TemplateRef(digest=agent.template_digest)
+        version = await self._templates.get(subject.tenant_id, ref)
+        if version.digest != agent.template_digest:
+            require_open(version)
+        given = agent.parameters if change.parameters is None else change.parameters
+        checked = check_parameters(version, given)
+        decision = await self._decide(subject, version, agent.name)
+        updated = replace(
+            agent,
+            template_name=version.name,
+            template_version=version.version,
+            template_digest=version.digest,
+            parameters=checked,
+            revision=agent.revision + 1,
+            updated_at=self._clock.now(),
+        )
+        async with self._database.transaction() as tx:
+            if not await self._store.update(tx, updated, revision=change.revision):
+                raise ConflictError(f"agent {agent.name} changed meanwhile")
+            await self._decisions.append(tx, decision)
+            await self._audit.append(tx, [self._entry(subject, "agent.updated", updated, decision)])
+            tx.notify_after_commit(AGENTS_CHANNEL)
+        return updated
+
+    async def delete(self, subject: Subject, name: str) -> None:
+        """Remove an agent; its executions and receipts stay.
+
+        Raises:
+            NotFoundError: There is no live agent of this name.
+        """
+        async with self._database.transaction() as tx:
+            agent_id = await self._store.delete(tx, subject.tenant_id, name)
+            if agent_id is None:
+                raise NotFoundError(f"there is no agent {name}")
+            entry = NewAuditEntry(
+                audit_entry_id=new_id(AUDIT_ENTRY, self._clock, self._random),
+                tenant_id=subject.tenant_id,
+                actor=subject.identity,
+                action="agent.deleted",
+                subject=agent_id,
+                details={"name": name},
+            )
+            await self._audit.append(tx, [entry])
+            tx.notify_after_commit(AGENTS_CHANNEL)
+
+    async def _find(self, tenant_id: TenantId, name: str) -> Agent | None:
+        async with self._database.transaction() as tx:
+            return await self._store.find(tx, tenant_id, name)
+
+    async def _decide(self, subject: Subject, version: TemplateVersion, name: str) -> Decision:
+        manifest = decode_manifest(version.manifest)
+        asked = PolicyInput(
+            subject=subject,
+            template_name=version.name,
+            template_version=version.version,
+            template_digest=version.digest,
+            publisher_key_id=version.publisher_key_id,
+            capabilities=manifest.capabilities,
+            limits=manifest.limits,
+            agent=name,
+        )
+        return await self._gate.require(Question.CREATE_AGENT, asked, action="agent.denied", subject=name)
+
+    def _entry(self, subject: Subject, action: str, agent: Agent, decision: Decision) -> NewAuditEntry:
+        return NewAuditEntry(
+            audit_entry_id=new_id(AUDIT_ENTRY, self._clock, self._random),
+            tenant_id=subject.tenant_id,
+            actor=subject.identity,
+            action=action,
+            subject=agent.agent_id,
+            details={
+                "name": agent.name,
+                "revision": agent.revision,
+                "template_digest": agent.template_digest,
+                "decision_id": decision.decision_id,
+            },
+        )
+
+
+def require_open(version: TemplateVersion) -> None:
+    """Let versions pass that new agents may use.
+
+    Raises:
+        TemplateRetiredError: It is retired.
+        TemplateRevokedError: It is revoked.
+    """
+    name = f"template {version.name} {version.version}"
+    if version.state is TemplateState.RETIRED:
+        raise TemplateRetiredError(f"{name} is retired")
+    if version.state is TemplateState.REVOKED:
+        raise TemplateRevokedError(f"{name} is revoked")
+
+
+def check_parameters(version: TemplateVersion, parameters: bytes) -> bytes:
+    """Return the parameters as canonical JSON when they fit the template's schema.
+
+    Raises:
+        InvalidInputError: They are no JSON object of at most 64 KiB, do not fit, or there is no schema for
+            any.
+    """
+    try:
+        document = parse_strict(parameters or _NO_PARAMETERS, max_bytes=MAX_PARAMETERS_BYTES)
+    except MalformedError as error:
+        raise InvalidInputError(f"parameters: {error}") from error
+    schema = decode_manifest(version.manifest).parameters_schema
+    if schema is not None:
+        schema.check(document, "parameters")
+    elif document:
+        raise InvalidInputError(f"template {version.name} {version.version} takes no parameters")
+    return canonical_json(document)
+
+
+def _same_or_taken(existing: Agent, version: TemplateVersion, parameters: bytes) -> Agent:
+    if (existing.template_digest, existing.parameters) != (version.digest, parameters):
+        raise AlreadyExistsError(
+            f"agent {existing.name} exists with other content", hint="update it, or choose another name"
+        )
+    return existing
+
+
+def _token_of(name: str) -> str:
+    return base64.urlsafe_b64encode(name.encode()).decode().rstrip("=")
+
+
+def _name_of(token: str) -> str:
+    try:
+        name = base64.urlsafe_b64decode(token + "=" * (-len(token) % 4)).decode()
+    except (binascii.Error, UnicodeDecodeError) as error:
+        raise InvalidInputError("page_token is not one that a list returned") from error
+    if not NAME.fullmatch(name):
+        raise InvalidInputError("page_token is not one that a list returned")
+    return name

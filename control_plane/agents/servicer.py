@@ -1,0 +1,85 @@
+"""gRPC adapter of agents: parse, one use case, convert."""
+
+from typing import Any
+
+from agentfactory.v1 import agents_pb2, agents_pb2_grpc
+from google.protobuf.timestamp_pb2 import Timestamp
+
+from control_plane.agents.domain import Agent
+from control_plane.agents.service import AgentService, AgentUpdate
+from control_plane.policy.domain import Subject
+from control_plane.templates.convert import ref_from_proto
+from shared.rpc.identity import caller
+
+
+class AgentServicer(agents_pb2_grpc.AgentServiceServicer):
+    """Serves `AgentService`."""
+
+    def __init__(self, service: AgentService) -> None:
+        self._service = service
+
+    async def CreateAgent(
+        self, request: agents_pb2.CreateAgentRequest, _: Any
+    ) -> agents_pb2.CreateAgentResponse:
+        agent = await self._service.create(
+            _subject(),
+            name=request.name,
+            template=ref_from_proto(request.template),
+            parameters=request.parameters,
+        )
+        return agents_pb2.CreateAgentResponse(agent=agent_to_proto(agent))
+
+    async def GetAgent(self, request: agents_pb2.GetAgentRequest, _: Any) -> agents_pb2.GetAgentResponse:
+        agent = await self._service.get(caller().tenant_id, request.name)
+        return agents_pb2.GetAgentResponse(agent=agent_to_proto(agent))
+
+    async def ListAgents(
+        self, request: agents_pb2.ListAgentsRequest, _: Any
+    ) -> agents_pb2.ListAgentsResponse:
+        page = await self._service.list(
+            caller().tenant_id, page_size=request.page.page_size, page_token=request.page.page_token
+        )
+        return agents_pb2.ListAgentsResponse(
+            agents=[agent_to_proto(agent) for agent in page.agents], next_page_token=page.next_page_token
+        )
+
+    async def UpdateAgent(
+        self, request: agents_pb2.UpdateAgentRequest, _: Any
+    ) -> agents_pb2.UpdateAgentResponse:
+        change = AgentUpdate(
+            name=request.name,
+            revision=request.revision,
+            template=ref_from_proto(request.template) if request.HasField("template") else None,
+            parameters=request.parameters or None,
+        )
+        agent = await self._service.update(_subject(), change)
+        return agents_pb2.UpdateAgentResponse(agent=agent_to_proto(agent))
+
+    async def DeleteAgent(
+        self, request: agents_pb2.DeleteAgentRequest, _: Any
+    ) -> agents_pb2.DeleteAgentResponse:
+        await self._service.delete(_subject(), request.name)
+        return agents_pb2.DeleteAgentResponse()
+
+
+def agent_to_proto(agent: Agent) -> agents_pb2.Agent:
+    """Return the message of an agent."""
+    created_at, updated_at = Timestamp(), Timestamp()
+    created_at.FromDatetime(agent.created_at)
+    updated_at.FromDatetime(agent.updated_at)
+    return agents_pb2.Agent(
+        agent_id=agent.agent_id,
+        name=agent.name,
+        template_name=agent.template_name,
+        template_version=agent.template_version,
+        template_digest=agent.template_digest,
+        parameters=agent.parameters,
+        revision=agent.revision,
+        created_at=created_at,
+        updated_at=updated_at,
+    )
+
+
+def _subject() -> Subject:
+    who = caller()
+    return Subject(identity=who.identity, tenant_id=who.tenant_id, roles=who.roles)

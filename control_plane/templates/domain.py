@@ -1,0 +1,66 @@
+"""Template versions as values. No I/O."""
+
+from dataclasses import dataclass, field
+from datetime import datetime
+from enum import StrEnum
+
+from shared.digests import Digest
+from shared.errors import InvalidInputError
+from shared.ids import KeyId, TemplateVersionId, TenantId
+
+
+class TemplateState(StrEnum):
+    """What a version may still be used for. Only forward: active → retired → revoked."""
+
+    ACTIVE = "active"
+    RETIRED = "retired"
+    """No new agents."""
+    REVOKED = "revoked"
+    """Nothing of it starts, and what runs is stopped."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class TemplateVersion:
+    """One immutable signed recipe. Only its state ever changes."""
+
+    template_version_id: TemplateVersionId
+    tenant_id: TenantId
+    name: str
+    version: str
+    digest: Digest
+    """SHA-256 of the canonical manifest."""
+    module_digest: Digest
+    module_bytes: int
+    publisher_key_id: KeyId
+    state: TemplateState
+    manifest: bytes = field(repr=False)
+    envelope: bytes = field(repr=False)
+    """Exactly as published; empty in lists."""
+    published_by: str
+    published_at: datetime
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class TemplateRef:
+    """Names one version: by name and version, or by digest."""
+
+    name: str = ""
+    version: str = ""
+    digest: str = ""
+
+    def __post_init__(self) -> None:
+        by_name, by_digest = bool(self.name and self.version), bool(self.digest)
+        if by_name == by_digest or bool(self.name) != bool(self.version):
+            raise InvalidInputError("a template is named by name and version, or by digest alone")
+
+    def __str__(self) -> str:
+        return self.digest or f"{self.name} {self.version}"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class TemplatePage:
+    """One page of versions, newest first."""
+
+    versions: tuple[TemplateVersion, ...]
+    next_page_token: str
+    """Empty when this is the last one."""

@@ -1,0 +1,268 @@
+"""Publishes signed template versions, finds them, retires and revokes them. Knows no gRPC and no SQL."""
+
+import asyncio
+import base64
+import binascii
+from collections.abc import AsyncIterator
+from typing import Final
+
+from control_plane.audit.domain import NewAuditEntry
+from control_plane.audit.ports import AuditLog
+from control_plane.database.ports import Database
+from control_plane.policy.domain import Decision, PolicyInput, Question, Subject
+from control_plane.policy.gate import PolicyGate
+from control_plane.policy.ports import DecisionLog
+from control_plane.templates.domain import TemplatePage, TemplateRef, TemplateState, TemplateVersion
+from control_plane.templates.ports import ModuleCheck, PublisherKeys, RunningExecutions, TemplateStore
+from shared.clock import Clock, Random
+from shared.digests import Digest
+from shared.errors import (
+    AlreadyExistsError,
+    InvalidInputError,
+    NotFoundError,
+    PackageAlteredError,
+    PackageTruncatedError,
+    TemplateRevokedError,
+)
+from shared.ids import AUDIT_ENTRY, TEMPLATE, TEMPLATE_VERSION, TemplateVersionId, TenantId, new_id, parse_id
+from shared.packages import VerifiedTemplate, verify_manifest, verify_package
+
+AGENTS_CHANNEL: Final = "af_agents"
+"""Tells every replica that what a name stands for may have changed."""
+
+DEFAULT_PAGE_SIZE: Final = 50
+MAX_PAGE_SIZE: Final = 500
+MAX_CONCURRENT_PUBLISHES: Final = 4
+"""Each holds a module of up to 64 MiB in memory."""
+
+
+class TemplateService:
+    """The use cases of templates; also the `TemplateContents` that nodes fetch from."""
+
+    def __init__(
+        self,
+        *,
+        database: Database,
+        store: TemplateStore,
+        publishers: PublisherKeys,
+        check_module: ModuleCheck,
+        gate: PolicyGate,
+        decisions: DecisionLog,
+        audit: AuditLog,
+        running: RunningExecutions,
+        clock: Clock,
+        random: Random,
+    ) -> None:
+        self._database = database
+        self._store = store
+        self._publishers = publishers
+        self._check_module = check_module
+        self._gate = gate
+        self._decisions = decisions
+        self._audit = audit
+        self._running = running
+        self._clock = clock
+        self._random = random
+        self._publishing = asyncio.Semaphore(MAX_CONCURRENT_PUBLISHES)
+
+    async def publish(
+        self, subject: Subject, envelope: bytes, chunks: AsyncIterator[bytes]
+    ) -> TemplateVersion:
+        """Verify a package as a node verifies it, ask policy, store it. The same bytes again: what is stored.
+
+        Raises:
+            VerificationError: One of the numbered checks of `verify_package`, or the module is no agent's.
+            PolicyDeniedError: Policy says no.
+            AlreadyExistsError: Name and version are taken by other bytes.
+        """
+        async with self._publishing:
+            template = await self._verified(envelope, chunks)
+            await asyncio.to_thread(self._check_module, template.module)
+            asked = _policy_input(subject, template)
+            name = f"{template.manifest.name} {template.manifest.version}"
+            decision = await self._gate.require(
+                Question.PUBLISH_TEMPLATE, asked, action="template.denied", subject=name
+            )
+            return await self._store_once(subject, template, decision)
+
+    async def get(self, tenant_id: TenantId, ref: TemplateRef) -> TemplateVersion:
+        """Return one version.
+
+        Raises:
+            NotFoundError: The tenant has no such version.
+        """
+        async with self._database.transaction() as tx:
+            found = await self._store.find(tx, tenant_id, ref)
+        if found is None:
+            raise NotFoundError(f"there is no template {ref}")
+        return found
+
+    async def list(self, tenant_id: TenantId, *, name: str, page_size: int, page_token: str) -> TemplatePage:
+        """Return a page, newest first, without envelopes.
+
+        Raises:
+            InvalidInputError: The page token is not one of ours.
+        """
+        size = min(page_size or DEFAULT_PAGE_SIZE, MAX_PAGE_SIZE)
+        before = _id_of(page_token) if page_token else None
+        async with self._database.transaction() as tx:
+            found = await self._store.list(tx, tenant_id, name=name, before=before, limit=size + 1)
+        more = len(found) > size
+        return TemplatePage(
+            versions=tuple(found[:size]),
+            next_page_token=_token_of(found[size - 1].template_version_id) if more else "",
+        )
+
+    async def retire(self, subject: Subject, ref: TemplateRef) -> TemplateVersion:
+        """Close a version to new agents. Repeat, or of a revoked one: no effect.
+
+        Raises:
+            NotFoundError: The tenant has no such version.
+        """
+        return await self._change(subject, ref, TemplateState.RETIRED, "template.retired", {})
+
+    async def revoke(self, subject: Subject, ref: TemplateRef, *, reason: str) -> TemplateVersion:
+        """Forbid a version at once and stop what runs of it. Repeat: stops again what is left.
+
+        Raises:
+            NotFoundError: The tenant has no such version.
+        """
+        version = await self._change(
+            subject, ref, TemplateState.REVOKED, "template.revoked", {"reason": reason}
+        )
+        await self._running.stop_template(subject.tenant_id, version.digest)
+        return version
+
+    async def envelope(self, tenant_id: TenantId, template_digest: Digest) -> bytes:
+        """Return a version's DSSE envelope, for a node.
+
+        Raises:
+            NotFoundError: The tenant has no such version.
+            TemplateRevokedError: It is revoked.
+        """
+        version = await self.get(tenant_id, TemplateRef(digest=template_digest))
+        if version.state is TemplateState.REVOKED:
+            raise TemplateRevokedError(f"template {version.name} {version.version} is revoked")
+        return version.envelope
+
+    async def module(self, module_digest: Digest) -> bytes:
+        """Return a module's exact bytes, for a node.
+
+        Raises:
+            NotFoundError: There is no such module.
+        """
+        async with self._database.transaction() as tx:
+            module = await self._store.read_module(tx, module_digest)
+        if module is None:
+            raise NotFoundError(f"there is no module {module_digest}")
+        return module
+
+    async def _verified(self, envelope: bytes, chunks: AsyncIterator[bytes]) -> VerifiedTemplate:
+        keys = await self._publishers.publishers(self._clock.now())
+        # Before a byte of the module is taken: who signs it, and how large it is.
+        named = verify_manifest(envelope, publisher_keys=keys).manifest.module
+        module = bytearray()
+        async for chunk in chunks:
+            module += chunk
+            if len(module) > named.size_bytes:
+                raise PackageAlteredError(
+                    f"check 6: the module is longer than the {named.size_bytes} bytes signed"
+                )
+        if len(module) < named.size_bytes:
+            raise PackageTruncatedError(
+                f"check 6: the module ends after {len(module)} of {named.size_bytes} bytes"
+            )
+        content = bytes(module)
+        return await asyncio.to_thread(verify_package, envelope, {named.digest: content}, publisher_keys=keys)
+
+    async def _store_once(
+        self, subject: Subject, template: VerifiedTemplate, decision: Decision
+    ) -> TemplateVersion:
+        manifest = template.manifest
+        version = TemplateVersion(
+            template_version_id=new_id(TEMPLATE_VERSION, self._clock, self._random),
+            tenant_id=subject.tenant_id,
+            name=manifest.name,
+            version=manifest.version,
+            digest=template.digest,
+            module_digest=manifest.module.digest,
+            module_bytes=manifest.module.size_bytes,
+            publisher_key_id=min(template.signed.publisher_key_ids),
+            state=TemplateState.ACTIVE,
+            manifest=template.signed.manifest_bytes,
+            envelope=template.signed.envelope,
+            published_by=subject.identity,
+            published_at=self._clock.now(),
+        )
+        async with self._database.transaction() as tx:
+            template_id = new_id(TEMPLATE, self._clock, self._random)
+            stored = await self._store.add(tx, template_id, version, template.module)
+            if stored is not None:
+                await self._decisions.append(tx, decision)
+                details = {
+                    "digest": stored.digest,
+                    "publisher_key_id": stored.publisher_key_id,
+                    "decision_id": decision.decision_id,
+                }
+                await self._audit.append(
+                    tx,
+                    [self._entry(subject, "template.published", f"{stored.name} {stored.version}", details)],
+                )
+                return stored
+            ref = TemplateRef(name=version.name, version=version.version)
+            found = await self._store.find(tx, subject.tenant_id, ref)
+        if found is None or found.digest != version.digest:
+            raise AlreadyExistsError(f"template {ref} is published already, with other content")
+        return found
+
+    async def _change(
+        self, subject: Subject, ref: TemplateRef, state: TemplateState, action: str, details: dict[str, str]
+    ) -> TemplateVersion:
+        async with self._database.transaction() as tx:
+            found = await self._store.find(tx, subject.tenant_id, ref)
+            if found is None:
+                raise NotFoundError(f"there is no template {ref}")
+            if found.state in {state, TemplateState.REVOKED}:
+                return found
+            await self._store.set_state(tx, found, state)
+            name = f"{found.name} {found.version}"
+            await self._audit.append(tx, [self._entry(subject, action, name, details)])
+            changed = await self._store.find(tx, subject.tenant_id, ref)
+            tx.notify_after_commit(AGENTS_CHANNEL)
+        assert changed is not None
+        return changed
+
+    def _entry(self, subject: Subject, action: str, name: str, details: dict[str, str]) -> NewAuditEntry:
+        return NewAuditEntry(
+            audit_entry_id=new_id(AUDIT_ENTRY, self._clock, self._random),
+            tenant_id=subject.tenant_id,
+            actor=subject.identity,
+            action=action,
+            subject=name,
+            details=details,
+        )
+
+
+def _policy_input(subject: Subject, template: VerifiedTemplate) -> PolicyInput:
+    manifest = template.manifest
+    return PolicyInput(
+        subject=subject,
+        template_name=manifest.name,
+        template_version=manifest.version,
+        template_digest=template.digest,
+        publisher_key_id=min(template.signed.publisher_key_ids),
+        capabilities=manifest.capabilities,
+        limits=manifest.limits,
+    )
+
+
+def _token_of(identifier: TemplateVersionId) -> str:
+    return base64.urlsafe_b64encode(identifier.encode()).decode().rstrip("=")
+
+
+def _id_of(token: str) -> TemplateVersionId:
+    try:
+        text = base64.urlsafe_b64decode(token + "=" * (-len(token) % 4)).decode()
+        return parse_id(TEMPLATE_VERSION, text)
+    except (binascii.Error, UnicodeDecodeError, InvalidInputError) as error:
+        raise InvalidInputError("page_token is not one that a list returned") from error

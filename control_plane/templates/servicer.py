@@ -1,0 +1,74 @@
+"""gRPC adapter of templates: parse, one use case, convert."""
+
+from collections.abc import AsyncIterator
+from typing import Any
+
+from agentfactory.v1 import templates_pb2, templates_pb2_grpc
+
+from control_plane.policy.domain import Subject
+from control_plane.templates.convert import ref_from_proto, version_to_proto
+from control_plane.templates.service import TemplateService
+from shared.errors import InvalidInputError
+from shared.rpc.identity import caller
+
+
+class TemplateServicer(templates_pb2_grpc.TemplateServiceServicer):
+    """Serves `TemplateService`."""
+
+    def __init__(self, service: TemplateService) -> None:
+        self._service = service
+
+    async def PublishTemplate(
+        self, requests: AsyncIterator[templates_pb2.PublishTemplateRequest], _: Any
+    ) -> templates_pb2.PublishTemplateResponse:
+        first = await anext(requests, None)
+        if first is None or first.WhichOneof("part") != "header":
+            raise InvalidInputError("the first message carries the header")
+        version = await self._service.publish(_subject(), first.header.envelope, _chunks(requests))
+        return templates_pb2.PublishTemplateResponse(template_version=version_to_proto(version))
+
+    async def GetTemplate(
+        self, request: templates_pb2.GetTemplateRequest, _: Any
+    ) -> templates_pb2.GetTemplateResponse:
+        version = await self._service.get(caller().tenant_id, ref_from_proto(request.template))
+        return templates_pb2.GetTemplateResponse(template_version=version_to_proto(version))
+
+    async def ListTemplates(
+        self, request: templates_pb2.ListTemplatesRequest, _: Any
+    ) -> templates_pb2.ListTemplatesResponse:
+        page = await self._service.list(
+            caller().tenant_id,
+            name=request.name,
+            page_size=request.page.page_size,
+            page_token=request.page.page_token,
+        )
+        return templates_pb2.ListTemplatesResponse(
+            template_versions=[version_to_proto(version) for version in page.versions],
+            next_page_token=page.next_page_token,
+        )
+
+    async def RetireTemplate(
+        self, request: templates_pb2.RetireTemplateRequest, _: Any
+    ) -> templates_pb2.RetireTemplateResponse:
+        version = await self._service.retire(_subject(), ref_from_proto(request.template))
+        return templates_pb2.RetireTemplateResponse(template_version=version_to_proto(version))
+
+    async def RevokeTemplate(
+        self, request: templates_pb2.RevokeTemplateRequest, _: Any
+    ) -> templates_pb2.RevokeTemplateResponse:
+        version = await self._service.revoke(
+            _subject(), ref_from_proto(request.template), reason=request.reason
+        )
+        return templates_pb2.RevokeTemplateResponse(template_version=version_to_proto(version))
+
+
+async def _chunks(requests: AsyncIterator[templates_pb2.PublishTemplateRequest]) -> AsyncIterator[bytes]:
+    async for request in requests:
+        if request.WhichOneof("part") != "chunk":
+            raise InvalidInputError("every message after the first carries a chunk of the module")
+        yield request.chunk.data
+
+
+def _subject() -> Subject:
+    who = caller()
+    return Subject(identity=who.identity, tenant_id=who.tenant_id, roles=who.roles)
