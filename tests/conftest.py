@@ -1,7 +1,6 @@
 """Fixtures that several tiers share. Postgres starts once per session, and only when a test asks for it."""
 
 from collections.abc import Iterator
-from pathlib import Path
 
 import pytest
 
@@ -18,7 +17,7 @@ _BINARIES = {"pg18": postgres_18_binaries, "pg15": postgres_15_binaries}
 @pytest.fixture(scope="session", params=list(_BINARIES))
 def postgres_server(request: pytest.FixtureRequest) -> Iterator[PostgresServer]:
     """A migrated server of each supported version that this machine has."""
-    binaries: Path | None = _BINARIES[request.param]()
+    binaries = _BINARIES[request.param]()
     if binaries is None:
         pytest.skip(f"{request.param} is not installed")
     with running_server(binaries) as server:

@@ -8,6 +8,7 @@ from datetime import datetime, timedelta
 from enum import StrEnum
 from typing import Final, Generic, TypeVar
 
+from shared import outcomes, receipts
 from shared.digests import Digest
 from shared.ids import (
     AgentId,
@@ -25,6 +26,9 @@ from shared.ids import (
 )
 
 T = TypeVar("T")
+
+Outcome = outcomes.Outcome
+ResourcesUsed = receipts.ResourcesUsed
 
 MAX_BODY_BYTES: Final = 16 * 1024 * 1024
 INLINE_BODY_BYTES: Final = 64 * 1024
@@ -75,19 +79,6 @@ class AttemptState(StrEnum):
     def is_live(self) -> bool:
         """Whether a node holds its lease."""
         return self in {AttemptState.LEASED, AttemptState.RUNNING}
-
-
-class Outcome(StrEnum):
-    """How a node says that an order ended; the value is the execution's end state."""
-
-    SUCCEEDED = "succeeded"
-    FAILED = "failed"
-    TRAPPED = "trapped"
-    KILLED = "killed"
-    REJECTED = "rejected"
-    CANCELLED = "cancelled"
-    EXPIRED = "expired"
-    LOST = "lost"
 
 
 class PendingReason(StrEnum):
@@ -170,17 +161,6 @@ class StoredBody:
     size_bytes: int
     content: bytes | None
     """None: stored before (uploaded), and too large to travel inline."""
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class ResourcesUsed:
-    """What one run used, as its worker measured it."""
-
-    wall: timedelta
-    cpu: timedelta
-    peak_memory_bytes: int
-    output_bytes: int
-    log_bytes: int
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -45,6 +45,8 @@ class Attempt:
     lease_expires_at: datetime
     started_at: datetime | None = None
     ended_at: datetime | None = None
+    unsafe_call_at: datetime | None = None
+    """When the intent of its first unsafe host call was committed (rule 6)."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -159,9 +161,7 @@ class Execution:
             return _requeue_elsewhere(decided, result.node_id, now=now), Disposition.ACCEPTED
         return _ended_by(decided, result, now=now), Disposition.ACCEPTED
 
-    def lose(
-        self, fencing_token: int, reason: LossReason, *, now: datetime, unsafe_call_made: bool
-    ) -> "Execution":
+    def lose(self, fencing_token: int, reason: LossReason, *, now: datetime) -> "Execution":
         """End the live attempt without a result; the execution is retried or ends (rules 1, 6 and 7)."""
         live = self.live_attempt
         if live is None or live.fencing_token != fencing_token:
@@ -171,7 +171,7 @@ class Execution:
             _with_newest(self, replace(live, state=AttemptState.LOST, reason=reason, ended_at=now)),
             counted_attempts=counted,
         )
-        state, end_reason = _after_loss(lost, unsafe_call_made=unsafe_call_made, now=now)
+        state, end_reason = _after_loss(lost, now=now)
         if state.is_terminal:
             return _end(lost, state, end_reason, now=now)
         if reason is LossReason.ORDER_NOT_SENT:
@@ -237,15 +237,13 @@ def retry_backoff(counted_attempts: int) -> timedelta:
     return min(FIRST_RETRY_BACKOFF * (1 << (counted_attempts - 1)), MAX_RETRY_BACKOFF)
 
 
-def _after_loss(
-    execution: Execution, *, unsafe_call_made: bool, now: datetime
-) -> tuple[ExecutionState, EndReason | None]:
+def _after_loss(execution: Execution, *, now: datetime) -> tuple[ExecutionState, EndReason | None]:
     if execution.cancel_requested:
         reason = EndReason(execution.reason or EndReason.CANCEL_REQUESTED)
         return end_state_of_cancel(reason), reason
     if execution.counted_attempts >= execution.max_attempts:
         return ExecutionState.LOST, EndReason.MAX_ATTEMPTS
-    if unsafe_call_made and not execution.retry_is_safe:
+    if execution.attempts[-1].unsafe_call_at is not None and not execution.retry_is_safe:
         return ExecutionState.LOST, EndReason.RETRY_UNSAFE
     if now >= execution.run_deadline_at:
         return ExecutionState.EXPIRED, EndReason.RUN_DEADLINE

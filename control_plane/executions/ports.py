@@ -99,11 +99,11 @@ class ExecutionStore(Protocol):
         """
 
     async def cancel_template(
-        self, tenant_id: TenantId, template_digest: Digest, *, limit: int
+        self, tenant_id: TenantId, template_digest: Digest, *, actor: str, limit: int
     ) -> tuple[Sequence[ExecutionId], Sequence[CancelRequest]]:
-        """Stop what a revoked template runs or waits for: those that ended at once, those whose nodes must.
+        """Stop what a revoked template runs or waits for; returns what ended and what nodes must stop.
 
-        At most `limit` of each; the caller repeats until both are empty of news.
+        At most `limit` together; the caller repeats until both are empty.
         """
 
     async def record_denial(self, decision: DecisionRecord, entry: NewAuditEntry) -> None:
@@ -138,8 +138,8 @@ class ExecutionStore(Protocol):
             NotFoundError: The tenant has no such body.
         """
 
-    async def remove_unused_bodies(self, *, older_than: timedelta, limit: int) -> int:
-        """Remove uploads that nothing used in time; returns how many."""
+    async def remove_unused_bodies(self, *, limit: int) -> int:
+        """Remove uploads that nothing used within 24 hours; returns how many."""
 
     async def remove_idempotency_keys(self, *, older_than: timedelta, limit: int) -> int:
         """Forget old request ids (rule 8: kept for at least 24 hours); returns how many."""

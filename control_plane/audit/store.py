@@ -1,0 +1,188 @@
+"""Audit entries and receipts in Postgres. Adds and reads; nothing here can change or remove."""
+
+import base64
+import binascii
+from collections.abc import Mapping, Sequence
+from typing import Any, Final
+
+from sqlalchemy import ColumnElement, Text, cast, func, insert, literal_column, select, tuple_
+
+from control_plane.audit.domain import AuditEntry, NewAuditEntry
+from control_plane.audit.ports import AuditCursor, ReceiptEvidence
+from control_plane.database.notifications import Channel
+from control_plane.database.ports import Transaction
+from control_plane.database.tables import (
+    audit_entries,
+    executions,
+    keysets,
+    nodes,
+    order_batches,
+    orders,
+    receipts,
+    template_versions,
+)
+from control_plane.database.unit_of_work import PostgresDatabase, connection_of
+from control_plane.executions.domain import Page
+from shared.errors import InvalidInputError, NotFoundError
+from shared.ids import AUDIT_ENTRY, AuditEntryId, ExecutionId, ReceiptId, TenantId, parse_id
+
+_c = audit_entries.c
+_ENTRY: Final = (
+    _c.audit_entry_id,
+    _c.tenant_id,
+    _c.actor,
+    _c.action,
+    _c.subject,
+    _c.result,
+    cast(_c.details, Text).label("details"),
+    _c.recorded_at,
+)
+# Transactions below this number have all ended: what they recorded is visible and nothing more will come.
+_SETTLED: Final[ColumnElement[int]] = literal_column(
+    "(pg_snapshot_xmin(pg_current_snapshot())::text)::bigint"
+)
+
+
+class PostgresAuditStore:
+    """Implements `AuditStore`."""
+
+    def __init__(self, database: PostgresDatabase) -> None:
+        self._database = database
+
+    async def append(self, tx: Transaction, entries: Sequence[NewAuditEntry]) -> None:
+        """See `AuditLog.append`."""
+        if not entries:
+            return
+        await connection_of(tx).execute(insert(audit_entries), [_values(entry) for entry in entries])
+        tx.notify_after_commit(Channel.AUDIT)
+
+    async def record(self, entries: Sequence[NewAuditEntry]) -> None:
+        """See `AuditStore.record`."""
+        async with self._database.transaction() as tx:
+            await self.append(tx, entries)
+
+    async def list(
+        self, tenant_id: TenantId, *, action: str, subject: str, page_size: int, page_token: str
+    ) -> Page[AuditEntry]:
+        """See `AuditStore.list`."""
+        query = select(*_ENTRY).where(_c.tenant_id == tenant_id)
+        if action:
+            query = query.where(_c.action == action)
+        if subject:
+            query = query.where(_c.subject == subject)
+        if page_token:
+            query = query.where(_c.audit_entry_id < _id_of_token(page_token))
+        query = query.order_by(_c.audit_entry_id.desc()).limit(page_size + 1)
+        async with self._database.reading() as connection:
+            rows = (await connection.execute(query)).mappings().all()
+        items = tuple(AuditEntry(**row) for row in rows[:page_size])
+        more = len(rows) > page_size
+        return Page(items=items, next_page_token=_token_of(items[-1].audit_entry_id) if more else "")
+
+    async def after(
+        self, tenant_id: TenantId, cursor: AuditCursor, *, limit: int
+    ) -> tuple[Sequence[AuditEntry], AuditCursor]:
+        """See `AuditStore.after`."""
+        query = (
+            select(*_ENTRY, _c.recorded_in)
+            .where(
+                _c.tenant_id == tenant_id,
+                tuple_(_c.recorded_in, _c.audit_entry_id) > (cursor.position, cursor.last_id or ""),
+                _c.recorded_in < _SETTLED,
+            )
+            .order_by(_c.recorded_in, _c.audit_entry_id)
+            .limit(limit)
+        )
+        async with self._database.reading() as connection:
+            rows = (await connection.execute(query)).mappings().all()
+        if not rows:
+            return (), cursor
+        entries = [AuditEntry(**{key: row[key] for key in row if key != "recorded_in"}) for row in rows]
+        behind = AuditCursor(position=rows[-1]["recorded_in"], last_id=entries[-1].audit_entry_id)
+        return entries, behind
+
+    async def newest(self, tenant_id: TenantId) -> AuditCursor:
+        """See `AuditStore.newest`."""
+        del tenant_id  # a position in Postgres' own order of transactions, the same for all
+        async with self._database.reading() as connection:
+            position = (await connection.execute(select(_SETTLED))).scalar_one()
+        return AuditCursor(position=position)
+
+    async def cursor_after(self, tenant_id: TenantId, audit_entry_id: AuditEntryId) -> AuditCursor:
+        """See `AuditStore.cursor_after`."""
+        query = select(_c.recorded_in).where(_c.tenant_id == tenant_id, _c.audit_entry_id == audit_entry_id)
+        async with self._database.reading() as connection:
+            position = (await connection.execute(query)).scalar_one_or_none()
+        if position is None:
+            raise NotFoundError(f"there is no audit entry {audit_entry_id}")
+        return AuditCursor(position=position, last_id=audit_entry_id)
+
+    async def get_receipt(self, tenant_id: TenantId, receipt_id: ReceiptId) -> ReceiptEvidence:
+        """See `AuditStore.get_receipt`."""
+        newest_keyset = (
+            select(keysets.c.envelope).order_by(keysets.c.version.desc()).limit(1).scalar_subquery()
+        )
+        query = (
+            select(
+                receipts.c.receipt_id,
+                receipts.c.execution_id,
+                receipts.c.envelope,
+                receipts.c.order_id,
+                orders.c.content.label("order_content"),
+                func.coalesce(orders.c.leaf_index, 0).label("leaf_index"),
+                orders.c.path,
+                func.coalesce(order_batches.c.envelope, b"").label("batch_envelope"),
+                nodes.c.receipt_public_key,
+                func.coalesce(newest_keyset, b"").label("keyset"),
+                func.coalesce(template_versions.c.envelope, b"").label("template_envelope"),
+            )
+            .join(orders, orders.c.order_id == receipts.c.order_id)
+            .join(nodes, nodes.c.node_id == receipts.c.node_id)
+            .join(executions, executions.c.execution_id == receipts.c.execution_id)
+            .outerjoin(order_batches, order_batches.c.batch_id == orders.c.batch_id)
+            .outerjoin(
+                template_versions,
+                (template_versions.c.tenant_id == receipts.c.tenant_id)
+                & (template_versions.c.digest == executions.c.template_digest),
+            )
+            .where(receipts.c.tenant_id == tenant_id, receipts.c.receipt_id == receipt_id)
+        )
+        async with self._database.reading() as connection:
+            row = (await connection.execute(query)).mappings().one_or_none()
+        if row is None:
+            raise NotFoundError(f"there is no receipt {receipt_id}")
+        return ReceiptEvidence(**{**row, "path": tuple(row["path"] or ())})
+
+    async def receipt_of(self, tenant_id: TenantId, execution_id: ExecutionId) -> ReceiptId:
+        """See `AuditStore.receipt_of`."""
+        query = select(executions.c.receipt_id).where(
+            executions.c.tenant_id == tenant_id, executions.c.execution_id == execution_id
+        )
+        async with self._database.reading() as connection:
+            receipt_id = (await connection.execute(query)).scalar_one_or_none()
+        if receipt_id is None:
+            raise NotFoundError(f"no receipt has decided execution {execution_id}, or there is no such one")
+        return ReceiptId(receipt_id)
+
+
+def _values(entry: NewAuditEntry) -> Mapping[str, Any]:
+    return {
+        "audit_entry_id": entry.audit_entry_id,
+        "tenant_id": entry.tenant_id,
+        "actor": entry.actor,
+        "action": entry.action,
+        "subject": entry.subject,
+        "result": entry.result,
+        "details": dict(entry.details),
+    }
+
+
+def _token_of(audit_entry_id: AuditEntryId) -> str:
+    return base64.urlsafe_b64encode(audit_entry_id.encode()).decode().rstrip("=")
+
+
+def _id_of_token(token: str) -> AuditEntryId:
+    try:
+        return parse_id(AUDIT_ENTRY, base64.urlsafe_b64decode(token + "=" * (-len(token) % 4)).decode())
+    except (binascii.Error, ValueError, InvalidInputError) as error:
+        raise InvalidInputError("page_token is not one that a list returned") from error

@@ -1,0 +1,137 @@
+"""Many small writes share one commit, without a timer. Knows nothing of what is written.
+
+The next group forms while the commit of the previous one runs, so a lone caller never waits for company and a
+crowd shares the cost of durability.
+"""
+
+import asyncio
+from collections import deque
+from collections.abc import Awaitable, Callable, Sequence
+from dataclasses import dataclass
+from typing import Final, Generic, NoReturn, TypeVar
+
+from shared.errors import DatabaseUnavailableError, ResourceExhaustedError, UnavailableError
+
+T = TypeVar("T")
+R = TypeVar("R")
+
+MAX_GROUP_ITEMS: Final = 256
+MAX_GROUP_BYTES: Final = 1024 * 1024
+MAX_WAITING_ITEMS: Final = 8192
+FLUSH_TRIES: Final = 2
+"""A flush that lost its connection is repeated once on a new one: its ids tell what became of it."""
+
+
+@dataclass(slots=True)
+class _Waiting(Generic[T, R]):
+    item: T
+    size_bytes: int
+    answer: "asyncio.Future[R]"
+
+
+class GroupCommit(Generic[T, R]):
+    """Collects items and hands them to `flush` in groups, one group at a time, in order of arrival.
+
+    `flush` stores a group in one transaction and answers in order. Repeating it with the same items must be
+    harmless and must tell what became of them (their ids make it so): a group whose commit has an unknown
+    fate is repeated before anybody is answered, a group that fails otherwise is repeated item by item.
+    """
+
+    def __init__(
+        self,
+        flush: Callable[[Sequence[T]], Awaitable[Sequence[R]]],
+        *,
+        size_of: Callable[[T], int],
+        max_items: int = MAX_GROUP_ITEMS,
+        max_bytes: int = MAX_GROUP_BYTES,
+        max_waiting: int = MAX_WAITING_ITEMS,
+    ) -> None:
+        self._flush = flush
+        self._size_of = size_of
+        self._max_items = max_items
+        self._max_bytes = max_bytes
+        self._max_waiting = max_waiting
+        self._waiting: deque[_Waiting[T, R]] = deque()
+        self._arrived = asyncio.Event()
+        self._closed = False
+
+    async def submit(self, item: T) -> R:
+        """Return what `flush` answered for this item, after its commit.
+
+        Raises:
+            ResourceExhaustedError: Too many items wait already.
+            UnavailableError: The database is away, or this process stops; the item's fate may be unknown.
+            Exception: Whatever `flush` raised for this item alone.
+        """
+        if self._closed:
+            raise UnavailableError("this control plane is stopping")
+        if len(self._waiting) >= self._max_waiting:
+            raise ResourceExhaustedError(f"{self._max_waiting} writes wait for the database already")
+        answer: asyncio.Future[R] = asyncio.get_running_loop().create_future()
+        self._waiting.append(_Waiting(item, self._size_of(item), answer))
+        self._arrived.set()
+        return await answer
+
+    async def run(self) -> NoReturn:
+        """Flush groups until cancelled; then everybody who still waits is told that nothing was promised."""
+        group: list[_Waiting[T, R]] = []
+        try:
+            while True:
+                await self._arrived.wait()
+                group = self._next_group()
+                if group:
+                    await self._commit(group)
+                if not self._waiting:
+                    self._arrived.clear()
+        finally:
+            self._closed = True
+            for waiting in (*group, *self._waiting):
+                _fail(waiting, UnavailableError("this control plane is stopping"))
+            self._waiting.clear()
+
+    def _next_group(self) -> list[_Waiting[T, R]]:
+        group: list[_Waiting[T, R]] = []
+        size = 0
+        while self._waiting and len(group) < self._max_items:
+            first = self._waiting[0]
+            if group and size + first.size_bytes > self._max_bytes:
+                break
+            self._waiting.popleft()
+            if first.answer.done():  # its caller went away before anything was promised
+                continue
+            group.append(first)
+            size += first.size_bytes
+        return group
+
+    async def _commit(self, group: list[_Waiting[T, R]]) -> None:
+        try:
+            answers = await self._flush_surely([waiting.item for waiting in group])
+        except UnavailableError as error:
+            for waiting in group:
+                _fail(waiting, error)
+        except Exception as error:  # noqa: BLE001 - whatever it is, it belongs to those who wait for it
+            await self._commit_singly(group, error)
+        else:
+            for waiting, answer in zip(group, answers, strict=True):
+                if not waiting.answer.done():
+                    waiting.answer.set_result(answer)
+
+    async def _commit_singly(self, group: list[_Waiting[T, R]], error: Exception) -> None:
+        if len(group) == 1:
+            _fail(group[0], error)
+            return
+        for waiting in group:
+            await self._commit([waiting])
+
+    async def _flush_surely(self, items: Sequence[T]) -> Sequence[R]:
+        for _ in range(FLUSH_TRIES - 1):
+            try:
+                return await self._flush(items)
+            except DatabaseUnavailableError:
+                continue
+        return await self._flush(items)
+
+
+def _fail(waiting: "_Waiting[T, R]", error: Exception) -> None:
+    if not waiting.answer.done():
+        waiting.answer.set_exception(error)

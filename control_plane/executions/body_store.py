@@ -1,0 +1,119 @@
+"""Inputs, outputs and logs in Postgres: uploads, pieces of them, and the removal of what nothing uses."""
+
+from datetime import timedelta
+from typing import Any, Final
+
+from sqlalchemy import delete, func, select
+from sqlalchemy.dialects.postgresql import insert
+
+from control_plane.database.tables import bodies, executions
+from control_plane.database.unit_of_work import PostgresDatabase, connection_of
+from control_plane.executions.domain import BodyKind, StoredBody
+from control_plane.executions.rows import Row, body_of_row
+from shared.digests import Digest
+from shared.errors import NotFoundError
+from shared.ids import BodyId, ExecutionId, TenantId
+
+UNUSED_BODY_LIFE: Final = timedelta(hours=24)
+"""Of an upload that no execution uses."""
+
+_COLUMNS: Final = (
+    bodies.c.body_id,
+    bodies.c.salt,
+    bodies.c.commitment,
+    bodies.c.digest,
+    bodies.c.size_bytes,
+)
+_BODY_OF: Final = {
+    BodyKind.INPUT: executions.c.input_body_id,
+    BodyKind.OUTPUT: executions.c.output_body_id,
+    BodyKind.LOG: executions.c.log_body_id,
+}
+
+
+class PostgresBodyStore:
+    """The part of `ExecutionStore` that concerns bodies."""
+
+    def __init__(self, database: PostgresDatabase) -> None:
+        self._database = database
+
+    async def add_body(self, tenant_id: TenantId, body: StoredBody) -> None:
+        """See `ExecutionStore.add_body`."""
+        statement = (
+            insert(bodies)
+            .values(
+                body_id=body.body_id,
+                tenant_id=tenant_id,
+                salt=body.salt,
+                commitment=body.commitment,
+                digest=body.digest,
+                size_bytes=body.size_bytes,
+                content=body.content,
+                expires_at=func.now() + UNUSED_BODY_LIFE,
+            )
+            .on_conflict_do_nothing()
+        )
+        async with self._database.transaction() as tx:
+            await connection_of(tx).execute(statement)
+
+    async def get_body(self, tenant_id: TenantId, body_id: BodyId) -> StoredBody:
+        """See `ExecutionStore.get_body`."""
+        row = await self._one(
+            select(*_COLUMNS).where(bodies.c.tenant_id == tenant_id, bodies.c.body_id == body_id)
+        )
+        if row is None:
+            raise NotFoundError(f"there is no body {body_id}")
+        return body_of_row(row)
+
+    async def find_uploaded_body(self, tenant_id: TenantId, commitment: Digest) -> StoredBody | None:
+        """See `ExecutionStore.find_uploaded_body`."""
+        row = await self._one(
+            select(*_COLUMNS)
+            .where(
+                bodies.c.tenant_id == tenant_id,
+                bodies.c.commitment == commitment,
+                bodies.c.expires_at.is_not(None),
+            )
+            .limit(1)
+        )
+        return None if row is None else body_of_row(row)
+
+    async def body_of(self, tenant_id: TenantId, execution_id: ExecutionId, kind: BodyKind) -> StoredBody:
+        """See `ExecutionStore.body_of`."""
+        row = await self._one(
+            select(*_COLUMNS)
+            .join(executions, _BODY_OF[kind] == bodies.c.body_id)
+            .where(executions.c.tenant_id == tenant_id, executions.c.execution_id == execution_id)
+        )
+        if row is None:
+            raise NotFoundError(f"execution {execution_id} has no {kind}, or there is no such execution")
+        return body_of_row(row)
+
+    async def read_body(
+        self, tenant_id: TenantId, body_id: BodyId, *, offset_bytes: int, max_bytes: int
+    ) -> bytes:
+        """See `ExecutionStore.read_body`."""
+        piece = func.substring(bodies.c.content, offset_bytes + 1, max_bytes)
+        row = await self._one(
+            select(piece.label("piece")).where(bodies.c.tenant_id == tenant_id, bodies.c.body_id == body_id)
+        )
+        if row is None:
+            raise NotFoundError(f"there is no body {body_id}")
+        return bytes(row["piece"])
+
+    async def remove_unused_bodies(self, *, limit: int) -> int:
+        """See `ExecutionStore.remove_unused_bodies`."""
+        old = (
+            select(bodies.c.body_id)
+            .where(bodies.c.expires_at < func.now())
+            .limit(limit)
+            .with_for_update(skip_locked=True)
+        )
+        async with self._database.transaction() as tx:
+            removed = await connection_of(tx).execute(delete(bodies).where(bodies.c.body_id.in_(old)))
+        return removed.rowcount
+
+    async def _one(self, query: Any) -> Row | None:
+        async with self._database.reading() as connection:
+            row: Row | None = (await connection.execute(query)).mappings().one_or_none()
+            return row

@@ -1,0 +1,195 @@
+"""The statements of claims and leases (rules 1, 3 and 9). Text and arrays only."""
+
+from collections.abc import Sequence
+from typing import Any, Final
+
+from control_plane.executions.domain import (
+    EXCLUSION_LAPSE,
+    INLINE_BODY_BYTES,
+    AttemptRef,
+    Placement,
+)
+
+LOCK_SESSION: Final = """
+SELECT session_epoch, boot_id FROM sessions WHERE node_id = $1 FOR SHARE
+"""
+
+LOCK_CLAIMABLE: Final = f"""
+SELECT e.execution_id, e.tenant_id, e.caller, e.agent_id, e.agent_name, e.template_digest, e.module_digest,
+    e.parameters, e.parameters_digest, e.input_body_id, e.input_commitment, e.input_bytes, e.media_type,
+    e.profile, e.seed, e.clock_start_at, e.limits, e.capabilities, e.retry_is_safe, e.decision_id, e.policy_digest,
+    e.traceparent, e.run_deadline_at, e.attempt_number, e.fencing_token, e.excluded_nodes, e.runs_alone,
+    b.salt, b.digest, CASE WHEN b.size_bytes <= {INLINE_BODY_BYTES} THEN b.content END AS content
+FROM executions e
+JOIN bodies b ON b.body_id = e.input_body_id
+WHERE e.claimable_at <= now() AND e.run_deadline_at > now()
+    AND (NOT $1 = ANY(e.excluded_nodes)
+        OR e.claimable_at <= now() - interval '{EXCLUSION_LAPSE.total_seconds()} seconds')
+ORDER BY e.claimable_at, e.execution_id
+LIMIT $2
+FOR UPDATE OF e SKIP LOCKED
+"""  # noqa: S608 - constants of our own; values are parameters
+
+_PLACED: Final = (
+    ("execution_id", "text"),
+    ("attempt_number", "integer"),
+    ("fencing_token", "bigint"),
+    ("node_id", "text"),
+    ("boot_id", "text"),
+    ("session_epoch", "bigint"),
+    ("order_id", "text"),
+    ("order_content", "bytea"),
+    ("order_digest", "text"),
+    ("lease", "interval"),
+    ("audit_entry_id", "text"),
+)
+
+STORE_CLAIM: Final = f"""
+WITH item AS MATERIALIZED (
+    SELECT * FROM unnest({", ".join(f"${n}::{kind}[]" for n, (_, kind) in enumerate(_PLACED, 1))})
+        AS i ({", ".join(name for name, _ in _PLACED)})
+), claimed AS (
+    UPDATE executions e SET attempt_number = i.attempt_number, fencing_token = i.fencing_token,
+        claimable_at = NULL, pending_reason = ''
+    FROM item i WHERE e.execution_id = i.execution_id AND e.fencing_token = i.fencing_token - 1
+    RETURNING e.execution_id, e.tenant_id
+), new_attempt AS (
+    INSERT INTO attempts (tenant_id, execution_id, attempt_number, fencing_token, node_id, boot_id,
+        session_epoch, order_id, lease_expires_at)
+    SELECT c.tenant_id, i.execution_id, i.attempt_number, i.fencing_token, i.node_id, i.boot_id,
+        i.session_epoch, i.order_id, now() + i.lease
+    FROM item i JOIN claimed c USING (execution_id)
+), new_order AS (
+    INSERT INTO orders (order_id, tenant_id, execution_id, fencing_token, node_id, content, digest)
+    SELECT i.order_id, c.tenant_id, i.execution_id, i.fencing_token, i.node_id, i.order_content,
+        i.order_digest
+    FROM item i JOIN claimed c USING (execution_id)
+), new_audit_entry AS (
+    INSERT INTO audit_entries (audit_entry_id, tenant_id, actor, action, subject, details)
+    SELECT i.audit_entry_id, c.tenant_id, 'system', 'attempt.leased', i.execution_id,
+        jsonb_build_object('order_id', i.order_id, 'node_id', i.node_id, 'fencing_token', i.fencing_token)
+    FROM item i JOIN claimed c USING (execution_id)
+)
+SELECT count(*) FROM claimed
+"""  # noqa: S608 - constants of our own; values are parameters
+
+_ATTEMPTS: Final = "unnest($1::text[], $2::bigint[]) AS i (execution_id, fencing_token)"
+
+START: Final = f"""
+WITH held AS MATERIALIZED (
+    SELECT e.execution_id, e.tenant_id, a.fencing_token, a.node_id FROM {_ATTEMPTS}
+    JOIN executions e ON e.execution_id = i.execution_id AND e.fencing_token = i.fencing_token
+    JOIN attempts a ON a.execution_id = i.execution_id AND a.fencing_token = i.fencing_token
+    WHERE a.state = 'leased' AND e.state = 'pending'
+    ORDER BY e.execution_id FOR UPDATE OF e, a
+), started_attempt AS (
+    UPDATE attempts a SET state = 'running', started_at = now()
+    FROM held h WHERE a.execution_id = h.execution_id AND a.fencing_token = h.fencing_token
+), started AS (
+    UPDATE executions e SET state = 'running', started_at = coalesce(e.started_at, now())
+    FROM held h WHERE e.execution_id = h.execution_id
+), new_audit_entry AS (
+    INSERT INTO audit_entries (audit_entry_id, tenant_id, actor, action, subject, details)
+    SELECT d.audit_entry_id, h.tenant_id, 'node:' || h.node_id, 'execution.started', h.execution_id,
+        jsonb_build_object('fencing_token', h.fencing_token)
+    FROM held h JOIN unnest($1::text[], $3::text[]) AS d (execution_id, audit_entry_id) USING (execution_id)
+)
+SELECT execution_id FROM held
+"""  # noqa: S608 - constants of our own; values are parameters
+
+RENEW: Final = f"""
+WITH held AS MATERIALIZED (
+    SELECT a.execution_id, a.fencing_token FROM {_ATTEMPTS}
+    JOIN attempts a ON a.execution_id = i.execution_id AND a.fencing_token = i.fencing_token
+    WHERE a.node_id = $3 AND a.state IN ('leased', 'running')
+    ORDER BY a.execution_id, a.fencing_token FOR UPDATE OF a
+)
+UPDATE attempts a SET lease_expires_at = now() + $4
+FROM held h WHERE a.execution_id = h.execution_id AND a.fencing_token = h.fencing_token
+RETURNING a.execution_id, a.attempt_number, a.fencing_token
+"""  # noqa: S608 - constants of our own; values are parameters
+
+RELAXED_COMMIT: Final = "SET LOCAL synchronous_commit = off"
+"""For what a crash of Postgres may take back: the lease runs on by rule 9, a running attempt shows as leased."""
+
+ORDERS_OF: Final = f"""
+SELECT a.execution_id, a.attempt_number, a.fencing_token, a.node_id, a.boot_id, a.session_epoch, a.order_id,
+    o.content, o.digest, a.lease_expires_at - now() AS lease
+FROM {_ATTEMPTS}
+JOIN attempts a ON a.execution_id = i.execution_id AND a.fencing_token = i.fencing_token
+JOIN orders o ON o.order_id = a.order_id
+WHERE a.state IN ('leased', 'running')
+"""  # noqa: S608 - constants of our own; values are parameters
+
+RECORD_BATCH: Final = """
+WITH batch AS (
+    INSERT INTO order_batches (batch_id, envelope, key_id) VALUES ($1, $2, $3) ON CONFLICT DO NOTHING
+)
+UPDATE orders o SET batch_id = $1, leaf_index = i.leaf_index, path = i.path
+FROM (SELECT order_id, leaf_index,
+        ARRAY(SELECT decode(step, 'hex') FROM unnest(string_to_array(steps, ',')) WITH ORDINALITY AS s (step, n)
+              ORDER BY n) AS path
+      FROM unnest($4::text[], $5::integer[], $6::text[]) AS p (order_id, leaf_index, steps)) i
+WHERE o.order_id = i.order_id AND o.batch_id IS NULL
+"""
+"""Paths come as comma-separated hexadecimal: arrays of arrays of different lengths cannot be sent."""
+
+LIVE_ATTEMPT: Final = """
+SELECT e.tenant_id, e.template_digest, e.module_digest, e.input_body_id, e.input_bytes
+FROM attempts a JOIN executions e USING (execution_id)
+WHERE a.execution_id = $1 AND a.fencing_token = $2 AND a.attempt_number = $3 AND a.node_id = $4
+    AND a.state IN ('leased', 'running') AND a.lease_expires_at > now()
+"""
+
+CANCEL_REQUESTS: Final = """
+SELECT a.execution_id, a.attempt_number, a.fencing_token, a.node_id, e.reason
+FROM attempts a JOIN executions e USING (execution_id)
+WHERE a.node_id = ANY($1::text[]) AND a.state IN ('leased', 'running') AND e.cancel_requested
+    AND e.fencing_token = a.fencing_token
+ORDER BY a.execution_id
+"""
+
+EXPIRED_LEASES: Final = """
+SELECT a.execution_id FROM attempts a JOIN executions e USING (execution_id)
+WHERE a.state IN ('leased', 'running') AND a.lease_expires_at < now()
+ORDER BY a.execution_id LIMIT $1 FOR UPDATE OF e SKIP LOCKED
+"""
+
+OTHER_BOOTS: Final = """
+SELECT a.execution_id FROM attempts a JOIN executions e USING (execution_id)
+WHERE a.node_id = $1 AND a.boot_id <> $2 AND a.state IN ('leased', 'running')
+ORDER BY a.execution_id FOR UPDATE OF e
+"""
+
+PAST_DEADLINE: Final = """
+SELECT e.execution_id FROM executions e
+WHERE e.state IN ('pending', 'running') AND e.run_deadline_at <= now() AND NOT e.cancel_requested
+ORDER BY e.execution_id LIMIT $1 FOR UPDATE OF e SKIP LOCKED
+"""
+
+
+def attempt_arguments(attempts: Sequence[AttemptRef]) -> tuple[list[Any], list[Any]]:
+    """Return the arrays by which statements name attempts, in key order."""
+    ordered = sorted(attempts, key=lambda one: (one.execution_id, one.fencing_token))
+    return [one.execution_id for one in ordered], [one.fencing_token for one in ordered]
+
+
+def claim_arguments(placements: Sequence[Placement], audit_ids: Sequence[str]) -> list[Sequence[Any]]:
+    """Return the arrays of `STORE_CLAIM`."""
+    rows = (
+        (
+            one.execution_id,
+            one.attempt_number,
+            one.fencing_token,
+            one.node_id,
+            one.boot_id,
+            one.session_epoch,
+            one.order_id,
+            one.order_content,
+            one.order_digest,
+            one.lease,
+            audit_id,
+        )
+        for one, audit_id in zip(placements, audit_ids, strict=True)
+    )
+    return list(zip(*rows, strict=True))

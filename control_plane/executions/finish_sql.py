@@ -1,0 +1,211 @@
+"""The one statement that records a group of receipts (design section 4.8, rules 1, 2, 5 and 7).
+
+Text and arrays only. One round trip and one implicit transaction: rows are locked in key order; a receipt is
+stored once per node and sequence; it decides its execution when its token is the newest and nothing has ended
+it before.
+"""
+
+from collections.abc import Sequence
+from typing import Any, Final
+
+from control_plane.executions.domain import REJECTION_BACKOFF, AttemptResult, EndReason, PendingReason
+from control_plane.executions.rows import EXECUTION_COLUMN_NAMES, resources_bytes
+
+_COLUMNS: Final = (
+    ("receipt_id", "text"),
+    ("audit_entry_id", "text"),
+    ("node_id", "text"),
+    ("sequence", "bigint"),
+    ("hash", "bytea"),
+    ("order_id", "text"),
+    ("order_digest", "text"),
+    ("execution_id", "text"),
+    ("fencing_token", "bigint"),
+    ("envelope", "bytea"),
+    ("outcome", "text"),
+    ("exit_code", "integer"),
+    ("limit_name", "text"),
+    ("trap", "text"),
+    ("reason", "text"),
+    ("counts", "boolean"),
+    ("resources_used", "bytea"),
+    ("output_body_id", "text"),
+    ("output_salt", "bytea"),
+    ("output_commitment", "text"),
+    ("output_digest", "text"),
+    ("output_bytes", "bigint"),
+    ("output_content", "bytea"),
+    ("log_body_id", "text"),
+    ("log_salt", "bytea"),
+    ("log_commitment", "text"),
+    ("log_digest", "text"),
+    ("log_bytes", "bigint"),
+    ("log_content", "bytea"),
+    ("started_at", "timestamptz"),
+)
+_ARRAYS: Final = ", ".join(f"${number}::{kind}[]" for number, (_, kind) in enumerate(_COLUMNS, 1))
+_NAMES: Final = ", ".join(name for name, _ in _COLUMNS)
+_RETURNED: Final = ", ".join(f"e.{name}" for name in EXECUTION_COLUMN_NAMES)
+_BACKOFF: Final = f"interval '{REJECTION_BACKOFF.total_seconds()} seconds'"
+
+FINISH: Final = f"""
+WITH item AS MATERIALIZED (
+    SELECT * FROM unnest({_ARRAYS}) WITH ORDINALITY AS i ({_NAMES}, n)
+), held AS MATERIALIZED (
+    SELECT i.n, e.tenant_id, e.state, e.fencing_token AS newest_token, e.cancel_requested,
+        e.reason AS cancel_reason, a.state AS attempt_state
+    FROM item i
+    JOIN executions e ON e.execution_id = i.execution_id
+    JOIN attempts a ON a.execution_id = i.execution_id AND a.fencing_token = i.fencing_token
+    ORDER BY e.execution_id, a.fencing_token
+    FOR UPDATE OF e, a
+), matched AS MATERIALIZED (
+    SELECT i.*, h.tenant_id, h.cancel_requested, h.cancel_reason,
+        h.newest_token = i.fencing_token AND h.state IN ('pending', 'running')
+            AND h.attempt_state <> 'finished' AS is_open,
+        (i.output_body_id IS NULL OR i.output_content IS NOT NULL
+            OR EXISTS (SELECT FROM bodies b WHERE b.body_id = i.output_body_id AND b.tenant_id = h.tenant_id))
+        AND (i.log_body_id IS NULL OR i.log_content IS NOT NULL
+            OR EXISTS (SELECT FROM bodies b WHERE b.body_id = i.log_body_id AND b.tenant_id = h.tenant_id))
+        AS bodies_there
+    FROM (SELECT *, outcome = 'cancelled' OR NOT counts AS stopped FROM item) i
+    JOIN held h USING (n)
+    JOIN orders o ON o.order_id = i.order_id AND o.digest = i.order_digest AND o.node_id = i.node_id
+        AND o.execution_id = i.execution_id AND o.fencing_token = i.fencing_token
+), judged AS MATERIALIZED (
+    SELECT m.*,
+        is_open AND row_number() OVER (PARTITION BY execution_id, fencing_token ORDER BY sequence) = 1
+            AS decides,
+        NOT counts AND NOT cancel_requested AS requeued,
+        CASE WHEN NOT (cancel_requested AND stopped) THEN outcome
+            WHEN cancel_reason = '{EndReason.RUN_DEADLINE}' THEN 'expired' ELSE 'cancelled' END AS end_state
+    FROM matched m WHERE bodies_there
+), stored AS (
+    INSERT INTO receipts (receipt_id, tenant_id, node_id, sequence, hash, order_id, execution_id,
+        fencing_token, envelope, accepted)
+    SELECT receipt_id, tenant_id, node_id, sequence, hash, order_id, execution_id,
+        fencing_token, envelope, decides
+    FROM judged ORDER BY node_id, sequence
+    ON CONFLICT DO NOTHING
+    RETURNING receipt_id
+), fresh AS MATERIALIZED (
+    SELECT j.* FROM judged j JOIN stored USING (receipt_id)
+), won AS MATERIALIZED (
+    SELECT * FROM fresh WHERE decides
+), new_body AS (
+    INSERT INTO bodies (body_id, tenant_id, salt, commitment, digest, size_bytes, content)
+    SELECT output_body_id, tenant_id, output_salt, output_commitment, output_digest, output_bytes,
+        output_content
+    FROM won WHERE output_content IS NOT NULL
+    UNION ALL
+    SELECT log_body_id, tenant_id, log_salt, log_commitment, log_digest, log_bytes, log_content
+    FROM won WHERE log_content IS NOT NULL
+), used_body AS (
+    UPDATE bodies b SET expires_at = NULL FROM won w
+    WHERE b.expires_at IS NOT NULL AND (
+        (b.body_id = w.output_body_id AND w.output_content IS NULL)
+        OR (b.body_id = w.log_body_id AND w.log_content IS NULL))
+), ended_attempt AS (
+    UPDATE attempts a SET state = 'finished', receipt_id = w.receipt_id, reason = w.reason,
+        started_at = coalesce(a.started_at, w.started_at), ended_at = now()
+    FROM won w WHERE a.execution_id = w.execution_id AND a.fencing_token = w.fencing_token
+    RETURNING a.*
+), changed AS (
+    UPDATE executions e SET
+        state = CASE WHEN w.requeued THEN 'pending' ELSE w.end_state END,
+        pending_reason = CASE WHEN w.requeued THEN '{PendingReason.RETRYING}' ELSE '' END,
+        claimable_at = CASE WHEN w.requeued THEN now() + {_BACKOFF} END,
+        excluded_nodes = CASE WHEN w.requeued AND NOT w.node_id = ANY(e.excluded_nodes)
+            THEN e.excluded_nodes || w.node_id ELSE e.excluded_nodes END,
+        reason = CASE WHEN w.requeued THEN e.reason
+            WHEN w.cancel_requested AND w.stopped
+                THEN coalesce(w.cancel_reason, '{EndReason.CANCEL_REQUESTED}')
+            ELSE w.reason END,
+        exit_code = CASE WHEN NOT w.requeued THEN w.exit_code END,
+        limit_name = CASE WHEN NOT w.requeued THEN w.limit_name END,
+        trap = CASE WHEN NOT w.requeued THEN w.trap END,
+        resources_used = CASE WHEN NOT w.requeued THEN w.resources_used END,
+        receipt_id = CASE WHEN NOT w.requeued THEN w.receipt_id END,
+        output_body_id = CASE WHEN NOT w.requeued THEN w.output_body_id END,
+        output_commitment = CASE WHEN NOT w.requeued THEN w.output_commitment END,
+        output_bytes = CASE WHEN NOT w.requeued THEN w.output_bytes END,
+        log_body_id = CASE WHEN NOT w.requeued THEN w.log_body_id END,
+        log_bytes = CASE WHEN NOT w.requeued THEN w.log_bytes END,
+        started_at = CASE WHEN NOT w.requeued THEN coalesce(e.started_at, w.started_at) END,
+        ended_at = CASE WHEN NOT w.requeued THEN now() END
+    FROM won w WHERE e.execution_id = w.execution_id
+    RETURNING {_RETURNED}
+), moved_head AS (
+    UPDATE nodes d SET last_sequence = t.sequence, last_hash = t.hash
+    FROM (SELECT DISTINCT ON (node_id) node_id, sequence, hash FROM fresh ORDER BY node_id, sequence DESC) t
+    WHERE d.node_id = t.node_id AND d.last_sequence < t.sequence
+), new_audit_entry AS (
+    INSERT INTO audit_entries (audit_entry_id, tenant_id, actor, action, subject, details)
+    SELECT audit_entry_id, tenant_id, 'node:' || node_id,
+        CASE WHEN NOT decides THEN 'receipt.late' WHEN requeued THEN 'attempt.rejected'
+            ELSE 'execution.' || end_state END,
+        execution_id,
+        jsonb_strip_nulls(jsonb_build_object(
+            'receipt_id', receipt_id, 'order_id', order_id, 'fencing_token', fencing_token,
+            'exit_code', exit_code, 'limit', limit_name, 'trap', trap, 'reason', reason))
+    FROM fresh
+)
+SELECT i.n, m.n IS NOT NULL AS order_matches, m.bodies_there, f.decides, a.attempt_number,
+    a.node_id AS ran_on, a.boot_id, a.order_id, a.leased_at, a.lease_expires_at,
+    a.started_at AS attempt_started_at,
+    a.ended_at AS attempt_ended_at, a.reason AS attempt_reason, a.receipt_id AS attempt_receipt_id,
+    a.unsafe_call_at, {_RETURNED}
+FROM item i
+LEFT JOIN matched m ON m.n = i.n
+LEFT JOIN fresh f ON f.n = i.n
+LEFT JOIN changed e ON f.decides AND e.execution_id = i.execution_id
+LEFT JOIN ended_attempt a ON f.decides AND a.execution_id = i.execution_id
+    AND a.fencing_token = i.fencing_token
+ORDER BY i.n
+"""  # noqa: S608 - names of our own; values are parameters
+
+STORED_RECEIPTS: Final = """
+SELECT i.n, r.receipt_id, r.hash, r.accepted, r.tenant_id
+FROM unnest($1::text[], $2::bigint[]) WITH ORDINALITY AS i (node_id, sequence, n)
+LEFT JOIN receipts r ON r.node_id = i.node_id AND r.sequence = i.sequence
+ORDER BY i.n
+"""
+"""What is stored already under the sequences that the statement above did not insert."""
+
+
+def finish_arguments(results: Sequence[AttemptResult]) -> list[Sequence[Any]]:
+    """Return the arrays of `FINISH`, one value per result and column."""
+    return list(zip(*(_values(result) for result in results), strict=True))
+
+
+def _values(result: AttemptResult) -> tuple[Any, ...]:
+    output, log = result.output, result.log
+    return (
+        result.receipt_id,
+        result.audit_entry_id,
+        result.node_id,
+        result.sequence,
+        result.hash,
+        result.order_id,
+        result.order_digest,
+        result.execution_id,
+        result.fencing_token,
+        result.envelope,
+        str(result.outcome),
+        result.exit_code,
+        result.limit,
+        result.trap,
+        result.reason,
+        result.counts,
+        resources_bytes(result.resources_used),
+        *(
+            value
+            for body in (output, log)
+            for value in (
+                (None,) * 6
+                if body is None
+                else (body.body_id, body.salt, body.commitment, body.digest, body.size_bytes, body.content)
+            )
+        ),
+        result.started_at,
+    )

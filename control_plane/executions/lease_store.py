@@ -1,0 +1,379 @@
+"""Executions in Postgres as dispatch sees them: claim, lease, result, loss. store.py has what callers see."""
+
+import hmac
+from collections.abc import Callable, Sequence
+from datetime import datetime, timedelta
+from typing import Any
+
+from sqlalchemy.ext.asyncio import AsyncConnection
+
+from control_plane.audit.domain import SYSTEM_ACTOR, NewAuditEntry
+from control_plane.audit.ports import AuditLog
+from control_plane.database.notifications import Channel
+from control_plane.database.unit_of_work import (
+    DriverConnection,
+    DriverRecord,
+    PostgresDatabase,
+    PostgresTransaction,
+)
+from control_plane.executions import claim_sql as sql
+from control_plane.executions.domain import (
+    INLINE_BODY_BYTES,
+    AttemptRef,
+    AttemptResult,
+    AttemptState,
+    CancelRequest,
+    Claimed,
+    Disposition,
+    LiveAttempt,
+    LossReason,
+    LostAttempt,
+    Placement,
+    SessionRef,
+    SignedBatchRecord,
+)
+from control_plane.executions.finish_sql import FINISH, STORED_RECEIPTS, finish_arguments
+from control_plane.executions.lifecycle import Attempt, Execution, Finished
+from control_plane.executions.ports import ExecutionStore, Place
+from control_plane.executions.rows import claimable_of, execution_of
+from control_plane.executions.transitions import lock_executions, save_executions
+from shared.clock import Clock, Random
+from shared.errors import PermissionDeniedError, SessionSupersededError
+from shared.ids import AUDIT_ENTRY, AuditEntryId, BootId, ExecutionId, NodeId, new_id
+
+
+class PostgresLeaseStore:
+    """Implements `LeaseStore`."""
+
+    def __init__(
+        self,
+        database: PostgresDatabase,
+        *,
+        executions: ExecutionStore,
+        audit: AuditLog,
+        clock: Clock,
+        random: Random,
+    ) -> None:
+        self._database = database
+        self._executions = executions
+        self._audit = audit
+        self._clock = clock
+        self._random = random
+        self._finishing = database.held()
+        self._claiming = database.held()
+
+    async def close(self) -> None:
+        """Give the connections of `finish` and `claim` up."""
+        await self._finishing.close()
+        await self._claiming.close()
+
+    async def claim(self, session: SessionRef, *, limit: int, place: Place) -> Claimed:
+        """See `LeaseStore.claim`."""
+        async with self._claiming.use() as connection, connection.transaction():
+            newest = await connection.fetchrow(sql.LOCK_SESSION, session.node_id)
+            if newest is None or newest["session_epoch"] != session.session_epoch:
+                raise SessionSupersededError(f"node {session.node_id} has a newer session")
+            rows = await connection.fetch(sql.LOCK_CLAIMABLE, session.node_id, limit)
+            claimables = {row["execution_id"]: claimable_of(row) for row in rows}
+            placements = tuple(place(tuple(claimables.values())) if claimables else ())
+            if placements:
+                arguments = sql.claim_arguments(placements, [self._audit_id() for _ in placements])
+                await connection.fetchrow(sql.STORE_CLAIM, *arguments)
+        if placements:
+            self._database.notifier.notify(Channel.AUDIT)
+        return Claimed(
+            placements=placements,
+            executions=tuple(claimables[one.execution_id] for one in placements),
+            queue_empty=len(rows) < limit and len(placements) == len(rows),
+        )
+
+    async def record_batch(self, batch: SignedBatchRecord) -> None:
+        """See `LeaseStore.record_batch`."""
+        async with self._database.driver() as connection:
+            await connection.execute(
+                sql.RECORD_BATCH,
+                batch.batch_id,
+                batch.envelope,
+                batch.key_id,
+                [order.order_id for order in batch.orders],
+                [order.leaf_index for order in batch.orders],
+                [",".join(step.hex() for step in order.path) for order in batch.orders],
+            )
+
+    async def orders_of(self, attempts: Sequence[AttemptRef]) -> Sequence[Placement]:
+        """See `LeaseStore.orders_of`."""
+        async with self._database.driver() as connection:
+            rows = await connection.fetch(sql.ORDERS_OF, *sql.attempt_arguments(attempts))
+        return [
+            Placement(
+                execution_id=row["execution_id"],
+                attempt_number=row["attempt_number"],
+                fencing_token=row["fencing_token"],
+                node_id=row["node_id"],
+                boot_id=row["boot_id"],
+                session_epoch=row["session_epoch"],
+                order_id=row["order_id"],
+                order_content=row["content"],
+                order_digest=row["digest"],
+                lease=row["lease"],
+            )
+            for row in rows
+        ]
+
+    async def start(self, attempts: Sequence[AttemptRef]) -> None:
+        """See `LeaseStore.start`."""
+        arguments = sql.attempt_arguments(attempts)
+        async with self._database.driver() as connection, connection.transaction():
+            await connection.execute(sql.RELAXED_COMMIT)
+            rows = await connection.fetch(sql.START, *arguments, [self._audit_id() for _ in attempts])
+        self._tell([row["execution_id"] for row in rows])
+
+    async def renew(
+        self, node_id: NodeId, attempts: Sequence[AttemptRef], *, lease: timedelta
+    ) -> Sequence[AttemptRef]:
+        """See `LeaseStore.renew`."""
+        if not attempts:
+            return []
+        arguments = sql.attempt_arguments(attempts)
+        async with self._database.driver() as connection, connection.transaction():
+            await connection.execute(sql.RELAXED_COMMIT)
+            rows = await connection.fetch(sql.RENEW, *arguments, node_id, lease)
+        return [_attempt_ref(row) for row in rows]
+
+    async def finish(self, results: Sequence[AttemptResult]) -> Sequence[Finished]:
+        """See `LeaseStore.finish`."""
+        async with self._finishing.use() as connection:
+            rows = await connection.fetch(FINISH, *finish_arguments(results))
+            left = [n for n, row in enumerate(rows) if row["decides"] is None]
+            stored = await self._stored(connection, [results[n] for n in left])
+        answers = [_finished(result, row) for result, row in zip(results, rows, strict=True)]
+        for n, earlier in zip(left, stored, strict=True):
+            answers[n] = await self._finished_before(results[n], rows[n], earlier)
+        self._tell([one.execution.execution_id for one in answers if one.execution is not None])
+        return answers
+
+    async def _stored(
+        self, connection: DriverConnection, results: Sequence[AttemptResult]
+    ) -> Sequence[DriverRecord]:
+        if not results:
+            return []
+        return await connection.fetch(
+            STORED_RECEIPTS, [one.node_id for one in results], [one.sequence for one in results]
+        )
+
+    async def _finished_before(
+        self, result: AttemptResult, row: DriverRecord, stored: DriverRecord
+    ) -> Finished:
+        """Say what became of a receipt that this call did not store."""
+        if stored["receipt_id"] is None:
+            missing = row["order_matches"] and not row["bodies_there"]
+            return _answer(result, Disposition.OUTPUT_MISSING if missing else Disposition.UNKNOWN_ORDER)
+        if not hmac.compare_digest(stored["hash"], result.hash):
+            return _answer(result, Disposition.CONFLICT)
+        if stored["receipt_id"] != result.receipt_id:
+            return _answer(result, Disposition.DUPLICATE)
+        # An earlier try of this very call has committed.
+        if not stored["accepted"]:
+            return _answer(result, Disposition.EVIDENCE)
+        execution = await self._executions.get(stored["tenant_id"], result.execution_id)
+        return _answer(result, Disposition.ACCEPTED, execution)
+
+    async def expire_leases(self, *, limit: int) -> Sequence[LostAttempt]:
+        """See `LeaseStore.expire_leases`."""
+        return await self._lose(
+            sql.EXPIRED_LEASES,
+            (limit,),
+            LossReason.LEASE_EXPIRED,
+            # The lease may have been renewed while we waited for its row.
+            lost=lambda attempt, now: attempt.lease_expires_at < now,
+        )
+
+    async def lose_attempts_of_other_boots(self, node_id: NodeId, boot_id: BootId) -> Sequence[LostAttempt]:
+        """See `LeaseStore.lose_attempts_of_other_boots`."""
+        return await self._lose(
+            sql.OTHER_BOOTS,
+            (node_id, boot_id),
+            LossReason.NODE_RESTARTED,
+            lost=lambda attempt, _: attempt.node_id == node_id and attempt.boot_id != boot_id,
+        )
+
+    async def release_unsent(self, placements: Sequence[Placement]) -> Sequence[LostAttempt]:
+        """See `LeaseStore.release_unsent`."""
+        orders = {one.order_id for one in placements}
+        return await self._lose(
+            "SELECT unnest($1::text[]) AS execution_id",
+            ([one.execution_id for one in placements],),
+            LossReason.ORDER_NOT_SENT,
+            lost=lambda attempt, _: attempt.order_id in orders and attempt.state is AttemptState.LEASED,
+        )
+
+    async def expire_deadlines(self, *, limit: int) -> Sequence[ExecutionId]:
+        """See `LeaseStore.expire_deadlines`."""
+        async with self._database.transaction() as tx:
+            ids = await _ids(tx.connection, sql.PAST_DEADLINE, (limit,))
+            now, found = await lock_executions(tx.connection, ids)
+            changed = [after for before in found if (after := before.expire(now=now)) != before]
+            await save_executions(tx.connection, changed)
+            await self._audit.append(tx, [self._deadline_entry(one) for one in changed])
+            for one in changed:
+                channel = Channel.EXECUTIONS if one.state.is_terminal else Channel.CANCELS
+                tx.notify_after_commit(channel, one.execution_id)
+        return [one.execution_id for one in changed if one.state.is_terminal]
+
+    async def cancel_requests(self, node_ids: Sequence[NodeId]) -> Sequence[CancelRequest]:
+        """See `LeaseStore.cancel_requests`."""
+        async with self._database.driver() as connection:
+            rows = await connection.fetch(sql.CANCEL_REQUESTS, list(node_ids))
+        return [
+            CancelRequest(attempt=_attempt_ref(row), node_id=row["node_id"], reason=row["reason"] or "")
+            for row in rows
+        ]
+
+    async def live_attempt(self, node_id: NodeId, attempt: AttemptRef) -> LiveAttempt:
+        """See `LeaseStore.live_attempt`."""
+        async with self._database.driver() as connection:
+            row = await connection.fetchrow(
+                sql.LIVE_ATTEMPT,
+                attempt.execution_id,
+                attempt.fencing_token,
+                attempt.attempt_number,
+                node_id,
+            )
+        if row is None:
+            raise PermissionDeniedError(
+                f"node {node_id} does not hold the lease of attempt {attempt.attempt_number} of "
+                f"{attempt.execution_id}"
+            )
+        return LiveAttempt(
+            attempt=attempt,
+            tenant_id=row["tenant_id"],
+            template_digest=row["template_digest"],
+            module_digest=row["module_digest"],
+            input_body_id=row["input_body_id"],
+            input_bytes=row["input_bytes"],
+        )
+
+    async def _lose(
+        self,
+        query: str,
+        arguments: tuple[Any, ...],
+        reason: LossReason,
+        *,
+        lost: Callable[[Attempt, datetime], bool],
+    ) -> Sequence[LostAttempt]:
+        """Lock what `query` finds, end live attempts that `lost` confirms, and tell what became of each."""
+        async with self._database.transaction() as tx:
+            now, found = await lock_executions(tx.connection, await _ids(tx.connection, query, arguments))
+            answers, changed = [], []
+            for before in found:
+                attempt = before.live_attempt
+                if attempt is None or not lost(attempt, now):
+                    continue
+                after = before.lose(attempt.fencing_token, reason, now=now)
+                changed.append(after)
+                answers.append(_lost(after, attempt, reason))
+            await save_executions(tx.connection, changed)
+            await self._audit.append(tx, [self._loss_entry(one) for one in answers])
+            _notify_changed(tx, changed)
+        return answers
+
+    def _loss_entry(self, lost: LostAttempt) -> NewAuditEntry:
+        ended = lost.state.is_terminal
+        return NewAuditEntry(
+            audit_entry_id=self._audit_id(),
+            tenant_id=lost.tenant_id,
+            actor=SYSTEM_ACTOR,
+            action=f"execution.{lost.state}" if ended else "attempt.lost",
+            subject=lost.attempt.execution_id,
+            details={
+                "node_id": lost.node_id,
+                "fencing_token": lost.attempt.fencing_token,
+                "reason": lost.reason,
+            },
+        )
+
+    def _deadline_entry(self, execution: Execution) -> NewAuditEntry:
+        ended = execution.state.is_terminal
+        return NewAuditEntry(
+            audit_entry_id=self._audit_id(),
+            tenant_id=execution.tenant_id,
+            actor=SYSTEM_ACTOR,
+            action=f"execution.{execution.state}" if ended else "execution.cancel_requested",
+            subject=execution.execution_id,
+            details={"reason": execution.reason or ""},
+        )
+
+    def _audit_id(self) -> AuditEntryId:
+        return new_id(AUDIT_ENTRY, self._clock, self._random)
+
+    def _tell(self, execution_ids: Sequence[str]) -> None:
+        if execution_ids:
+            self._database.notifier.notify(Channel.EXECUTIONS, execution_ids)
+            self._database.notifier.notify(Channel.AUDIT)
+
+
+async def _ids(connection: AsyncConnection, query: str, arguments: tuple[Any, ...]) -> list[ExecutionId]:
+    found = await connection.exec_driver_sql(query, arguments)
+    return [ExecutionId(one) for one in dict.fromkeys(found.scalars())]
+
+
+def _notify_changed(tx: PostgresTransaction, changed: Sequence[Execution]) -> None:
+    for one in changed:
+        tx.notify_after_commit(Channel.EXECUTIONS, one.execution_id)
+        if not one.state.is_terminal:
+            tx.notify_after_commit(Channel.QUEUE)
+
+
+def _attempt_ref(row: DriverRecord) -> AttemptRef:
+    return AttemptRef(
+        execution_id=row["execution_id"],
+        attempt_number=row["attempt_number"],
+        fencing_token=row["fencing_token"],
+    )
+
+
+def _lost(after: Execution, attempt: Attempt, reason: LossReason) -> LostAttempt:
+    return LostAttempt(
+        attempt=AttemptRef(
+            execution_id=after.execution_id,
+            attempt_number=attempt.number,
+            fencing_token=attempt.fencing_token,
+        ),
+        node_id=attempt.node_id,
+        tenant_id=after.tenant_id,
+        reason=reason,
+        state=after.state,
+    )
+
+
+def _finished(result: AttemptResult, row: DriverRecord) -> Finished:
+    if not row["decides"]:
+        return _answer(result, Disposition.EVIDENCE)
+    attempt = Attempt(
+        number=row["attempt_number"],
+        fencing_token=result.fencing_token,
+        node_id=row["ran_on"],
+        boot_id=row["boot_id"],
+        order_id=row["order_id"],
+        state=AttemptState.FINISHED,
+        receipt_id=row["attempt_receipt_id"],
+        reason=row["attempt_reason"],
+        leased_at=row["leased_at"],
+        lease_expires_at=row["lease_expires_at"],
+        started_at=row["attempt_started_at"],
+        ended_at=row["attempt_ended_at"],
+        unsafe_call_at=row["unsafe_call_at"],
+    )
+    small = result.output is not None and result.output.size_bytes <= INLINE_BODY_BYTES
+    output = result.output.content if result.output is not None and small else None
+    return _answer(result, Disposition.ACCEPTED, execution_of(row, (attempt,), output))
+
+
+def _answer(result: AttemptResult, disposition: Disposition, execution: Execution | None = None) -> Finished:
+    return Finished(
+        receipt_id=result.receipt_id,
+        node_id=result.node_id,
+        sequence=result.sequence,
+        disposition=disposition,
+        execution=execution,
+    )

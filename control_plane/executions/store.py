@@ -1,0 +1,284 @@
+"""Executions in Postgres as their callers see them: accept, read, cancel.
+
+Bodies are in body_store.py, what dispatch does is in lease_store.py.
+"""
+
+import hmac
+from collections.abc import Sequence
+from dataclasses import replace
+from datetime import timedelta
+from typing import Final
+
+from sqlalchemy import ColumnElement, and_, delete, exists, func, insert, select, tuple_
+
+from control_plane.audit.domain import NewAuditEntry
+from control_plane.audit.ports import AuditLog
+from control_plane.database.notifications import Channel
+from control_plane.database.tables import (
+    attempts,
+    bodies,
+    decisions,
+    executions,
+    idempotency_keys,
+    nodes,
+    sessions,
+)
+from control_plane.database.unit_of_work import (
+    DriverConnection,
+    DriverRecord,
+    PostgresDatabase,
+    connection_of,
+)
+from control_plane.executions.accept_sql import ACCEPT, RESOLVE, accept_arguments, key_of
+from control_plane.executions.body_store import PostgresBodyStore
+from control_plane.executions.domain import (
+    INLINE_BODY_BYTES,
+    Accepted,
+    AcceptOutcome,
+    CancelRequest,
+    DecisionRecord,
+    EndReason,
+    ExecutionState,
+    NewExecution,
+    Page,
+    PendingReason,
+    Placement,
+)
+from control_plane.executions.lifecycle import Execution
+from control_plane.executions.rows import (
+    EXECUTION_COLUMNS,
+    SELECT_ATTEMPTS,
+    SELECT_EXECUTIONS,
+    attempt_of,
+    execution_id_of_token,
+    execution_of,
+    page_token_of,
+    request_hmac,
+)
+from control_plane.executions.transitions import cancel_request_of, lock_executions, save_executions
+from shared.clock import Clock, Random
+from shared.digests import Digest
+from shared.errors import NotFoundError
+from shared.ids import AUDIT_ENTRY, ExecutionId, TenantId, new_id
+
+_LIVE_SESSION: Final = timedelta(seconds=30)
+"""A session that was silent for longer is not counted when somebody asks why an execution waits."""
+
+
+class PostgresExecutionStore(PostgresBodyStore):
+    """Implements `ExecutionStore`."""
+
+    def __init__(self, database: PostgresDatabase, *, audit: AuditLog, clock: Clock, random: Random) -> None:
+        super().__init__(database)
+        self._audit = audit
+        self._clock = clock
+        self._random = random
+        self._accepting = database.held()
+
+    async def close(self) -> None:
+        """Give the connection of `accept` up."""
+        await self._accepting.close()
+
+    async def accept(
+        self, items: Sequence[NewExecution], placements: Sequence[Placement | None]
+    ) -> Sequence[Accepted]:
+        """See `ExecutionStore.accept`."""
+        order = sorted(range(len(items)), key=lambda n: key_of(items[n]))
+        arguments = accept_arguments([items[n] for n in order], [placements[n] for n in order])
+        async with self._accepting.use() as connection:
+            rows = await connection.fetch(ACCEPT, *arguments)
+            placed = {row["execution_id"]: row["placed"] for row in rows}
+            resolved = await self._resolve(connection, items, placements, placed)
+        answers = [
+            Accepted(execution_id=item.run.execution_id, outcome=AcceptOutcome.NEW, placed=was_placed)
+            if (was_placed := placed.get(item.run.execution_id)) is not None
+            else resolved[n]
+            for n, item in enumerate(items)
+        ]
+        self._tell(answers)
+        return answers
+
+    async def _resolve(
+        self,
+        connection: DriverConnection,
+        items: Sequence[NewExecution],
+        placements: Sequence[Placement | None],
+        placed: dict[str, bool],
+    ) -> dict[int, Accepted]:
+        """Say what became of those that were not inserted: stored before, or not allowed any more."""
+        left = [n for n, item in enumerate(items) if item.run.execution_id not in placed]
+        if not left:
+            return {}
+        keys = zip(*((*key_of(items[n]), items[n].run.input.body_id) for n in left), strict=True)
+        rows = await connection.fetch(RESOLVE, *(list(column) for column in keys))
+        return {n: _resolved(items[n], placements[n], row) for n, row in zip(left, rows, strict=True)}
+
+    def _tell(self, answers: Sequence[Accepted]) -> None:
+        new = [answer for answer in answers if answer.outcome is AcceptOutcome.NEW]
+        if any(not answer.placed for answer in new):
+            self._database.notifier.notify(Channel.QUEUE)
+        if new:
+            self._database.notifier.notify(Channel.AUDIT)
+
+    async def get(self, tenant_id: TenantId, execution_id: ExecutionId) -> Execution:
+        """See `ExecutionStore.get`."""
+        small_output = (
+            select(bodies.c.content)
+            .where(bodies.c.body_id == executions.c.output_body_id, bodies.c.size_bytes <= INLINE_BODY_BYTES)
+            .scalar_subquery()
+        )
+        query = select(
+            *EXECUTION_COLUMNS, small_output.label("output"), _waits_for_nobody().label("nobody")
+        ).where(executions.c.tenant_id == tenant_id, executions.c.execution_id == execution_id)
+        async with self._database.reading() as connection:
+            row = (await connection.execute(query)).mappings().one_or_none()
+            if row is None:
+                raise NotFoundError(f"there is no execution {execution_id}")
+            tries = await connection.execute(SELECT_ATTEMPTS.where(_of(execution_id)))
+            found = [attempt_of(attempt) for attempt in tries.mappings()]
+        execution = execution_of(row, found, row["output"])
+        if row["nobody"]:
+            return replace(execution, pending_reason=PendingReason.NO_ELIGIBLE_NODE)
+        return execution
+
+    async def list(
+        self,
+        tenant_id: TenantId,
+        *,
+        agent_name: str,
+        states: Sequence[ExecutionState],
+        page_size: int,
+        page_token: str,
+    ) -> Page[Execution]:
+        """See `ExecutionStore.list`."""
+        query = SELECT_EXECUTIONS.where(executions.c.tenant_id == tenant_id)
+        if agent_name:
+            query = query.where(executions.c.agent_name == agent_name)
+        if states:
+            query = query.where(executions.c.state.in_([str(state) for state in states]))
+        if page_token:
+            query = query.where(executions.c.execution_id < execution_id_of_token(page_token))
+        query = query.order_by(executions.c.execution_id.desc()).limit(page_size + 1)
+        async with self._database.reading() as connection:
+            rows = (await connection.execute(query)).mappings().all()
+        items = tuple(execution_of(row) for row in rows[:page_size])
+        more = len(rows) > page_size
+        return Page(items=items, next_page_token=page_token_of(items[-1].execution_id) if more else "")
+
+    async def request_cancel(
+        self, tenant_id: TenantId, execution_id: ExecutionId, entry: NewAuditEntry
+    ) -> tuple[Execution, CancelRequest | None]:
+        """See `ExecutionStore.request_cancel`."""
+        async with self._database.transaction() as tx:
+            connection = connection_of(tx)
+            now, found = await lock_executions(connection, [execution_id])
+            if not found or found[0].tenant_id != tenant_id:
+                raise NotFoundError(f"there is no execution {execution_id}")
+            before = found[0]
+            after = before.cancel(EndReason.CANCEL_REQUESTED, now=now)
+            if after != before:
+                await save_executions(connection, [after])
+                await self._audit.append(tx, [entry])
+                tx.notify_after_commit(_channel_of(after), execution_id)
+        return after, cancel_request_of(after)
+
+    async def cancel_template(
+        self, tenant_id: TenantId, template_digest: Digest, *, actor: str, limit: int
+    ) -> tuple[Sequence[ExecutionId], Sequence[CancelRequest]]:
+        """See `ExecutionStore.cancel_template`."""
+        query = (
+            select(executions.c.execution_id)
+            .where(
+                executions.c.tenant_id == tenant_id,
+                executions.c.template_digest == template_digest,
+                executions.c.state.in_(["pending", "running"]),
+                executions.c.cancel_requested.is_(False),
+            )
+            .order_by(executions.c.execution_id)
+            .limit(limit)
+        )
+        async with self._database.transaction() as tx:
+            connection = connection_of(tx)
+            ids: list[ExecutionId] = list((await connection.execute(query)).scalars())
+            now, found = await lock_executions(connection, ids)
+            stopped = [
+                one.cancel(EndReason.TEMPLATE_REVOKED, now=now) for one in found if not one.state.is_terminal
+            ]
+            await save_executions(connection, stopped)
+            await self._audit.append(tx, [self._revoked_entry(one, actor) for one in stopped])
+            for one in stopped:
+                tx.notify_after_commit(_channel_of(one), one.execution_id)
+        ended = [one.execution_id for one in stopped if one.state.is_terminal]
+        return ended, [request for one in stopped if (request := cancel_request_of(one))]
+
+    def _revoked_entry(self, execution: Execution, actor: str) -> NewAuditEntry:
+        ended = execution.state.is_terminal
+        return NewAuditEntry(
+            audit_entry_id=new_id(AUDIT_ENTRY, self._clock, self._random),
+            tenant_id=execution.tenant_id,
+            actor=actor,
+            action=f"execution.{execution.state}" if ended else "execution.cancel_requested",
+            subject=execution.execution_id,
+            details={"reason": EndReason.TEMPLATE_REVOKED, "template_digest": execution.template_digest},
+        )
+
+    async def record_denial(self, decision: DecisionRecord, entry: NewAuditEntry) -> None:
+        """See `ExecutionStore.record_denial`."""
+        values = {
+            "decision_id": decision.decision_id,
+            "tenant_id": decision.tenant_id,
+            "question": decision.question,
+            "allowed": decision.allowed,
+            "reason": decision.reason,
+            "input": decision.input,
+            "policy_digest": decision.policy_digest,
+        }
+        async with self._database.transaction() as tx:
+            await connection_of(tx).execute(insert(decisions).values(values))
+            await self._audit.append(tx, [entry])
+
+    async def remove_idempotency_keys(self, *, older_than: timedelta, limit: int) -> int:
+        """See `ExecutionStore.remove_idempotency_keys`."""
+        keys = idempotency_keys.c
+        primary = (keys.tenant_id, keys.caller, keys.method, keys.request_id)
+        old = select(*primary).where(keys.created_at < func.now() - older_than).limit(limit)
+        async with self._database.transaction() as tx:
+            removed = await connection_of(tx).execute(
+                delete(idempotency_keys).where(tuple_(*primary).in_(old))
+            )
+        return removed.rowcount
+
+
+def _of(execution_id: ExecutionId) -> ColumnElement[bool]:
+    return attempts.c.execution_id == execution_id
+
+
+def _waits_for_nobody() -> ColumnElement[bool]:
+    """Whether it waits, and no node that may run it is connected."""
+    eligible = (
+        exists()
+        .where(sessions.c.node_id == nodes.c.node_id, nodes.c.state == "active")
+        .where(sessions.c.replica_id != "", sessions.c.last_heartbeat_at > func.now() - _LIVE_SESSION)
+    )
+    return and_(executions.c.claimable_at.is_not(None), ~eligible)
+
+
+def _channel_of(execution: Execution) -> Channel:
+    return Channel.EXECUTIONS if execution.state.is_terminal else Channel.CANCELS
+
+
+def _resolved(item: NewExecution, placement: Placement | None, row: DriverRecord) -> Accepted:
+    stored = row["execution_id"]
+    if stored is None:
+        gone = item.run.input.content is None and row["body_id"] is None
+        outcome = AcceptOutcome.BODY_GONE if gone else AcceptOutcome.STALE_AGENT
+        return Accepted(execution_id=item.run.execution_id, outcome=outcome, placed=False)
+    if stored == item.run.execution_id:  # an earlier try of this very call has committed
+        placed = placement is not None and row["order_id"] == placement.order_id
+        return Accepted(execution_id=stored, outcome=AcceptOutcome.NEW, placed=placed)
+    key = row["hmac_key"]
+    same = bool(key) and hmac.compare_digest(
+        request_hmac(key, item.idempotency.fingerprint), row["request_hmac"]
+    )
+    outcome = AcceptOutcome.DUPLICATE if same else AcceptOutcome.CONFLICT
+    return Accepted(execution_id=stored, outcome=outcome, placed=False)
