@@ -1,0 +1,73 @@
+"""The form every bench reports in: a table on the terminal, build/bench/NAME.json, exit 1 when a bar is missed."""
+
+import json
+import statistics
+import sys
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+from rich.console import Console
+from rich.table import Table
+
+RESULTS = Path(__file__).resolve().parents[2] / "build" / "bench"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Figure:
+    """One measured figure beside its reference of the same run.
+
+    ``bar`` is the text of the promise, None where the figure is only shown. ``spread`` is (maximum - minimum) /
+    median over the repeats.
+    """
+
+    figure: str
+    value: float
+    unit: str
+    reference: str | None = None
+    reference_value: float | None = None
+    bar: str | None = None
+    bar_ok: bool | None = None
+    repeats: int = 1
+    spread: float | None = None
+
+    @property
+    def ratio(self) -> float | None:
+        return self.value / self.reference_value if self.reference_value else None
+
+
+def median(values: Sequence[float]) -> float:
+    return statistics.median(values)
+
+
+def spread(values: Sequence[float]) -> float:
+    """Return (maximum - minimum) / median: what one should not read into a difference."""
+    middle = statistics.median(values)
+    return (max(values) - min(values)) / middle if middle else 0.0
+
+
+def quantile(values: Sequence[float], share: float) -> float:
+    """Return the value below which ``share`` of the values lie (nearest rank)."""
+    ordered = sorted(values)
+    return ordered[min(len(ordered) - 1, int(share * len(ordered)))]
+
+
+def publish(name: str, figures: Sequence[Figure]) -> int:
+    """Print and store the figures; return 1 when a bar is missed, else 0."""
+    RESULTS.mkdir(parents=True, exist_ok=True)
+    rows = [{**asdict(figure), "ratio": figure.ratio} for figure in figures]
+    (RESULTS / f"{name}.json").write_text(json.dumps(rows, indent=2) + "\n", encoding="utf-8")
+    table = Table(title=name)
+    for column in ("figure", "value", "beside it", "ratio", "bar", ""):
+        table.add_column(column, justify="left" if column in {"figure", "bar"} else "right")
+    for figure in figures:
+        beside = f"{figure.reference} {figure.reference_value:,.1f}" if figure.reference_value is not None else ""
+        ratio = f"{figure.ratio:.2f}" if figure.ratio is not None else ""
+        mark = {None: "", True: "ok", False: "[red]missed[/red]"}[figure.bar_ok]
+        value = f"{figure.value:,.1f} {figure.unit}"
+        table.add_row(figure.figure, value, beside, ratio, figure.bar or "", mark)
+    Console(width=150, file=sys.stdout).print(table)
+    missed = [figure.figure for figure in figures if figure.bar_ok is False]
+    for figure in missed:
+        print(f"bar missed: {figure}", file=sys.stderr)
+    return 1 if missed else 0
