@@ -61,7 +61,9 @@ def publish(name: str, figures: Sequence[Figure]) -> int:
     for column in ("figure", "value", "beside it", "ratio", "bar", ""):
         table.add_column(column, justify="left" if column in {"figure", "bar"} else "right")
     for figure in figures:
-        beside = f"{figure.reference} {figure.reference_value:,.1f}" if figure.reference_value is not None else ""
+        beside = (
+            f"{figure.reference} {figure.reference_value:,.1f}" if figure.reference_value is not None else ""
+        )
         ratio = f"{figure.ratio:.2f}" if figure.ratio is not None else ""
         mark = {None: "", True: "ok", False: "[red]missed[/red]"}[figure.bar_ok]
         value = f"{figure.value:,.1f} {figure.unit}"
@@ -69,5 +71,5 @@ def publish(name: str, figures: Sequence[Figure]) -> int:
     Console(width=150, file=sys.stdout).print(table)
     missed = [figure.figure for figure in figures if figure.bar_ok is False]
     for figure in missed:
-        print(f"bar missed: {figure}", file=sys.stderr)
+        sys.stderr.write(f"bar missed: {figure}\n")
     return 1 if missed else 0
