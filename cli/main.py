@@ -15,6 +15,10 @@ from shared.errors import AgentFactoryError
 
 # Name on the command line: module that holds its `app`.
 GROUPS = {
+    "up": "cli.up",
+    "status": "cli.status",
+    "init": "cli.init",
+    "keys": "cli.keys",
     "template": "cli.templates",
     "agent": "cli.agents",
     "run": "cli.run",

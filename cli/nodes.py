@@ -1,5 +1,6 @@
 """`agentfactory node …`: the fleet, as operators see it."""
 
+import asyncio
 from datetime import timedelta
 from typing import TYPE_CHECKING, Annotated
 
@@ -40,19 +41,22 @@ def token(
 def create_token(
     settings: CliSettings, *, ttl: timedelta, zone: str = ""
 ) -> "nodes_pb2.CreateEnrollmentTokenResponse":
+    return asyncio.run(create_token_with(settings, ttl=ttl, zone=zone))
+
+
+async def create_token_with(
+    settings: CliSettings, *, ttl: timedelta, zone: str = ""
+) -> "nodes_pb2.CreateEnrollmentTokenResponse":
     from agentfactory.v1 import nodes_pb2
     from google.protobuf.duration_pb2 import Duration
 
-    from cli.client import Client, call
+    from cli.client import connect
 
     duration = Duration()
     duration.FromTimedelta(ttl)
-
-    async def use(client: Client) -> nodes_pb2.CreateEnrollmentTokenResponse:
-        request = nodes_pb2.CreateEnrollmentTokenRequest(ttl=duration, zone=zone)
+    request = nodes_pb2.CreateEnrollmentTokenRequest(ttl=duration, zone=zone)
+    async with connect(settings) as client:
         return await client.fleet.CreateEnrollmentToken(request, timeout=client.timeout)
-
-    return call(settings, use)
 
 
 @app.command("list")

@@ -1,0 +1,68 @@
+"""`agentfactory init`: makes an installation for a Postgres that is there. Starts nothing."""
+
+import asyncio
+from typing import Annotated
+
+import typer
+
+from cli import output
+from cli.output import Json
+from cli.settings import DataDir, read_settings
+
+app = typer.Typer(add_completion=False)
+
+
+@app.command()
+def init(
+    database_url: Annotated[
+        str,
+        typer.Option(
+            "--database-url",
+            envvar="AF_CLI_OWNER_DATABASE_URL",
+            help="postgresql://owner:password@host/database; the role that owns the schema.",
+        ),
+    ],
+    name: Annotated[str, typer.Option("--name", help="Name of the installation.")] = "local",
+    server_name: Annotated[
+        list[str] | None, typer.Option("--server-name", help="Name of the control plane; repeatable.")
+    ] = None,
+    data_dir: DataDir = None,
+    as_json: Json = False,
+) -> None:
+    """Make keys, certificates, database schema and the first administrator, as far as they are missing.
+
+    Example: agentfactory init --database-url postgresql://owner@/agentfactory?host=/run/postgresql
+    """
+    from control_plane.installation.domain import DEFAULT_SERVER_NAMES, InitRequest
+    from control_plane.setup import initialize
+    from shared.ids import InstallationId
+
+    request = InitRequest(
+        data_dir=read_settings(data_dir).data_dir,
+        owner_database_url=database_url,
+        installation=InstallationId(name),
+        server_names=tuple(server_name) if server_name else DEFAULT_SERVER_NAMES,
+    )
+    made = asyncio.run(initialize(request))
+    if output.wants_json():
+        output.data(
+            {
+                "installation": made.installation,
+                "created": made.created,
+                "root_key_id": made.root_key_id,
+                "order_key_id": made.order_key_id,
+                "keyset_version": made.keyset_version,
+                "admin": made.admin_identity,
+            }
+        )
+        return
+    output.note(f"{'made' if made.created else 'found'} installation {made.installation}")
+    output.fields(
+        [
+            ("root key", f"{made.paths.root_key} ({made.root_key_id}); move it to a safe place offline"),
+            ("order key", made.order_key_id),
+            ("keyset", f"version {made.keyset_version}"),
+            ("admin", made.admin_identity),
+            ("trust for nodes", made.paths.data_dir / "trust.json"),
+        ]
+    )

@@ -1,0 +1,132 @@
+"""`agentfactory keys …`: the publisher key of this machine, and which keys the installation trusts."""
+
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from cli import output
+from cli.output import Json
+from cli.settings import DataDir, read_settings
+from shared.errors import NotFoundError
+from shared.paths import InstallationPaths
+from shared.signatures import PublicKey
+
+app = typer.Typer(no_args_is_help=True, add_completion=False, help="Make a publisher key; show trusted keys.")
+
+
+@app.command()
+def init(
+    out: Annotated[
+        Path | None, typer.Option("--out", help="Private key file; absent: publisher.key of the data folder.")
+    ] = None,
+    data_dir: DataDir = None,
+    as_json: Json = False,
+) -> None:
+    """Make a publisher's RSA key pair, unless there is one.
+
+    Example: agentfactory keys init --out publisher.key
+    """
+    path = out or InstallationPaths(data_dir=read_settings(data_dir).data_dir).publisher_key
+    public, created = ensure_publisher_key(path)
+    if output.wants_json():
+        output.data({"private_key": str(path), "public_key_id": public.key_id, "created": created})
+        return
+    output.note(f"{'made' if created else 'found'} {path} and {path.with_suffix('.pub')}")
+    print(public.key_id)
+
+
+def ensure_publisher_key(path: Path) -> tuple[PublicKey, bool]:
+    """Return the publisher's public key, and whether the pair was made now.
+
+    Raises:
+        KeyFileModeError: The private key may be read by others.
+        KeyFormatError: It is no key that publishers may have.
+    """
+    from shared.key_files import read_private_key, write_private_key
+    from shared.signatures import PrivateKey
+
+    created = not path.exists()
+    if created:
+        write_private_key(path, PrivateKey.generate_rsa())
+    public = read_private_key(path).public
+    path.with_suffix(".pub").write_bytes(public.to_pem())
+    return public, created
+
+
+@app.command()
+def trust(
+    public_key: Annotated[Path, typer.Argument(help="Publisher's public key (PEM).")],
+    database_url: Annotated[
+        str,
+        typer.Option(
+            "--database-url", envvar="AF_CLI_OWNER_DATABASE_URL", help="As for `init`: the schema's owner."
+        ),
+    ],
+    data_dir: DataDir = None,
+    as_json: Json = False,
+) -> None:
+    """Trust a publisher: sign the next keyset with the root key of the data folder.
+
+    Example: agentfactory keys trust publisher.pub --database-url postgresql://owner@/agentfactory
+    """
+    import asyncio
+
+    from control_plane.setup import add_publisher
+    from shared.key_files import read_public_key
+
+    key = read_public_key(public_key)
+    paths = InstallationPaths(data_dir=read_settings(data_dir).data_dir)
+    version = asyncio.run(add_publisher(paths=paths, owner_database_url=database_url, publisher=key))
+    if output.wants_json():
+        output.data({"publisher_key_id": key.key_id, "keyset_version": version})
+        return
+    output.note(f"publisher {key.key_id} is trusted since keyset {version}")
+
+
+@app.command()
+def show(data_dir: DataDir = None, as_json: Json = False) -> None:
+    """Show the keys that the installation's keyset lists, after verifying it under the root key.
+
+    Example: agentfactory keys show
+    """
+    from shared.key_files import read_public_key
+    from shared.keyset import verify_keyset
+
+    paths = InstallationPaths(data_dir=read_settings(data_dir).data_dir)
+    root = read_public_key(paths.root_public_key)
+    try:
+        envelope = paths.keyset.read_bytes()
+    except OSError as error:
+        raise NotFoundError(f"cannot read {paths.keyset}: {error.strerror}") from error
+    keyset = verify_keyset(envelope, root_keys={root.key_id: root}, minimum_version=1)
+    now = datetime.now(UTC)
+    rows = [
+        {
+            "purpose": str(entry.purpose),
+            "key_id": entry.key_id,
+            "algorithm": str(entry.algorithm),
+            "not_after": entry.not_after.isoformat(),
+            "valid": entry.is_valid(now),
+        }
+        for entry in keyset.entries
+    ]
+    if output.wants_json():
+        output.data({"version": keyset.version, "root_key_id": root.key_id, "keys": rows})
+        return
+    output.note(f"keyset {keyset.version} of {keyset.installation}, signed by root key {root.key_id}")
+    output.table(
+        ("purpose", "key", "algorithm", "valid", "until"),
+        [
+            (
+                str(row["purpose"]),
+                str(row["key_id"]),
+                str(row["algorithm"]),
+                "yes" if row["valid"] else "no",
+                str(row["not_after"]),
+            )
+            for row in rows
+        ],
+        empty="it lists no key",
+    )
