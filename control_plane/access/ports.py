@@ -3,6 +3,7 @@
 from typing import Protocol
 
 from control_plane.access.domain import Grant
+from shared.ids import TenantId
 from shared.rpc.identity import SpiffeId
 
 
@@ -20,5 +21,5 @@ class GrantStore(Protocol):
 class DenialLog(Protocol):
     """Where refusals go; the audit store of control_plane/audit behind it."""
 
-    async def denied(self, *, actor: str, tenant_id: str, method: str, reason: str) -> None:
+    async def denied(self, *, actor: str, tenant_id: TenantId, method: str, reason: str) -> None:
         """Record one refused call."""

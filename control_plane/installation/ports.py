@@ -24,11 +24,20 @@ class SigningKey:
     spki_der: bytes
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class FoundInstallation:
+    """What the database says it belongs to."""
+
+    installation: InstallationId
+    epoch: int
+    """Grows with every restore from a backup (rule 16)."""
+
+
 class InstallationStore(Protocol):
     """Keeps what an installation is, in the caller's transaction; repeating a write is harmless."""
 
-    async def found(self, tx: Transaction) -> InstallationId | None:
-        """Return the name of the installation in this database."""
+    async def found(self, tx: Transaction) -> FoundInstallation | None:
+        """Return the installation in this database."""
 
     async def create(self, tx: Transaction, installation: InstallationId, tenant_id: TenantId) -> None:
         """Store the installation and its first tenant; what is there stays."""

@@ -101,8 +101,8 @@ class InstallationService:
         root = read_private_key(paths.root_key)
         async with self._database.transaction() as tx:
             stored = await self._store.newest_keyset(tx)
-            installation = await self._store.found(tx)
-            if stored is None or installation is None:
+            found = await self._store.found(tx)
+            if stored is None or found is None:
                 raise NotFoundError(
                     "the database holds no installation", hint="run 'agentfactory init' first"
                 )
@@ -110,7 +110,7 @@ class InstallationService:
                 stored.envelope,
                 root_keys={root.key_id: root.public},
                 minimum_version=stored.version,
-                installation=installation,
+                installation=found.installation,
             )
             following = with_publisher(keyset, publisher, self._clock.now())
             if following is keyset:
@@ -135,9 +135,9 @@ class InstallationService:
         async with self._database.transaction() as tx:
             found = await self._store.found(tx)
             stored = await self._store.newest_keyset(tx)
-        if found is not None and found != installation:
+        if found is not None and found.installation != installation:
             raise ConflictError(
-                f"the database holds installation {found}, not {installation}",
+                f"the database holds installation {found.installation}, not {installation}",
                 hint="name the right installation, or another database",
             )
         if stored is not None and not paths.root_key.exists():

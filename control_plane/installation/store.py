@@ -9,7 +9,7 @@ from control_plane.database.ports import Transaction
 from control_plane.database.tables import installation as installations
 from control_plane.database.tables import keys, keysets, role_bindings, tenants
 from control_plane.database.unit_of_work import connection_of
-from control_plane.installation.ports import SigningKey, StoredKeyset
+from control_plane.installation.ports import FoundInstallation, SigningKey, StoredKeyset
 from shared.errors import ConflictError
 from shared.ids import InstallationId, TenantId
 
@@ -17,10 +17,13 @@ from shared.ids import InstallationId, TenantId
 class PostgresInstallationStore:
     """Implements `InstallationStore`."""
 
-    async def found(self, tx: Transaction) -> InstallationId | None:
+    async def found(self, tx: Transaction) -> FoundInstallation | None:
         """See `InstallationStore.found`."""
-        name = await connection_of(tx).scalar(select(installations.c.installation))
-        return None if name is None else InstallationId(name)
+        query = select(installations.c.installation, installations.c.epoch)
+        row = (await connection_of(tx).execute(query)).first()
+        if row is None:
+            return None
+        return FoundInstallation(installation=InstallationId(row.installation), epoch=row.epoch)
 
     async def create(self, tx: Transaction, installation: InstallationId, tenant_id: TenantId) -> None:
         """See `InstallationStore.create`."""

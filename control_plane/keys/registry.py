@@ -3,15 +3,15 @@
 Relays and reads keysets; makes none. The root public key comes from the data folder, never from the database.
 """
 
-from datetime import timedelta
+from datetime import datetime, timedelta
 from typing import Final
 
 from control_plane.database.ports import Database
 from control_plane.installation.ports import InstallationStore
 from shared.clock import Clock
 from shared.errors import UnavailableError
-from shared.ids import InstallationId
-from shared.keyset import Keyset, verify_keyset
+from shared.ids import InstallationId, KeyId
+from shared.keyset import KeyPurpose, Keyset, verify_keyset
 from shared.signatures import PublicKey
 
 KEYSET_LIFE: Final = timedelta(seconds=1)
@@ -72,3 +72,11 @@ class KeysetRegistry:
             self._envelope = stored.envelope
         self._until = self._clock.monotonic() + KEYSET_LIFE.total_seconds()
         return self._keyset
+
+    async def publishers(self, at: datetime) -> dict[KeyId, PublicKey]:
+        """Return the keys that may sign templates at this time.
+
+        Raises:
+            DatabaseUnavailableError, UnavailableError, VerificationError: As `newest`.
+        """
+        return (await self.current()).keys_for(KeyPurpose.PUBLISHER, at)

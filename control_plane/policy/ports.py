@@ -24,6 +24,13 @@ class PolicyEngine(Protocol):
         """
 
 
+class PolicyObserver(Protocol):
+    """Counts denials; cheap and never raises."""
+
+    def policy_denied(self, question: str, reason: str) -> None:
+        """Policy said no."""
+
+
 class DecisionLog(Protocol):
     """Keeps decisions."""
 

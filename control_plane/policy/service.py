@@ -6,7 +6,7 @@ from functools import lru_cache
 from typing import Any, Final
 
 from control_plane.policy.domain import Decision, PolicyInput, Question
-from control_plane.policy.ports import PolicyEngine
+from control_plane.policy.ports import PolicyEngine, PolicyObserver
 from shared.canonical import canonical_json
 from shared.clock import Clock, Random
 from shared.digests import Digest
@@ -36,9 +36,18 @@ class _Answer:
 class PolicyService:
     """Implements `Policy`."""
 
-    def __init__(self, *, engine: PolicyEngine, policy_digest: Digest, clock: Clock, random: Random) -> None:
+    def __init__(
+        self,
+        *,
+        engine: PolicyEngine,
+        policy_digest: Digest,
+        observer: PolicyObserver,
+        clock: Clock,
+        random: Random,
+    ) -> None:
         self._engine = engine
         self._digest = policy_digest
+        self._observer = observer
         self._clock = clock
         self._random = random
         self._answer = lru_cache(maxsize=MAX_CACHED_ANSWERS)(self._evaluate)
@@ -51,6 +60,8 @@ class PolicyService:
     def decide(self, question: Question, asked: PolicyInput) -> Decision:
         """Return the answer; an engine that fails, or leaves it undefined, means denied, never an error."""
         answer = self._answer(question, asked)
+        if not answer.allowed:
+            self._observer.policy_denied(question, answer.reason)
         return Decision(
             decision_id=new_id(DECISION, self._clock, self._random),
             tenant_id=asked.subject.tenant_id,

@@ -44,6 +44,13 @@ class Guard(grpc.aio.ServerInterceptor):
         self._gatekeeper = gatekeeper
         self._observer = observer
         self._wrapped: dict[str, tuple[Handler, Handler]] = {}
+        self._active = 0
+        self._idle = asyncio.Event()
+        self._idle.set()
+
+    async def idle(self) -> None:
+        """Return when no RPC with a single answer is under way. Streams, which have no end, do not count."""
+        await self._idle.wait()
 
     async def intercept_service(  # type: ignore[override]  # the stubs are generic per call
         self, continuation: Continuation, handler_call_details: grpc.HandlerCallDetails
@@ -77,6 +84,7 @@ class Guard(grpc.aio.ServerInterceptor):
     def _unary(self, method: str, inner: Callable[[Any, Context], Awaitable[Any]]) -> Any:
         async def unary(request: Any, context: Context) -> Any:
             call = _Call(method, context, self._observer)
+            self._enter()
             try:
                 admission = await self._gatekeeper.admit(method, _identity(context))
                 set_caller(admission.caller)
@@ -86,9 +94,19 @@ class Guard(grpc.aio.ServerInterceptor):
                 await call.fail(error)
                 raise
             finally:
+                self._leave()
                 call.end()
 
         return unary
+
+    def _enter(self) -> None:
+        self._active += 1
+        self._idle.clear()
+
+    def _leave(self) -> None:
+        self._active -= 1
+        if not self._active:
+            self._idle.set()
 
     def _streaming(self, method: str, inner: Callable[[Any, Context], AsyncIterator[Any]]) -> Any:
         async def streaming(request: Any, context: Context) -> AsyncIterator[Any]:

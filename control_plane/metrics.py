@@ -1,0 +1,119 @@
+"""What the control plane counts, in Prometheus' form. Every method is cheap and never raises."""
+
+from collections.abc import Callable
+from typing import Final
+
+from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram
+
+from control_plane.dispatch.service import DispatchStats
+from control_plane.executions.lifecycle import Execution
+from control_plane.nodes.domain import NodeState
+from shared.ids import NodeId
+
+LATENCY_BUCKETS: Final = (
+    0.0005, 0.001, 0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 60.0, 600.0,
+)  # fmt: skip
+"""Seconds: from a warm no-op to the longest run."""
+
+STAGES: Final = ("accept", "claim", "sign", "node", "finish")
+"""Of the way of one execution, in order."""
+
+
+class ControlMetrics:
+    """Implements dispatch's `Observer`, `RpcObserver`, and counts executions and denials."""
+
+    def __init__(self, registry: CollectorRegistry) -> None:
+        self._executions = Counter("af_executions", "Executions that ended.", ["outcome"], registry=registry)
+        self._end_to_end = Histogram(
+            "af_execution_seconds",
+            "From acceptance to the end of an execution.",
+            registry=registry,
+            buckets=LATENCY_BUCKETS,
+        )
+        stages = Histogram(
+            "af_stage_seconds",
+            "One stage of the way of an execution.",
+            ["stage"],
+            registry=registry,
+            buckets=LATENCY_BUCKETS,
+        )
+        self._stages = {stage: stages.labels(stage) for stage in STAGES}
+        self._queue_depth = Gauge("af_queue_depth", "Executions that wait for a node.", registry=registry)
+        self._signature_failures = Counter(
+            "af_signature_failures", "Signatures that did not verify.", ["kind"], registry=registry
+        )
+        self._policy_denials = Counter(
+            "af_policy_denials", "Decisions that said no.", ["question", "reason"], registry=registry
+        )
+        self._lease_expiries = Counter("af_lease_expiries", "Leases that ran out.", registry=registry)
+        self._sessions_opened = Counter("af_sessions_opened", "Sessions that began.", registry=registry)
+        self._sessions_closed = Counter("af_sessions_closed", "Sessions that ended.", registry=registry)
+        self._node_states = Counter(
+            "af_node_state_changes", "Nodes drained, quarantined or evicted.", ["state"], registry=registry
+        )
+        self._rpcs = Histogram(
+            "af_rpc_seconds",
+            "RPCs by method and status; a stream counts its whole life.",
+            ["method", "code"],
+            registry=registry,
+            buckets=LATENCY_BUCKETS,
+        )
+        self._rpc_cells: dict[tuple[str, str], Histogram] = {}
+        self._registry = registry
+
+    def watch_dispatch(self, stats: Callable[[], DispatchStats]) -> None:
+        """Read sessions and slots from dispatch whenever somebody asks for the metrics."""
+        for name, text, read in (
+            ("af_sessions", "Live sessions of this replica.", lambda now: now.sessions),
+            ("af_slots", "Slots of the nodes of this replica.", lambda now: now.slots),
+            ("af_slots_held", "Slots that hold an attempt.", lambda now: now.held_slots),
+        ):
+            gauge = Gauge(name, text, registry=self._registry)
+            gauge.set_function(lambda read=read: float(read(stats())))  # type: ignore[misc]  # bound early
+
+    def queue_depth(self, count: int) -> None:
+        """So many executions wait for a node, in all replicas."""
+        self._queue_depth.set(count)
+
+    def ended(self, execution: Execution) -> None:
+        """An execution has ended; the change is committed."""
+        self._executions.labels(str(execution.state)).inc()
+        if execution.ended_at is not None:
+            self._end_to_end.observe((execution.ended_at - execution.created_at).total_seconds())
+
+    def policy_denied(self, question: str, reason: str) -> None:
+        """Policy said no."""
+        self._policy_denials.labels(question, reason).inc()
+
+    def rpc(self, method: str, code: str, seconds: float) -> None:
+        """See `RpcObserver.rpc`."""
+        cell = self._rpc_cells.get((method, code))
+        if cell is None:
+            cell = self._rpc_cells[(method, code)] = self._rpcs.labels(method.rpartition(".")[2], code)
+        cell.observe(seconds)
+
+    def stage(self, name: str, seconds: float) -> None:
+        """See `Observer.stage`."""
+        cell = self._stages.get(name)
+        if cell is not None:
+            cell.observe(seconds)
+
+    def signature_failure(self, kind: str) -> None:
+        """See `Observer.signature_failure`."""
+        self._signature_failures.labels(kind).inc()
+
+    def lease_expired(self, count: int) -> None:
+        """See `Observer.lease_expired`."""
+        self._lease_expiries.inc(count)
+
+    def session_opened(self, node_id: NodeId) -> None:  # noqa: ARG002 - a label per node has no bound
+        """See `Observer.session_opened`."""
+        self._sessions_opened.inc()
+
+    def session_closed(self, node_id: NodeId) -> None:  # noqa: ARG002
+        """See `Observer.session_closed`."""
+        self._sessions_closed.inc()
+
+    def node_state(self, node_id: NodeId, state: NodeState) -> None:  # noqa: ARG002
+        """See `Observer.node_state`."""
+        self._node_states.labels(str(state)).inc()

@@ -1,0 +1,37 @@
+"""Two questions to Postgres for health and metrics: is it there, and how much waits. Changes nothing."""
+
+from typing import Final
+
+from sqlalchemy import func, literal, select
+
+from control_plane.database.tables import executions
+from control_plane.database.unit_of_work import PostgresDatabase
+
+MAX_COUNTED: Final = 100_000
+"""A longer queue is reported as this: counting it must not become a load of its own."""
+
+
+class QueueGauge:
+    """Asked every few seconds."""
+
+    def __init__(self, database: PostgresDatabase) -> None:
+        self._database = database
+
+    async def ping(self) -> None:
+        """Return when Postgres answers.
+
+        Raises:
+            DatabaseUnavailableError: It does not.
+        """
+        async with self._database.reading() as connection:
+            await connection.execute(select(literal(1)))
+
+    async def depth(self) -> int:
+        """Return how many executions wait for a node, at most 100,000.
+
+        Raises:
+            DatabaseUnavailableError: Postgres does not answer.
+        """
+        waiting = select(literal(1)).where(executions.c.state == "pending").limit(MAX_COUNTED).subquery()
+        async with self._database.reading() as connection:
+            return int(await connection.scalar(select(func.count()).select_from(waiting)) or 0)

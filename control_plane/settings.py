@@ -1,0 +1,51 @@
+"""Settings of the control plane: AF_CONTROL_… over table [control] of agentfactory.toml. The only reader."""
+
+from datetime import timedelta
+from pathlib import Path
+from typing import ClassVar, Literal
+
+from pydantic import Field, SecretStr
+
+from shared.logs import LogStyle
+from shared.settings import Plane, PlaneSettings, default_data_dir
+
+_SECOND = timedelta(seconds=1)
+
+
+class ControlSettings(PlaneSettings):
+    """What one replica may be told."""
+
+    plane: ClassVar[Plane] = Plane.CONTROL
+
+    data_dir: Path = Field(default_factory=default_data_dir, description="Keys, certificates, keyset.")
+    database_url: SecretStr = Field(
+        description="postgresql://user:password@host:5432/database, as the service's role."
+    )
+    database_connections: int = Field(default=16, ge=4, le=256)
+    database_wait: timedelta = Field(default=2 * _SECOND, gt=timedelta(0), le=60 * _SECOND)
+
+    host: str = Field(default="127.0.0.1", min_length=1, description="Address that gRPC listens on.")
+    port: int = Field(default=7443, ge=0, le=65535, description="gRPC with client certificates; 0: any.")
+    enroll_port: int = Field(default=7445, ge=0, le=65535, description="gRPC without them: enrollment.")
+    admin_host: str = Field(default="127.0.0.1", min_length=1)
+    admin_port: int = Field(default=7444, ge=0, le=65535, description="/metrics /healthz /readyz")
+    server_names: tuple[str, ...] = Field(
+        default=("localhost", "127.0.0.1", "::1"), description="Names in the server's certificate."
+    )
+
+    replica_id: str = Field(default="", max_length=64, description="Empty: a random one per start.")
+    zone: str = Field(default="", max_length=63)
+    heartbeat_every: timedelta = Field(default=_SECOND, ge=timedelta(milliseconds=100), le=10 * _SECOND)
+    lease: timedelta = Field(default=4 * _SECOND, ge=timedelta(milliseconds=300), le=120 * _SECOND)
+    order_life: timedelta = Field(default=60 * _SECOND, gt=timedelta(0), le=60 * _SECOND)
+    max_session_age: timedelta = Field(default=timedelta(minutes=10), ge=_SECOND, le=timedelta(hours=12))
+    default_run_deadline: timedelta = Field(
+        default=timedelta(minutes=10), gt=timedelta(0), le=timedelta(hours=24)
+    )
+    stop_grace: timedelta = Field(
+        default=10 * _SECOND, ge=timedelta(0), le=timedelta(minutes=5), description="For RPCs in flight."
+    )
+
+    log_level: Literal["debug", "info", "warning", "error"] = "info"
+    log_style: LogStyle = LogStyle.JSON
+    otlp_endpoint: str | None = Field(default=None, description="Traces go there; unset: nowhere.")

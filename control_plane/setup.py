@@ -1,0 +1,77 @@
+"""Composition root of the one-shot commands: makes an installation, trusts a publisher. Serves nothing.
+
+The command line calls these two; the running control plane is `main.py`.
+"""
+
+from collections.abc import AsyncIterator, Sequence
+from contextlib import asynccontextmanager
+
+from control_plane.audit.store import PostgresAuditStore
+from control_plane.database.engine import PoolBounds, create_engine
+from control_plane.database.migrate import upgrade
+from control_plane.database.unit_of_work import PostgresDatabase
+from control_plane.installation.domain import Initialized, InitRequest
+from control_plane.installation.service import InstallationService
+from control_plane.installation.store import PostgresInstallationStore
+from shared.clock import Clock, SystemClock, SystemRandom
+from shared.paths import InstallationPaths
+from shared.signatures import PublicKey
+
+
+async def initialize(request: InitRequest, *, clock: Clock | None = None) -> Initialized:
+    """Migrate the database and make what is missing of the installation. Idempotent.
+
+    Raises:
+        ConflictError: Data folder and database belong to different installations.
+        KeyFileModeError: A key file may be read by others.
+        DatabaseUnavailableError: Postgres is away or refuses the login.
+        SettingsError: The database url is none.
+    """
+    await upgrade(request.owner_database_url)
+    async with _service(request.owner_database_url, clock) as service:
+        return await service.initialize(request)
+
+
+async def add_publisher(
+    *,
+    paths: InstallationPaths,
+    owner_database_url: str,
+    publisher: PublicKey,
+    clock: Clock | None = None,
+) -> int:
+    """Trust a publisher's key: signs the next keyset with the root key. Returns the keyset's version.
+
+    Running control planes notice within seconds. Idempotent.
+
+    Raises:
+        NotFoundError: There is no installation, or the root key is kept elsewhere.
+        InvalidInputError: The key is not RSA.
+        ConflictError: Somebody else made a keyset meanwhile: repeat.
+        DatabaseUnavailableError: Postgres is away or refuses the login.
+    """
+    async with _service(owner_database_url, clock) as service:
+        return await service.add_publisher(paths, publisher)
+
+
+@asynccontextmanager
+async def _service(owner_database_url: str, clock: Clock | None) -> AsyncIterator[InstallationService]:
+    engine = create_engine(
+        owner_database_url, application="agentfactory-setup", bounds=PoolBounds(connections=2)
+    )
+    database = PostgresDatabase(engine, notifier=_NobodyListens())
+    try:
+        yield InstallationService(
+            database=database,
+            store=PostgresInstallationStore(),
+            audit=PostgresAuditStore(database),
+            clock=clock or SystemClock(),
+            random=SystemRandom(),
+        )
+    finally:
+        await database.close()
+
+
+class _NobodyListens:
+    """A `Notifier` for a process that ends at once: the others poll."""
+
+    def notify(self, channel: str, payloads: Sequence[str] = ()) -> None: ...
