@@ -4,7 +4,7 @@ from datetime import timedelta
 
 import pytest
 
-from data_plane.sandbox.domain import LimitName, Outcome
+from data_plane.sandbox.domain import LimitName, Outcome, Preopen
 from tests.integration.sandbox.conftest import wat
 
 MIB = 1024 * 1024
@@ -100,8 +100,6 @@ async def test_output_of_exactly_the_limit_is_allowed(run):
 
 
 async def test_open_file_limit_is_named_when_the_guest_fails_by_it(run, tmp_path):
-    from data_plane.sandbox.domain import Preopen
-
     result = await run(
         "open-files", "/d", open_files=8, preopens=(Preopen(host_path=str(tmp_path), guest_path="/d"),)
     )

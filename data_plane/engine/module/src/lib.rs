@@ -49,7 +49,12 @@ impl std::error::Error for InvalidModule {}
 
 /// A reason is one line, whatever the parser's own messages look like.
 fn invalid(text: impl AsRef<str>) -> InvalidModule {
-    InvalidModule(text.as_ref().split_whitespace().collect::<Vec<_>>().join(" "))
+    InvalidModule(
+        text.as_ref()
+            .split_whitespace()
+            .collect::<Vec<_>>()
+            .join(" "),
+    )
 }
 
 /// One import: its module, its name, and its type as text (`func (i32, i32) -> (i32)`).
@@ -95,15 +100,24 @@ pub struct ModuleInfo {
 /// The bytes pass `max_bytes`, or are not a valid core module; the message says what and at which offset.
 pub fn inspect(bytes: &[u8], max_bytes: usize) -> Result<ModuleInfo, InvalidModule> {
     if bytes.len() > max_bytes {
-        return Err(invalid(format!("module has {} bytes, the bound is {max_bytes}", bytes.len())));
+        return Err(invalid(format!(
+            "module has {} bytes, the bound is {max_bytes}",
+            bytes.len()
+        )));
     }
     let mut validator = Validator::new_with_features(features());
-    validator.validate_all(bytes).map_err(|error| invalid(error.to_string()))?;
-    let mut info = ModuleInfo { module_bytes: bytes.len(), ..ModuleInfo::default() };
+    validator
+        .validate_all(bytes)
+        .map_err(|error| invalid(error.to_string()))?;
+    let mut info = ModuleInfo {
+        module_bytes: bytes.len(),
+        ..ModuleInfo::default()
+    };
     let mut signatures = Signatures::default();
     for payload in Parser::new(0).parse_all(bytes) {
         let payload = payload.map_err(|error| invalid(error.to_string()))?;
-        read_payload(&mut info, &mut signatures, payload).map_err(|error| invalid(error.to_string()))?;
+        read_payload(&mut info, &mut signatures, payload)
+            .map_err(|error| invalid(error.to_string()))?;
     }
     Ok(info)
 }
@@ -116,7 +130,10 @@ pub fn inspect(bytes: &[u8], max_bytes: usize) -> Result<ModuleInfo, InvalidModu
 pub fn check(bytes: &[u8], max_bytes: usize) -> Result<ModuleInfo, InvalidModule> {
     let info = inspect(bytes, max_bytes)?;
     if info.imports.len() > MAX_IMPORTS {
-        return Err(invalid(format!("module has {} imports, the bound is {MAX_IMPORTS}", info.imports.len())));
+        return Err(invalid(format!(
+            "module has {} imports, the bound is {MAX_IMPORTS}",
+            info.imports.len()
+        )));
     }
     for import in &info.imports {
         if !ALLOWED_IMPORT_MODULES.contains(&import.module.as_str()) {
@@ -143,10 +160,13 @@ pub fn check(bytes: &[u8], max_bytes: usize) -> Result<ModuleInfo, InvalidModule
 
 fn require_export(info: &ModuleInfo, name: &str, kind: &str) -> Result<(), InvalidModule> {
     match info.exports.iter().find(|export| export.name == name) {
-        None => Err(invalid(format!("export {name} is missing; an agent is a WASI command that exports it"))),
-        Some(export) if export.kind != kind => {
-            Err(invalid(format!("export {name} is a {}, not a {kind}", export.kind)))
-        }
+        None => Err(invalid(format!(
+            "export {name} is missing; an agent is a WASI command that exports it"
+        ))),
+        Some(export) if export.kind != kind => Err(invalid(format!(
+            "export {name} is a {}, not a {kind}",
+            export.kind
+        ))),
         Some(_) => Ok(()),
     }
 }
@@ -154,7 +174,11 @@ fn require_export(info: &ModuleInfo, name: &str, kind: &str) -> Result<(), Inval
 /// Names come from the module: cut them, so that a message stays a line.
 fn short(name: &str) -> String {
     const MAX_NAME_CHARS: usize = 64;
-    let mut text: String = name.chars().take(MAX_NAME_CHARS).flat_map(char::escape_debug).collect();
+    let mut text: String = name
+        .chars()
+        .take(MAX_NAME_CHARS)
+        .flat_map(char::escape_debug)
+        .collect();
     if name.chars().nth(MAX_NAME_CHARS).is_some() {
         text.push('…');
     }
@@ -170,11 +194,16 @@ struct Signatures {
 
 impl Signatures {
     fn of_type(&self, index: u32) -> String {
-        self.types.get(index as usize).cloned().unwrap_or_else(|| "func".to_owned())
+        self.types
+            .get(index as usize)
+            .cloned()
+            .unwrap_or_else(|| "func".to_owned())
     }
 
     fn of_function(&self, index: u32) -> String {
-        self.functions.get(index as usize).map_or_else(|| "func".to_owned(), |kind| self.of_type(*kind))
+        self.functions
+            .get(index as usize)
+            .map_or_else(|| "func".to_owned(), |kind| self.of_type(*kind))
     }
 }
 
@@ -189,7 +218,11 @@ fn read_payload(
                 for sub_type in group?.types() {
                     known.types.push(match &sub_type.composite_type.inner {
                         CompositeInnerType::Func(function) => {
-                            format!("func ({}) -> ({})", list(function.params()), list(function.results()))
+                            format!(
+                                "func ({}) -> ({})",
+                                list(function.params()),
+                                list(function.results())
+                            )
                         }
                         _ => "type".to_owned(),
                     });
@@ -213,7 +246,11 @@ fn read_payload(
                     TypeRef::Global(_) => "global".to_owned(),
                     TypeRef::Tag(_) => "tag".to_owned(),
                 };
-                info.imports.push(Import { module: import.module.to_owned(), name: import.name.to_owned(), kind });
+                info.imports.push(Import {
+                    module: import.module.to_owned(),
+                    name: import.name.to_owned(),
+                    kind,
+                });
             }
         }
         Payload::FunctionSection(reader) => {
@@ -239,11 +276,16 @@ fn read_payload(
                     ExternalKind::Global => "global".to_owned(),
                     ExternalKind::Tag => "tag".to_owned(),
                 };
-                info.exports.push(Export { name: export.name.to_owned(), kind });
+                info.exports.push(Export {
+                    name: export.name.to_owned(),
+                    kind,
+                });
             }
         }
         Payload::CodeSectionStart { size, .. } => info.code_bytes = size as usize,
-        Payload::DataSection(reader) => info.data_bytes = (reader.range().end - reader.range().start) as usize,
+        Payload::DataSection(reader) => {
+            info.data_bytes = (reader.range().end - reader.range().start) as usize
+        }
         _ => {}
     }
     Ok(())
@@ -258,5 +300,9 @@ fn memory_of(memory: &wasmparser::MemoryType) -> Memory {
 }
 
 fn list(types: &[ValType]) -> String {
-    types.iter().map(ToString::to_string).collect::<Vec<_>>().join(", ")
+    types
+        .iter()
+        .map(ToString::to_string)
+        .collect::<Vec<_>>()
+        .join(", ")
 }

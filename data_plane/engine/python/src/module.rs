@@ -62,9 +62,18 @@ impl From<core::ModuleInfo> for ModuleInfo {
             code_bytes: info.code_bytes,
             data_bytes: info.data_bytes,
             imports: imports
-                .map(|import| ModuleImport { module: import.module, name: import.name, kind: import.kind })
+                .map(|import| ModuleImport {
+                    module: import.module,
+                    name: import.name,
+                    kind: import.kind,
+                })
                 .collect(),
-            exports: exports.map(|export| ModuleExport { name: export.name, kind: export.kind }).collect(),
+            exports: exports
+                .map(|export| ModuleExport {
+                    name: export.name,
+                    kind: export.kind,
+                })
+                .collect(),
             memories: memories
                 .map(|memory| ModuleMemory {
                     minimum_bytes: memory.minimum_bytes,
@@ -87,18 +96,27 @@ fn refused(error: core::InvalidModule) -> PyErr {
 #[pyfunction]
 #[pyo3(signature = (module, *, max_bytes = core::MAX_MODULE_BYTES))]
 fn inspect_module(python: Python<'_>, module: &[u8], max_bytes: usize) -> PyResult<ModuleInfo> {
-    python.detach(|| core::inspect(module, max_bytes)).map(ModuleInfo::from).map_err(refused)
+    python
+        .detach(|| core::inspect(module, max_bytes))
+        .map(ModuleInfo::from)
+        .map_err(refused)
 }
 
 /// Validate the bytes as an agent and describe them.
 #[pyfunction]
 #[pyo3(signature = (module, *, max_bytes = core::MAX_MODULE_BYTES))]
 fn validate_module(python: Python<'_>, module: &[u8], max_bytes: usize) -> PyResult<ModuleInfo> {
-    python.detach(|| core::check(module, max_bytes)).map(ModuleInfo::from).map_err(refused)
+    python
+        .detach(|| core::check(module, max_bytes))
+        .map(ModuleInfo::from)
+        .map_err(refused)
 }
 
 pub fn add_to(python: Python<'_>, this: &Bound<'_, PyModule>) -> PyResult<()> {
-    this.add("InvalidModuleError", python.get_type::<InvalidModuleError>())?;
+    this.add(
+        "InvalidModuleError",
+        python.get_type::<InvalidModuleError>(),
+    )?;
     this.add_class::<ModuleImport>()?;
     this.add_class::<ModuleExport>()?;
     this.add_class::<ModuleMemory>()?;

@@ -41,7 +41,9 @@ impl Policy {
     fn new(python: Python<'_>, source: &str, data_json: &str, timeout_ms: u64) -> PyResult<Self> {
         within("source", source, MAX_SOURCE_BYTES)?;
         within("data", data_json, MAX_DATA_BYTES)?;
-        python.detach(|| prepare(source, data_json, timeout_ms)).map(|prepared| Self { prepared })
+        python
+            .detach(|| prepare(source, data_json, timeout_ms))
+            .map(|prepared| Self { prepared })
     }
 
     /// Evaluate `rule` (`data.<package>.<rule>`) over `input_json` and return its value as JSON.
@@ -50,9 +52,16 @@ impl Policy {
         within("input", input_json, MAX_INPUT_BYTES)?;
         python.detach(|| {
             let mut engine = self.prepared.clone();
-            engine.set_input(Value::from_json_str(input_json).map_err(|error| refused("input", &error))?);
-            match engine.eval_rule(rule.to_owned()).map_err(|error| refused(rule, &error))? {
-                Value::Undefined => Err(PolicyError::new_err(format!("{rule} is undefined for this input"))),
+            engine.set_input(
+                Value::from_json_str(input_json).map_err(|error| refused("input", &error))?,
+            );
+            match engine
+                .eval_rule(rule.to_owned())
+                .map_err(|error| refused(rule, &error))?
+            {
+                Value::Undefined => Err(PolicyError::new_err(format!(
+                    "{rule} is undefined for this input"
+                ))),
                 value => value.to_json_str().map_err(|error| refused(rule, &error)),
             }
         })
@@ -71,9 +80,13 @@ fn prepare(source: &str, data_json: &str, timeout_ms: u64) -> PyResult<Engine> {
         .add_policy("policy.rego".to_owned(), source.to_owned())
         .map_err(|error| refused("policy", &error))?;
     let data = Value::from_json_str(data_json).map_err(|error| refused("data", &error))?;
-    engine.add_data(data).map_err(|error| refused("data", &error))?;
+    engine
+        .add_data(data)
+        .map_err(|error| refused("data", &error))?;
     // Any query makes the engine resolve and schedule the whole policy, once instead of at each evaluation.
-    engine.eval_query("true".to_owned(), false).map_err(|error| refused("policy", &error))?;
+    engine
+        .eval_query("true".to_owned(), false)
+        .map_err(|error| refused("policy", &error))?;
     Ok(engine)
 }
 
@@ -81,7 +94,10 @@ fn within(what: &str, text: &str, bound: usize) -> PyResult<()> {
     if text.len() <= bound {
         return Ok(());
     }
-    Err(PolicyError::new_err(format!("{what} has {} bytes, the bound is {bound}", text.len())))
+    Err(PolicyError::new_err(format!(
+        "{what} has {} bytes, the bound is {bound}",
+        text.len()
+    )))
 }
 
 fn refused(what: &str, error: &impl std::fmt::Display) -> PyErr {

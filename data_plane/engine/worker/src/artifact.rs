@@ -39,11 +39,18 @@ pub enum ArtifactError {
 /// The bytes that go before `payload_bytes` bytes of serialized module.
 #[must_use]
 pub fn header(engine: &EngineInfo, payload_bytes: usize) -> Vec<u8> {
-    let header = Header { engine: engine.clone(), payload_bytes: payload_bytes as u64 };
+    let header = Header {
+        engine: engine.clone(),
+        payload_bytes: payload_bytes as u64,
+    };
     let json = serde_json::to_vec(&header).expect("plain strings and numbers serialize");
     let mut bytes = Vec::with_capacity(PREFIX_BYTES + json.len() + PAYLOAD_ALIGNMENT);
     bytes.extend_from_slice(MAGIC);
-    bytes.extend_from_slice(&u32::try_from(json.len()).expect("a short header").to_le_bytes());
+    bytes.extend_from_slice(
+        &u32::try_from(json.len())
+            .expect("a short header")
+            .to_le_bytes(),
+    );
     bytes.extend_from_slice(&json);
     bytes.resize(bytes.len().next_multiple_of(PAYLOAD_ALIGNMENT), 0);
     bytes
@@ -57,7 +64,8 @@ pub fn open(descriptor: OwnedFd, engine: &EngineInfo) -> Result<Bytes, ArtifactE
     let file = std::fs::File::from(descriptor);
     // SAFETY: the parent hands over a file that it authenticated and that nobody writes any more; it is mapped
     // privately and read-only.
-    let map = unsafe { Mmap::map(&file) }.map_err(|error| ArtifactError::Invalid(format!("not a file: {error}")))?;
+    let map = unsafe { Mmap::map(&file) }
+        .map_err(|error| ArtifactError::Invalid(format!("not a file: {error}")))?;
     let bytes = Bytes::from_owner(map);
     let start = payload_start(&bytes, engine)?;
     Ok(bytes.slice(start..))
@@ -65,17 +73,23 @@ pub fn open(descriptor: OwnedFd, engine: &EngineInfo) -> Result<Bytes, ArtifactE
 
 fn payload_start(bytes: &[u8], engine: &EngineInfo) -> Result<usize, ArtifactError> {
     let invalid = |text: &str| ArtifactError::Invalid(text.to_owned());
-    let prefix = bytes.get(..PREFIX_BYTES).ok_or_else(|| invalid("shorter than an artifact's header"))?;
+    let prefix = bytes
+        .get(..PREFIX_BYTES)
+        .ok_or_else(|| invalid("shorter than an artifact's header"))?;
     if &prefix[..MAGIC.len()] != MAGIC {
         return Err(invalid("does not begin as an artifact does"));
     }
     let size = u32::from_le_bytes(prefix[MAGIC.len()..].try_into().expect("four bytes")) as usize;
     if size > MAX_HEADER_BYTES {
-        return Err(ArtifactError::Invalid(format!("header of {size} bytes, the bound is {MAX_HEADER_BYTES}")));
+        return Err(ArtifactError::Invalid(format!(
+            "header of {size} bytes, the bound is {MAX_HEADER_BYTES}"
+        )));
     }
-    let json = bytes.get(PREFIX_BYTES..PREFIX_BYTES + size).ok_or_else(|| invalid("ends inside its header"))?;
-    let header: Header =
-        serde_json::from_slice(json).map_err(|error| ArtifactError::Invalid(format!("header: {error}")))?;
+    let json = bytes
+        .get(PREFIX_BYTES..PREFIX_BYTES + size)
+        .ok_or_else(|| invalid("ends inside its header"))?;
+    let header: Header = serde_json::from_slice(json)
+        .map_err(|error| ArtifactError::Invalid(format!("header: {error}")))?;
     if let Some(difference) = difference(&header.engine, engine) {
         return Err(ArtifactError::OtherEngine(difference));
     }
@@ -92,12 +106,18 @@ pub fn difference(theirs: &EngineInfo, ours: &EngineInfo) -> Option<String> {
     [
         ("engine", &theirs.name, &ours.name),
         ("engine version", &theirs.version, &ours.version),
-        ("engine configuration", &theirs.config_digest, &ours.config_digest),
+        (
+            "engine configuration",
+            &theirs.config_digest,
+            &ours.config_digest,
+        ),
         ("cpu features", &theirs.cpu_features, &ours.cpu_features),
     ]
     .into_iter()
     .find(|(_, theirs, ours)| theirs != ours)
-    .map(|(what, theirs, ours)| format!("{what} is {theirs:?}, not {ours:?}; compile the module anew"))
+    .map(|(what, theirs, ours)| {
+        format!("{what} is {theirs:?}, not {ours:?}; compile the module anew")
+    })
 }
 
 #[cfg(test)]
@@ -118,7 +138,10 @@ mod tests {
     fn the_payload_is_found_and_aligned() {
         let bytes = artifact();
         let start = payload_start(&bytes, &engine()).expect("own artifact");
-        assert_eq!((&bytes[start..], start % PAYLOAD_ALIGNMENT), (b"abc".as_slice(), 0));
+        assert_eq!(
+            (&bytes[start..], start % PAYLOAD_ALIGNMENT),
+            (b"abc".as_slice(), 0)
+        );
     }
 
     #[test]
@@ -141,13 +164,20 @@ mod tests {
     fn no_cut_and_no_changed_header_byte_is_taken() {
         let bytes = artifact();
         for size in 0..bytes.len() {
-            assert!(payload_start(&bytes[..size], &engine()).is_err(), "cut at {size}");
+            assert!(
+                payload_start(&bytes[..size], &engine()).is_err(),
+                "cut at {size}"
+            );
         }
-        let header_end = PREFIX_BYTES + u32::from_le_bytes(bytes[8..12].try_into().unwrap()) as usize;
+        let header_end =
+            PREFIX_BYTES + u32::from_le_bytes(bytes[8..12].try_into().unwrap()) as usize;
         for at in 0..header_end {
             let mut changed = bytes.clone();
             changed[at] ^= 1;
-            assert!(payload_start(&changed, &engine()).is_err(), "byte {at} changed");
+            assert!(
+                payload_start(&changed, &engine()).is_err(),
+                "byte {at} changed"
+            );
         }
     }
 }

@@ -71,7 +71,10 @@ pub fn run(path: &str, runs: usize) -> Result<(), String> {
         spawn_to_ready_us_max: percentile(&mut spawns, 100),
         idle_resident_bytes: parent.resident_bytes()?,
     };
-    println!("{}", serde_json::to_string(&report).expect("plain numbers serialize"));
+    println!(
+        "{}",
+        serde_json::to_string(&report).expect("plain numbers serialize")
+    );
     Ok(())
 }
 
@@ -87,10 +90,12 @@ fn engine_only(path: &str, runs: usize) -> Result<Vec<f64>, String> {
     let shared = Arc::new(Shared::new(Output::new(ours)).map_err(|error| error.to_string())?);
     let input = Input::new(FrameReader::new(reading));
     let file = OwnedFd::from(File::open(path).map_err(|error| format!("{path}: {error}"))?);
-    let payload = artifact::open(file, &engine::info()).map_err(|error| format!("{path}: {error:?}"))?;
+    let payload =
+        artifact::open(file, &engine::info()).map_err(|error| format!("{path}: {error:?}"))?;
     let headless = engine::headless(&shared.budget);
     // SAFETY: whoever runs the bench names an artifact that the same binary has just compiled.
-    let module = unsafe { Module::deserialize(&headless, payload) }.map_err(|error| error.to_string())?;
+    let module =
+        unsafe { Module::deserialize(&headless, payload) }.map_err(|error| error.to_string())?;
     let guest = Guest::new(headless, module)?;
     let batch = runs / BATCHES;
     let mut costs = Vec::new();
@@ -99,7 +104,10 @@ fn engine_only(path: &str, runs: usize) -> Result<Vec<f64>, String> {
         for _ in 0..batch {
             one(&guest, &input, &shared)?;
         }
-        costs.push((thread_cpu() - started).as_secs_f64() * 1e6 / f64::from(u32::try_from(batch).unwrap_or(u32::MAX)));
+        costs.push(
+            (thread_cpu() - started).as_secs_f64() * 1e6
+                / f64::from(u32::try_from(batch).unwrap_or(u32::MAX)),
+        );
     }
     Ok(costs)
 }
@@ -114,11 +122,18 @@ fn one(guest: &Guest, input: &Input, shared: &Arc<Shared>) -> Result<(), String>
         clock: ClockMode::Real,
         random: RandomMode::Os,
     };
-    let stdio = GuestStdio { input: input.clone(), shared: Arc::clone(shared) };
+    let stdio = GuestStdio {
+        input: input.clone(),
+        shared: Arc::clone(shared),
+    };
     let wasi = Wasi::new(config, stdio).map_err(|error| error.to_string())?;
     let (outcome, _) = guest.run(wasi, shared);
     shared.output().discard();
-    if outcome.outcome == "succeeded" { Ok(()) } else { Err(format!("the guest {}", outcome.outcome)) }
+    if outcome.outcome == "succeeded" {
+        Ok(())
+    } else {
+        Err(format!("the guest {}", outcome.outcome))
+    }
 }
 
 /// A parent that blocks, as no node does: the least a round trip can cost.
@@ -146,7 +161,7 @@ impl Parent {
         send_all(&ours, &load, &[file.as_fd()]).map_err(|error| error.to_string())?;
         let reading = ours.try_clone().map_err(|error| error.to_string())?;
         let mut reader = FrameReader::new(reading);
-        match reader.next() {
+        match reader.next_frame() {
             Ok(Some((Kind::Ready, _))) => {}
             other => return Err(format!("worker is not ready: {other:?}")),
         }
@@ -154,15 +169,25 @@ impl Parent {
         let mut request = Vec::new();
         append_frame(&mut request, Kind::Run, RUN.as_bytes());
         append_frame(&mut request, Kind::Stdin, b"");
-        Ok(Self { child, socket: ours, reader, request, spawn_to_ready })
+        Ok(Self {
+            child,
+            socket: ours,
+            reader,
+            request,
+            spawn_to_ready,
+        })
     }
 
     fn round_trip(&mut self) -> Result<(), String> {
         send_all(&self.socket, &self.request, &[]).map_err(|error| error.to_string())?;
         loop {
-            match self.reader.next() {
+            match self.reader.next_frame() {
                 Ok(Some((Kind::Output, _))) => {}
-                Ok(Some((Kind::Outcome, payload))) if payload.starts_with(b"{\"outcome\":\"succeeded\"") => return Ok(()),
+                Ok(Some((Kind::Outcome, payload)))
+                    if payload.starts_with(b"{\"outcome\":\"succeeded\"") =>
+                {
+                    return Ok(());
+                }
                 other => return Err(format!("worker answers {other:?}")),
             }
         }
@@ -174,8 +199,12 @@ impl Parent {
             .and_then(|mut file| file.read_to_string(&mut status))
             .map_err(|error| error.to_string())?;
         let line = status.lines().find_map(|line| line.strip_prefix("VmRSS:"));
-        let kibibytes = line.and_then(|line| line.split_whitespace().next()).and_then(|text| text.parse::<u64>().ok());
-        kibibytes.map(|size| size * 1024).ok_or_else(|| "the kernel names no resident size".to_owned())
+        let kibibytes = line
+            .and_then(|line| line.split_whitespace().next())
+            .and_then(|text| text.parse::<u64>().ok());
+        kibibytes
+            .map(|size| size * 1024)
+            .ok_or_else(|| "the kernel names no resident size".to_owned())
     }
 }
 
@@ -187,10 +216,19 @@ impl Drop for Parent {
 }
 
 fn pair() -> Result<(OwnedFd, OwnedFd), String> {
-    socketpair(AddressFamily::UNIX, SocketType::STREAM, SocketFlags::CLOEXEC, None).map_err(|error| error.to_string())
+    socketpair(
+        AddressFamily::UNIX,
+        SocketType::STREAM,
+        SocketFlags::CLOEXEC,
+        None,
+    )
+    .map_err(|error| error.to_string())
 }
 
 fn thread_cpu() -> Duration {
     let time = rustix::time::clock_gettime(rustix::time::ClockId::ThreadCPUTime);
-    Duration::new(time.tv_sec.unsigned_abs(), u32::try_from(time.tv_nsec).unwrap_or(0))
+    Duration::new(
+        time.tv_sec.unsigned_abs(),
+        u32::try_from(time.tv_nsec).unwrap_or(0),
+    )
 }

@@ -11,7 +11,7 @@ use wasmer::Module;
 
 use crate::frames::{FrameReader, Kind};
 use crate::guest::refuse;
-use crate::messages::{CompileRequest, Compiled, Outcome};
+use crate::messages::{CompileRequest, Compiled, Outcome, Refusal};
 use crate::output::Output;
 use crate::{artifact, engine, jail};
 
@@ -20,10 +20,12 @@ const MAX_COMPILER_THREADS: usize = 4;
 
 /// Serve one compilation on `socket`.
 pub fn serve(socket: OwnedFd) {
-    let reading = socket.try_clone().expect("a second descriptor of the socket");
+    let reading = socket
+        .try_clone()
+        .expect("a second descriptor of the socket");
     let mut output = Output::new(socket);
     let mut reader = FrameReader::new(reading);
-    let request: CompileRequest = match reader.next() {
+    let request: CompileRequest = match reader.next_frame() {
         Ok(None | Some((Kind::Stop, _))) => return,
         Ok(Some((Kind::Load, payload))) => match serde_json::from_slice(payload) {
             Ok(request) => request,
@@ -32,64 +34,94 @@ pub fn serve(socket: OwnedFd) {
         Ok(Some((kind, _))) => refuse(&mut output, format!("frame {kind:?} where Load was due")),
         Err(error) => refuse(&mut output, error.to_string()),
     };
-    let Ok([module, target]) = reader.take_descriptors(2).map(|taken| <[OwnedFd; 2]>::try_from(taken).expect("two"))
+    let Ok([module, target]) = reader
+        .take_descriptors(2)
+        .map(|taken| <[OwnedFd; 2]>::try_from(taken).expect("two"))
     else {
-        refuse(&mut output, "Load came without its two descriptors".to_owned())
+        refuse(
+            &mut output,
+            "Load came without its two descriptors".to_owned(),
+        )
     };
-    let outcome = compile(&request, File::from(module), File::from(target)).unwrap_or_else(|outcome| outcome);
+    let outcome = match compile(&request, File::from(module), File::from(target)) {
+        Ok(compiled) => Outcome {
+            outcome: "succeeded",
+            compiled: Some(compiled),
+            ..Outcome::default()
+        },
+        Err(refusal) => refusal.into(),
+    };
     output.say(Kind::Outcome, &outcome);
     let _ = output.flush();
 }
 
-fn compile(request: &CompileRequest, module: File, target: File) -> Result<Outcome, Outcome> {
+fn compile(request: &CompileRequest, module: File, target: File) -> Result<Compiled, Refusal> {
     jail::limit_compilation(
         request.memory_bytes,
         request.cpu_ms.div_ceil(1000),
         request.wall_ms,
         request.artifact_bytes,
     )
-    .map_err(|message| Outcome::rejected("jail", message))?;
+    .map_err(|message| Refusal::new("jail", message))?;
     let bytes = read(module, request.module_bytes)?;
     let started = Instant::now();
     let max = usize::try_from(request.module_bytes).unwrap_or(usize::MAX);
-    agentfactory_module::check(&bytes, max).map_err(|error| Outcome::rejected("invalid_module", error.to_string()))?;
-    let threads = std::thread::available_parallelism().map_or(1, NonZero::get).min(MAX_COMPILER_THREADS);
+    agentfactory_module::check(&bytes, max)
+        .map_err(|error| Refusal::new("invalid_module", error.to_string()))?;
+    let threads = std::thread::available_parallelism()
+        .map_or(1, NonZero::get)
+        .min(MAX_COMPILER_THREADS);
     let compiler = engine::compiler(NonZero::new(threads).expect("at least one"));
-    let compiled =
-        Module::new(&compiler, &bytes).map_err(|error| Outcome::rejected("invalid_module", error.to_string()))?;
-    crate::wasi::resolve(&compiled).map_err(|message| Outcome::rejected("invalid_module", message))?;
-    let payload = compiled.serialize().map_err(|error| Outcome::rejected("compiler", error.to_string()))?;
+    let compiled = Module::new(&compiler, &bytes)
+        .map_err(|error| Refusal::new("invalid_module", error.to_string()))?;
+    crate::wasi::resolve(&compiled).map_err(|message| Refusal::new("invalid_module", message))?;
+    let payload = compiled
+        .serialize()
+        .map_err(|error| Refusal::new("compiler", error.to_string()))?;
     let info = engine::info();
     let header = artifact::header(&info, payload.len());
     let artifact_bytes = (header.len() + payload.len()) as u64;
     if artifact_bytes > request.artifact_bytes {
-        let message = format!("artifact has {artifact_bytes} bytes, the bound is {}", request.artifact_bytes);
-        return Err(Outcome::rejected("artifact_too_large", message));
+        let message = format!(
+            "artifact has {artifact_bytes} bytes, the bound is {}",
+            request.artifact_bytes
+        );
+        return Err(Refusal::new("artifact_too_large", message));
     }
     write(target, &header, &payload)?;
     let compile_us = u64::try_from(started.elapsed().as_micros()).unwrap_or(u64::MAX);
-    Ok(Outcome {
-        outcome: "succeeded",
-        compiled: Some(Compiled { engine: info, artifact_bytes, compile_us }),
-        ..Outcome::default()
+    Ok(Compiled {
+        engine: info,
+        artifact_bytes,
+        compile_us,
     })
 }
 
-fn read(module: File, bound: u64) -> Result<Vec<u8>, Outcome> {
+fn read(module: File, bound: u64) -> Result<Vec<u8>, Refusal> {
     let mut bytes = Vec::new();
     module
         .take(bound.saturating_add(1))
         .read_to_end(&mut bytes)
-        .map_err(|error| Outcome::rejected("io", format!("module cannot be read: {error}")))?;
+        .map_err(|error| Refusal::new("io", format!("module cannot be read: {error}")))?;
     if bytes.len() as u64 > bound {
-        return Err(Outcome::rejected("invalid_module", format!("module has more than {bound} bytes")));
+        return Err(Refusal::new(
+            "invalid_module",
+            format!("module has more than {bound} bytes"),
+        ));
     }
     Ok(bytes)
 }
 
-fn write(mut target: File, header: &[u8], payload: &[u8]) -> Result<(), Outcome> {
-    target.write_all(header).and_then(|()| target.write_all(payload)).map_err(|error| {
-        let reason = if error.kind() == std::io::ErrorKind::StorageFull { "disk_full" } else { "io" };
-        Outcome::rejected(reason, format!("artifact cannot be written: {error}"))
-    })
+fn write(mut target: File, header: &[u8], payload: &[u8]) -> Result<(), Refusal> {
+    target
+        .write_all(header)
+        .and_then(|()| target.write_all(payload))
+        .map_err(|error| {
+            let reason = if error.kind() == std::io::ErrorKind::StorageFull {
+                "disk_full"
+            } else {
+                "io"
+            };
+            Refusal::new(reason, format!("artifact cannot be written: {error}"))
+        })
 }

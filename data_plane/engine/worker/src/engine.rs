@@ -5,7 +5,9 @@ use std::num::NonZero;
 use std::sync::Arc;
 
 use sha2::{Digest, Sha256};
-use wasmer::sys::{Cranelift, CraneliftOptLevel, CpuFeature, EngineBuilder, Features, NativeEngineExt};
+use wasmer::sys::{
+    CpuFeature, Cranelift, CraneliftOptLevel, EngineBuilder, Features, NativeEngineExt,
+};
 
 use crate::limits::{Budget, CappedTunables, WASM_STACK_BYTES};
 use crate::messages::EngineInfo;
@@ -19,7 +21,12 @@ const CONFIG_REVISION: u32 = 1;
 /// The features a guest may use: those of `agentfactory_module::features`, in the engine's words.
 fn features() -> Features {
     let mut features = Features::none();
-    features.reference_types(true).simd(true).bulk_memory(true).multi_value(true).extended_const(true);
+    features
+        .reference_types(true)
+        .simd(true)
+        .bulk_memory(true)
+        .multi_value(true)
+        .extended_const(true);
     features
 }
 
@@ -37,7 +44,10 @@ fn describe() -> String {
 /// The identity of this engine on this machine.
 #[must_use]
 pub fn info() -> EngineInfo {
-    let mut cpu: Vec<String> = CpuFeature::for_host().iter().map(|feature| feature.to_string()).collect();
+    let mut cpu: Vec<String> = CpuFeature::for_host()
+        .iter()
+        .map(|feature| feature.to_string())
+        .collect();
     cpu.sort();
     EngineInfo {
         name: NAME.to_owned(),
@@ -59,15 +69,21 @@ pub fn headless(budget: &Arc<Budget>) -> wasmer::Engine {
 #[must_use]
 pub fn compiler(threads: NonZero<usize>) -> wasmer::Engine {
     let mut config = Cranelift::new();
-    config.opt_level(CraneliftOptLevel::Speed).num_threads(threads);
-    EngineBuilder::new(config).set_features(Some(features())).into()
+    config
+        .opt_level(CraneliftOptLevel::Speed)
+        .num_threads(threads);
+    EngineBuilder::new(config)
+        .set_features(Some(features()))
+        .into()
 }
 
 fn sha256(bytes: &[u8]) -> String {
-    Sha256::digest(bytes).iter().fold("sha256:".to_owned(), |mut text, byte| {
-        let _ = write!(text, "{byte:02x}");
-        text
-    })
+    Sha256::digest(bytes)
+        .iter()
+        .fold("sha256:".to_owned(), |mut text, byte| {
+            let _ = write!(text, "{byte:02x}");
+            text
+        })
 }
 
 #[cfg(test)]

@@ -71,11 +71,17 @@ impl fmt::Display for FrameError {
     fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
             Self::Empty => write!(formatter, "frame without a type"),
-            Self::Oversized(size) => write!(formatter, "frame of {size} bytes, the bound is {MAX_FRAME_BYTES}"),
+            Self::Oversized(size) => write!(
+                formatter,
+                "frame of {size} bytes, the bound is {MAX_FRAME_BYTES}"
+            ),
             Self::UnknownKind(kind) => write!(formatter, "frame of unknown type {kind}"),
             Self::Truncated => write!(formatter, "the peer closed inside a frame"),
             Self::TooManyDescriptors => {
-                write!(formatter, "more than {MAX_WAITING_FDS} descriptors wait for their frame")
+                write!(
+                    formatter,
+                    "more than {MAX_WAITING_FDS} descriptors wait for their frame"
+                )
             }
             Self::Io(error) => write!(formatter, "socket: {error}"),
         }
@@ -101,14 +107,20 @@ pub struct FrameReader<Socket: AsFd> {
 
 impl<Socket: AsFd> FrameReader<Socket> {
     pub fn new(socket: Socket) -> Self {
-        Self { socket, buffer: vec![0; READ_BYTES], start: 0, end: 0, descriptors: VecDeque::new() }
+        Self {
+            socket,
+            buffer: vec![0; READ_BYTES],
+            start: 0,
+            end: 0,
+            descriptors: VecDeque::new(),
+        }
     }
 
     /// Wait for the next frame; `None` when the peer has closed between frames.
     ///
     /// # Errors
     /// The peer broke the protocol, see [`FrameError`].
-    pub fn next(&mut self) -> Result<Option<(Kind, &[u8])>, FrameError> {
+    pub fn next_frame(&mut self) -> Result<Option<(Kind, &[u8])>, FrameError> {
         loop {
             let have = self.end - self.start;
             let mut wanted = HEADER_BYTES;
@@ -132,7 +144,11 @@ impl<Socket: AsFd> FrameReader<Socket> {
             }
             self.make_room(wanted);
             if self.receive()? == 0 {
-                return if have == 0 { Ok(None) } else { Err(FrameError::Truncated) };
+                return if have == 0 {
+                    Ok(None)
+                } else {
+                    Err(FrameError::Truncated)
+                };
             }
         }
     }
@@ -166,7 +182,12 @@ impl<Socket: AsFd> FrameReader<Socket> {
         let mut control = RecvAncillaryBuffer::new(&mut space);
         let received = loop {
             let mut parts = [IoSliceMut::new(&mut self.buffer[self.end..])];
-            match recvmsg(&self.socket, &mut parts, &mut control, RecvFlags::CMSG_CLOEXEC) {
+            match recvmsg(
+                &self.socket,
+                &mut parts,
+                &mut control,
+                RecvFlags::CMSG_CLOEXEC,
+            ) {
                 Err(Errno::INTR) => {}
                 other => break other?,
             }
@@ -176,7 +197,8 @@ impl<Socket: AsFd> FrameReader<Socket> {
                 self.descriptors.extend(descriptors);
             }
         }
-        if received.flags.contains(ReturnFlags::CTRUNC) || self.descriptors.len() > MAX_WAITING_FDS {
+        if received.flags.contains(ReturnFlags::CTRUNC) || self.descriptors.len() > MAX_WAITING_FDS
+        {
             return Err(FrameError::TooManyDescriptors);
         }
         self.end += received.bytes;
@@ -190,7 +212,11 @@ impl<Socket: AsFd> FrameReader<Socket> {
 /// The payload is larger than a frame: the caller chunks.
 pub fn append_frame(buffer: &mut Vec<u8>, kind: Kind, payload: &[u8]) {
     let size = payload.len() + 1;
-    assert!(size <= MAX_FRAME_BYTES, "payload of {} bytes does not fit a frame", payload.len());
+    assert!(
+        size <= MAX_FRAME_BYTES,
+        "payload of {} bytes does not fit a frame",
+        payload.len()
+    );
     buffer.extend_from_slice(&u32::try_from(size).expect("at most 1 MiB").to_le_bytes());
     buffer.push(kind as u8);
     buffer.extend_from_slice(payload);
@@ -200,14 +226,23 @@ pub fn append_frame(buffer: &mut Vec<u8>, kind: Kind, payload: &[u8]) {
 ///
 /// # Errors
 /// The socket failed or the peer is gone.
-pub fn send_all(socket: impl AsFd, mut bytes: &[u8], descriptors: &[BorrowedFd<'_>]) -> Result<(), FrameError> {
+pub fn send_all(
+    socket: impl AsFd,
+    mut bytes: &[u8],
+    descriptors: &[BorrowedFd<'_>],
+) -> Result<(), FrameError> {
     let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(MAX_WAITING_FDS))];
     let mut control = SendAncillaryBuffer::new(&mut space);
     if !descriptors.is_empty() && !control.push(SendAncillaryMessage::ScmRights(descriptors)) {
         return Err(FrameError::TooManyDescriptors);
     }
     while !bytes.is_empty() {
-        match sendmsg(&socket, &[IoSlice::new(bytes)], &mut control, SendFlags::NOSIGNAL) {
+        match sendmsg(
+            &socket,
+            &[IoSlice::new(bytes)],
+            &mut control,
+            SendFlags::NOSIGNAL,
+        ) {
             Err(Errno::INTR) => {}
             Err(error) => return Err(error.into()),
             Ok(sent) => {
@@ -225,7 +260,13 @@ mod tests {
     use rustix::net::{AddressFamily, SocketFlags, SocketType, socketpair};
 
     fn pair() -> (OwnedFd, OwnedFd) {
-        socketpair(AddressFamily::UNIX, SocketType::STREAM, SocketFlags::CLOEXEC, None).expect("socketpair")
+        socketpair(
+            AddressFamily::UNIX,
+            SocketType::STREAM,
+            SocketFlags::CLOEXEC,
+            None,
+        )
+        .expect("socketpair")
     }
 
     #[test]
@@ -237,10 +278,16 @@ mod tests {
         send_all(&ours, &bytes, &[ours.as_fd()]).expect("send");
         drop(ours);
         let mut reader = FrameReader::new(theirs);
-        assert_eq!(reader.next().expect("frame"), Some((Kind::Load, b"{}".as_slice())));
+        assert_eq!(
+            reader.next_frame().expect("frame"),
+            Some((Kind::Load, b"{}".as_slice()))
+        );
         assert_eq!(reader.take_descriptors(1).expect("descriptor").len(), 1);
-        assert_eq!(reader.next().expect("frame"), Some((Kind::Stdin, b"".as_slice())));
-        assert!(reader.next().expect("end").is_none());
+        assert_eq!(
+            reader.next_frame().expect("frame"),
+            Some((Kind::Stdin, b"".as_slice()))
+        );
+        assert!(reader.next_frame().expect("end").is_none());
     }
 
     #[test]
@@ -255,7 +302,10 @@ mod tests {
             let (ours, theirs) = pair();
             send_all(&ours, bytes, &[]).expect("send");
             drop(ours);
-            let error = FrameReader::new(theirs).next().map(|_| ()).expect_err("must be refused");
+            let error = FrameReader::new(theirs)
+                .next_frame()
+                .map(|_| ())
+                .expect_err("must be refused");
             assert!(error.to_string().contains(message), "{error}");
         }
     }

@@ -6,7 +6,7 @@ use agentfactory_wasi::{Errno, Usage, Wasi};
 use wasmer::{Extern, FunctionEnv, Instance, InstantiationError, Module, RuntimeError, Store};
 
 use crate::frames::{FrameReader, Kind};
-use crate::messages::{Outcome, Trap};
+use crate::messages::{Outcome, Refusal, Trap};
 use crate::output::Output;
 use crate::wasi::{Context, GuestStdio, Maker, Unwind, resolve};
 use crate::watchdog::{Shared, end, exit};
@@ -23,7 +23,11 @@ impl Guest {
     /// Names an import that is not offered.
     pub fn new(engine: wasmer::Engine, module: Module) -> Result<Self, String> {
         let imports = resolve(&module)?;
-        Ok(Self { engine, module, imports })
+        Ok(Self {
+            engine,
+            module,
+            imports,
+        })
     }
 
     /// Run `_start` in a store of its own; nothing of it is left for the next run.
@@ -36,28 +40,44 @@ impl Guest {
         let refused = if shared.budget.was_refused() {
             Some("memory_bytes")
         } else {
-            wasi.refused_limit().map(agentfactory_wasi::LimitName::as_str)
+            wasi.refused_limit()
+                .map(agentfactory_wasi::LimitName::as_str)
         };
         (outcome(ended, refused), wasi.usage())
     }
 
     fn start(&self, store: &mut Store, env: &FunctionEnv<Context>) -> Result<(), RuntimeError> {
-        let imports: Vec<Extern> = self.imports.iter().map(|make| make(store, env).into()).collect();
+        let imports: Vec<Extern> = self
+            .imports
+            .iter()
+            .map(|make| make(store, env).into())
+            .collect();
         let instance = match Instance::new_by_index(store, &self.module, &imports) {
             Ok(instance) => instance,
             Err(InstantiationError::Start(error)) => return Err(error),
             Err(error) => return Err(RuntimeError::new(format!("instantiate: {error}"))),
         };
         let missing = |name: &str| RuntimeError::new(format!("export {name} is missing"));
-        let memory = instance.exports.get_memory("memory").map_err(|_| missing("memory"))?.clone();
+        let memory = instance
+            .exports
+            .get_memory("memory")
+            .map_err(|_| missing("memory"))?
+            .clone();
         env.as_mut(store).memory = Some(memory);
-        let start = instance.exports.get_function("_start").map_err(|_| missing("_start"))?;
+        let start = instance
+            .exports
+            .get_function("_start")
+            .map_err(|_| missing("_start"))?;
         start.call(store, &[]).map(|_| ())
     }
 }
 
 fn outcome(ended: Result<(), RuntimeError>, refused: Option<&'static str>) -> Outcome {
-    let killed = |limit| Outcome { outcome: "killed", limit: Some(limit), ..Outcome::default() };
+    let killed = |limit| Outcome {
+        outcome: "killed",
+        limit: Some(limit),
+        ..Outcome::default()
+    };
     let error = match ended {
         Ok(()) => return exited(0),
         Err(error) => error,
@@ -67,7 +87,10 @@ fn outcome(ended: Result<(), RuntimeError>, refused: Option<&'static str>) -> Ou
         Ok(Unwind::Limit(limit)) => return killed(limit.as_str()),
         Ok(Unwind::Exit(code)) => return refused.map_or_else(|| exited(code), killed),
         Ok(Unwind::HostCallRefused) => {
-            return trapped("HostCallRefused", "agentfactory.call was called, and no host call is granted");
+            return trapped(
+                "HostCallRefused",
+                "agentfactory.call was called, and no host call is granted",
+            );
         }
         Err(error) => error,
     };
@@ -83,12 +106,23 @@ fn outcome(ended: Result<(), RuntimeError>, refused: Option<&'static str>) -> Ou
 
 fn exited(code: u32) -> Outcome {
     let outcome = if code == 0 { "succeeded" } else { "failed" };
-    Outcome { outcome, exit_code: Some(code), ..Outcome::default() }
+    Outcome {
+        outcome,
+        exit_code: Some(code),
+        ..Outcome::default()
+    }
 }
 
 fn trapped(name: &str, message: &str) -> Outcome {
-    let trap = Trap { name: name.to_owned(), message: message.to_owned() };
-    Outcome { outcome: "trapped", trap: Some(trap), ..Outcome::default() }
+    let trap = Trap {
+        name: name.to_owned(),
+        message: message.to_owned(),
+    };
+    Outcome {
+        outcome: "trapped",
+        trap: Some(trap),
+        ..Outcome::default()
+    }
 }
 
 struct InputState {
@@ -106,11 +140,18 @@ pub struct Input(Arc<Mutex<InputState>>);
 impl Input {
     #[must_use]
     pub fn new(reader: FrameReader<std::os::fd::OwnedFd>) -> Self {
-        Self(Arc::new(Mutex::new(InputState { reader, chunk: Vec::new(), position: 0, ended: true })))
+        Self(Arc::new(Mutex::new(InputState {
+            reader,
+            chunk: Vec::new(),
+            position: 0,
+            ended: true,
+        })))
     }
 
     fn state(&self) -> std::sync::MutexGuard<'_, InputState> {
-        self.0.lock().unwrap_or_else(std::sync::PoisonError::into_inner)
+        self.0
+            .lock()
+            .unwrap_or_else(std::sync::PoisonError::into_inner)
     }
 
     /// Use the frame reader between runs.
@@ -165,14 +206,17 @@ impl InputState {
             end(exit::PROTOCOL);
         }
         drop(output);
-        match self.reader.next() {
+        match self.reader.next_frame() {
             Ok(Some((Kind::Stdin, payload))) => {
                 self.ended = payload.is_empty();
                 self.chunk.clear();
                 self.chunk.extend_from_slice(payload);
                 self.position = 0;
             }
-            Ok(Some((kind, _))) => refuse(&mut shared.output(), format!("frame {kind:?} while a guest runs")),
+            Ok(Some((kind, _))) => refuse(
+                &mut shared.output(),
+                format!("frame {kind:?} while a guest runs"),
+            ),
             Ok(None) => end(0),
             Err(error) => refuse(&mut shared.output(), error.to_string()),
         }
@@ -181,7 +225,10 @@ impl InputState {
 
 /// Tell the parent that it broke the protocol, and end.
 pub fn refuse(output: &mut Output, message: String) -> ! {
-    output.say(Kind::Outcome, &Outcome::rejected("protocol", message));
+    output.say(
+        Kind::Outcome,
+        &Outcome::from(Refusal::new("protocol", message)),
+    );
     let _ = output.flush();
     end(exit::PROTOCOL)
 }

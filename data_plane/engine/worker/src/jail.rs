@@ -4,8 +4,8 @@
 use std::os::fd::{FromRawFd, OwnedFd};
 
 use rustix::process::{
-    DumpableBehavior, Resource, Rlimit, Signal, getrlimit, set_dumpable_behavior, set_parent_process_death_signal,
-    setrlimit,
+    DumpableBehavior, Resource, Rlimit, Signal, getrlimit, set_dumpable_behavior,
+    set_parent_process_death_signal, setrlimit,
 };
 
 use crate::messages::ProcessLimits;
@@ -42,16 +42,28 @@ pub fn limit_process(limits: &ProcessLimits) {
 ///
 /// # Errors
 /// Says which the kernel refused.
-pub fn limit_compilation(memory_bytes: u64, cpu_seconds: u64, wall_ms: u64, file_bytes: u64) -> Result<(), String> {
+pub fn limit_compilation(
+    memory_bytes: u64,
+    cpu_seconds: u64,
+    wall_ms: u64,
+    file_bytes: u64,
+) -> Result<(), String> {
     let step = |name: &'static str| move |error| format!("{name}: {error}");
     limit(Resource::As, memory_bytes).map_err(step("rlimit address space"))?;
     limit(Resource::Cpu, cpu_seconds.max(1)).map_err(step("rlimit cpu"))?;
     limit(Resource::Fsize, file_bytes).map_err(step("rlimit file size"))?;
     let time = libc::timeval {
-        tv_sec: libc::time_t::try_from(wall_ms / 1000).map_err(|_| "wall_ms is too large".to_owned())?,
+        tv_sec: libc::time_t::try_from(wall_ms / 1000)
+            .map_err(|_| "wall_ms is too large".to_owned())?,
         tv_usec: libc::suseconds_t::try_from(wall_ms % 1000 * 1000).expect("under a second"),
     };
-    let timer = libc::itimerval { it_interval: libc::timeval { tv_sec: 0, tv_usec: 0 }, it_value: time };
+    let timer = libc::itimerval {
+        it_interval: libc::timeval {
+            tv_sec: 0,
+            tv_usec: 0,
+        },
+        it_value: time,
+    };
     // SAFETY: both pointers are valid for the call; SIGALRM keeps its default action, which ends the process.
     match unsafe { libc::setitimer(libc::ITIMER_REAL, &raw const timer, std::ptr::null_mut()) } {
         0 => Ok(()),
@@ -81,14 +93,25 @@ pub fn take_socket() -> Result<OwnedFd, String> {
 }
 
 fn limit(resource: Resource, value: u64) -> rustix::io::Result<()> {
-    let hard = getrlimit(resource).maximum.map_or(value, |hard| hard.min(value));
-    setrlimit(resource, Rlimit { current: Some(hard), maximum: Some(hard) })
+    let hard = getrlimit(resource)
+        .maximum
+        .map_or(value, |hard| hard.min(value));
+    setrlimit(
+        resource,
+        Rlimit {
+            current: Some(hard),
+            maximum: Some(hard),
+        },
+    )
 }
 
 fn close_from(first: u32) -> rustix::io::Result<()> {
     // SAFETY: one thread, and nothing above the standard streams has been opened by this program yet.
     match unsafe { libc::syscall(libc::SYS_close_range, first, u32::MAX, 0) } {
         0 => Ok(()),
-        _ => Err(rustix::io::Errno::from_io_error(&std::io::Error::last_os_error()).unwrap_or(rustix::io::Errno::IO)),
+        _ => Err(
+            rustix::io::Errno::from_io_error(&std::io::Error::last_os_error())
+                .unwrap_or(rustix::io::Errno::IO),
+        ),
     }
 }

@@ -6,8 +6,8 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering};
 
 use wasmer::sys::vm::{
-    LinearMemory, MemoryError, MemoryStyle, TableStyle, VMConfig, VMMemory, VMMemoryDefinition, VMTable,
-    VMTableDefinition,
+    LinearMemory, MemoryError, MemoryStyle, TableStyle, VMConfig, VMMemory, VMMemoryDefinition,
+    VMTable, VMTableDefinition,
 };
 use wasmer::sys::{BaseTunables, Tunables};
 use wasmer::{MemoryType, Pages, TableType, WASM_PAGE_SIZE};
@@ -51,7 +51,10 @@ impl Budget {
 
     /// Only the guest thread allocates, so plain loads and stores suffice.
     fn take(&self, bytes: u64) -> bool {
-        let used = self.used_bytes.load(Ordering::Relaxed).saturating_add(bytes);
+        let used = self
+            .used_bytes
+            .load(Ordering::Relaxed)
+            .saturating_add(bytes);
         if used > self.max_bytes.load(Ordering::Relaxed) {
             self.refuse();
             return false;
@@ -76,10 +79,16 @@ impl Budget {
             self.refuse();
             return Err(format!("tables of more than {MAX_TABLE_ELEMENTS} elements"));
         }
-        let wanted = table.maximum.unwrap_or(UNBOUNDED_TABLE_ELEMENTS).max(table.minimum);
+        let wanted = table
+            .maximum
+            .unwrap_or(UNBOUNDED_TABLE_ELEMENTS)
+            .max(table.minimum);
         let granted = wanted.min(left);
         self.table_elements.store(used + granted, Ordering::Relaxed);
-        Ok(TableType { maximum: Some(granted), ..*table })
+        Ok(TableType {
+            maximum: Some(granted),
+            ..*table
+        })
     }
 }
 
@@ -113,10 +122,16 @@ impl LinearMemory for CappedMemory {
         let declared = self.inner.ty().maximum;
         if declared.is_some_and(|maximum| size.0.saturating_add(delta.0) > maximum.0) {
             // The module's own maximum: the guest was told so before it asked, and no limit has fired.
-            return Err(MemoryError::CouldNotGrow { current: size, attempted_delta: delta });
+            return Err(MemoryError::CouldNotGrow {
+                current: size,
+                attempted_delta: delta,
+            });
         }
         if !self.budget.take(bytes) {
-            return Err(MemoryError::CouldNotGrow { current: size, attempted_delta: delta });
+            return Err(MemoryError::CouldNotGrow {
+                current: size,
+                attempted_delta: delta,
+            });
         }
         self.inner.grow(delta).inspect_err(|_| {
             // The kernel refused what the budget allowed: the process' own bound.
@@ -151,7 +166,9 @@ impl CappedTunables {
         Self {
             base: BaseTunables::new(),
             budget,
-            config: VMConfig { wasm_stack_size: Some(WASM_STACK_BYTES) },
+            config: VMConfig {
+                wasm_stack_size: Some(WASM_STACK_BYTES),
+            },
         }
     }
 
@@ -162,10 +179,15 @@ impl CappedTunables {
     ) -> Result<VMMemory, MemoryError> {
         let minimum = bytes_of(memory.minimum);
         if !self.budget.take(minimum) {
-            return Err(MemoryError::Generic(format!("the memory's minimum of {minimum} bytes passes the limit")));
+            return Err(MemoryError::Generic(format!(
+                "the memory's minimum of {minimum} bytes passes the limit"
+            )));
         }
         let inner = make().inspect_err(|_| self.budget.refuse())?;
-        Ok(VMMemory(Box::new(CappedMemory { inner, budget: Arc::clone(&self.budget) })))
+        Ok(VMMemory(Box::new(CappedMemory {
+            inner,
+            budget: Arc::clone(&self.budget),
+        })))
     }
 }
 
@@ -178,7 +200,11 @@ impl Tunables for CappedTunables {
         self.base.table_style(table)
     }
 
-    fn create_host_memory(&self, memory: &MemoryType, style: &MemoryStyle) -> Result<VMMemory, MemoryError> {
+    fn create_host_memory(
+        &self,
+        memory: &MemoryType,
+        style: &MemoryStyle,
+    ) -> Result<VMMemory, MemoryError> {
         self.cap(memory, || self.base.create_host_memory(memory, style))
     }
 
@@ -189,11 +215,14 @@ impl Tunables for CappedTunables {
         location: NonNull<VMMemoryDefinition>,
     ) -> Result<VMMemory, MemoryError> {
         // SAFETY: the caller's promise about `location` is passed on unchanged.
-        self.cap(memory, || unsafe { self.base.create_vm_memory(memory, style, location) })
+        self.cap(memory, || unsafe {
+            self.base.create_vm_memory(memory, style, location)
+        })
     }
 
     fn create_host_table(&self, table: &TableType, style: &TableStyle) -> Result<VMTable, String> {
-        self.base.create_host_table(&self.budget.take_table(table)?, style)
+        self.base
+            .create_host_table(&self.budget.take_table(table)?, style)
     }
 
     unsafe fn create_vm_table(

@@ -5,7 +5,8 @@ use std::process::ExitCode;
 use agentfactory_worker::watchdog::exit;
 use agentfactory_worker::{bench, compile, engine, jail, run};
 
-const USAGE: &str = "usage: agentfactory-worker run | compile | engine | --version | bench ARTIFACT RUNS";
+const USAGE: &str =
+    "usage: agentfactory-worker run | compile | engine | --version | bench ARTIFACT RUNS";
 const WRONG_USE: u8 = 2;
 
 fn main() -> ExitCode {
@@ -14,10 +15,16 @@ fn main() -> ExitCode {
         Some("run") => jailed(|socket| run::serve(socket)),
         Some("compile") => jailed(compile::serve),
         Some("engine" | "--version") => {
-            println!("{}", serde_json::to_string(&engine::info()).expect("plain strings serialize"));
+            println!(
+                "{}",
+                serde_json::to_string(&engine::info()).expect("plain strings serialize")
+            );
             ExitCode::SUCCESS
         }
-        Some("bench") => match (arguments.next(), arguments.next().and_then(|text| text.parse().ok())) {
+        Some("bench") => match (
+            arguments.next(),
+            arguments.next().and_then(|text| text.parse().ok()),
+        ) {
             (Some(path), Some(runs)) => report(bench::run(&path, runs)),
             _ => report(Err(USAGE.to_owned())),
         },

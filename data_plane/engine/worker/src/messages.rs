@@ -30,7 +30,11 @@ pub struct ProcessLimits {
 
 impl Default for ProcessLimits {
     fn default() -> Self {
-        Self { data_bytes: DEFAULT_DATA_BYTES, file_bytes: 1 << 30, cpu_seconds: 7 * 24 * 3600 }
+        Self {
+            data_bytes: DEFAULT_DATA_BYTES,
+            file_bytes: 1 << 30,
+            cpu_seconds: 7 * 24 * 3600,
+        }
     }
 }
 
@@ -117,11 +121,31 @@ pub struct Outcome {
     pub compiled: Option<Compiled>,
 }
 
-impl Outcome {
-    /// Nothing ran: the worker refused.
+/// Nothing ran: the worker refused. A machine-readable word and a line for people.
+#[derive(Debug)]
+pub struct Refusal {
+    pub reason: &'static str,
+    pub message: String,
+}
+
+impl Refusal {
     #[must_use]
-    pub fn rejected(reason: &'static str, message: impl Into<String>) -> Self {
-        Self { outcome: "rejected", reason: Some(reason), message: Some(message.into()), ..Self::default() }
+    pub fn new(reason: &'static str, message: impl Into<String>) -> Self {
+        Self {
+            reason,
+            message: message.into(),
+        }
+    }
+}
+
+impl From<Refusal> for Outcome {
+    fn from(refusal: Refusal) -> Self {
+        Self {
+            outcome: "rejected",
+            reason: Some(refusal.reason),
+            message: Some(refusal.message),
+            ..Self::default()
+        }
     }
 }
 

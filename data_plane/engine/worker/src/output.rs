@@ -36,7 +36,13 @@ pub struct Output {
 impl Output {
     #[must_use]
     pub fn new(socket: OwnedFd) -> Self {
-        Self { socket, buffer: Vec::new(), open: None, stdout_bytes: 0, stderr_bytes: 0 }
+        Self {
+            socket,
+            buffer: Vec::new(),
+            open: None,
+            stdout_bytes: 0,
+            stderr_bytes: 0,
+        }
     }
 
     /// Begin a run: nothing counted yet.
@@ -104,7 +110,11 @@ impl Output {
         self.open = None;
         let deadline = Instant::now() + patience;
         while !self.buffer.is_empty() {
-            match send(&self.socket, &self.buffer, SendFlags::DONTWAIT | SendFlags::NOSIGNAL) {
+            match send(
+                &self.socket,
+                &self.buffer,
+                SendFlags::DONTWAIT | SendFlags::NOSIGNAL,
+            ) {
                 Ok(sent) => drop(self.buffer.drain(..sent)),
                 Err(Errno::INTR) => {}
                 Err(Errno::AGAIN) => {
@@ -152,16 +162,31 @@ mod tests {
 
     #[test]
     fn small_writes_of_one_stream_become_one_frame() {
-        let (ours, theirs) =
-            socketpair(AddressFamily::UNIX, SocketType::STREAM, SocketFlags::CLOEXEC, None).expect("socketpair");
+        let (ours, theirs) = socketpair(
+            AddressFamily::UNIX,
+            SocketType::STREAM,
+            SocketFlags::CLOEXEC,
+            None,
+        )
+        .expect("socketpair");
         let mut output = Output::new(ours);
-        for (stream, data) in [(Stream::Stdout, "a"), (Stream::Stdout, "b"), (Stream::Stderr, "c")] {
+        for (stream, data) in [
+            (Stream::Stdout, "a"),
+            (Stream::Stdout, "b"),
+            (Stream::Stderr, "c"),
+        ] {
             output.write(stream, data.as_bytes()).expect("write");
         }
         output.flush().expect("flush");
         let mut reader = FrameReader::new(theirs);
-        assert_eq!(reader.next().expect("frame"), Some((Kind::Output, b"\x01ab".as_slice())));
-        assert_eq!(reader.next().expect("frame"), Some((Kind::Output, b"\x02c".as_slice())));
+        assert_eq!(
+            reader.next_frame().expect("frame"),
+            Some((Kind::Output, b"\x01ab".as_slice()))
+        );
+        assert_eq!(
+            reader.next_frame().expect("frame"),
+            Some((Kind::Output, b"\x02c".as_slice()))
+        );
         assert_eq!((output.stdout_bytes, output.stderr_bytes), (2, 1));
     }
 }

@@ -12,7 +12,7 @@ use wasmer::Module;
 use crate::artifact::{self, ArtifactError};
 use crate::frames::{FrameReader, Kind};
 use crate::guest::{Guest, Input, refuse};
-use crate::messages::{Load, MAX_ARGUMENTS, MAX_PREOPENS, Outcome, Ready, Run};
+use crate::messages::{Load, MAX_ARGUMENTS, MAX_PREOPENS, Outcome, Ready, Refusal, Run};
 use crate::output::Output;
 use crate::wasi::GuestStdio;
 use crate::watchdog::{Shared, end, exit};
@@ -27,7 +27,9 @@ const MAX_RANDOM_BYTES: u64 = 64 * 1024 * 1024;
 
 /// Serve the parent on `socket` until it says stop, closes, or a limit ends the process.
 pub fn serve(socket: OwnedFd) -> ! {
-    let reading = socket.try_clone().expect("a second descriptor of the socket");
+    let reading = socket
+        .try_clone()
+        .expect("a second descriptor of the socket");
     let shared = Arc::new(Shared::new(Output::new(socket)).expect("a timer"));
     let input = Input::new(FrameReader::new(reading));
     let guest_side = Arc::clone(&shared);
@@ -57,10 +59,14 @@ fn next<Message: for<'a> Deserialize<'a>>(
     count: impl FnOnce(&Message) -> usize,
 ) -> Asked<Message> {
     input.with_reader(|reader| {
-        let message = match reader.next() {
+        let message = match reader.next_frame() {
             Ok(None | Some((Kind::Stop, _))) => return Asked::Ended,
-            Ok(Some((kind, payload))) if kind == wanted => serde_json::from_slice::<Message>(payload),
-            Ok(Some((kind, _))) => return Asked::Broken(format!("frame {kind:?} where {wanted:?} was due")),
+            Ok(Some((kind, payload))) if kind == wanted => {
+                serde_json::from_slice::<Message>(payload)
+            }
+            Ok(Some((kind, _))) => {
+                return Asked::Broken(format!("frame {kind:?} where {wanted:?} was due"));
+            }
             Err(error) => return Asked::Broken(error.to_string()),
         };
         match message {
@@ -83,36 +89,50 @@ fn load(input: &Input, shared: &Shared) -> Guest {
     match open(&request, descriptors.remove(0), shared) {
         Ok(guest) => {
             let mut output = shared.output();
-            output.say(Kind::Ready, &Ready { engine: &engine::info(), pid: std::process::id() });
+            output.say(
+                Kind::Ready,
+                &Ready {
+                    engine: &engine::info(),
+                    pid: std::process::id(),
+                },
+            );
             if output.flush().is_err() {
                 end(exit::PROTOCOL);
             }
             guest
         }
-        Err(outcome) => {
+        Err(refusal) => {
             let mut output = shared.output();
-            output.say(Kind::Outcome, &outcome);
+            output.say(Kind::Outcome, &Outcome::from(refusal));
             let _ = output.flush();
             end(exit::LOAD_REFUSED)
         }
     }
 }
 
-fn open(request: &Load, descriptor: OwnedFd, shared: &Shared) -> Result<Guest, Outcome> {
+fn open(request: &Load, descriptor: OwnedFd, shared: &Shared) -> Result<Guest, Refusal> {
     let ours = engine::info();
-    if let Some(difference) = request.engine.as_ref().and_then(|theirs| artifact::difference(theirs, &ours)) {
-        return Err(Outcome::rejected("engine_mismatch", difference));
+    if let Some(difference) = request
+        .engine
+        .as_ref()
+        .and_then(|theirs| artifact::difference(theirs, &ours))
+    {
+        return Err(Refusal::new("engine_mismatch", difference));
     }
     let payload = artifact::open(descriptor, &ours).map_err(|error| match error {
-        ArtifactError::Invalid(message) => Outcome::rejected("artifact_invalid", format!("artifact: {message}")),
-        ArtifactError::OtherEngine(message) => Outcome::rejected("engine_mismatch", format!("artifact: {message}")),
+        ArtifactError::Invalid(message) => {
+            Refusal::new("artifact_invalid", format!("artifact: {message}"))
+        }
+        ArtifactError::OtherEngine(message) => {
+            Refusal::new("engine_mismatch", format!("artifact: {message}"))
+        }
     })?;
     let engine = engine::headless(&shared.budget);
     // SAFETY: the parent authenticated the file over its whole length before handing it over, and its header names
     // exactly this engine, configuration and CPU.
     let module = unsafe { Module::deserialize(&engine, payload) }
-        .map_err(|error| Outcome::rejected("artifact_invalid", format!("artifact: {error}")))?;
-    Guest::new(engine, module).map_err(|message| Outcome::rejected("invalid_module", message))
+        .map_err(|error| Refusal::new("artifact_invalid", format!("artifact: {error}")))?;
+    Guest::new(engine, module).map_err(|message| Refusal::new("invalid_module", message))
 }
 
 fn serve_runs(guest: &Guest, input: &Input, shared: &Arc<Shared>) -> ! {
@@ -122,16 +142,28 @@ fn serve_runs(guest: &Guest, input: &Input, shared: &Arc<Shared>) -> ! {
             Asked::Broken(message) => refuse(&mut shared.output(), message),
             Asked::Ended => end(0),
         };
-        let (wall, cpu) = (Duration::from_millis(run.limits.wall_ms), Duration::from_millis(run.limits.cpu_ms));
+        let (wall, cpu) = (
+            Duration::from_millis(run.limits.wall_ms),
+            Duration::from_millis(run.limits.cpu_ms),
+        );
         shared.budget.reset(run.limits.memory_bytes);
         shared.output().reset();
         input.begin();
         shared.arm(number, wall, cpu);
-        let stdio = GuestStdio { input: input.clone(), shared: Arc::clone(shared) };
+        let stdio = GuestStdio {
+            input: input.clone(),
+            shared: Arc::clone(shared),
+        };
         let (outcome, usage) = match configure(run, descriptors) {
-            Err(message) => (Outcome::rejected("invalid_request", message), Usage::default()),
+            Err(message) => (
+                Refusal::new("invalid_request", message).into(),
+                Usage::default(),
+            ),
             Ok(config) => match Wasi::new(config, stdio) {
-                Err(error) => (Outcome::rejected("invalid_request", error.to_string()), Usage::default()),
+                Err(error) => (
+                    Refusal::new("invalid_request", error.to_string()).into(),
+                    Usage::default(),
+                ),
                 Ok(wasi) => guest.run(wasi, shared),
             },
         };
@@ -143,23 +175,35 @@ fn serve_runs(guest: &Guest, input: &Input, shared: &Arc<Shared>) -> ! {
 
 fn configure(run: Run, descriptors: Vec<OwnedFd>) -> Result<Config, String> {
     if run.args.len() > MAX_ARGUMENTS || run.env.len() > MAX_ARGUMENTS {
-        return Err(format!("more than {MAX_ARGUMENTS} arguments or environment entries"));
+        return Err(format!(
+            "more than {MAX_ARGUMENTS} arguments or environment entries"
+        ));
     }
     if run.preopens.len() > MAX_PREOPENS {
         return Err(format!("more than {MAX_PREOPENS} preopened directories"));
     }
     let random = match run.seed {
         None => RandomMode::Os,
-        Some(text) => RandomMode::Seeded(seed(&text).map_err(|_| "seed is not 64 hexadecimal digits".to_owned())?),
+        Some(text) => RandomMode::Seeded(
+            seed(&text).map_err(|_| "seed is not 64 hexadecimal digits".to_owned())?,
+        ),
     };
     Ok(Config {
         args: run.args.into_iter().map(String::into_bytes).collect(),
-        env: run.env.into_iter().map(|(name, value)| format!("{name}={value}").into_bytes()).collect(),
+        env: run
+            .env
+            .into_iter()
+            .map(|(name, value)| format!("{name}={value}").into_bytes())
+            .collect(),
         preopens: run
             .preopens
             .into_iter()
             .zip(descriptors)
-            .map(|(preopen, fd)| Preopen { fd, guest_path: preopen.guest_path, writable: preopen.writable })
+            .map(|(preopen, fd)| Preopen {
+                fd,
+                guest_path: preopen.guest_path,
+                writable: preopen.writable,
+            })
             .collect(),
         limits: Limits {
             max_open_files: run.limits.open_files,
@@ -167,10 +211,12 @@ fn configure(run: Run, descriptors: Vec<OwnedFd>) -> Result<Config, String> {
             max_stderr_bytes: run.limits.log_bytes,
             max_random_bytes: MAX_RANDOM_BYTES,
         },
-        clock: run.clock.map_or(ClockMode::Real, |start_ns| ClockMode::Deterministic {
-            start_ns,
-            tick_ns: CLOCK_TICK_NS,
-        }),
+        clock: run
+            .clock
+            .map_or(ClockMode::Real, |start_ns| ClockMode::Deterministic {
+                start_ns,
+                tick_ns: CLOCK_TICK_NS,
+            }),
         random,
     })
 }

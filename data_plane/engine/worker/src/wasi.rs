@@ -3,7 +3,9 @@
 use std::sync::Arc;
 
 use agentfactory_wasi::{Errno, Fault, LimitName, Stdio, Wasi};
-use wasmer::{ExternType, Function, FunctionEnv, FunctionEnvMut, Memory, Module, RuntimeError, Store};
+use wasmer::{
+    ExternType, Function, FunctionEnv, FunctionEnvMut, Memory, Module, RuntimeError, Store,
+};
 
 use crate::guest::Input;
 use crate::output::Stream;
@@ -17,7 +19,10 @@ pub struct GuestStdio {
 
 impl GuestStdio {
     fn write(&self, stream: Stream, data: &[u8]) -> Result<usize, Errno> {
-        self.shared.output().write(stream, data).map_err(|_| Errno::Pipe)?;
+        self.shared
+            .output()
+            .write(stream, data)
+            .map_err(|_| Errno::Pipe)?;
         Ok(data.len())
     }
 }
@@ -73,20 +78,24 @@ pub type Maker = Box<dyn Fn(&mut Store, &FunctionEnv<Context>) -> Function + Sen
 pub fn resolve(module: &Module) -> Result<Vec<Maker>, String> {
     module
         .imports()
-        .map(|import| match (import.module(), import.name(), import.ty()) {
-            (agentfactory_wasi::MODULE, name, _) => {
-                maker(name).ok_or_else(|| format!("import {name} is not in WASI preview 1"))
-            }
-            ("agentfactory", "call", ExternType::Function(function)) => {
-                let function = function.clone();
-                Ok(Box::new(move |store: &mut Store, _: &FunctionEnv<Context>| {
-                    Function::new(store, function.clone(), |_| {
-                        Err(RuntimeError::user(Box::new(Unwind::HostCallRefused)))
-                    })
-                }) as Maker)
-            }
-            (module, name, _) => Err(format!("import {module}.{name} is not offered")),
-        })
+        .map(
+            |import| match (import.module(), import.name(), import.ty()) {
+                (agentfactory_wasi::MODULE, name, _) => {
+                    maker(name).ok_or_else(|| format!("import {name} is not in WASI preview 1"))
+                }
+                ("agentfactory", "call", ExternType::Function(function)) => {
+                    let function = function.clone();
+                    Ok(
+                        Box::new(move |store: &mut Store, _: &FunctionEnv<Context>| {
+                            Function::new(store, function.clone(), |_| {
+                                Err(RuntimeError::user(Box::new(Unwind::HostCallRefused)))
+                            })
+                        }) as Maker,
+                    )
+                }
+                (module, name, _) => Err(format!("import {module}.{name} is not offered")),
+            },
+        )
         .collect()
 }
 
@@ -116,6 +125,7 @@ fn call(
 
 macro_rules! function {
     (errno, $name:ident($($param:ident: $kind:ident),*)) => {
+        #[allow(clippy::too_many_arguments, reason = "preview 1 gives some calls nine")]
         fn $name(mut env: FunctionEnvMut<'_, Context>, $($param: $kind),*) -> Result<u32, RuntimeError> {
             call(&mut env, |wasi, memory| wasi.$name(memory, $($param),*))
         }

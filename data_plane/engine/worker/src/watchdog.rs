@@ -6,7 +6,8 @@ use std::sync::{Arc, Mutex, MutexGuard, TryLockError};
 use std::time::{Duration, Instant};
 
 use rustix::time::{
-    Itimerspec, TimerfdClockId, TimerfdFlags, TimerfdTimerFlags, Timespec, timerfd_create, timerfd_settime,
+    Itimerspec, TimerfdClockId, TimerfdFlags, TimerfdTimerFlags, Timespec, timerfd_create,
+    timerfd_settime,
 };
 
 use crate::frames::Kind;
@@ -70,11 +71,15 @@ impl Shared {
 
     /// The way to the parent. A panic ends the process, so the lock is never poisoned for anybody.
     pub fn output(&self) -> MutexGuard<'_, Output> {
-        self.output.lock().unwrap_or_else(std::sync::PoisonError::into_inner)
+        self.output
+            .lock()
+            .unwrap_or_else(std::sync::PoisonError::into_inner)
     }
 
     fn armed(&self) -> MutexGuard<'_, Option<Armed>> {
-        self.armed.lock().unwrap_or_else(std::sync::PoisonError::into_inner)
+        self.armed
+            .lock()
+            .unwrap_or_else(std::sync::PoisonError::into_inner)
     }
 
     /// Guard the run that the calling thread begins now.
@@ -101,7 +106,10 @@ impl Shared {
     /// Wall and CPU time of the guarded run so far.
     #[must_use]
     pub fn elapsed(&self) -> (Duration, Duration) {
-        self.armed().map_or((Duration::ZERO, Duration::ZERO), |armed| (armed.started.elapsed(), armed.cpu_used()))
+        self.armed()
+            .map_or((Duration::ZERO, Duration::ZERO), |armed| {
+                (armed.started.elapsed(), armed.cpu_used())
+            })
     }
 
     /// Guard runs for as long as the process lives.
@@ -127,7 +135,10 @@ impl Shared {
                 // A failed socket shows again when the run ends; there is nobody to tell now.
                 let _ = output.flush_within(Duration::ZERO);
             }
-            self.set_timer(TICK.min(armed.wall - wall).min((armed.cpu - cpu).max(MIN_TICK)));
+            self.set_timer(
+                TICK.min(armed.wall - wall)
+                    .min((armed.cpu - cpu).max(MIN_TICK)),
+            );
         }
     }
 
@@ -140,7 +151,8 @@ impl Shared {
                     if self.armed().is_none_or(|now| now.run != armed.run) {
                         return;
                     }
-                    let resources = self.resources(&output, armed.started.elapsed(), armed.cpu_used());
+                    let resources =
+                        self.resources(&output, armed.started.elapsed(), armed.cpu_used());
                     let outcome = Outcome {
                         outcome: "killed",
                         limit: Some(limit),
@@ -151,7 +163,9 @@ impl Shared {
                     let _ = output.flush_within(SEND_PATIENCE);
                     end(code);
                 }
-                Err(TryLockError::WouldBlock) if Instant::now() < deadline => std::thread::sleep(MIN_TICK),
+                Err(TryLockError::WouldBlock) if Instant::now() < deadline => {
+                    std::thread::sleep(MIN_TICK)
+                }
                 Err(_) => end(code),
             }
         }
@@ -172,8 +186,12 @@ impl Shared {
 
     fn set_timer(&self, after: Duration) {
         let value = Timespec::try_from(after.max(MIN_TICK)).expect("at most a tick");
-        let once = Itimerspec { it_interval: Timespec::default(), it_value: value };
-        timerfd_settime(&self.timer, TimerfdTimerFlags::empty(), &once).expect("a valid time on an own timer");
+        let once = Itimerspec {
+            it_interval: Timespec::default(),
+            it_value: value,
+        };
+        timerfd_settime(&self.timer, TimerfdTimerFlags::empty(), &once)
+            .expect("a valid time on an own timer");
     }
 }
 
@@ -193,9 +211,15 @@ fn own_cpu_clock() -> libc::clockid_t {
 }
 
 fn read_clock(clock: libc::clockid_t) -> Duration {
-    let mut time = libc::timespec { tv_sec: 0, tv_nsec: 0 };
+    let mut time = libc::timespec {
+        tv_sec: 0,
+        tv_nsec: 0,
+    };
     // SAFETY: `time` is a valid place to write to. The clock's thread lives as long as the process.
     let result = unsafe { libc::clock_gettime(clock, &raw mut time) };
     assert_eq!(result, 0, "the guest thread's CPU clock cannot be read");
-    Duration::new(time.tv_sec.unsigned_abs(), u32::try_from(time.tv_nsec).unwrap_or(0))
+    Duration::new(
+        time.tv_sec.unsigned_abs(),
+        u32::try_from(time.tv_nsec).unwrap_or(0),
+    )
 }
