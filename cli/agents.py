@@ -14,6 +14,8 @@ from shared.errors import InvalidInputError
 if TYPE_CHECKING:
     from agentfactory.v1 import agents_pb2
 
+    from cli.client import Client
+
 app = typer.Typer(
     no_args_is_help=True, add_completion=False, help="Make and look at agents: what callers run."
 )
@@ -64,17 +66,16 @@ def read_parameters(text: str) -> bytes:
 
 
 def create_agent(settings: CliSettings, name: str, template: str, parameters: bytes) -> "agents_pb2.Agent":
+    from cli.client import call
+
+    return call(settings, lambda client: create_with(client, name, template, parameters))
+
+
+async def create_with(client: "Client", name: str, template: str, parameters: bytes) -> "agents_pb2.Agent":
     from agentfactory.v1 import agents_pb2
 
-    from cli.client import Client, call
-
-    async def use(client: Client) -> agents_pb2.Agent:
-        request = agents_pb2.CreateAgentRequest(
-            name=name, template=reference(template), parameters=parameters
-        )
-        return (await client.agents.CreateAgent(request, timeout=client.timeout)).agent
-
-    return call(settings, use)
+    request = agents_pb2.CreateAgentRequest(name=name, template=reference(template), parameters=parameters)
+    return (await client.agents.CreateAgent(request, timeout=client.timeout)).agent
 
 
 @app.command("list")

@@ -7,25 +7,18 @@ import typer
 
 from cli import output
 from cli.output import Json
-from cli.settings import DataDir, read_settings
+from cli.settings import DatabaseUrl, DataDir, owner_database_url, read_settings
 
 app = typer.Typer(add_completion=False)
 
 
 @app.command()
 def init(
-    database_url: Annotated[
-        str,
-        typer.Option(
-            "--database-url",
-            envvar="AF_CLI_OWNER_DATABASE_URL",
-            help="postgresql://owner:password@host/database; the role that owns the schema.",
-        ),
-    ],
     name: Annotated[str, typer.Option("--name", help="Name of the installation.")] = "local",
     server_name: Annotated[
         list[str] | None, typer.Option("--server-name", help="Name of the control plane; repeatable.")
     ] = None,
+    database_url: DatabaseUrl = None,
     data_dir: DataDir = None,
     as_json: Json = False,
 ) -> None:
@@ -37,9 +30,10 @@ def init(
     from control_plane.setup import initialize
     from shared.ids import InstallationId
 
+    settings = read_settings(data_dir)
     request = InitRequest(
-        data_dir=read_settings(data_dir).data_dir,
-        owner_database_url=database_url,
+        data_dir=settings.data_dir,
+        owner_database_url=owner_database_url(settings, database_url),
         installation=InstallationId(name),
         server_names=tuple(server_name) if server_name else DEFAULT_SERVER_NAMES,
     )

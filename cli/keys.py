@@ -8,7 +8,7 @@ import typer
 
 from cli import output
 from cli.output import Json
-from cli.settings import DataDir, read_settings
+from cli.settings import DatabaseUrl, DataDir, owner_database_url, read_settings
 from shared.errors import NotFoundError
 from shared.paths import InstallationPaths
 from shared.signatures import PublicKey
@@ -58,12 +58,7 @@ def ensure_publisher_key(path: Path) -> tuple[PublicKey, bool]:
 @app.command()
 def trust(
     public_key: Annotated[Path, typer.Argument(help="Publisher's public key (PEM).")],
-    database_url: Annotated[
-        str,
-        typer.Option(
-            "--database-url", envvar="AF_CLI_OWNER_DATABASE_URL", help="As for `init`: the schema's owner."
-        ),
-    ],
+    database_url: DatabaseUrl = None,
     data_dir: DataDir = None,
     as_json: Json = False,
 ) -> None:
@@ -77,8 +72,10 @@ def trust(
     from shared.key_files import read_public_key
 
     key = read_public_key(public_key)
-    paths = InstallationPaths(data_dir=read_settings(data_dir).data_dir)
-    version = asyncio.run(add_publisher(paths=paths, owner_database_url=database_url, publisher=key))
+    settings = read_settings(data_dir)
+    paths = InstallationPaths(data_dir=settings.data_dir)
+    url = owner_database_url(settings, database_url)
+    version = asyncio.run(add_publisher(paths=paths, owner_database_url=url, publisher=key))
     if output.wants_json():
         output.data({"publisher_key_id": key.key_id, "keyset_version": version})
         return

@@ -94,19 +94,20 @@ def read_evidence(file: Path) -> "audit_pb2.GetReceiptResponse":
 
 
 def fetch(settings: CliSettings, subject: str) -> "audit_pb2.GetReceiptResponse":
+    from cli.client import call
+
+    return call(settings, lambda client: fetch_with(client, subject))
+
+
+async def fetch_with(client: "Client", subject: str) -> "audit_pb2.GetReceiptResponse":
+    """Fetch a receipt by its own id or by its execution's."""
     from agentfactory.v1 import audit_pb2
 
-    from cli.client import Client, call
-
-    async def use(client: Client) -> audit_pb2.GetReceiptResponse:
-        request = audit_pb2.GetReceiptRequest()
-        if subject.startswith("rcp_"):
-            request.receipt_id = subject
-        else:
-            request.execution_id = subject
-        return await client.audit.GetReceipt(request, timeout=client.timeout)
-
-    return call(settings, use)
+    by_receipt = subject.startswith("rcp_")
+    request = audit_pb2.GetReceiptRequest(
+        receipt_id=subject if by_receipt else "", execution_id="" if by_receipt else subject
+    )
+    return await client.audit.GetReceipt(request, timeout=client.timeout)
 
 
 def check(settings: CliSettings, answer: "audit_pb2.GetReceiptResponse", root_key: Path | None) -> "Evidence":

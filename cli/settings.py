@@ -5,8 +5,9 @@ from pathlib import Path
 from typing import Annotated, ClassVar, Final
 
 import typer
-from pydantic import Field
+from pydantic import Field, SecretStr
 
+from shared.errors import SettingsError
 from shared.settings import Plane, PlaneSettings, default_config_file, default_data_dir, load_settings
 
 DEFAULT_TARGET: Final = "127.0.0.1:7443"
@@ -21,6 +22,16 @@ Target = Annotated[
 ]
 
 
+DatabaseUrl = Annotated[
+    str | None,
+    typer.Option(
+        "--database-url",
+        help="postgresql://… of the role that owns the schema (AF_CLI_OWNER_DATABASE_URL).",
+        show_default=False,
+    ),
+]
+
+
 class CliSettings(PlaneSettings):
     """What the command line may be told by environment or file."""
 
@@ -31,6 +42,8 @@ class CliSettings(PlaneSettings):
     """Control plane; unset: the one that `up` started on this data folder, else 127.0.0.1:7443."""
     client: str = Field(default="admin", pattern=r"^[A-Za-z0-9._-]{1,64}$")
     """Name of the client certificate in <data dir>/clients."""
+    owner_database_url: SecretStr | None = None
+    """For `init` and `keys trust`: postgresql://… as the role that owns the schema."""
     call_timeout: timedelta = Field(default=timedelta(seconds=30), gt=timedelta(0), le=timedelta(hours=1))
     """Deadline of one call that is not told otherwise."""
 
@@ -46,3 +59,16 @@ def read_settings(data_dir: Path | None = None, target: str | None = None) -> Cl
         config_file=default_config_file(Path.cwd()),
         overrides={"data_dir": data_dir, "target": target},
     )
+
+
+def owner_database_url(settings: CliSettings, option: str | None) -> str:
+    """Return the URL of the schema's owner, from the option or the settings.
+
+    Raises:
+        SettingsError: Neither names one.
+    """
+    if option is not None:
+        return option
+    if settings.owner_database_url is None:
+        raise SettingsError("no database is named: use --database-url or AF_CLI_OWNER_DATABASE_URL")
+    return settings.owner_database_url.get_secret_value()

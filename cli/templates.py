@@ -16,6 +16,8 @@ from shared.paths import InstallationPaths
 if TYPE_CHECKING:
     from agentfactory.v1 import templates_pb2
 
+    from cli.client import Client
+
 app = typer.Typer(no_args_is_help=True, add_completion=False, help="Build, sign and publish templates.")
 
 Folder = Annotated[Path, typer.Argument(help="Folder with agent.toml.", exists=True, file_okay=False)]
@@ -188,13 +190,20 @@ def publish(package: Package, data_dir: DataDir = None, target: Target = None, a
 
 
 def publish_package(settings: CliSettings, package: Path) -> "templates_pb2.TemplateVersion":
+    from cli.client import call
+
+    return call(settings, lambda client: publish_with(client, package))
+
+
+async def publish_with(client: "Client", package: Path) -> "templates_pb2.TemplateVersion":
+    """Send a signed package: its envelope, then its module in chunks."""
     from agentfactory.v1 import templates_pb2
 
-    from cli.client import CHUNK_BYTES, Client, call
+    from cli.client import CHUNK_BYTES
     from shared.package_files import read_signed_package
 
     signed = read_signed_package(package)
-    (module,) = signed.blobs.values()
+    module = b"".join(signed.blobs.values())
 
     async def parts() -> AsyncIterator[templates_pb2.PublishTemplateRequest]:
         header = templates_pb2.PublishTemplateHeader(envelope=signed.envelope)
@@ -203,11 +212,8 @@ def publish_package(settings: CliSettings, package: Path) -> "templates_pb2.Temp
             chunk = templates_pb2.ModuleChunk(data=module[start : start + CHUNK_BYTES])
             yield templates_pb2.PublishTemplateRequest(chunk=chunk)
 
-    async def use(client: Client) -> templates_pb2.TemplateVersion:
-        answer = await client.templates.PublishTemplate(parts(), timeout=client.timeout)
-        return answer.template_version
-
-    return call(settings, use)
+    answer = await client.templates.PublishTemplate(parts(), timeout=client.timeout)
+    return answer.template_version
 
 
 def reference(text: str) -> "templates_pb2.TemplateRef":

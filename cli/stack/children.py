@@ -27,12 +27,6 @@ TAIL_BYTES: Final = 16 * 1024
 _libc = ctypes.CDLL(None, use_errno=True) if sys.platform == "linux" else None
 
 
-class ChildDiedError(UnavailableError):
-    """A process of the stack ended while it should run."""
-
-    reason = "CHILD_DIED"
-
-
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ChildSpec:
     """What to start and how to stop it."""
@@ -63,12 +57,12 @@ class Child:
     def is_running(self) -> bool:
         return self.process.returncode is None
 
-    def died(self) -> ChildDiedError:
+    def died(self) -> UnavailableError:
         """Return the error that says how it ended, with the last line of its log."""
         code = self.process.returncode
         how = f"was ended by signal {-code}" if code is not None and code < 0 else f"ended with code {code}"
         last = last_line(self.spec.log)
-        return ChildDiedError(
+        return UnavailableError(
             f"{self.spec.name} {how}{': ' + last if last else ''}", hint=f"its log is {self.spec.log}"
         )
 

@@ -146,7 +146,7 @@ class LocalStack:
         """Wait until a process ends that should run.
 
         Raises:
-            ChildDiedError: Always, naming it.
+            UnavailableError: Always, naming it.
         """
         tasks = {asyncio.create_task(child.process.wait()): child for child in self.children}
         try:
@@ -210,7 +210,7 @@ def locked(data_dir: Path) -> Iterator[None]:
 
 
 def child_environment(**variables: str) -> dict[str, str]:
-    """Return this process's environment with ``variables``; what the user set for a plane stays above them."""
+    """Return this environment with ``variables``; what the user set for a plane stays above them."""
     mine = {name: value for name, value in os.environ.items() if not name.startswith("AF_CLI_")}
     return variables | mine
 
