@@ -1,4 +1,4 @@
-"""Composition root of the node: builds every adapter, runs the node or enrolls it, turns errors into one line.
+"""Composition root of the node: builds every adapter, runs the node or enrolls it; errors become one line.
 
 Exit codes: 0 ended as told, 2 wrong use or settings, 3 refused (keys, identity, trust), 4 unavailable.
 """
@@ -43,7 +43,7 @@ from data_plane.session.service import SessionService
 from data_plane.session.stream import SessionParts
 from data_plane.settings import NodeSettings
 from data_plane.taker import RunnerTaker
-from shared.admin_http import Readiness, admin_server
+from shared.admin_http import admin_server
 from shared.clock import SystemClock, SystemRandom
 from shared.errors import (
     AgentFactoryError,
@@ -63,12 +63,13 @@ from shared.errors import (
 from shared.ids import BOOT, new_id
 from shared.key_files import read_secret_file, write_secret_file
 from shared.logs import configure_logging, get_logger
-from shared.paths import NodePaths
 from shared.settings import default_config_file, load_settings
 from shared.telemetry import make_tracer_provider
 from shared.trust import TrustRoots, read_trust
 
 logger = get_logger(__name__)
+
+SWITCH_INTERVAL: Final = timedelta(microseconds=500)
 
 WRONG_USE: Final = 2
 REFUSED: Final = 3
@@ -122,19 +123,21 @@ async def run_node(settings: NodeSettings) -> None:
     async with AsyncExitStack() as stack:
         node, registry = await build_node(settings, stack)
 
-        async def readiness() -> Readiness:
-            node.collect()
-            return await node.readiness()
-
         port = await stack.enter_async_context(
             admin_server(
-                host=settings.admin_host, port=settings.admin_port, registry=registry, readiness=readiness
+                host=settings.admin_host,
+                port=settings.admin_port,
+                registry=registry,
+                readiness=node.readiness,
             )
         )
         loop = asyncio.get_running_loop()
         for number in (signal.SIGTERM, signal.SIGINT):
             loop.add_signal_handler(number, node.stop)
             stack.callback(loop.remove_signal_handler, number)
+        # The spool's thread and the loop share the interpreter: with the default of 5 ms a receipt on its way
+        # to the disk waits that long for a busy loop, and the other way round.
+        sys.setswitchinterval(SWITCH_INTERVAL.total_seconds())
         # What is here now lives as long as the process: no reason to look at it in every collection.
         gc.collect()
         gc.freeze()
@@ -251,6 +254,7 @@ async def build_node(settings: NodeSettings, stack: AsyncExitStack) -> tuple[Nod
         clock=clock,
         drain_timeout=timedelta(seconds=settings.drain_timeout_s),
     )
+    metrics.refresh = node.collect
     return node, registry
 
 
@@ -283,7 +287,7 @@ def _link(settings: NodeSettings, trust: TrustRoots, identity: NodeIdentity) -> 
 
 
 async def _enroll(settings: NodeSettings, options: argparse.Namespace) -> None:
-    paths: NodePaths = settings.paths
+    paths = settings.paths
     trust = read_trust(options.trust or paths.trust)
     token = _token(options.token)
     node_id = await enroll(paths=paths, trust=trust, target=options.control_plane, token=token)

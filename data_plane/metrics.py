@@ -1,11 +1,12 @@
 """The node's metrics, by name and unit. Counts and times; decides nothing."""
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from enum import StrEnum
 from typing import Final
 
-from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram
+from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, Metric
+from prometheus_client.registry import Collector
 
 from shared.clock import Clock
 
@@ -25,11 +26,25 @@ class Stage(StrEnum):
     RECEIPT = "receipt"
 
 
+class _Refresher(Collector):
+    """Comes first in the registry: brings the gauges up to date whenever they are read."""
+
+    def __init__(self, metrics: "NodeMetrics") -> None:
+        self._metrics = metrics
+
+    def collect(self) -> Iterable[Metric]:
+        self._metrics.refresh()
+        return ()
+
+
 class NodeMetrics:
     """One registry per process."""
 
     def __init__(self, registry: CollectorRegistry, clock: Clock) -> None:
         self._clock = clock
+        self.refresh: Callable[[], None] = _nothing
+        """Called before the metrics are read; set by the node."""
+        registry.register(_Refresher(self))
         self.stage_seconds = Histogram(
             "agentfactory_node_stage_seconds",
             "Time an order spent in one stage on this node",
@@ -87,3 +102,7 @@ class NodeMetrics:
             yield
         finally:
             self._stages[stage].observe(self._clock.monotonic() - started)
+
+
+def _nothing() -> None:
+    """No node yet."""

@@ -12,6 +12,9 @@ from datetime import datetime, timedelta
 from enum import Enum
 from typing import Final
 
+from opentelemetry import trace
+from opentelemetry.context import Context
+
 from data_plane.artifacts.ports import ModulePreparer, PreparedModule
 from data_plane.metrics import NodeMetrics, Stage
 from data_plane.orders.admission import Admission, Admissions
@@ -38,6 +41,7 @@ from shared.digests import Digest, sha256_digest
 from shared.errors import (
     AgentFactoryError,
     ArtifactInvalidError,
+    InvalidInputError,
     OrderRejectedError,
     RejectionReason,
     SpoolCorruptError,
@@ -48,8 +52,10 @@ from shared.logs import get_logger
 from shared.manifest import Profile
 from shared.orders import Order, VerifiedOrderRoot
 from shared.outcomes import Outcome
+from shared.telemetry import parse_traceparent
 
 logger = get_logger(__name__)
+_tracer = trace.get_tracer("data_plane.runner")
 
 PARAMETERS_VARIABLE: Final = "AGENTFACTORY_PARAMETERS"
 """Where a guest finds its agent's parameters, as canonical JSON."""
@@ -222,7 +228,11 @@ class OrderRunner:
 
     async def _carry_out(self, running: _Running) -> None:
         try:
-            report = await self._report_of(running)
+            with _tracer.start_as_current_span(
+                "run order", context=_context_of(running.order), attributes={"order.id": running.order.id}
+            ) as span:
+                report = await self._report_of(running)
+                span.set_attribute("order.outcome", report.outcome)
             running.admission.free_slot()
             await self._issue(report)
         finally:
@@ -250,15 +260,13 @@ class OrderRunner:
         except WorkerCrashedError as error:
             logger.warning("a worker ended without an outcome", error=str(error))
             return self._report(running, Outcome.TRAPPED, trap=f"worker_crashed: {error}"[:512])
-        except AgentFactoryError as error:
-            text = f"{error.reason}: {error}"
+        except Exception as error:
+            # Nobody else may suffer from it, and its caller is told: another node gets the execution.
+            logger.exception("an order could not be carried out", order_id=running.order.id)
+            text = f"{error.reason}: {error}" if isinstance(error, AgentFactoryError) else "internal error"
             return self._rejected_report(
                 running, OrderRejectedError(text, check=Check.ROOM, rejection=RejectionReason.BUSY)
             )
-        except Exception:
-            logger.exception("an order could not be carried out", order_id=running.order.id)
-            problem = OrderRejectedError("internal error", check=Check.ROOM, rejection=RejectionReason.BUSY)
-            return self._rejected_report(running, problem)
         finally:
             running.is_stoppable = False
         return self._report(running, Outcome(result.outcome), result=result)
@@ -393,6 +401,14 @@ class OrderRunner:
             logger.exception("a receipt could not be kept", order_digest=report.order_digest)
             return
         self._announcer.receipt_ready(receipt)
+
+
+def _context_of(order: Order) -> Context | None:
+    """Return the caller's trace, or none: a malformed context is no reason to refuse an order."""
+    try:
+        return parse_traceparent(order.traceparent).to_context() if order.traceparent else None
+    except InvalidInputError:
+        return None
 
 
 def _request(running: _Running, content: bytes) -> RunRequest:

@@ -30,6 +30,7 @@ from shared.errors import (
     ResourceExhaustedError,
     UnknownPublisherError,
     VerificationError,
+    WorkerCrashedError,
 )
 from shared.keyset import KeyPurpose
 from shared.logs import get_logger
@@ -196,7 +197,8 @@ class ArtifactService:
 
 def _rejection(error: AgentFactoryError) -> OrderRejectedError:
     text = f"{error.reason}: {error}"
-    if isinstance(error, ModuleInvalidError):
+    if isinstance(error, ModuleInvalidError | WorkerCrashedError):
+        # A compiler that dies of a module dies of it on every node.
         return OrderRejectedError(text, check=Check.MODULE, rejection=RejectionReason.ARTIFACT)
     if isinstance(error, PackageAlteredError):
         return OrderRejectedError(text, check=Check.MODULE, rejection=RejectionReason.DIGEST)

@@ -11,7 +11,7 @@ from typing import Final
 
 from data_plane.orders.verifier import Check
 from shared.errors import OrderRejectedError, RejectionReason
-from shared.ids import ExecutionId
+from shared.ids import ExecutionId  # noqa: TC001 - imports stay in one place
 from shared.orders import Order
 
 MAX_ENTRIES: Final = 200_000

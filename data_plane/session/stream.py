@@ -25,7 +25,7 @@ from data_plane.session.leases import Leases
 from data_plane.session.outbox import Outbox
 from data_plane.session.ports import OrderTaker, OutputSink
 from shared.clock import Clock
-from shared.digests import Digest
+from shared.digests import Digest  # noqa: TC001 - imports stay in one place
 from shared.errors import (
     AgentFactoryError,
     DeadlineExceededError,
