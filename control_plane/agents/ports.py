@@ -48,7 +48,7 @@ class AgentStore(Protocol):
 
 
 class Templates(Protocol):
-    """What agents need of templates. Implemented by `TemplateService`."""
+    """What agents need of templates. Implemented by `TemplateCatalog`."""
 
     async def get(self, tenant_id: TenantId, ref: TemplateRef) -> TemplateVersion:
         """Return one version.

@@ -1,10 +1,11 @@
 """Postgres behind `InstallationStore`. Runs as the schema's owner, except for reads."""
 
-from sqlalchemy import insert, select, text
+from sqlalchemy import func, insert, select, text
 from sqlalchemy.dialects.postgresql import insert as upsert
 from sqlalchemy.exc import IntegrityError
 
 from control_plane.database.migrate import SERVICE_ROLE
+from control_plane.database.notifications import Channel
 from control_plane.database.ports import Transaction
 from control_plane.database.tables import installation as installations
 from control_plane.database.tables import keys, keysets, role_bindings, tenants
@@ -57,6 +58,8 @@ class PostgresInstallationStore:
             )
         except IntegrityError as error:
             raise ConflictError(f"keyset version {keyset.version} exists already") from error
+        # Sent with the commit: this process ends at once and has no notifier of its own.
+        await connection_of(tx).execute(select(func.pg_notify(str(Channel.KEYSETS), "")))
 
     async def set_service_password(self, tx: Transaction, password: str) -> None:
         """See `InstallationStore.set_service_password`."""

@@ -1,8 +1,6 @@
 """Publishes signed template versions, finds them, retires and revokes them. Knows no gRPC and no SQL."""
 
 import asyncio
-import base64
-import binascii
 from collections.abc import AsyncIterator
 from typing import Final
 
@@ -12,32 +10,27 @@ from control_plane.database.ports import Database
 from control_plane.policy.domain import Decision, PolicyInput, Question, Subject
 from control_plane.policy.gate import PolicyGate
 from control_plane.policy.ports import DecisionLog
-from control_plane.templates.domain import TemplatePage, TemplateRef, TemplateState, TemplateVersion
+from control_plane.templates.domain import TemplateRef, TemplateState, TemplateVersion
 from control_plane.templates.ports import ModuleCheck, PublisherKeys, RunningExecutions, TemplateStore
 from shared.clock import Clock, Random
-from shared.digests import Digest
 from shared.errors import (
     AlreadyExistsError,
-    InvalidInputError,
     NotFoundError,
     PackageAlteredError,
     PackageTruncatedError,
-    TemplateRevokedError,
 )
-from shared.ids import AUDIT_ENTRY, TEMPLATE, TEMPLATE_VERSION, TemplateVersionId, TenantId, new_id, parse_id
+from shared.ids import AUDIT_ENTRY, TEMPLATE, TEMPLATE_VERSION, new_id
 from shared.packages import VerifiedTemplate, verify_manifest, verify_package
 
 AGENTS_CHANNEL: Final = "af_agents"
 """Tells every replica that what a name stands for may have changed."""
 
-DEFAULT_PAGE_SIZE: Final = 50
-MAX_PAGE_SIZE: Final = 500
 MAX_CONCURRENT_PUBLISHES: Final = 4
 """Each holds a module of up to 64 MiB in memory."""
 
 
 class TemplateService:
-    """The use cases of templates; also the `TemplateContents` that nodes fetch from."""
+    """What changes templates."""
 
     def __init__(
         self,
@@ -85,34 +78,6 @@ class TemplateService:
             )
             return await self._store_once(subject, template, decision)
 
-    async def get(self, tenant_id: TenantId, ref: TemplateRef) -> TemplateVersion:
-        """Return one version.
-
-        Raises:
-            NotFoundError: The tenant has no such version.
-        """
-        async with self._database.transaction() as tx:
-            found = await self._store.find(tx, tenant_id, ref)
-        if found is None:
-            raise NotFoundError(f"there is no template {ref}")
-        return found
-
-    async def list(self, tenant_id: TenantId, *, name: str, page_size: int, page_token: str) -> TemplatePage:
-        """Return a page, newest first, without envelopes.
-
-        Raises:
-            InvalidInputError: The page token is not one of ours.
-        """
-        size = min(page_size or DEFAULT_PAGE_SIZE, MAX_PAGE_SIZE)
-        before = _id_of(page_token) if page_token else None
-        async with self._database.transaction() as tx:
-            found = await self._store.list(tx, tenant_id, name=name, before=before, limit=size + 1)
-        more = len(found) > size
-        return TemplatePage(
-            versions=tuple(found[:size]),
-            next_page_token=_token_of(found[size - 1].template_version_id) if more else "",
-        )
-
     async def retire(self, subject: Subject, ref: TemplateRef) -> TemplateVersion:
         """Close a version to new agents. Repeat, or of a revoked one: no effect.
 
@@ -132,30 +97,6 @@ class TemplateService:
         )
         await self._running.stop_template(subject.tenant_id, version.digest)
         return version
-
-    async def envelope(self, tenant_id: TenantId, template_digest: Digest) -> bytes:
-        """Return a version's DSSE envelope, for a node.
-
-        Raises:
-            NotFoundError: The tenant has no such version.
-            TemplateRevokedError: It is revoked.
-        """
-        version = await self.get(tenant_id, TemplateRef(digest=template_digest))
-        if version.state is TemplateState.REVOKED:
-            raise TemplateRevokedError(f"template {version.name} {version.version} is revoked")
-        return version.envelope
-
-    async def module(self, module_digest: Digest) -> bytes:
-        """Return a module's exact bytes, for a node.
-
-        Raises:
-            NotFoundError: There is no such module.
-        """
-        async with self._database.transaction() as tx:
-            module = await self._store.read_module(tx, module_digest)
-        if module is None:
-            raise NotFoundError(f"there is no module {module_digest}")
-        return module
 
     async def _verified(self, envelope: bytes, chunks: AsyncIterator[bytes]) -> VerifiedTemplate:
         keys = await self._publishers.publishers(self._clock.now())
@@ -254,15 +195,3 @@ def _policy_input(subject: Subject, template: VerifiedTemplate) -> PolicyInput:
         capabilities=manifest.capabilities,
         limits=manifest.limits,
     )
-
-
-def _token_of(identifier: TemplateVersionId) -> str:
-    return base64.urlsafe_b64encode(identifier.encode()).decode().rstrip("=")
-
-
-def _id_of(token: str) -> TemplateVersionId:
-    try:
-        text = base64.urlsafe_b64decode(token + "=" * (-len(token) % 4)).decode()
-        return parse_id(TEMPLATE_VERSION, text)
-    except (binascii.Error, UnicodeDecodeError, InvalidInputError) as error:
-        raise InvalidInputError("page_token is not one that a list returned") from error

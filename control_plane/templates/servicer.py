@@ -6,6 +6,7 @@ from typing import Any
 from agentfactory.v1 import templates_pb2, templates_pb2_grpc
 
 from control_plane.policy.domain import Subject
+from control_plane.templates.catalog import TemplateCatalog
 from control_plane.templates.convert import ref_from_proto, version_to_proto
 from control_plane.templates.service import TemplateService
 from shared.errors import InvalidInputError
@@ -15,8 +16,9 @@ from shared.rpc.identity import caller
 class TemplateServicer(templates_pb2_grpc.TemplateServiceServicer):
     """Serves `TemplateService`."""
 
-    def __init__(self, service: TemplateService) -> None:
+    def __init__(self, *, service: TemplateService, catalog: TemplateCatalog) -> None:
         self._service = service
+        self._catalog = catalog
 
     async def PublishTemplate(
         self, requests: AsyncIterator[templates_pb2.PublishTemplateRequest], _: Any
@@ -30,13 +32,13 @@ class TemplateServicer(templates_pb2_grpc.TemplateServiceServicer):
     async def GetTemplate(
         self, request: templates_pb2.GetTemplateRequest, _: Any
     ) -> templates_pb2.GetTemplateResponse:
-        version = await self._service.get(caller().tenant_id, ref_from_proto(request.template))
+        version = await self._catalog.get(caller().tenant_id, ref_from_proto(request.template))
         return templates_pb2.GetTemplateResponse(template_version=version_to_proto(version))
 
     async def ListTemplates(
         self, request: templates_pb2.ListTemplatesRequest, _: Any
     ) -> templates_pb2.ListTemplatesResponse:
-        page = await self._service.list(
+        page = await self._catalog.list(
             caller().tenant_id,
             name=request.name,
             page_size=request.page.page_size,
