@@ -14,6 +14,7 @@ from shared.paths import InstallationPaths
 if TYPE_CHECKING:
     from agentfactory.v1 import audit_pb2
 
+    from cli.client import Client
     from cli.evidence import Evidence
 
 app = typer.Typer(no_args_is_help=True, add_completion=False, help="Fetch and verify receipts.")
