@@ -12,9 +12,7 @@ from tests.fixtures.dispatch import MODULE_DIGEST, SpoolHead, boot_id, execution
 
 
 def held(*, runs_alone: bool = False) -> HeldAttempt:
-    return HeldAttempt(
-        execution_id=execution_id(), attempt_number=1, fencing_token=1, runs_alone=runs_alone
-    )
+    return HeldAttempt(execution_id=execution_id(), attempt_number=1, fencing_token=1, runs_alone=runs_alone)
 
 
 def fleet_of(*sessions: LiveSession) -> Fleet:
