@@ -215,3 +215,41 @@ impl<S: Stdio> Wasi<S> {
         Ok(open_beneath(start, request.path, flags, mode)?)
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use rustix::fs::{CWD, OFlags};
+
+    use super::{Errno, Mode, Request, entry, open_beneath, rights};
+
+    fn request(rights_base: u64) -> Request<'static> {
+        let (path, rights_inheriting) = ("name", 0);
+        Request {
+            path,
+            lookup: 0,
+            oflags: 0,
+            fdflags: 0,
+            rights_base,
+            rights_inheriting,
+        }
+    }
+
+    /// The check before the open sees none of this: the file was swapped behind it.
+    #[test]
+    fn a_fifo_swapped_in_behind_the_check_neither_blocks_nor_gets_a_number() {
+        let dir =
+            std::env::temp_dir().join(format!("agentfactory-wasi-open-{}", std::process::id()));
+        let _ = std::fs::remove_dir_all(&dir);
+        std::fs::create_dir(&dir).unwrap();
+        rustix::fs::mkfifoat(CWD, dir.join("name"), Mode::from_raw_mode(0o600)).unwrap();
+        let start = std::fs::File::open(&dir).unwrap();
+        let asked = request(rights::FD_READ);
+        let flags = asked.host_flags(true);
+        assert!(flags.contains(OFlags::NONBLOCK | OFlags::NOCTTY));
+        // Without NONBLOCK this open would wait for a writer.
+        let start = std::os::fd::AsFd::as_fd(&start);
+        let opened = open_beneath(start, asked.path, flags, Mode::empty()).unwrap();
+        assert_eq!(Errno::NotSup, entry(&asked, opened, true).unwrap_err());
+        std::fs::remove_dir_all(&dir).unwrap();
+    }
+}

@@ -11,6 +11,7 @@ use rustix::io::Errno as HostErrno;
 
 use crate::abi::{Errno, lookupflags};
 
+/// Beneath alone refuses magic links today, but its documentation does not promise that it always will.
 const RESOLVE: ResolveFlags = ResolveFlags::BENEATH.union(ResolveFlags::NO_MAGICLINKS);
 
 /// How often a walk is begun again when a rename somewhere on the machine made the kernel unsure about a `..` (`EAGAIN`).
