@@ -117,6 +117,21 @@ def test_subtree_is_consistent_with_its_tree_and_holds_its_leaves(size, data):
     )
 
 
+def test_proof_that_ends_below_or_goes_above_the_root_of_its_size_is_refused():
+    a, b, c, d = hashes([b"a", b"b", b"c", b"d"])
+    ab, abcd = merkle.node_hash(a, b), merkle.root_hash([a, b, c, d])
+    with pytest.raises(ProofInvalidError, match="too short"):
+        merkle.verify_inclusion(leaf=a, index=0, size=4, path=[b], root=ab)
+    with pytest.raises(ProofInvalidError, match="too long"):
+        merkle.verify_inclusion(leaf=a, index=0, size=2, path=[b, merkle.node_hash(c, d)], root=abcd)
+    with pytest.raises(ProofInvalidError, match="too short"):
+        merkle.verify_consistency(first_size=2, second_size=5, proof=[], first_root=ab, second_root=ab)
+    with pytest.raises(ProofInvalidError, match="too long"):
+        merkle.verify_consistency(
+            first_size=2, second_size=3, proof=[c, d], first_root=ab, second_root=merkle.root_hash([ab, c, d])
+        )
+
+
 def test_what_cannot_be_proved_is_refused():
     leaves = hashes([b"a", b"b"])
     for call in (

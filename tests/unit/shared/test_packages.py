@@ -156,6 +156,20 @@ def test_bomb_of_many_small_frames_is_refused():
         verify(frames)
 
 
+def test_frame_that_asks_for_a_huge_window_is_refused_however_little_it_holds():
+    compressor = zstd.ZstdCompressor(options={zstd.CompressionParameter.window_log: 27})
+    frame = compressor.compress(b"{}") + compressor.flush()
+    with pytest.raises(DecompressionBombError, match="more memory"):
+        verify(frame)
+
+
+def test_frame_without_its_end_is_truncated_even_when_its_content_looks_whole():
+    compressor = zstd.ZstdCompressor()
+    open_frame = compressor.compress(b"{}", mode=zstd.ZstdCompressor.FLUSH_BLOCK)
+    with pytest.raises(PackageTruncatedError, match="within a zstandard frame"):
+        packages.unpack(open_frame, what="manifest", max_bytes=100)
+
+
 async def test_damaged_zstandard_frame_is_refused():
     packed = bytearray(packages.pack((await signed()).envelope))
     packed[4] ^= 0xFF

@@ -192,6 +192,14 @@ def test_pkcs1_and_encrypted_private_keys_are_refused():
             PrivateKey.from_pem(pem)
 
 
+def test_second_encoding_of_a_key_is_refused_because_it_would_have_a_second_id():
+    der = rsa_key().public.spki_der
+    with_null = bytes.fromhex("06092a864886f70d0101010500")
+    inner = bytes.fromhex("300b06092a864886f70d010101") + der[der.index(with_null) + len(with_null) :]
+    with pytest.raises(KeyFormatError, match="not in DER"):
+        PublicKey.from_spki_der(b"\x30\x82" + len(inner).to_bytes(2, "big") + inner)
+
+
 def test_trailing_bytes_behind_der_are_refused():
     with pytest.raises(KeyFormatError):
         PublicKey.from_spki_der(rsa_key().public.spki_der + b"\x00")
