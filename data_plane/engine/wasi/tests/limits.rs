@@ -210,3 +210,21 @@ fn a_preopen_that_is_a_file_is_refused_before_the_run() {
         error
     );
 }
+
+#[test]
+fn renumbering_makes_room_for_one_more() {
+    let mut guest = limited(Limits {
+        max_open_files: 7,
+        ..Limits::default()
+    });
+    let (first, second) = (guest.file(), guest.file());
+    guest
+        .wasi
+        .fd_renumber(&mut guest.mem, first, second)
+        .unwrap();
+    assert_eq!(Ok(first), guest.open(RW, "file", 0, READ));
+    assert_eq!(
+        Err(Fault::Errno(Errno::Mfile)),
+        guest.open(RW, "file", 0, READ)
+    );
+}
