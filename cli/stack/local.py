@@ -233,8 +233,8 @@ async def start_control_plane(data_dir: Path, ports: Ports, database: postgres.P
     )
 
 
-async def start_node(paths: NodePaths, grpc_port: int, admin_port: int, log: Path) -> Child:
-    """Start an enrolled node; it is not ready yet."""
+async def start_node(paths: NodePaths, grpc_port: int, admin_port: int, log: Path, **variables: str) -> Child:
+    """Start an enrolled node, with further AF_NODE_ variables; it is not ready yet."""
     return await spawn(
         ChildSpec(
             name="node",
@@ -243,6 +243,7 @@ async def start_node(paths: NodePaths, grpc_port: int, admin_port: int, log: Pat
                 AF_NODE_DATA_DIR=str(paths.data_dir),
                 AF_NODE_CONTROL_PLANES=f'["localhost:{grpc_port}"]',
                 AF_NODE_ADMIN_PORT=str(admin_port),
+                **variables,
             ),
             log=log,
         )
