@@ -113,14 +113,17 @@ class SessionEndpoint:
                 await self._take(session, request)
             session.end()
         except ReceiptConflictError as error:
-            await self._receipts.quarantine(session, error)
+            # Not in this task: the end of the session cancels it.
+            session.end(error)
+            self._background.spawn(self._receipts.quarantine(session, error), name="quarantine")
         except VerificationError as error:
             session.end(error)
-            await self._note_refused(session, error)
+            self._background.spawn(self._note_refused(session, error), name="note a refusal")
         except AgentFactoryError as error:
             session.end(error)
         except Exception:  # a bug met while reading one node must not reach another
-            logger.exception("session failed", node_id=session.node_id)
+            if not session.outbox.is_closed:  # reading a stream that has ended fails too
+                logger.exception("session failed", node_id=session.node_id)
             session.end(InternalError("the session met a bug"))
 
     async def _take(self, session: LiveSession, request: nodes_pb2.SessionRequest) -> None:

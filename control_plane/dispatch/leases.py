@@ -136,6 +136,7 @@ class Sweeper:
         self._options = options
         self._clock = clock
         self._observer = observer
+        self._reconciled_at = clock.monotonic()
         self._grace = Grace(lease=options.lease, max_gap=2 * options.poll_every)
 
     async def sweep_once(self) -> None:
@@ -150,11 +151,33 @@ class Sweeper:
                 if nodes:
                     self._dispatcher.cancel(await self._leases.cancel_requests(nodes))
                 await self._leases.expire_deadlines(limit=self._options.sweep_limit)
+                await self._reconcile()
                 if self._grace.is_over(self._clock.monotonic()):
                     self._lost(await self._leases.expire_leases(limit=self._options.sweep_limit))
         except (AgentFactoryError, TimeoutError) as error:
             self._grace.interrupted()
             logger.warning("sweep failed", error=str(error))
+
+    async def _reconcile(self) -> None:
+        """Once per lease, free the slots of attempts that ended without word: another replica may have swept."""
+        now = self._clock.monotonic()
+        lease_s = self._options.lease.total_seconds()
+        if now - self._reconciled_at < lease_s:
+            return
+        self._reconciled_at = now
+        old = [
+            (session.node_id, attempt)
+            for session in self._fleet
+            for attempt in session.held()
+            if now - attempt.since >= lease_s
+        ]
+        if not old:
+            return
+        live = await self._leases.orders_of([_ref_of_held(attempt) for _, attempt in old])
+        keys = {(placement.execution_id, placement.fencing_token) for placement in live}
+        for node_id, attempt in old:
+            if attempt.key not in keys:
+                self._dispatcher.slot_freed(node_id, attempt)
 
     def _lost(self, attempts: Sequence[LostAttempt]) -> None:
         if not attempts:
@@ -203,6 +226,14 @@ def ref_of(message: nodes_pb2.AttemptRef) -> AttemptRef:
 
 def message_of(attempt: AttemptRef) -> nodes_pb2.AttemptRef:
     return nodes_pb2.AttemptRef(
+        execution_id=attempt.execution_id,
+        attempt_number=attempt.attempt_number,
+        fencing_token=attempt.fencing_token,
+    )
+
+
+def _ref_of_held(attempt: HeldAttempt) -> AttemptRef:
+    return AttemptRef(
         execution_id=attempt.execution_id,
         attempt_number=attempt.attempt_number,
         fencing_token=attempt.fencing_token,
