@@ -2,6 +2,7 @@
 
 import asyncio
 import contextlib
+import json
 from datetime import UTC
 from functools import cache
 
@@ -11,7 +12,7 @@ from hypothesis import strategies as st
 
 from shared.canonical import canonical_json, parse_canonical
 from shared.dsse import sign_envelope, verify_envelope
-from shared.errors import MalformedError, VerificationError
+from shared.errors import InvalidInputError, MalformedError, VerificationError
 from shared.fields import Fields, time_to_text
 from shared.order_codec import decode_order, encode_order
 from shared.packages import SignedPackage, make_package, sign_package, verify_package
@@ -43,6 +44,21 @@ json_values = st.recursive(
 def test_canonical_json_has_one_encoding_that_reads_back(document):
     encoded = canonical_json(document)
     assert canonical_json(parse_canonical(encoded)) == encoded
+
+
+@given(st.dictionaries(st.text(max_size=4), json_values, max_size=4), st.booleans())
+def test_document_reads_as_canonical_exactly_when_rfc_8785_would_write_it_so(document, ascii_only):
+    data = json.dumps(document, ensure_ascii=ascii_only, separators=(",", ":"), sort_keys=True)
+    try:
+        canonical = canonical_json(document) == data.encode()
+    except (InvalidInputError, UnicodeEncodeError):
+        canonical = False
+    try:
+        parse_canonical(data.encode("utf-8", "surrogatepass"))
+        accepted = True
+    except MalformedError:
+        accepted = False
+    assert accepted is canonical
 
 
 @given(st.binary(max_size=64))

@@ -1,6 +1,6 @@
 import pytest
 
-from shared.canonical import MAX_DEPTH, canonical_json, parse_canonical, parse_strict
+from shared.canonical import MAX_DEPTH, MAX_DOCUMENT_BYTES, canonical_json, parse_canonical, parse_strict
 from shared.errors import InvalidInputError, MalformedError
 
 # RFC 8785 section 3.2.2 and 3.2.3, as in the text.
@@ -56,6 +56,23 @@ def test_depth_is_bounded_before_the_parser_sees_it():
         parse_strict(b'{"a":' * MAX_DEPTH + b"{}" + b"}" * MAX_DEPTH)
     with pytest.raises(MalformedError, match="nested deeper"):
         parse_strict(b"[" * 100_000)
+
+
+@pytest.mark.timeout(5)
+@pytest.mark.parametrize(
+    "data",
+    [
+        b"[" * 40 + b'"' + b'\\"' * 500_000,
+        b"{" + b",".join(b'"%d":1' % n for n in range(90_000)) + b',"89999":2}',
+        b'{"a":' + b"9" * 1_000_000 + b"}",
+        b'{"a":0.' + b"9" * 1_000_000 + b"e999}",
+    ],
+    ids=["unclosed string", "late duplicate", "long integer", "long double"],
+)
+def test_hostile_document_within_the_bound_costs_no_more_than_its_size(data):
+    assert len(data) <= MAX_DOCUMENT_BYTES
+    with pytest.raises(MalformedError):
+        parse_strict(data)
 
 
 def test_brackets_in_strings_are_no_depth():
