@@ -38,6 +38,13 @@ impl Request<'_> {
         self.rights_base & rights::FD_WRITE != 0
     }
 
+    /// Whether the descriptor asked for could cut the file itself, and cutting it at the opening gives nothing more. Go's
+    /// library counts on that: it opens directories without the right to cut beneath them.
+    fn may_resize(&self) -> bool {
+        const RESIZE: u64 = rights::FD_WRITE | rights::FD_FILESTAT_SET_SIZE;
+        self.rights_base & RESIZE == RESIZE
+    }
+
     /// Refuses flags that do not exist or contradict each other.
     fn check(&self) -> Result<(), Errno> {
         check_lookup(self.lookup)?;
@@ -57,7 +64,7 @@ impl Request<'_> {
             if self.creates() {
                 directory.require(rights::PATH_CREATE_FILE)?;
             }
-            if self.truncates() {
+            if self.truncates() && !self.may_resize() {
                 directory.require(rights::PATH_FILESTAT_SET_SIZE)?;
             }
         } else if self.writes() || self.truncates() {

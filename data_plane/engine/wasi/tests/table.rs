@@ -339,6 +339,8 @@ fn cases() -> Vec<Case> {
         no("path_open", "from a descriptor that is not open", Badf, |g| opens(g.open(CLOSED, "file", 0, READ))),
         no("path_open", "without the right to open", NotCapable, |g| { let fd = powerless_dir(g); opens(g.open(fd, "inner", 0, 0)) }),
         no("path_open", "a right the directory does not hand on", NotCapable, |g| { let fd = g.dir(); opens(g.open(fd, "inner", 0, rights::FD_READ)) }),
+        no("path_open", "a file to cut, without the right to that", NotCapable, |g| { g.wasi.fd_fdstat_set_rights(&mut g.mem, RW, rights::PATH_OPEN, rights::INHERITABLE).unwrap(); opens(g.open(RW, "file", oflags::TRUNC, READ)) }),
+        ok("path_open", "a file to cut, without that right, but with rights to write and resize it", |g| { g.wasi.fd_fdstat_set_rights(&mut g.mem, RW, rights::PATH_OPEN, rights::INHERITABLE).unwrap(); opens(g.open(RW, "file", oflags::TRUNC, READ_WRITE)) }),
         no("path_open", "a result that ends outside", Efault, |g| { let (p, n) = g.put(b"file"); g.wasi.path_open(&mut g.mem, RW, 0, p, n, 0, 0, 0, 0, BEYOND) }),
 
         ok("path_readlink", "a link", |g| g.readlink(RW, "link", 64).map(|_| ())),
