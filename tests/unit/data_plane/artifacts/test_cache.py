@@ -1,0 +1,169 @@
+"""The cache on a real folder: what it hands out is what it sealed, whatever happens to its files."""
+
+import errno
+import os
+
+import pytest
+
+from data_plane.artifacts import cache as cache_module
+from data_plane.artifacts.cache import ArtifactCache, memory_file
+from shared.digests import sha256_digest
+from shared.errors import ArtifactInvalidError, DiskFullError, NotFoundError
+from tests.unit.data_plane.builders import ENGINE
+
+CODE = os.urandom(3_000_000)
+MODULE = sha256_digest(b"module")
+
+
+def a_cache(folder, *, bound_bytes=1 << 30, mac_key=b"k" * 32, engine=ENGINE) -> ArtifactCache:
+    cache = ArtifactCache(folder, mac_key=mac_key, engine=engine, bound_bytes=bound_bytes)
+    cache.load()
+    return cache
+
+
+async def store(cache, module=MODULE, code=CODE) -> None:
+    descriptor = memory_file("code", code)
+    try:
+        await cache.store(module, descriptor)
+    finally:
+        os.close(descriptor)
+
+
+async def load(cache, module=MODULE) -> bytes:
+    descriptor = await cache.open(module)
+    try:
+        return os.pread(descriptor, len(CODE) + 1, 0)
+    finally:
+        os.close(descriptor)
+
+
+def only_file(folder):
+    (path,) = folder.glob("*.artifact")
+    return path
+
+
+async def test_artifact_comes_back_after_a_restart(tmp_path):
+    await store(a_cache(tmp_path))
+
+    cache = a_cache(tmp_path)
+
+    assert cache.digests() == (MODULE,)
+    assert await load(cache) == CODE
+
+
+async def test_nobody_can_change_what_was_verified(tmp_path):
+    cache = a_cache(tmp_path)
+    await store(cache)
+    descriptor = await cache.open(MODULE)
+
+    with pytest.raises(OSError, match="not permitted"):
+        os.pwrite(descriptor, b"evil", 0)
+    with pytest.raises(OSError, match="not permitted"):
+        os.ftruncate(descriptor, 0)
+    only_file(tmp_path).write_bytes(b"evil")
+    assert os.pread(descriptor, len(CODE), 0) == CODE
+    os.close(descriptor)
+
+
+@pytest.mark.parametrize("position", [0, 9, 100, 500, 1_000_000, -1])
+async def test_corrupted_file_is_dropped(tmp_path, position):
+    cache = a_cache(tmp_path)
+    await store(cache)
+    path = only_file(tmp_path)
+    data = bytearray(path.read_bytes())
+    data[position] ^= 1
+    path.write_bytes(data)
+
+    with pytest.raises(ArtifactInvalidError):
+        await cache.open(MODULE)
+    assert not path.exists()
+    assert not cache.holds(MODULE)
+    with pytest.raises(NotFoundError):
+        await cache.open(MODULE)
+
+
+@pytest.mark.parametrize("change", [lambda data: data[:-1], lambda data: data + b"x", lambda _: b""])
+async def test_file_of_another_length_is_dropped(tmp_path, change):
+    cache = a_cache(tmp_path)
+    await store(cache)
+    path = only_file(tmp_path)
+    path.write_bytes(change(path.read_bytes()))
+
+    with pytest.raises(ArtifactInvalidError):
+        await cache.open(MODULE)
+
+
+async def test_artifact_of_another_module_under_this_name(tmp_path):
+    cache = a_cache(tmp_path)
+    await store(cache)
+    path = only_file(tmp_path)
+    other = sha256_digest(b"other")
+    await store(cache, other, b"evil")
+    (theirs,) = set(tmp_path.glob("*.artifact")) - {path}
+    path.write_bytes(theirs.read_bytes())
+
+    with pytest.raises(ArtifactInvalidError):
+        await cache.open(MODULE)
+
+
+async def test_artifact_sealed_elsewhere(tmp_path):
+    await store(a_cache(tmp_path, mac_key=b"o" * 32))
+
+    with pytest.raises(ArtifactInvalidError):
+        await a_cache(tmp_path).open(MODULE)
+
+
+async def test_symbolic_link_is_not_followed(tmp_path):
+    cache = a_cache(tmp_path / "cache")
+    await store(cache)
+    path = only_file(tmp_path / "cache")
+    path.rename(tmp_path / "moved")
+    path.symlink_to(tmp_path / "moved")
+
+    with pytest.raises(NotFoundError):
+        await cache.open(MODULE)
+
+
+async def test_bound_evicts_what_was_unused_longest(tmp_path):
+    cache = a_cache(tmp_path, bound_bytes=3 * 1_000_100 + 3_000)
+    modules = [sha256_digest(bytes([n])) for n in range(4)]
+    for age, module in enumerate(modules[:3]):
+        await store(cache, module, bytes(1_000_000))
+        path = tmp_path / cache._key(module).file_name
+        os.utime(path, (1000 + age, 1000 + age))
+    await load(cache, modules[0])
+
+    await store(cache, modules[3], bytes(1_000_000))
+
+    assert set(cache.digests()) == {modules[0], modules[2], modules[3]}
+    assert cache.evictions == 1
+
+
+async def test_artifact_above_the_bound(tmp_path):
+    with pytest.raises(DiskFullError):
+        await store(a_cache(tmp_path, bound_bytes=1_000_000))
+
+
+async def test_full_disk_leaves_nothing_behind(tmp_path, monkeypatch):
+    cache = a_cache(tmp_path)
+    real = cache_module.Path.replace
+
+    def full(self, target):
+        raise OSError(errno.ENOSPC, "no space left on device")
+
+    monkeypatch.setattr(cache_module.Path, "replace", full)
+    with pytest.raises(DiskFullError):
+        await store(cache)
+    monkeypatch.setattr(cache_module.Path, "replace", real)
+
+    assert list(tmp_path.iterdir()) == []
+    await store(cache)
+    assert await load(cache) == CODE
+
+
+async def test_half_written_files_are_removed_at_the_start(tmp_path):
+    (tmp_path / "x.part").write_bytes(b"half")
+
+    a_cache(tmp_path)
+
+    assert list(tmp_path.iterdir()) == []

@@ -1,0 +1,424 @@
+"""The spool on a real folder: order, durability, room, and what a crash leaves behind."""
+
+import asyncio
+import hashlib
+import os
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from data_plane.orders.domain import AttemptRef
+from data_plane.receipts import segments
+from data_plane.receipts import spool as spool_module
+from data_plane.receipts.domain import EMPTY_HEAD, Body
+from data_plane.receipts.ports import ReceiptDraft
+from data_plane.receipts.records import MAX_RECORD_BYTES, SEGMENT_HEADER_BYTES
+from data_plane.receipts.spool import Spool
+from shared.errors import (
+    DiskFullError,
+    InternalError,
+    NotFoundError,
+    SpoolCorruptError,
+    SpoolFullError,
+    SpoolLockedError,
+)
+from shared.ids import ExecutionId
+
+MIB = 1024 * 1024
+SMALL_SEGMENT = SEGMENT_HEADER_BYTES + MAX_RECORD_BYTES
+ATTEMPT = AttemptRef(execution_id=ExecutionId("exe_1"), attempt_number=1, fencing_token=2**60)
+SALT = bytes(range(32))
+
+
+def open_spool(folder: Path, **changes) -> Spool:
+    return Spool.open(folder, **{"bound_bytes": 64 * MIB, "segment_bytes": SMALL_SEGMENT} | changes)
+
+
+def draft(text: str = "", *, output: bytes | None = None, log: bytes | None = None) -> ReceiptDraft:
+    return ReceiptDraft(
+        build=lambda head: f"{head.sequence + 1}:{head.hash.hex()}:{text}".encode(),
+        attempt=ATTEMPT,
+        output=None if output is None else Body.of(output, SALT),
+        log=None if log is None else Body.of(log, SALT),
+    )
+
+
+def sync_calls(monkeypatch) -> list[int]:
+    calls: list[int] = []
+    real = os.fdatasync
+    monkeypatch.setattr(segments.os, "fdatasync", lambda fd: (calls.append(fd), real(fd))[1])
+    return calls
+
+
+async def test_receipts_are_numbered_and_chained_without_a_gap(tmp_path):
+    spool = open_spool(tmp_path)
+
+    receipts = [await spool.append(draft()) for _ in range(3)]
+
+    assert [receipt.sequence for receipt in receipts] == [1, 2, 3]
+    assert receipts[0].envelope == b"1::"
+    for before, after in zip(receipts, receipts[1:], strict=False):
+        assert hashlib.sha256(before.envelope).hexdigest().encode() in after.envelope
+    assert spool.head.hash == hashlib.sha256(receipts[-1].envelope).digest()
+    await spool.close()
+
+
+async def test_chain_goes_on_after_a_restart(tmp_path):
+    spool = open_spool(tmp_path)
+    first = await spool.append(draft("a", output=b"out", log=b"log"))
+    await spool.close()
+
+    again = open_spool(tmp_path)
+
+    assert await again.read(1) == first
+    assert again.unacknowledged() == [1]
+    assert (await again.append(draft())).sequence == 2
+    await again.close()
+
+
+async def test_head_survives_when_everything_is_acknowledged(tmp_path):
+    spool = open_spool(tmp_path)
+    for number in range(5):
+        await spool.append(draft("x" * 60_000 + str(number)))
+    head = spool.head
+    spool.acknowledge([1, 2, 3, 4, 5])
+    await spool.close()
+
+    again = open_spool(tmp_path)
+
+    assert again.head == head
+    await again.close()
+
+
+async def test_acknowledged_segments_are_removed(tmp_path):
+    spool = open_spool(tmp_path)
+    for _ in range(12):
+        await spool.append(draft("x" * 60_000))
+    before = spool.used_bytes
+    spool.acknowledge(range(1, 13))
+    await spool.append(draft())
+
+    assert spool.unacknowledged() == [13]
+    assert spool.used_bytes < before
+    assert len(list(tmp_path.glob("*.segment"))) == 1
+    with pytest.raises(NotFoundError):
+        await spool.read(1)
+    await spool.close()
+
+
+async def test_receipts_acknowledged_out_of_order_leave_the_others(tmp_path):
+    spool = open_spool(tmp_path)
+    kept = [await spool.append(draft("x" * 60_000)) for _ in range(9)]
+    spool.acknowledge([4, 5, 6, 9])
+    await spool.close()
+
+    again = open_spool(tmp_path)
+
+    assert set(again.unacknowledged()) >= {1, 2, 3, 7, 8}
+    assert await again.read(2) == kept[1]
+    assert again.head.sequence == 9
+    await again.close()
+
+
+async def test_second_process_is_kept_out(tmp_path):
+    spool = open_spool(tmp_path)
+
+    with pytest.raises(SpoolLockedError):
+        open_spool(tmp_path)
+    await spool.close()
+    await open_spool(tmp_path).close()
+
+
+async def test_lone_receipt_is_written_at_once(tmp_path, monkeypatch):
+    spool = open_spool(tmp_path)
+    calls = sync_calls(monkeypatch)
+
+    await spool.append(draft())
+
+    assert len(calls) == 1
+    await spool.close()
+
+
+async def test_receipts_that_come_together_share_the_disk(tmp_path, monkeypatch):
+    spool = open_spool(tmp_path, segment_bytes=2 * MIB)
+    calls = sync_calls(monkeypatch)
+
+    receipts = await asyncio.gather(*(spool.append(draft(str(n))) for n in range(200)))
+
+    assert [receipt.sequence for receipt in receipts] == list(range(1, 201))
+    assert len(calls) <= 3
+    await spool.close()
+
+
+async def test_nothing_is_promised_before_it_is_on_the_disk(tmp_path, monkeypatch):
+    spool = open_spool(tmp_path)
+    synced: list[bool] = []
+    real = os.fdatasync
+    monkeypatch.setattr(segments.os, "fdatasync", lambda fd: (real(fd), synced.append(True))[0])
+
+    appending = asyncio.ensure_future(spool.append(draft()))
+    while not appending.done():
+        assert spool.head == EMPTY_HEAD or synced
+        await asyncio.sleep(0)
+
+    assert synced == [True]
+    await spool.close()
+
+
+async def test_large_output_is_a_file_of_its_own_until_it_is_acknowledged(tmp_path):
+    spool = open_spool(tmp_path)
+    content = os.urandom(200_000)
+
+    receipt = await spool.append(draft(output=content, log=b"small"))
+
+    (body,) = receipt.uploads
+    assert body.inline is None
+    assert await spool.read_body(body) == content
+    assert receipt.log.inline == b"small"
+    spool.acknowledge([1])
+    await spool.append(draft())
+    with pytest.raises(NotFoundError):
+        await spool.read_body(body)
+    await spool.close()
+
+
+async def test_large_output_survives_a_restart(tmp_path):
+    spool = open_spool(tmp_path)
+    content = os.urandom(200_000)
+    await spool.append(draft(output=content))
+    await spool.close()
+
+    again = open_spool(tmp_path)
+
+    (body,) = (await again.read(1)).uploads
+    assert await again.read_body(body) == content
+    await again.close()
+
+
+async def test_receipt_whose_output_is_gone_is_no_receipt(tmp_path):
+    spool = open_spool(tmp_path)
+    await spool.append(draft(output=os.urandom(200_000)))
+    await spool.close()
+    next((tmp_path / "bodies").iterdir()).unlink()
+
+    with pytest.raises(SpoolCorruptError):
+        open_spool(tmp_path)
+
+
+async def test_draft_that_cannot_be_built_takes_no_number(tmp_path):
+    spool = open_spool(tmp_path)
+
+    def broken(_head) -> bytes:
+        raise ValueError("no")
+
+    good, bad, more = await asyncio.gather(
+        spool.append(draft()),
+        spool.append(ReceiptDraft(build=broken, attempt=None)),
+        spool.append(draft()),
+        return_exceptions=True,
+    )
+
+    assert isinstance(bad, InternalError)
+    assert [good.sequence, more.sequence] == [1, 2]
+    await spool.close()
+
+
+async def test_order_is_refused_when_the_spool_has_no_room_for_its_receipt(tmp_path):
+    spool = open_spool(tmp_path, bound_bytes=4 * MIB)
+
+    with pytest.raises(SpoolFullError):
+        spool.reserve(2 * MIB)
+    await spool.close()
+
+
+async def test_room_that_is_given_back_can_be_taken_again(tmp_path):
+    spool = open_spool(tmp_path, bound_bytes=4 * MIB)
+    held = [spool.reserve(600_000)]
+    with pytest.raises(SpoolFullError):
+        held.append(spool.reserve(1_200_000))
+
+    held[0].release()
+    held[0].release()
+
+    spool.reserve(1_200_000).release()
+    await spool.close()
+
+
+async def test_rejections_have_room_when_orders_have_none(tmp_path):
+    spool = open_spool(tmp_path, bound_bytes=4 * MIB)
+    spool.reserve(1_600_000)
+    with pytest.raises(SpoolFullError):
+        spool.reserve(1)
+
+    assert (await spool.append(draft())).sequence == 1
+    await spool.close()
+
+
+async def test_full_disk_is_seen_before_an_order_is_taken(tmp_path, monkeypatch):
+    spool = open_spool(tmp_path)
+    monkeypatch.setattr(segments.SegmentStore, "free_bytes", lambda self: spool_module.MIN_FREE_BYTES)
+
+    with pytest.raises(SpoolFullError):
+        spool.reserve(1)
+    await spool.close()
+
+
+async def test_full_disk_takes_no_number_and_the_spool_goes_on(tmp_path, monkeypatch):
+    spool = open_spool(tmp_path)
+    for _ in range(3):
+        await spool.append(draft("x" * 60_000))
+    real = segments._write_all
+
+    def full(*_args, **_kwargs):
+        raise OSError(28, "no space left on device")
+
+    monkeypatch.setattr(segments, "_write_all", full)
+    with pytest.raises(DiskFullError):
+        await spool.append(draft("x" * 60_000))
+    monkeypatch.setattr(segments, "_write_all", real)
+
+    assert (await spool.append(draft("x" * 60_000))).sequence == 4
+    await spool.close()
+
+
+async def test_disk_that_fails_ends_the_spool(tmp_path, monkeypatch):
+    spool = open_spool(tmp_path)
+    await spool.append(draft())
+
+    def broken(_fd):
+        raise OSError(5, "input/output error")
+
+    monkeypatch.setattr(segments.os, "fdatasync", broken)
+    with pytest.raises(SpoolCorruptError):
+        await spool.append(draft())
+    monkeypatch.undo()
+
+    with pytest.raises(SpoolCorruptError):
+        await spool.append(draft())
+    with pytest.raises(SpoolFullError):
+        spool.reserve(1)
+    assert spool.head.sequence == 1
+    await spool.close()
+
+
+async def test_torn_tail_is_cut_off(tmp_path, capsys):
+    spool = open_spool(tmp_path)
+    await spool.append(draft("kept"))
+    await spool.append(draft("torn"))
+    await spool.close()
+    (segment,) = tmp_path.glob("*.segment")
+    data = bytearray(segment.read_bytes())
+    data[data.index(b"torn")] ^= 1
+    segment.write_bytes(data)
+
+    again = open_spool(tmp_path)
+
+    assert again.unacknowledged() == [1]
+    assert "a torn write" in capsys.readouterr().out
+    assert (await again.append(draft("new"))).sequence == 2
+    await again.close()
+    final = open_spool(tmp_path)
+    assert (await final.read(2)).envelope.endswith(b"new")
+    await final.close()
+
+
+async def test_damage_before_the_tail_ends_the_identity(tmp_path):
+    spool = open_spool(tmp_path)
+    for _ in range(9):
+        await spool.append(draft("x" * 60_000))
+    await spool.close()
+    first = min(tmp_path.glob("*.segment"))
+    data = bytearray(first.read_bytes())
+    data[70_000] ^= 1
+    first.write_bytes(data)
+
+    with pytest.raises(SpoolCorruptError):
+        open_spool(tmp_path)
+
+
+async def test_segment_of_another_chain_ends_the_identity(tmp_path):
+    for name in ("ours", "theirs"):
+        spool = open_spool(tmp_path / name)
+        for _ in range(6):
+            await spool.append(draft(name + "x" * 60_000))
+        await spool.close()
+    theirs = sorted((tmp_path / "theirs").glob("*.segment"))[-1]
+    (tmp_path / "ours" / theirs.name).write_bytes(theirs.read_bytes())
+
+    with pytest.raises(SpoolCorruptError):
+        open_spool(tmp_path / "ours")
+
+
+_WRITER = """
+import asyncio, sys
+from pathlib import Path
+from tests.unit.data_plane.receipts.test_spool import draft, open_spool
+
+async def main():
+    spool = open_spool(Path(sys.argv[1]))
+    while True:
+        receipts = await asyncio.gather(*(spool.append(draft("y" * 500)) for _ in range(7)))
+        print(receipts[-1].sequence, flush=True)
+
+asyncio.run(main())
+"""
+
+
+async def test_kill_9_loses_nothing_that_was_promised(tmp_path):
+    writer = subprocess.Popen([sys.executable, "-c", _WRITER, str(tmp_path)], stdout=subprocess.PIPE)
+    promised = 0
+    while promised < 700:
+        promised = int(writer.stdout.readline())
+    writer.send_signal(signal.SIGKILL)
+    rest = writer.communicate(timeout=30)[0].split()
+    promised = int(rest[-1]) if rest else promised
+
+    spool = open_spool(tmp_path)
+
+    assert spool.head.sequence >= promised
+    assert spool.unacknowledged() == list(range(1, spool.head.sequence + 1))
+    previous = b""
+    for sequence in spool.unacknowledged():
+        envelope = (await spool.read(sequence)).envelope
+        assert envelope.startswith(f"{sequence}:{previous.hex()}:".encode())
+        previous = hashlib.sha256(envelope).digest()
+    await spool.close()
+
+
+@settings(max_examples=25, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(st.data())
+def test_a_file_cut_or_changed_anywhere_gives_a_shorter_chain_or_a_refusal(tmp_path_factory, data):
+    folder = tmp_path_factory.mktemp("spool")
+
+    async def write() -> list[bytes]:
+        spool = open_spool(folder)
+        envelopes = [(await spool.append(draft("z" * 50, output=b"o"))).envelope for _ in range(4)]
+        await spool.close()
+        return envelopes
+
+    envelopes = asyncio.run(write())
+    (segment,) = folder.glob("*.segment")
+    content = bytearray(segment.read_bytes())
+    position = data.draw(st.integers(0, 2000))
+    if data.draw(st.booleans()):
+        content = content[:position]
+    else:
+        content[position] ^= data.draw(st.integers(1, 255))
+    segment.write_bytes(content)
+
+    async def read() -> None:
+        spool = open_spool(folder)
+        found = [(await spool.read(sequence)).envelope for sequence in spool.unacknowledged()]
+        assert found == envelopes[: len(found)]
+        assert (await spool.append(draft())).sequence == len(found) + 1
+        await spool.close()
+
+    try:
+        asyncio.run(read())
+    except SpoolCorruptError:
+        assert position < SEGMENT_HEADER_BYTES
