@@ -45,12 +45,14 @@ class GroupCommit(Generic[T, R]):
         max_items: int = MAX_GROUP_ITEMS,
         max_bytes: int = MAX_GROUP_BYTES,
         max_waiting: int = MAX_WAITING_ITEMS,
+        tries: int = FLUSH_TRIES,
     ) -> None:
         self._flush = flush
         self._size_of = size_of
         self._max_items = max_items
         self._max_bytes = max_bytes
         self._max_waiting = max_waiting
+        self._tries = tries
         self._waiting: deque[_Waiting[T, R]] = deque()
         self._arrived = asyncio.Event()
         self._closed = False
@@ -124,7 +126,7 @@ class GroupCommit(Generic[T, R]):
             await self._commit([waiting])
 
     async def _flush_surely(self, items: Sequence[T]) -> Sequence[R]:
-        for _ in range(FLUSH_TRIES - 1):
+        for _ in range(self._tries - 1):
             try:
                 return await self._flush(items)
             except DatabaseUnavailableError:

@@ -17,9 +17,9 @@ SELECT session_epoch, boot_id FROM sessions WHERE node_id = $1 FOR SHARE
 LOCK_CLAIMABLE: Final = f"""
 SELECT e.execution_id, e.tenant_id, e.caller, e.agent_id, e.agent_name, e.template_digest, e.module_digest,
     e.parameters, e.parameters_digest, e.input_body_id, e.input_commitment, e.input_bytes, e.media_type,
-    e.profile, e.seed, e.clock_start_at, e.limits, e.capabilities, e.retry_is_safe, e.decision_id, e.policy_digest,
-    e.traceparent, e.run_deadline_at, e.attempt_number, e.fencing_token, e.excluded_nodes, e.runs_alone,
-    b.salt, b.digest, CASE WHEN b.size_bytes <= {INLINE_BODY_BYTES} THEN b.content END AS content
+    e.profile, e.seed, e.clock_start_at, e.limits, e.capabilities, e.retry_is_safe, e.decision_id,
+    e.policy_digest, e.traceparent, e.run_deadline_at, e.attempt_number, e.fencing_token,
+    e.excluded_nodes, e.runs_alone, b.salt, b.digest, CASE WHEN b.size_bytes <= {INLINE_BODY_BYTES} THEN b.content END AS content
 FROM executions e
 JOIN bodies b ON b.body_id = e.input_body_id
 WHERE e.claimable_at <= now() AND e.run_deadline_at > now()
@@ -110,7 +110,7 @@ RETURNING a.execution_id, a.attempt_number, a.fencing_token
 """  # noqa: S608 - constants of our own; values are parameters
 
 RELAXED_COMMIT: Final = "SET LOCAL synchronous_commit = off"
-"""For what a crash of Postgres may take back: the lease runs on by rule 9, a running attempt shows as leased."""
+"""For what a crash of Postgres may take back: rule 9 lets leases run on, a running attempt shows as leased."""
 
 ORDERS_OF: Final = f"""
 SELECT a.execution_id, a.attempt_number, a.fencing_token, a.node_id, a.boot_id, a.session_epoch, a.order_id,
@@ -127,8 +127,8 @@ WITH batch AS (
 )
 UPDATE orders o SET batch_id = $1, leaf_index = i.leaf_index, path = i.path
 FROM (SELECT order_id, leaf_index,
-        ARRAY(SELECT decode(step, 'hex') FROM unnest(string_to_array(steps, ',')) WITH ORDINALITY AS s (step, n)
-              ORDER BY n) AS path
+        ARRAY(SELECT decode(step, 'hex')
+              FROM unnest(string_to_array(steps, ',')) WITH ORDINALITY AS s (step, n) ORDER BY n) AS path
       FROM unnest($4::text[], $5::integer[], $6::text[]) AS p (order_id, leaf_index, steps)) i
 WHERE o.order_id = i.order_id AND o.batch_id IS NULL
 """

@@ -1,6 +1,6 @@
 """What the use cases of executions and the dispatcher need from the outside. Promises, no implementation."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from datetime import timedelta
 from typing import Protocol
 
@@ -87,6 +87,9 @@ class ExecutionStore(Protocol):
         Raises:
             InvalidInputError: The page token is not one of ours.
         """
+
+    async def states_of(self, execution_ids: Sequence[ExecutionId]) -> Mapping[ExecutionId, ExecutionState]:
+        """Return where these stand now, whoever's they are; unknown ones are left out. At most 1,000."""
 
     async def request_cancel(
         self, tenant_id: TenantId, execution_id: ExecutionId, entry: NewAuditEntry

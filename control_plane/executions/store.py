@@ -4,7 +4,7 @@ Bodies are in body_store.py, what dispatch does is in lease_store.py.
 """
 
 import hmac
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from datetime import timedelta
 from typing import Final
@@ -164,6 +164,15 @@ class PostgresExecutionStore(PostgresBodyStore):
         items = tuple(execution_of(row) for row in rows[:page_size])
         more = len(rows) > page_size
         return Page(items=items, next_page_token=page_token_of(items[-1].execution_id) if more else "")
+
+    async def states_of(self, execution_ids: Sequence[ExecutionId]) -> Mapping[ExecutionId, ExecutionState]:
+        """See `ExecutionStore.states_of`."""
+        query = select(executions.c.execution_id, executions.c.state).where(
+            executions.c.execution_id.in_(list(execution_ids))
+        )
+        async with self._database.reading() as connection:
+            rows = (await connection.execute(query)).all()
+        return {ExecutionId(row.execution_id): ExecutionState(row.state) for row in rows}
 
     async def request_cancel(
         self, tenant_id: TenantId, execution_id: ExecutionId, entry: NewAuditEntry

@@ -1,0 +1,78 @@
+"""gRPC adapter of the audit log: parse, one use case, convert."""
+
+from collections.abc import AsyncGenerator
+from contextlib import aclosing
+from typing import Any
+
+from agentfactory.v1 import audit_pb2, audit_pb2_grpc
+from google.protobuf.timestamp_pb2 import Timestamp
+
+from control_plane.audit.domain import AuditEntry
+from control_plane.audit.ports import ReceiptEvidence
+from control_plane.audit.service import AuditService
+from shared.rpc.identity import caller
+
+
+class AuditServicer(audit_pb2_grpc.AuditServiceServicer):
+    """Serves `AuditService`."""
+
+    def __init__(self, service: AuditService) -> None:
+        self._service = service
+
+    async def ListAuditEntries(
+        self, request: audit_pb2.ListAuditEntriesRequest, _: Any
+    ) -> audit_pb2.ListAuditEntriesResponse:
+        page = await self._service.list(
+            caller().tenant_id,
+            action=request.action,
+            subject=request.subject,
+            page_size=request.page.page_size,
+            page_token=request.page.page_token,
+        )
+        return audit_pb2.ListAuditEntriesResponse(
+            audit_entries=[_entry_to_proto(entry) for entry in page.items],
+            next_page_token=page.next_page_token,
+        )
+
+    async def WatchAuditEntries(
+        self, request: audit_pb2.WatchAuditEntriesRequest, _: Any
+    ) -> AsyncGenerator[audit_pb2.WatchAuditEntriesResponse]:
+        async with aclosing(self._service.watch(caller().tenant_id, after=request.after)) as entries:
+            async for entry in entries:
+                yield audit_pb2.WatchAuditEntriesResponse(audit_entry=_entry_to_proto(entry))
+
+    async def GetReceipt(self, request: audit_pb2.GetReceiptRequest, _: Any) -> audit_pb2.GetReceiptResponse:
+        evidence = await self._service.get_receipt(
+            caller().tenant_id, receipt_id=request.receipt_id, execution_id=request.execution_id
+        )
+        return _evidence_to_proto(evidence)
+
+
+def _entry_to_proto(entry: AuditEntry) -> audit_pb2.AuditEntry:
+    recorded_at = Timestamp()
+    recorded_at.FromDatetime(entry.recorded_at)
+    return audit_pb2.AuditEntry(
+        audit_entry_id=entry.audit_entry_id,
+        recorded_at=recorded_at,
+        actor=entry.actor,
+        action=entry.action,
+        subject=entry.subject,
+        result=entry.result,
+        details=entry.details,
+    )
+
+
+def _evidence_to_proto(evidence: ReceiptEvidence) -> audit_pb2.GetReceiptResponse:
+    return audit_pb2.GetReceiptResponse(
+        receipt_id=evidence.receipt_id,
+        envelope=evidence.envelope,
+        order=audit_pb2.SignedOrder(
+            order=evidence.order_content,
+            index=evidence.leaf_index,
+            path=evidence.path,
+            batch_envelope=evidence.batch_envelope,
+        ),
+        receipt_public_key=evidence.receipt_public_key,
+        keyset=evidence.keyset,
+        template_envelope=evidence.template_envelope,
+    )

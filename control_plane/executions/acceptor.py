@@ -1,0 +1,85 @@
+"""Stores new executions in groups, placed at once where a slot is free (design section 4.3, rule 3)."""
+
+from collections.abc import Sequence
+from typing import Final, NoReturn
+
+from control_plane.database.group_commit import GroupCommit
+from control_plane.executions.domain import Accepted, AcceptOutcome, NewExecution, Placement
+from control_plane.executions.ports import ExecutionStore, Placer
+from shared.errors import DatabaseUnavailableError
+
+STORE_TRIES: Final = 2
+"""A group whose commit has an unknown fate is stored once more, with the same ids and placements."""
+
+
+class Acceptor:
+    """The only way by which executions come into being."""
+
+    def __init__(self, *, store: ExecutionStore, placer: Placer) -> None:
+        self._store = store
+        self._placer = placer
+        # Repeating is done here, where the placements of the first try are known.
+        self._group = GroupCommit[NewExecution, Accepted](self._flush, size_of=_size_of, tries=1)
+
+    async def accept(self, item: NewExecution) -> Accepted:
+        """Return what became of it, after its commit; whatever runs, runs after that.
+
+        Raises:
+            ResourceExhaustedError: Too many wait to be stored already.
+            UnavailableError: The database is away or this process stops; nothing was promised.
+        """
+        return await self._group.submit(item)
+
+    async def run(self) -> NoReturn:
+        """Store groups until cancelled."""
+        await self._group.run()
+
+    async def _flush(self, items: Sequence[NewExecution]) -> Sequence[Accepted]:
+        placements = self._placer.place(items)
+        try:
+            answers = await self._store_surely(items, placements)
+        except BaseException:
+            self._placer.release([one for one in placements if one is not None])
+            raise
+        self._settle(items, placements, answers)
+        return answers
+
+    async def _store_surely(
+        self, items: Sequence[NewExecution], placements: Sequence[Placement | None]
+    ) -> Sequence[Accepted]:
+        for _ in range(STORE_TRIES - 1):
+            try:
+                return await self._store.accept(items, placements)
+            except DatabaseUnavailableError:
+                continue
+        return await self._store.accept(items, placements)
+
+    def _settle(
+        self,
+        items: Sequence[NewExecution],
+        placements: Sequence[Placement | None],
+        answers: Sequence[Accepted],
+    ) -> None:
+        sent: list[Placement] = []
+        sent_items: list[NewExecution] = []
+        dropped: list[Placement] = []
+        waits = False
+        for item, placement, answer in zip(items, placements, answers, strict=True):
+            if placement is not None and answer.placed:
+                sent.append(placement)
+                sent_items.append(item)
+                continue
+            if placement is not None:
+                dropped.append(placement)
+            waits = waits or answer.outcome is AcceptOutcome.NEW
+        if sent:
+            self._placer.commit(sent, sent_items)
+        if dropped:
+            self._placer.release(dropped)
+        if waits:
+            self._placer.wake()
+
+
+def _size_of(item: NewExecution) -> int:
+    content = item.run.input.content
+    return len(item.run.parameters) + (len(content) if content is not None else 0)

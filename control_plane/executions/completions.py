@@ -1,0 +1,119 @@
+"""Who in this replica waits for which execution. Holds no truth: a lost hint costs a poll, no answer."""
+
+import asyncio
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from typing import Final, NoReturn
+
+from control_plane.executions.domain import ExecutionState
+from control_plane.executions.lifecycle import Execution
+from control_plane.executions.ports import ExecutionStore
+from shared.errors import DatabaseUnavailableError, ResourceExhaustedError
+from shared.ids import ExecutionId
+from shared.logs import get_logger
+
+MAX_WATCHES: Final = 65_536
+"""Callers of one replica that wait at the same time."""
+POLL_SECONDS: Final = 1.0
+MAX_POLLED: Final = 1000
+"""Executions that one query asks about."""
+
+_log = get_logger(__name__)
+
+
+class Watch:
+    """One caller's interest in one execution."""
+
+    __slots__ = ("_changed", "_known", "execution_id", "seen")
+
+    def __init__(self, execution_id: ExecutionId, seen: ExecutionState | None = None) -> None:
+        self.execution_id = execution_id
+        self.seen = seen
+        """The last state that its caller was told."""
+        self._changed = asyncio.Event()
+        self._known: Execution | None = None
+
+    async def changed(self) -> Execution | None:
+        """Return after the next change since the last call; the execution, when it is known whole."""
+        await self._changed.wait()
+        self._changed.clear()
+        known, self._known = self._known, None
+        return known
+
+    def tell(self, execution: Execution | None) -> None:
+        """Wake the caller; a later change replaces what it has not read yet."""
+        self._known = execution
+        self._changed.set()
+
+
+class Completions:
+    """Wakes waiting callers: by results of this replica, by NOTIFY of others, and by a slow poll."""
+
+    def __init__(self, *, poll_seconds: float = POLL_SECONDS, max_watches: int = MAX_WATCHES) -> None:
+        self._watches: dict[ExecutionId, set[Watch]] = {}
+        self._count = 0
+        self._poll_seconds = poll_seconds
+        self._max_watches = max_watches
+
+    @property
+    def waiting(self) -> int:
+        """How many callers wait."""
+        return self._count
+
+    @contextmanager
+    def watch(self, execution_id: ExecutionId) -> Iterator[Watch]:
+        """Be told of changes for the length of the block.
+
+        Raises:
+            ResourceExhaustedError: Too many callers wait already.
+        """
+        if self._count >= self._max_watches:
+            raise ResourceExhaustedError(f"{self._max_watches} callers of this replica wait already")
+        watch = Watch(execution_id)
+        self._watches.setdefault(execution_id, set()).add(watch)
+        self._count += 1
+        try:
+            yield watch
+        finally:
+            self._count -= 1
+            others = self._watches[execution_id]
+            others.discard(watch)
+            if not others:
+                del self._watches[execution_id]
+
+    def complete(self, execution: Execution) -> None:
+        """The execution changed and its change is committed. Never blocks, never raises."""
+        # What finish returns knows its own attempt only: with earlier ones the caller reads it whole.
+        whole = len(execution.attempts) == execution.fencing_token
+        for watch in self._watches.get(execution.execution_id, ()):
+            watch.tell(execution if whole else None)
+
+    def changed(self, execution_ids: Sequence[str]) -> None:
+        """These may have changed; none named: any may have. The subscriber of NOTIFY."""
+        named = execution_ids or tuple(self._watches)
+        for execution_id in named:
+            for watch in self._watches.get(ExecutionId(execution_id), ()):
+                watch.tell(None)
+
+    async def run(self, store: ExecutionStore) -> NoReturn:
+        """Poll until cancelled: the fallback for hints that were lost."""
+        while True:
+            await asyncio.sleep(self._poll_seconds)
+            try:
+                await self.poll(store)
+            except DatabaseUnavailableError as error:
+                _log.warning("waiting callers were not polled", error=str(error))
+
+    async def poll(self, store: ExecutionStore) -> None:
+        """Wake those whose execution is in another state than they know.
+
+        Raises:
+            DatabaseUnavailableError: Postgres is away.
+        """
+        ids = list(self._watches)
+        for first in range(0, len(ids), MAX_POLLED):
+            states = await store.states_of(ids[first : first + MAX_POLLED])
+            for execution_id, state in states.items():
+                for watch in self._watches.get(execution_id, ()):
+                    if watch.seen is not state:
+                        watch.tell(None)

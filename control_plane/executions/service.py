@@ -1,0 +1,388 @@
+"""Use cases of callers: run agents, look at executions, cancel them."""
+
+import hashlib
+from collections.abc import AsyncGenerator, Sequence
+from dataclasses import dataclass
+from datetime import timedelta
+from typing import Final
+
+from control_plane.agents.domain import ResolvedAgent
+from control_plane.agents.ports import AgentDirectory
+from control_plane.audit.domain import NewAuditEntry
+from control_plane.executions.acceptor import Acceptor
+from control_plane.executions.completions import Completions, Watch
+from control_plane.executions.domain import (
+    DEFAULT_MAX_ATTEMPTS,
+    INLINE_BODY_BYTES,
+    Accepted,
+    AcceptOutcome,
+    DecisionRecord,
+    ExecutionState,
+    IdempotencyKey,
+    NewExecution,
+    Page,
+    RunSpec,
+    StoredBody,
+)
+from control_plane.executions.encoding import capabilities_bytes, limits_bytes
+from control_plane.executions.lifecycle import Execution
+from control_plane.executions.ports import ExecutionStore, Placer
+from control_plane.policy.domain import Decision, PolicyInput, Question, Subject
+from control_plane.policy.ports import Policy
+from shared.clock import Clock, Random
+from shared.digests import commit_body, sha256_digest
+from shared.errors import (
+    ConflictError,
+    IdempotencyConflictError,
+    InvalidInputError,
+    NotFoundError,
+    PolicyDeniedError,
+)
+from shared.ids import AUDIT_ENTRY, BODY, EXECUTION, BodyId, ExecutionId, TenantId, new_id
+
+DEFAULT_PAGE_SIZE: Final = 50
+MAX_PAGE_SIZE: Final = 500
+_STALE_TRIES: Final = 2
+"""An agent that changed between resolving and accepting is resolved once more."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ExecutionOptions:
+    """Bounds of the use cases."""
+
+    run_deadline: timedelta = timedelta(hours=1)
+    """Of an execution whose request names none."""
+    max_run_deadline: timedelta = timedelta(days=1)
+    max_attempts: int = DEFAULT_MAX_ATTEMPTS
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RunRequest:
+    """What a caller asks for."""
+
+    agent: str
+    request_id: str
+    inline: bytes | None
+    """The input, up to `INLINE_BODY_BYTES`; None: it was uploaded."""
+    body_id: BodyId | None
+    run_deadline: timedelta | None
+    traceparent: str
+
+
+class ExecutionService:
+    """Everything a caller can ask of executions."""
+
+    def __init__(
+        self,
+        *,
+        store: ExecutionStore,
+        acceptor: Acceptor,
+        completions: Completions,
+        placer: Placer,
+        agents: AgentDirectory,
+        policy: Policy,
+        clock: Clock,
+        random: Random,
+        options: ExecutionOptions | None = None,
+    ) -> None:
+        self._store = store
+        self._acceptor = acceptor
+        self._completions = completions
+        self._placer = placer
+        self._agents = agents
+        self._policy = policy
+        self._clock = clock
+        self._random = random
+        self._options = options or ExecutionOptions()
+
+    async def execute(self, subject: Subject, request: RunRequest, *, method: str) -> Execution:
+        """Run an agent and return its execution after its end.
+
+        Durable before anything runs. Cancelling this call stops the waiting only: the execution goes on and a
+        repeat with the same request id finds it.
+
+        Raises:
+            NotFoundError: There is no such agent, or no such body.
+            TemplateRevokedError: The agent's template is revoked.
+            PolicyDeniedError: Policy said no; the denial is recorded.
+            IdempotencyConflictError: The request id was used with another request.
+            InvalidInputError: The input or the deadline is outside its bounds.
+            ResourceExhaustedError: Too many requests wait already.
+            UnavailableError: The database is away; nothing was promised.
+        """
+        execution_id = new_id(EXECUTION, self._clock, self._random)
+        with self._completions.watch(execution_id) as watch:
+            accepted, execution = await self._submit(subject, request, method, execution_id)
+            if accepted.outcome is AcceptOutcome.NEW:
+                return await self._end_of(subject.tenant_id, watch, execution)
+        with self._completions.watch(accepted.execution_id) as watch:
+            execution = await self._store.get(subject.tenant_id, accepted.execution_id)
+            return await self._end_of(subject.tenant_id, watch, execution)
+
+    async def submit(self, subject: Subject, request: RunRequest, *, method: str) -> Execution:
+        """Like `execute`, without waiting for the end."""
+        execution_id = new_id(EXECUTION, self._clock, self._random)
+        accepted, execution = await self._submit(subject, request, method, execution_id)
+        if accepted.outcome is AcceptOutcome.NEW:
+            return execution
+        return await self._store.get(subject.tenant_id, accepted.execution_id)
+
+    async def get(self, tenant_id: TenantId, execution_id: ExecutionId) -> Execution:
+        """Return an execution with its attempts.
+
+        Raises:
+            NotFoundError: The tenant has no such execution.
+        """
+        return await self._store.get(tenant_id, execution_id)
+
+    async def list(
+        self,
+        tenant_id: TenantId,
+        *,
+        agent_name: str,
+        states: Sequence[ExecutionState],
+        page_size: int,
+        page_token: str,
+    ) -> Page[Execution]:
+        """Return a page, newest first; a size of zero means 50.
+
+        Raises:
+            InvalidInputError: The page token is not one of ours, or the page is larger than 500.
+        """
+        if page_size > MAX_PAGE_SIZE:
+            raise InvalidInputError(f"page_size is {page_size}, at most {MAX_PAGE_SIZE} are possible")
+        return await self._store.list(
+            tenant_id,
+            agent_name=agent_name,
+            states=states,
+            page_size=page_size or DEFAULT_PAGE_SIZE,
+            page_token=page_token,
+        )
+
+    async def watch(self, tenant_id: TenantId, execution_id: ExecutionId) -> AsyncGenerator[Execution]:
+        """Yield the execution now and after every change, at last after its end.
+
+        Raises:
+            NotFoundError: The tenant has no such execution.
+        """
+        with self._completions.watch(execution_id) as watch:
+            shown: Execution | None = None
+            while True:
+                execution = await self._store.get(tenant_id, execution_id)
+                if execution != shown:
+                    shown = execution
+                    watch.seen = execution.state
+                    yield execution
+                if execution.state.is_terminal:
+                    return
+                await watch.changed()
+
+    async def cancel(self, subject: Subject, execution_id: ExecutionId) -> Execution:
+        """Ask for the end: at once while no node has it, else when its node says so. Repeating has no effect.
+
+        Raises:
+            NotFoundError: The tenant has no such execution.
+            WrongStateError: It has ended.
+        """
+        entry = NewAuditEntry(
+            audit_entry_id=new_id(AUDIT_ENTRY, self._clock, self._random),
+            tenant_id=subject.tenant_id,
+            actor=subject.identity,
+            action="execution.cancel_requested",
+            subject=execution_id,
+        )
+        execution, request = await self._store.request_cancel(subject.tenant_id, execution_id, entry)
+        if request is not None:
+            self._placer.cancel([request])
+        else:
+            self._completions.complete(execution)
+        return execution
+
+    async def _submit(
+        self, subject: Subject, request: RunRequest, method: str, execution_id: ExecutionId
+    ) -> tuple[Accepted, Execution]:
+        body = await self._input(subject.tenant_id, request)
+        agent = await self._agents.resolve(subject.tenant_id, request.agent)
+        for _ in range(_STALE_TRIES):
+            decision = await self._decide(subject, agent, body)
+            item = self._new_execution(subject, request, method, execution_id, agent, body, decision)
+            accepted = await self._acceptor.accept(item)
+            if accepted.outcome is not AcceptOutcome.STALE_AGENT:
+                break
+            agent = await self._agents.refresh(subject.tenant_id, request.agent)
+        _raise_refusal(accepted, request)
+        return accepted, _execution_of(item)
+
+    async def _input(self, tenant_id: TenantId, request: RunRequest) -> StoredBody:
+        if request.body_id is not None:
+            return await self._store.get_body(tenant_id, request.body_id)
+        content = request.inline or b""
+        if len(content) > INLINE_BODY_BYTES:
+            raise InvalidInputError(
+                f"the inline input has {len(content)} bytes, at most {INLINE_BODY_BYTES} are possible",
+                hint="upload it first and name its body_id",
+            )
+        salt = self._random.token_bytes(32)
+        return StoredBody(
+            body_id=new_id(BODY, self._clock, self._random),
+            salt=salt,
+            commitment=commit_body(content, salt),
+            digest=sha256_digest(content),
+            size_bytes=len(content),
+            content=content,
+        )
+
+    async def _decide(self, subject: Subject, agent: ResolvedAgent, body: StoredBody) -> Decision:
+        decision = self._policy.decide(
+            Question.EXECUTE,
+            PolicyInput(
+                subject=subject,
+                template_name=agent.template_name,
+                template_version=agent.template_version,
+                template_digest=agent.template_digest,
+                capabilities=agent.capabilities,
+                limits=agent.limits,
+                publisher_key_id=agent.publisher_key_id,
+                agent=agent.name,
+                input_bytes=body.size_bytes,
+            ),
+        )
+        if not decision.allowed:
+            await self._deny(subject, agent, decision)
+        return decision
+
+    async def _deny(self, subject: Subject, agent: ResolvedAgent, decision: Decision) -> None:
+        entry = NewAuditEntry(
+            audit_entry_id=new_id(AUDIT_ENTRY, self._clock, self._random),
+            tenant_id=subject.tenant_id,
+            actor=subject.identity,
+            action="execution.denied",
+            subject=agent.agent_id,
+            result=PolicyDeniedError.reason,
+            details={
+                "agent": agent.name,
+                "decision_id": decision.decision_id,
+                "policy_reason": decision.reason,
+            },
+        )
+        await self._store.record_denial(_record_of(decision), entry)
+        raise PolicyDeniedError(f"policy denies execute: {decision.reason} (decision {decision.decision_id})")
+
+    def _new_execution(
+        self,
+        subject: Subject,
+        request: RunRequest,
+        method: str,
+        execution_id: ExecutionId,
+        agent: ResolvedAgent,
+        body: StoredBody,
+        decision: Decision,
+    ) -> NewExecution:
+        now = self._clock.now()
+        run = RunSpec(
+            execution_id=execution_id,
+            tenant_id=subject.tenant_id,
+            caller=subject.identity,
+            agent_id=agent.agent_id,
+            agent_name=agent.name,
+            template_digest=agent.template_digest,
+            module_digest=agent.module_digest,
+            parameters=agent.parameters,
+            parameters_digest=agent.parameters_digest,
+            input=body,
+            media_type=agent.media_type,
+            profile=agent.profile,
+            seed=self._random.token_bytes(32),
+            clock_start_at=now,
+            limits=limits_bytes(decision.limits),
+            capabilities=capabilities_bytes(agent.capabilities),
+            retry_is_safe=agent.retry_is_safe,
+            decision_id=decision.decision_id,
+            policy_digest=decision.policy_digest,
+            traceparent=request.traceparent,
+            run_deadline_at=now + self._run_deadline(request),
+        )
+        return NewExecution(
+            run=run,
+            agent_revision=agent.revision,
+            idempotency=IdempotencyKey(
+                method=method,
+                request_id=request.request_id,
+                hmac_key=self._random.token_bytes(32),
+                fingerprint=_fingerprint(request, body),
+            ),
+            decision=_record_of(decision),
+            audit_entry_id=new_id(AUDIT_ENTRY, self._clock, self._random),
+            max_attempts=self._options.max_attempts,
+            created_at=now,
+        )
+
+    def _run_deadline(self, request: RunRequest) -> timedelta:
+        deadline = request.run_deadline or self._options.run_deadline
+        if not timedelta(0) < deadline <= self._options.max_run_deadline:
+            raise InvalidInputError(
+                f"run_deadline is {deadline}, it has to be positive and at most "
+                f"{self._options.max_run_deadline}"
+            )
+        return deadline
+
+    async def _end_of(self, tenant_id: TenantId, watch: Watch, execution: Execution) -> Execution:
+        while not execution.state.is_terminal:
+            watch.seen = execution.state
+            known = await watch.changed()
+            execution = known or await self._store.get(tenant_id, execution.execution_id)
+        return execution
+
+
+def _raise_refusal(accepted: Accepted, request: RunRequest) -> None:
+    if accepted.outcome is AcceptOutcome.CONFLICT:
+        raise IdempotencyConflictError(f"request id {request.request_id!r} was used with another request")
+    if accepted.outcome is AcceptOutcome.BODY_GONE:
+        raise NotFoundError(f"body {request.body_id} was removed", hint="upload the input again")
+    if accepted.outcome is AcceptOutcome.STALE_AGENT:
+        raise ConflictError(f"agent {request.agent} changes while executions of it are accepted")
+
+
+def _fingerprint(request: RunRequest, body: StoredBody) -> bytes:
+    """What makes two requests the same: agent, input and deadline; each with its length before it."""
+    hasher = hashlib.sha256(b"af-request-v1")
+    deadline = "" if request.run_deadline is None else str(request.run_deadline)
+    for part in (request.agent, body.digest, deadline):
+        data = part.encode()
+        hasher.update(len(data).to_bytes(4, "big") + data)
+    return hasher.digest()
+
+
+def _record_of(decision: Decision) -> DecisionRecord:
+    return DecisionRecord(
+        decision_id=decision.decision_id,
+        tenant_id=decision.tenant_id,
+        question=str(decision.question),
+        allowed=decision.allowed,
+        reason=decision.reason,
+        input=decision.input,
+        policy_digest=decision.policy_digest,
+    )
+
+
+def _execution_of(item: NewExecution) -> Execution:
+    """Return a newcomer as its caller sees it, from memory."""
+    run = item.run
+    return Execution(
+        execution_id=run.execution_id,
+        tenant_id=run.tenant_id,
+        agent_id=run.agent_id,
+        agent_name=run.agent_name,
+        template_digest=run.template_digest,
+        caller=run.caller,
+        decision_id=run.decision_id,
+        media_type=run.media_type,
+        input_body_id=run.input.body_id,
+        input_commitment=run.input.commitment,
+        input_bytes=run.input.size_bytes,
+        run_deadline_at=run.run_deadline_at,
+        retry_is_safe=run.retry_is_safe,
+        max_attempts=item.max_attempts,
+        created_at=item.created_at,
+        claimable_at=item.created_at,
+    )
