@@ -24,6 +24,8 @@ HERE: Final = Path(__file__).resolve().parent
 PACKAGES: Final = ("agentfactory-worker", "agentfactory-engine-python")
 PYTHON_TAG: Final = "cp311-abi3"
 EXIT_UNAVAILABLE: Final = 4
+LOG_EVERY_CRATES: Final = 10
+"""Off a terminal, one line for so many crates."""
 MAX_KEPT_WHEELS: Final = 8
 """Wheels of older sources or toolchains that stay; the least recently used go."""
 
@@ -164,7 +166,8 @@ def _compile(package: str) -> None:
     started = time.monotonic()
     done: set[str] = set()
     command = ["cargo", "build", "--release", "--locked", "-p", package]
-    command += ["--message-format", "json-render-diagnostics"]
+    # cargo's own lines would tear the counter on a terminal; errors still come rendered.
+    command += ["--quiet", "--message-format", "json-render-diagnostics"]
     process = subprocess.Popen(  # noqa: S603 - a fixed command
         command, cwd=HERE, env={**os.environ, **_cargo_environment()}, stdout=subprocess.PIPE, text=True
     )
@@ -174,9 +177,10 @@ def _compile(package: str) -> None:
             message = json.loads(line) if line.startswith("{") else {}
             if message.get("reason") == "compiler-artifact" and message["package_id"] not in done:
                 done.add(message["package_id"])
-                elapsed = time.monotonic() - started
-                _progress(f"{package}: crate {len(done)} of {total}, {elapsed:.0f} s")
-    sys.stderr.write("\n")
+                if not message["fresh"]:
+                    _progress(package, len(done), total, time.monotonic() - started)
+    if sys.stderr.isatty():
+        sys.stderr.write("\n")
     if process.returncode != 0:
         raise BuildError(f"cargo could not build {package}; its messages are above")
 
@@ -192,10 +196,11 @@ def _count_crates(package: str) -> int:
     return len({line.removesuffix(" (*)") for line in listed.stdout.splitlines() if line.strip()})
 
 
-def _progress(text: str) -> None:
+def _progress(package: str, done: int, total: int, elapsed: float) -> None:
+    text = f"{package}: crate {done} of {total}, {elapsed:.0f} s"
     if sys.stderr.isatty():
         sys.stderr.write(f"\r{text}\033[K")
-    else:
+    elif done % LOG_EVERY_CRATES == 0 or done == total:
         sys.stderr.write(f"{text}\n")
     sys.stderr.flush()
 

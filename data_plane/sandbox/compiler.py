@@ -1,6 +1,7 @@
 """Compiles modules in jailed worker processes, one process for each. Python never compiles."""
 
 import asyncio
+import logging
 import signal
 from contextlib import suppress
 from datetime import timedelta
@@ -12,6 +13,8 @@ from data_plane.sandbox.frames import FrameKind, encode
 from data_plane.sandbox.link import Link
 from data_plane.sandbox.process import Ended, Mode, WorkerProcess
 from shared.errors import ModuleInvalidError, WorkerCrashedError
+
+logger = logging.getLogger(__name__)
 
 WALL_GRACE: Final = timedelta(seconds=1)
 _END_PATIENCE: Final = timedelta(seconds=1)
@@ -65,4 +68,5 @@ def _error_of(ended: Ended, limits: CompileLimits) -> Exception:
         return ModuleInvalidError(f"module does not compile within {limits.cpu} of CPU time")
     if ended.signal_number == signal.SIGABRT:
         return ModuleInvalidError(f"module does not compile within {limits.memory_bytes} bytes of memory")
+    logger.error("compile worker crashed", extra={"how": str(ended), "last_words": ended.last_words})
     return WorkerCrashedError(f"compile worker {ended}")

@@ -30,14 +30,12 @@ class Ended:
     code: int | None = None
     signal_number: int | None = None
     last_words: str = ""
+    """What it wrote to stderr: for the log only, since a panic names paths of whoever built the worker."""
 
     def __str__(self) -> str:
-        how = (
-            f"was killed by {signal.Signals(self.signal_number).name}"
-            if self.signal_number is not None
-            else f"ended with code {self.code}"
-        )
-        return f"{how}: {self.last_words}" if self.last_words else how
+        if self.signal_number is not None:
+            return f"was killed by {signal.Signals(self.signal_number).name}"
+        return f"ended with code {self.code}"
 
 
 class WorkerProcess:

@@ -4,6 +4,7 @@ Chooses no worker for a run; that is the pool's part.
 """
 
 import asyncio
+import logging
 import os
 import signal
 from collections.abc import AsyncIterator
@@ -29,6 +30,8 @@ from data_plane.sandbox.link import Link
 from data_plane.sandbox.ports import ArtifactOpener, OutputSink
 from data_plane.sandbox.process import Ended, Mode, WorkerProcess
 from shared.errors import InvalidInputError, WorkerCrashedError
+
+logger = logging.getLogger(__name__)
 
 LOAD_TIMEOUT: Final = timedelta(seconds=10)
 """From the first frame of a run that loads, added to the run's own time."""
@@ -251,6 +254,10 @@ class Worker:
         ended = await self.process.wait()
         limit = self._limit_that_ended(ended)
         if limit is None:
+            logger.error(
+                "worker crashed",
+                extra={"worker_pid": self.process.pid, "how": str(ended), "last_words": ended.last_words},
+            )
             raise WorkerCrashedError(f"worker {self.process.pid} {ended}")
         return RunResult(
             outcome=Outcome.KILLED,

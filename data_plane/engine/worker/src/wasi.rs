@@ -2,9 +2,10 @@
 
 use std::sync::Arc;
 
-use agentfactory_wasi::{Errno, Fault, LimitName, Stdio, Wasi};
+use agentfactory_wasi::{CALLS, Errno, Fault, LimitName, Stdio, ValType, Wasi};
 use wasmer::{
-    ExternType, Function, FunctionEnv, FunctionEnvMut, Memory, Module, RuntimeError, Store,
+    ExternType, Function, FunctionEnv, FunctionEnvMut, FunctionType, Memory, Module, RuntimeError,
+    Store, Type,
 };
 
 use crate::guest::Input;
@@ -74,29 +75,50 @@ pub type Maker = Box<dyn Fn(&mut Store, &FunctionEnv<Context>) -> Function + Sen
 /// The host functions that `module` imports, in its order.
 ///
 /// # Errors
-/// Names an import that is not offered.
+/// Names an import that is not offered, or not with that type.
 pub fn resolve(module: &Module) -> Result<Vec<Maker>, String> {
     module
         .imports()
         .map(
             |import| match (import.module(), import.name(), import.ty()) {
-                (agentfactory_wasi::MODULE, name, _) => {
-                    maker(name).ok_or_else(|| format!("import {name} is not in WASI preview 1"))
+                (agentfactory_wasi::MODULE, name, ExternType::Function(wanted)) => {
+                    let row = CALLS.iter().find(|row| row.name == name);
+                    let (row, make) = row
+                        .zip(maker(name))
+                        .ok_or_else(|| format!("import {name} is not in WASI preview 1"))?;
+                    let offered = FunctionType::new(types(row.params), types(row.results));
+                    if offered == *wanted {
+                        Ok(make)
+                    } else {
+                        Err(format!("import {name} is {wanted}, not {offered}"))
+                    }
                 }
                 ("agentfactory", "call", ExternType::Function(function)) => {
-                    let function = function.clone();
-                    Ok(
-                        Box::new(move |store: &mut Store, _: &FunctionEnv<Context>| {
-                            Function::new(store, function.clone(), |_| {
-                                Err(RuntimeError::user(Box::new(Unwind::HostCallRefused)))
-                            })
-                        }) as Maker,
-                    )
+                    Ok(refusing(function.clone()))
                 }
                 (module, name, _) => Err(format!("import {module}.{name} is not offered")),
             },
         )
         .collect()
+}
+
+fn types(types: &[ValType]) -> Vec<Type> {
+    types
+        .iter()
+        .map(|kind| match kind {
+            ValType::I32 => Type::I32,
+            ValType::I64 => Type::I64,
+        })
+        .collect()
+}
+
+/// The host call links, so that a module which may call can be loaded, and refuses: nothing is granted.
+fn refusing(function: FunctionType) -> Maker {
+    Box::new(move |store: &mut Store, _: &FunctionEnv<Context>| {
+        Function::new(store, function.clone(), |_| {
+            Err(RuntimeError::user(Box::new(Unwind::HostCallRefused)))
+        })
+    })
 }
 
 fn call(

@@ -1,0 +1,49 @@
+from datetime import UTC, datetime, timedelta
+
+import pytest
+
+from data_plane.sandbox.domain import MAX_INPUT_BYTES, LimitName, Limits, Outcome, RunRequest
+
+
+def test_limit_and_outcome_names_are_those_of_the_contract():
+    assert set(LimitName) == {"wall_ms", "cpu_ms", "memory_bytes", "output_bytes", "log_bytes", "open_files"}
+    assert set(Outcome) == {
+        "succeeded", "failed", "trapped", "killed", "rejected", "cancelled", "expired", "lost",
+    }  # fmt: skip
+
+
+@pytest.mark.parametrize("field", ["wall", "cpu"])
+def test_a_limit_of_no_time_is_refused(field):
+    with pytest.raises(ValueError, match="must be positive"):
+        Limits(**{field: timedelta(0)})
+
+
+@pytest.mark.parametrize("field", ["memory_bytes", "output_bytes", "log_bytes", "open_files"])
+def test_a_negative_limit_is_refused(field):
+    assert getattr(Limits(**{field: 0}), field) == 0
+    with pytest.raises(ValueError, match="must not be negative"):
+        Limits(**{field: -1})
+
+
+def test_the_input_is_bounded():
+    RunRequest(stdin=bytes(MAX_INPUT_BYTES))
+    with pytest.raises(ValueError, match="the bound is"):
+        RunRequest(stdin=bytes(MAX_INPUT_BYTES + 1))
+
+
+@pytest.mark.parametrize("size", [0, 31, 33])
+def test_a_seed_has_32_bytes(size):
+    with pytest.raises(ValueError, match="not 32"):
+        RunRequest(seed=bytes(size))
+
+
+def test_a_clock_without_a_zone_is_refused():
+    RunRequest(clock=datetime(2026, 1, 1, tzinfo=UTC))
+    with pytest.raises(ValueError, match="aware"):
+        RunRequest(clock=datetime(2026, 1, 1))  # noqa: DTZ001 - the point of the test
+
+
+def test_bodies_and_seeds_are_not_printed():
+    text = repr(RunRequest(stdin=b"personal", seed=b"s" * 32))
+    assert "personal" not in text
+    assert "sss" not in text

@@ -1,0 +1,128 @@
+import json
+from datetime import UTC, datetime, timedelta
+
+import pytest
+
+from data_plane.sandbox import messages
+from data_plane.sandbox.domain import EngineInfo, LimitName, Limits, Outcome, Preopen, RunRequest
+from shared.errors import (
+    ArtifactInvalidError,
+    DiskFullError,
+    InvalidInputError,
+    ModuleInvalidError,
+    WorkerCrashedError,
+)
+
+ENGINE = EngineInfo(name="e", version="1", config_digest="sha256:00", cpu_features="sse2")
+RESOURCES = {
+    "wall_us": 1500, "cpu_us": 1000, "peak_memory_bytes": 65536, "stdout_bytes": 3, "stderr_bytes": 4,
+    "peak_open_files": 3, "random_bytes": 0,
+}  # fmt: skip
+
+
+def outcome(**fields):
+    return json.dumps({"outcome": "succeeded", "resources": RESOURCES, **fields}).encode()
+
+
+def result(payload):
+    return messages.result_of(messages.parse_outcome(payload), stdout=b"out", stderr=b"err", engine=ENGINE)
+
+
+def test_a_run_is_spelled_with_every_limit():
+    request = RunRequest(
+        args=("a", "ü"),
+        env=(("K", "V"),),
+        limits=Limits(wall=timedelta(seconds=2), cpu=timedelta(microseconds=1)),
+        seed=bytes(range(32)),
+        clock=datetime(1970, 1, 1, 0, 0, 1, 500, tzinfo=UTC),
+        preopens=(Preopen(host_path="/host", guest_path="/guest", writable=True),),
+    )
+    assert json.loads(messages.run_payload(request)) == {
+        "args": ["a", "ü"],
+        "env": [["K", "V"]],
+        "limits": {
+            "wall_ms": 2000,
+            "cpu_ms": 1,
+            "memory_bytes": 67108864,
+            "output_bytes": 1048576,
+            "log_bytes": 262144,
+            "open_files": 32,
+        },
+        "seed": bytes(range(32)).hex(),
+        "clock": 1_000_500_000,
+        "preopens": [{"guest_path": "/guest", "writable": True}],
+    }
+
+
+def test_host_paths_never_reach_the_worker():
+    request = RunRequest(preopens=(Preopen(host_path="/secret/host", guest_path="/g"),))
+    assert b"/secret/host" not in messages.run_payload(request)
+
+
+def test_an_outcome_becomes_a_result():
+    found = result(outcome(exit_code=0))
+    assert (found.outcome, found.exit_code, found.stdout, found.stderr) == (
+        Outcome.SUCCEEDED,
+        0,
+        b"out",
+        b"err",
+    )
+    assert found.resources.wall == timedelta(microseconds=1500)
+    assert (found.resources.output_bytes, found.resources.log_bytes) == (3, 4)
+    assert result(outcome(outcome="killed", limit="memory_bytes")).limit is LimitName.MEMORY_BYTES
+    assert result(outcome(outcome="trapped", trap={"name": "T", "message": "m"})).trap.name == "T"
+
+
+@pytest.mark.parametrize(
+    "payload",
+    [
+        b"",
+        b"[]",
+        b"{}",
+        b"\xff",
+        b'{"outcome": "succeeded"}',
+        outcome(outcome="great"),
+        outcome(limit="patience"),
+        outcome(trap={}),
+        outcome(trap=7),
+        outcome(resources={"wall_us": "x"}),
+        outcome(resources=None),
+    ],
+)
+def test_what_is_no_outcome_is_never_taken_for_one(payload):
+    with pytest.raises(WorkerCrashedError):
+        result(payload)
+
+
+@pytest.mark.parametrize(
+    ("reason", "error"),
+    [
+        ("artifact_invalid", ArtifactInvalidError),
+        ("engine_mismatch", ArtifactInvalidError),
+        ("invalid_module", ModuleInvalidError),
+        ("artifact_too_large", ModuleInvalidError),
+        ("invalid_request", InvalidInputError),
+        ("disk_full", DiskFullError),
+        ("protocol", WorkerCrashedError),
+        ("something new", WorkerCrashedError),
+        (None, WorkerCrashedError),
+        (["a"], WorkerCrashedError),
+    ],
+)
+def test_each_refusal_has_its_error(reason, error):
+    with pytest.raises(error, match="why"):
+        messages.parse_outcome(
+            json.dumps({"outcome": "rejected", "reason": reason, "message": "why"}).encode()
+        )
+
+
+@pytest.mark.parametrize(
+    "value", [None, [], {}, {"name": 1, "version": "", "config_digest": "", "cpu_features": ""}]
+)
+def test_what_names_no_engine_is_refused(value):
+    with pytest.raises(WorkerCrashedError, match="no engine"):
+        messages.engine_from_json(value)
+
+
+def test_an_engine_survives_the_round_trip():
+    assert messages.engine_from_json(messages.engine_to_json(ENGINE)) == ENGINE
