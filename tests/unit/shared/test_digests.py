@@ -39,6 +39,14 @@ def test_commitment_refuses_a_salt_that_is_not_32_bytes(salt):
         digests.commit_body(b"hello", salt)
 
 
+def test_digests_compare_and_raw_hashes_have_32_bytes():
+    one, two = digests.sha256_digest(b"1"), digests.sha256_digest(b"2")
+    assert digests.same_digest(one, one)
+    assert not digests.same_digest(one, two)
+    with pytest.raises(InvalidInputError, match="not 31"):
+        digests.digest_from_raw(bytes(31))
+
+
 def test_keyed_digest_of_rfc_4231_and_its_shortest_key():
     key, data = b"\xaa" * 131, b"Test Using Larger Than Block-Size Key - Hash Key First"
     expected = "sha256:60e431591ee0b67f0d8a26aacbf5b77f8e0bc6213728c5140546040f0ee37f54"

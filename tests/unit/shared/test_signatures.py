@@ -175,6 +175,35 @@ def test_what_is_no_public_key_pem(pem):
         PublicKey.from_pem(pem)
 
 
+@pytest.mark.parametrize(
+    "pem",
+    [
+        b"",
+        rsa_key().to_pem() * 2,
+        b"-----BEGIN PRIVATE KEY-----\nAAAA\n-----END PRIVATE KEY-----\n",
+        b" " * 20_000,
+        ec.generate_private_key(ec.SECP256R1()).private_bytes(
+            serialization.Encoding.PEM, serialization.PrivateFormat.PKCS8, serialization.NoEncryption()
+        ),
+    ],
+)
+def test_what_is_no_private_key_pem(pem):
+    with pytest.raises(KeyFormatError):
+        PrivateKey.from_pem(pem)
+
+
+@pytest.mark.parametrize("der", [b"", b"\x30\x00", bytes(20_000)])
+def test_what_is_no_public_key_der(der):
+    with pytest.raises(KeyFormatError):
+        PublicKey.from_spki_der(der)
+
+
+def test_keys_are_made_fresh_and_seeds_have_32_bytes():
+    assert PrivateKey.generate_ed25519().key_id != PrivateKey.generate_ed25519().key_id
+    with pytest.raises(KeyFormatError, match="not 31"):
+        PrivateKey.ed25519_from_seed(bytes(31))
+
+
 def test_pkcs1_and_encrypted_private_keys_are_refused():
     inner = rsa_key()._key
     traditional = inner.private_bytes(

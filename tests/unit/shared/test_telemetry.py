@@ -45,6 +45,12 @@ def test_child_stays_in_its_trace():
     assert child.span_id != root.span_id
 
 
+def test_exporter_is_set_up_only_with_an_endpoint_and_stops_at_once_when_idle():
+    provider = make_tracer_provider("test", "1", "http://127.0.0.1:9")
+    assert provider.resource.attributes["service.instance.id"] == "1"
+    provider.shutdown()
+
+
 def test_span_below_an_order_continues_the_trace_of_its_order():
     provider = make_tracer_provider("test", "1", None)
     parent = parse_traceparent(EXAMPLE)
