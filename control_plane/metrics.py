@@ -1,12 +1,17 @@
 """What the control plane counts, in Prometheus' form. Every method is cheap and never raises."""
 
+import time
 from collections.abc import Callable
 from typing import Final
 
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram
 
 from control_plane.dispatch.service import DispatchStats
+from control_plane.executions.acceptor import Acceptor
+from control_plane.executions.completions import Completions
+from control_plane.executions.domain import Accepted, NewExecution
 from control_plane.executions.lifecycle import Execution
+from control_plane.executions.ports import ExecutionStore, Placer
 from control_plane.nodes.domain import NodeState
 from shared.ids import NodeId
 
@@ -117,3 +122,32 @@ class ControlMetrics:
     def node_state(self, node_id: NodeId, state: NodeState) -> None:  # noqa: ARG002
         """See `Observer.node_state`."""
         self._node_states.labels(str(state)).inc()
+
+
+class MeasuredAcceptor(Acceptor):
+    """An `Acceptor` whose stage is measured: from asking to the commit that answers."""
+
+    def __init__(self, *, store: ExecutionStore, placer: Placer, metrics: ControlMetrics) -> None:
+        super().__init__(store=store, placer=placer)
+        self._metrics = metrics
+
+    async def accept(self, item: NewExecution) -> Accepted:
+        """See `Acceptor.accept`."""
+        started = time.perf_counter()
+        accepted = await super().accept(item)
+        self._metrics.stage("accept", time.perf_counter() - started)
+        return accepted
+
+
+class MeasuredCompletions(Completions):
+    """A `Completions` that counts ends."""
+
+    def __init__(self, metrics: ControlMetrics) -> None:
+        super().__init__()
+        self._metrics = metrics
+
+    def complete(self, execution: Execution) -> None:
+        """See `Completions.complete`."""
+        if execution.state.is_terminal:
+            self._metrics.ended(execution)
+        super().complete(execution)

@@ -59,5 +59,5 @@ class ModuleCheck(Protocol):
 class RunningExecutions(Protocol):
     """What runs of a template; implemented beside dispatch."""
 
-    async def stop_template(self, tenant_id: TenantId, template_digest: Digest) -> None:
+    async def stop_template(self, tenant_id: TenantId, template_digest: Digest, *, actor: str) -> None:
         """End what waits and stop what runs of this version (design rule 7)."""

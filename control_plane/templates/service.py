@@ -95,7 +95,7 @@ class TemplateService:
         version = await self._change(
             subject, ref, TemplateState.REVOKED, "template.revoked", {"reason": reason}
         )
-        await self._running.stop_template(subject.tenant_id, version.digest)
+        await self._running.stop_template(subject.tenant_id, version.digest, actor=subject.identity)
         return version
 
     async def _verified(self, envelope: bytes, chunks: AsyncIterator[bytes]) -> VerifiedTemplate:

@@ -1,0 +1,69 @@
+"""`python -m control_plane`: command line, and one clear line when the start fails. Wires nothing."""
+
+import argparse
+import asyncio
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Final
+
+from control_plane.settings import ControlSettings
+from shared.errors import AgentFactoryError, PortInUseError, UnavailableError
+from shared.logs import configure_logging, get_logger
+from shared.settings import default_config_file, load_settings
+
+EXIT_OK: Final = 0
+EXIT_WRONG_USE: Final = 2
+"""Settings, keys, schema: somebody has to change something."""
+
+EXIT_UNAVAILABLE: Final = 4
+"""Postgres away, port in use: trying again may help."""
+
+logger = get_logger("control_plane")
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run the control plane until SIGTERM or SIGINT; returns the exit code."""
+    given = _parser().parse_args(arguments)
+    try:
+        settings = load_settings(
+            ControlSettings,
+            config_file=given.config or default_config_file(Path.cwd()),
+            overrides={
+                name: getattr(given, name)
+                for name in ("data_dir", "host", "port", "enroll_port", "admin_port", "log_style")
+            },
+        )
+        configure_logging(settings.log_level, settings.log_style)
+        # Late: settings that are wrong are reported before half a second of imports.
+        from control_plane.main import serve  # noqa: PLC0415
+
+        asyncio.run(serve(settings))
+    except AgentFactoryError as error:
+        hint = f" ({error.hint})" if error.hint else ""
+        sys.stderr.write(f"control plane does not start: {error}{hint}\n")
+        return EXIT_UNAVAILABLE if isinstance(error, UnavailableError | PortInUseError) else EXIT_WRONG_USE
+    return EXIT_OK
+
+
+def _parser() -> argparse.ArgumentParser:
+    names = ", ".join(sorted(ControlSettings.model_fields))
+    parser = argparse.ArgumentParser(
+        prog="python -m control_plane",
+        description="Agent Factory's control plane: templates, agents, executions, nodes, audit over gRPC.",
+        epilog=f"Settings: AF_CONTROL_<NAME>, or table [control] of agentfactory.toml: {names}. "
+        "Exit codes: 0 stopped when asked to, 2 settings or keys are wrong, 4 Postgres or a port is away.",
+    )
+    add = parser.add_argument
+    add("--config", type=Path, help="TOML file (default: ./agentfactory.toml if it exists)")
+    add("--data-dir", type=Path, help="keys and certificates, as 'agentfactory init' made them")
+    add("--host", help="address that gRPC listens on (default 127.0.0.1)")
+    add("--port", type=int, help="gRPC with client certificates (default 7443)")
+    add("--enroll-port", type=int, help="gRPC without them: enrollment (default 7445)")
+    add("--admin-port", type=int, help="/metrics /healthz /readyz (default 7444)")
+    add("--log-style", choices=["json", "human"], help="default json")
+    return parser
+
+
+if __name__ == "__main__":
+    sys.exit(main())
