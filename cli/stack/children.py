@@ -129,4 +129,4 @@ def last_line(log: Path) -> str:
             lines = file.read().decode(errors="replace").splitlines()
     except OSError:
         return ""
-    return next((line.strip()[:400] for line in reversed(lines) if line.strip()), "")
+    return next((line.strip(" |")[:400] for line in reversed(lines) if any(map(str.isalpha, line))), "")
