@@ -31,6 +31,9 @@ LEASE_WATCH: Final = timedelta(milliseconds=200)
 """Longest sleep of the lease watch; the end of a known lease wakes it earlier."""
 
 RENEWAL_RETRY: Final = timedelta(seconds=30)
+RENEWAL_WAIT: Final = timedelta(milliseconds=500)
+"""Between looks for a session to renew over."""
+
 RENEWAL_CHECK: Final = timedelta(minutes=1)
 STOP_GRACE: Final = timedelta(seconds=5)
 """For killed guests to be gone and their receipts to be written."""
@@ -175,6 +178,9 @@ class Node:
             if wait > timedelta(0):
                 # In steps, because the wall clock may be set.
                 await asyncio.sleep(min(wait, RENEWAL_CHECK).total_seconds())
+                continue
+            if not self.sessions.is_connected:
+                await asyncio.sleep(RENEWAL_WAIT.total_seconds())
                 continue
             try:
                 chain = await self.link.renew_certificate(csr)

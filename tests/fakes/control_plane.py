@@ -8,7 +8,7 @@ from collections.abc import AsyncIterator, Callable
 from dataclasses import dataclass, field, replace
 from datetime import timedelta
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
 
 import grpc
 from agentfactory.v1 import nodes_pb2, nodes_pb2_grpc, orders_pb2
@@ -119,6 +119,8 @@ class ScriptedControlPlane(nodes_pb2_grpc.NodeServiceServicer):
         self.receipt_keys: dict[NodeId, PublicKey] = {}
         self.sessions: list[Heard] = []
         self.fetches = 0
+        self.leaf_ttl = timedelta(hours=24)
+        """Of certificates that `enroll_folder` writes; renewed ones live for a day."""
         self.acknowledges = True
         self.grants = True
         self.refusal: tuple[grpc.StatusCode, str] | None = None
@@ -128,7 +130,7 @@ class ScriptedControlPlane(nodes_pb2_grpc.NodeServiceServicer):
 
     # --- life
 
-    async def __aenter__(self) -> "ScriptedControlPlane":
+    async def __aenter__(self) -> Self:
         if not self.keyset_envelope:
             await self.issue_keyset()
         await self.start()
@@ -197,7 +199,7 @@ class ScriptedControlPlane(nodes_pb2_grpc.NodeServiceServicer):
         key, receipt_key = new_private_key(), ed25519_key(f"{name}-receipts")
         assert make_csr(key)
         leaf = self.authority.sign_leaf(
-            key.public_key(), spiffe_id=f"spiffe://{INSTALLATION}/node/{node_id}", ttl=timedelta(hours=24)
+            key.public_key(), spiffe_id=f"spiffe://{INSTALLATION}/node/{node_id}", ttl=self.leaf_ttl
         )
         paths.trust.write_bytes(encode_trust(self.trust))
         for path, pem in ((paths.key, private_key_pem(key)), (paths.receipt_key, receipt_key.to_pem())):
@@ -326,7 +328,7 @@ class ScriptedControlPlane(nodes_pb2_grpc.NodeServiceServicer):
 
     # --- what a node hears
 
-    async def Session(self, requests: Any, context: Any) -> AsyncIterator[nodes_pb2.SessionResponse]:
+    async def Session(self, requests: Any, context: Any) -> AsyncIterator[nodes_pb2.SessionResponse]:  # noqa: N802 - the contract names it
         if self.refusal is not None:
             await context.abort(*self.refusal)
         first = await anext(aiter(requests))
@@ -387,7 +389,7 @@ class ScriptedControlPlane(nodes_pb2_grpc.NodeServiceServicer):
             ack = nodes_pb2.ReceiptAck(sequences=sequences)
             self.say(heard, nodes_pb2.SessionResponse(receipt_ack=ack))
 
-    async def FetchArtifact(
+    async def FetchArtifact(  # noqa: N802 - the contract names it
         self, request: Any, context: Any
     ) -> AsyncIterator[nodes_pb2.FetchArtifactResponse]:
         self.fetches += 1
@@ -398,23 +400,24 @@ class ScriptedControlPlane(nodes_pb2_grpc.NodeServiceServicer):
         for start in range(0, len(template.module), 100_000):
             yield nodes_pb2.FetchArtifactResponse(chunk=template.module[start : start + 100_000])
 
-    async def FetchBody(self, request: Any, context: Any) -> AsyncIterator[nodes_pb2.FetchBodyResponse]:
+    async def FetchBody(self, request: Any, context: Any) -> AsyncIterator[nodes_pb2.FetchBodyResponse]:  # noqa: N802 - the contract names it
         content = self.inputs[request.attempt.execution_id]
         for start in range(0, len(content), 100_000):
             yield nodes_pb2.FetchBodyResponse(chunk=content[start : start + 100_000])
 
-    async def UploadOutput(self, requests: Any, context: Any) -> nodes_pb2.UploadOutputResponse:
+    async def UploadOutput(self, requests: Any, context: Any) -> nodes_pb2.UploadOutputResponse:  # noqa: N802 - the contract names it
         header, content = None, b""
         async for part in requests:
             if part.WhichOneof("part") == "header":
                 header = part.header
             else:
                 content += part.chunk
-        assert header is not None and len(content) == header.size_bytes
+        assert header is not None
+        assert len(content) == header.size_bytes
         self.outputs[header.commitment] = content
         return nodes_pb2.UploadOutputResponse()
 
-    async def RenewNodeCertificate(
+    async def RenewNodeCertificate(  # noqa: N802 - the contract names it
         self, request: Any, context: Any
     ) -> nodes_pb2.RenewNodeCertificateResponse:
         node_id = context.auth_context()["peer_spiffe_id"][0].decode().rpartition("/")[2]

@@ -6,6 +6,7 @@ from collections.abc import Awaitable, Callable
 from datetime import timedelta
 
 from data_plane.sandbox.domain import (
+    DEFAULT_COMPILE_LIMITS,
     CompiledArtifact,
     CompileLimits,
     EngineInfo,
@@ -82,7 +83,7 @@ class FakeCompiler:
         self.error: Exception | None = None
 
     async def compile(
-        self, *, module_fd: int, artifact_fd: int, limits: CompileLimits = CompileLimits()
+        self, *, module_fd: int, artifact_fd: int, limits: CompileLimits = DEFAULT_COMPILE_LIMITS
     ) -> CompiledArtifact:
         self.compilations += 1
         await asyncio.sleep(0)

@@ -1,5 +1,6 @@
 """The ledger against a model that never forgets: it accepts exactly what the model does."""
 
+from dataclasses import replace
 from datetime import timedelta
 
 import pytest
@@ -34,8 +35,6 @@ class Ledger(RuleBasedStateMachine):
 
     @rule(execution=st.sampled_from(EXECUTIONS), epoch=st.integers(1, 2), token=st.integers(1, 5))
     def issue(self, execution: str, epoch: int, token: int) -> None:
-        from dataclasses import replace
-
         self.issued.append(
             replace(
                 TEMPLATE,
@@ -95,8 +94,6 @@ TestLedger = Ledger.TestCase
 
 
 def test_memory_of_dead_orders_is_given_back():
-    from dataclasses import replace
-
     ledger = OrderLedger(max_order_life=LIFE, max_skew=SKEW)
     for number in range(100):
         ledger.accept(replace(order(), nonce=number.to_bytes(16, "big")), now=START)
@@ -108,8 +105,6 @@ def test_memory_of_dead_orders_is_given_back():
 
 
 def test_full_ledger_refuses_rather_than_forgets():
-    from dataclasses import replace
-
     ledger = OrderLedger(max_order_life=LIFE, max_skew=SKEW, max_entries=1)
     ledger.accept(replace(order(), nonce=b"a" * 16), now=START)
 

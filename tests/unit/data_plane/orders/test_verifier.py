@@ -18,14 +18,17 @@ from data_plane.orders.verifier import (
     verify_order,
     verify_root,
 )
-from shared.digests import sha256_digest
+from shared.canonical import canonical_json
+from shared.digests import digest_from_raw, sha256_digest
+from shared.dsse import ORDERS_TYPE, sign_envelope
 from shared.errors import OrderRejectedError, RejectionReason
+from shared.fields import time_to_text
 from shared.manifest import Capabilities, GrantedLimits, HttpCapability, Profile
 from shared.merkle import batch_paths
 from shared.order_codec import encode_order
 from shared.orders import EngineConstraint
 from tests.fakes.clock import START
-from tests.fixtures.keys import rsa_key, trusting
+from tests.fixtures.keys import rsa_key, signer, trusting
 from tests.unit.data_plane.builders import ENGINE, INPUT, SALT, facts, order, signed
 from tests.unit.shared.builders import INSTALLATION, a_manifest
 
@@ -108,12 +111,6 @@ async def test_order_of_another_batch():
 
 async def signed_content(content: bytes):
     """Sign bytes that no honest control plane would."""
-    from shared.canonical import canonical_json
-    from shared.digests import digest_from_raw
-    from shared.dsse import ORDERS_TYPE, sign_envelope
-    from shared.fields import time_to_text
-    from tests.fixtures.keys import signer
-
     payload = canonical_json(
         {
             "type": "agentfactory.orders.v1",

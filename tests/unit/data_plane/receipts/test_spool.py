@@ -6,6 +6,7 @@ import os
 import signal
 import subprocess
 import sys
+from itertools import pairwise
 from pathlib import Path
 
 import pytest
@@ -62,7 +63,7 @@ async def test_receipts_are_numbered_and_chained_without_a_gap(tmp_path):
 
     assert [receipt.sequence for receipt in receipts] == [1, 2, 3]
     assert receipts[0].envelope == b"1::"
-    for before, after in zip(receipts, receipts[1:], strict=False):
+    for before, after in pairwise(receipts):
         assert hashlib.sha256(before.envelope).hexdigest().encode() in after.envelope
     assert spool.head.hash == hashlib.sha256(receipts[-1].envelope).digest()
     await spool.close()
@@ -347,7 +348,7 @@ async def test_segment_of_another_chain_ends_the_identity(tmp_path):
         for _ in range(6):
             await spool.append(draft(name + "x" * 60_000))
         await spool.close()
-    theirs = sorted((tmp_path / "theirs").glob("*.segment"))[-1]
+    theirs = max((tmp_path / "theirs").glob("*.segment"))
     (tmp_path / "ours" / theirs.name).write_bytes(theirs.read_bytes())
 
     with pytest.raises(SpoolCorruptError):

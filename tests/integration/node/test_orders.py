@@ -1,0 +1,345 @@
+"""Orders on a real node: what runs, what is stopped, what is refused, and the receipt of each."""
+
+import errno
+import os
+from dataclasses import replace
+from datetime import timedelta
+
+import pytest
+from agentfactory.v1 import nodes_pb2
+
+from data_plane.artifacts import cache as cache_module
+from shared.digests import sha256_digest
+from shared.errors import RejectionReason
+from shared.manifest import GrantedLimits, Profile
+from shared.orders import EngineConstraint
+from shared.outcomes import LimitName, Outcome
+from tests.fakes.control_plane import publish
+from tests.fixtures.keys import rsa_key
+
+
+async def run(control_plane, session, template, text: bytes, **changes):
+    """Send one order and wait for its receipt."""
+    job = control_plane.job(session, template, text, **changes)
+    await control_plane.send(session, job)
+    return await control_plane.receipt_of(job)
+
+
+def limits(**changes) -> GrantedLimits:
+    return replace(GrantedLimits(), **changes)
+
+
+async def test_many_orders_under_one_signature(control_plane, start_node, actor):
+    await start_node(slots=8)
+    session = await control_plane.session()
+    jobs = [control_plane.job(session, actor, f"output {number}".encode()) for number in range(8)]
+
+    await control_plane.send(session, *jobs)
+
+    for number, job in enumerate(jobs):
+        receipt = await control_plane.receipt_of(job)
+        assert receipt.predicate.outcome is Outcome.SUCCEEDED
+        assert len(control_plane.output_of(receipt)) == number
+
+
+@pytest.mark.parametrize(
+    ("text", "granted", "outcome", "detail"),
+    [
+        (b"exit 7", {}, Outcome.FAILED, 7),
+        (b"trap", {}, Outcome.TRAPPED, None),
+        (b"loop", {"wall_ms": 200}, Outcome.KILLED, LimitName.WALL_MS),
+        (b"loop", {"cpu_ms": 200}, Outcome.KILLED, LimitName.CPU_MS),
+        (b"flood", {"output_bytes": 10_000}, Outcome.KILLED, LimitName.OUTPUT_BYTES),
+        (b"memory 4096", {}, Outcome.KILLED, LimitName.MEMORY_BYTES),
+    ],
+)
+async def test_guest_fault_is_a_named_outcome(
+    control_plane, start_node, actor, text, granted, outcome, detail
+):
+    await start_node()
+    session = await control_plane.session()
+
+    receipt = await run(control_plane, session, actor, text, limits=limits(**granted))
+
+    said = receipt.predicate
+    assert said.outcome is outcome, said
+    if outcome is Outcome.TRAPPED:
+        assert said.trap
+    else:
+        assert detail in {said.exit_code, said.limit}
+
+
+async def test_ceiling_of_the_node_holds_whatever_is_ordered(control_plane, start_node, actor):
+    await start_node(max_wall_ms=150)
+    session = await control_plane.session()
+
+    receipt = await run(control_plane, session, actor, b"loop", limits=limits(wall_ms=60_000))
+
+    assert receipt.predicate.limit is LimitName.WALL_MS
+
+
+async def test_log_travels_with_the_receipt(control_plane, start_node, actor):
+    await start_node()
+    session = await control_plane.session()
+
+    receipt = await run(control_plane, session, actor, b"exit 0")
+
+    delivery = control_plane.deliveries[receipt.hash]
+    assert delivery.log.inline == b"asked for exit 0\n"
+
+
+async def test_large_input_is_fetched_and_large_output_uploaded_before_its_receipt(
+    control_plane, start_node, actor
+):
+    await start_node()
+    session = await control_plane.session()
+    text = b"output 300000" + b" " * 200_000
+
+    receipt = await run(control_plane, session, actor, text, limits=limits(output_bytes=1_000_000))
+
+    output = control_plane.output_of(receipt)
+    assert len(output) == 300_000
+    assert control_plane.outputs
+
+
+async def test_input_that_was_not_committed_to_never_reaches_a_guest(control_plane, start_node, actor):
+    await start_node()
+    session = await control_plane.session()
+    job = control_plane.job(session, actor, b"exit 0" + b" " * 100_000)
+    altered = replace(job, input=b"exit 1" + b" " * 100_000)
+
+    await control_plane.send(session, altered)
+    receipt = await control_plane.receipt_of(job)
+
+    assert receipt.predicate.rejection.reason is RejectionReason.DIGEST
+
+
+async def test_module_is_compiled_once_and_kept_over_a_restart(control_plane, start_node, actor):
+    first = await start_node()
+    session = await control_plane.session()
+    await run(control_plane, session, actor, b"exit 0")
+    await run(control_plane, session, actor, b"exit 0")
+    await first.stop()
+
+    await start_node()
+    session = await control_plane.session(2)
+
+    assert list(session.hello.cached_digests) == [actor.module_digest]
+    assert (await run(control_plane, session, actor, b"exit 0")).predicate.outcome is Outcome.SUCCEEDED
+    assert control_plane.fetches == 1
+
+
+async def test_new_module_is_told_in_a_heartbeat(control_plane, start_node, actor):
+    await start_node()
+    session = await control_plane.session()
+    await run(control_plane, session, actor, b"exit 0")
+
+    await control_plane.wait_for(
+        lambda: any(actor.module_digest in beat.cached_digests for beat in session.heartbeats)
+    )
+
+
+async def test_corrupted_artifact_is_never_loaded(control_plane, start_node, actor):
+    first = await start_node()
+    session = await control_plane.session()
+    await run(control_plane, session, actor, b"exit 0")
+    await first.stop()
+    (path,) = first.settings.paths.artifacts.glob("*.artifact")
+    data = bytearray(path.read_bytes())
+    data[len(data) // 2] ^= 1
+    path.write_bytes(data)
+
+    await start_node()
+    session = await control_plane.session(2)
+    receipt = await run(control_plane, session, actor, b"exit 0")
+
+    assert receipt.predicate.outcome is Outcome.SUCCEEDED
+    assert control_plane.fetches == 2
+
+
+async def test_full_disk_of_the_cache_rejects_the_order_and_the_node_stays_up(
+    control_plane, start_node, actor, monkeypatch
+):
+    await start_node()
+    session = await control_plane.session()
+    real = cache_module.tempfile.mkstemp
+
+    def full(*_args, **_kwargs):
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    monkeypatch.setattr(cache_module.tempfile, "mkstemp", full)
+    refused = await run(control_plane, session, actor, b"exit 0")
+    monkeypatch.setattr(cache_module.tempfile, "mkstemp", real)
+
+    assert refused.predicate.rejection.reason is RejectionReason.BUSY
+    assert "DISK_FULL" in refused.predicate.rejection.message
+    assert (await run(control_plane, session, actor, b"exit 0")).predicate.outcome is Outcome.SUCCEEDED
+
+
+async def test_template_of_an_unknown_publisher(control_plane, start_node, actor):
+    await start_node()
+    session = await control_plane.session()
+    evil = await publish(actor.module, publisher=rsa_key("stranger"))
+
+    receipt = await run(control_plane, session, evil, b"exit 0")
+
+    assert receipt.predicate.rejection.reason is RejectionReason.TEMPLATE
+
+
+async def test_module_that_is_no_program(control_plane, start_node, actor):
+    await start_node()
+    session = await control_plane.session()
+    broken = await publish(actor.module[:1000])
+
+    receipt = await run(control_plane, session, broken, b"exit 0")
+
+    assert receipt.predicate.rejection.reason is RejectionReason.ARTIFACT
+
+
+async def test_order_signed_by_an_unknown_key_is_refused_without_being_read(control_plane, start_node, actor):
+    await start_node()
+    session = await control_plane.session()
+    job = control_plane.job(session, actor, b"exit 0")
+
+    await control_plane.send(session, job, key=rsa_key("stranger"))
+    receipt = await control_plane.receipt_of(job)
+
+    assert (receipt.predicate.rejection.check, receipt.predicate.attempt) == (1, None)
+
+
+async def test_replayed_order(control_plane, start_node, actor):
+    await start_node()
+    session = await control_plane.session()
+    job = control_plane.job(session, actor, b"exit 0")
+    await control_plane.send(session, job)
+    await control_plane.receipt_of(job)
+
+    await control_plane.send(session, job)
+    second = await control_plane.wait_for(lambda: control_plane.receipts.get((job.order.node_id, 2)))
+
+    assert second.predicate.rejection.reason is RejectionReason.REPLAY
+
+
+async def test_order_of_the_boot_before(control_plane, start_node, actor):
+    first = await start_node()
+    old = await control_plane.session()
+    await first.stop()
+    await start_node()
+    session = await control_plane.session(2)
+
+    receipt = await run(control_plane, session, actor, b"exit 0", boot_id=old.hello.boot_id)
+
+    assert receipt.predicate.rejection.check == 7
+
+
+async def test_order_beyond_the_slots_is_refused_as_busy(control_plane, start_node, actor):
+    await start_node(slots=1)
+    session = await control_plane.session()
+    jobs = [control_plane.job(session, actor, b"sleep 300") for _ in range(2)]
+
+    await control_plane.send(session, *jobs)
+
+    refused = await control_plane.receipt_of(jobs[1])
+    assert refused.predicate.rejection.reason is RejectionReason.BUSY
+    assert (await control_plane.receipt_of(jobs[0])).predicate.outcome is Outcome.SUCCEEDED
+
+
+async def test_cancel_stops_the_guest(control_plane, start_node, actor):
+    await start_node()
+    session = await control_plane.session()
+    job = control_plane.job(session, actor, b"sleep 60000", limits=limits(wall_ms=60_000))
+    await control_plane.send(session, job)
+    await control_plane.wait_for(lambda: session.started)
+
+    cancel = nodes_pb2.Cancel(attempt=job.attempt, reason="test")
+    control_plane.say(session, nodes_pb2.SessionResponse(cancel=cancel))
+    receipt = await control_plane.receipt_of(job)
+
+    assert receipt.predicate.outcome is Outcome.CANCELLED
+
+
+async def test_run_that_lasts_is_told_and_its_lease_renewed(control_plane, start_node, actor):
+    control_plane.lease = timedelta(milliseconds=900)
+    await start_node()
+    session = await control_plane.session()
+    job = control_plane.job(session, actor, b"sleep 2000")
+
+    await control_plane.send(session, job)
+    receipt = await control_plane.receipt_of(job)
+
+    assert receipt.predicate.outcome is Outcome.SUCCEEDED
+    assert session.started == [job.attempt]
+    assert any(job.attempt in renewal.attempts for renewal in session.renewals)
+
+
+async def test_attempt_that_is_not_renewed_is_stopped(control_plane, start_node, actor):
+    await start_node()
+    session = await control_plane.session()
+    control_plane.grants = False
+    job = control_plane.job(session, actor, b"sleep 60000", limits=limits(wall_ms=60_000))
+    await control_plane.send(session, job)
+    renewal = await control_plane.wait_for(
+        lambda: next((one for one in session.renewals if job.attempt in one.attempts), None)
+    )
+
+    control_plane.say(
+        session,
+        nodes_pb2.SessionResponse(lease_granted=nodes_pb2.LeaseGranted(number=renewal.number)),
+    )
+    receipt = await control_plane.receipt_of(job)
+
+    assert receipt.predicate.rejection.reason is RejectionReason.STALE
+    assert receipt.predicate.started_at is not None
+
+
+async def test_parameters_reach_the_guest_only_when_they_are_the_ordered_ones(
+    control_plane, start_node, actor
+):
+    await start_node()
+    session = await control_plane.session()
+    job = control_plane.job(session, actor, b"exit 0")
+    await control_plane.send(session, replace(job, parameters=b'{"evil":true}'))
+
+    receipt = await control_plane.receipt_of(job)
+
+    assert receipt.predicate.rejection.check == 15
+
+
+async def test_order_for_an_engine_that_is_not_here(control_plane, start_node, actor):
+    await start_node()
+    session = await control_plane.session()
+    wanted = EngineConstraint(name="wasmer-cranelift", config_digest=sha256_digest(b"other"))
+
+    receipt = await run(control_plane, session, actor, b"exit 0", engine=wanted)
+
+    assert receipt.predicate.rejection.reason is RejectionReason.ENGINE
+
+
+async def test_deterministic_runs_repeat(control_plane, start_node, actor):
+    await start_node()
+    session = await control_plane.session()
+    template = await publish(actor.module, profile=Profile.DETERMINISTIC)
+    receipts = [
+        await run(
+            control_plane, session, template, b"output 3", profile=Profile.DETERMINISTIC, seed=bytes(32)
+        )
+        for _ in range(2)
+    ]
+
+    assert [control_plane.output_of(receipt) for receipt in receipts] == [b"abc", b"abc"]
+
+
+async def test_killed_worker_ends_its_own_attempt_only(control_plane, start_node, actor):
+    running = await start_node()
+    session = await control_plane.session()
+    job = control_plane.job(session, actor, b"sleep 60000", limits=limits(wall_ms=60_000))
+    await control_plane.send(session, job)
+    await control_plane.wait_for(lambda: session.started)
+
+    (worker,) = running.node.sandbox._busy
+    os.kill(worker.process.pid, 9)
+    receipt = await control_plane.receipt_of(job)
+
+    assert receipt.predicate.outcome is Outcome.TRAPPED
+    assert receipt.predicate.trap.startswith("worker_crashed")
+    assert (await run(control_plane, session, actor, b"exit 0")).predicate.outcome is Outcome.SUCCEEDED
