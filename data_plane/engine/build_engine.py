@@ -1,9 +1,11 @@
-"""Build backend of the engine: setuptools behind a cache, because compiling the engine takes some 700 s of CPU.
+# ruff: noqa: INP001 - a build backend is found by its folder, not by a package
+"""Build backend of the engine: setuptools behind a cache, because compiling the engine takes 700 s of CPU.
 
-A wheel is kept outside the checkout under a digest of everything that decides its content: the sources, the lock file,
-the Rust toolchain and the Python tag. A change of Python code elsewhere never builds it again.
+A wheel is kept outside the checkout under a digest of everything that decides its content: the sources, the
+lock file, the Rust toolchain and the Python tag. A change of Python code elsewhere never builds it again.
 
-Run as a program, it compiles with visible progress, so that the quiet build inside an installer finds its work done.
+Run as a program, it compiles with visible progress, so that the quiet build inside an installer finds its
+work done.
 """
 
 import hashlib
@@ -57,7 +59,9 @@ def get_requires_for_build_editable(config_settings: Config = None) -> list[str]
     return []
 
 
-def build_wheel(wheel_directory: str, config_settings: Config = None, metadata_directory: str | None = None) -> str:
+def build_wheel(
+    wheel_directory: str, config_settings: Config = None, metadata_directory: str | None = None
+) -> str:
     """Put the wheel into ``wheel_directory`` and return its name; built only if no cached one fits."""
     with _one_line_errors():
         cached = _cached_wheel()
@@ -68,7 +72,9 @@ def build_wheel(wheel_directory: str, config_settings: Config = None, metadata_d
         return cached.name
 
 
-def build_editable(wheel_directory: str, config_settings: Config = None, metadata_directory: str | None = None) -> str:
+def build_editable(
+    wheel_directory: str, config_settings: Config = None, metadata_directory: str | None = None
+) -> str:
     """The same wheel: machine code cannot be edited in place."""
     return build_wheel(wheel_directory, config_settings, metadata_directory)
 
@@ -116,6 +122,7 @@ def _cached_wheel() -> Path | None:
 def _build(config_settings: Config, metadata_directory: str | None) -> Path:
     from setuptools import build_meta  # noqa: PLC0415 - not installed when run as a program
 
+    key = build_key()
     compile_crates()
     folder = cache_folder() / "engine"
     folder.mkdir(parents=True, exist_ok=True)
@@ -123,8 +130,10 @@ def _build(config_settings: Config, metadata_directory: str | None) -> Path:
     # setuptools gathers from its build folder; what an older build left there must not get into this wheel.
     shutil.rmtree(HERE / "build", ignore_errors=True)
     with tempfile.TemporaryDirectory(dir=folder, prefix="new-") as fresh:
-        name = build_meta.build_wheel(fresh, dict(config_settings or {}), metadata_directory)
-        target = folder / build_key()
+        name: str = build_meta.build_wheel(fresh, dict(config_settings or {}), metadata_directory)
+        if build_key() != key:
+            raise BuildError("the engine's sources changed while it was built; build again")
+        target = folder / key
         target.mkdir(exist_ok=True)
         # A rename within one folder is atomic: another build sees the whole wheel or none.
         Path(fresh, name).replace(target / name)
@@ -157,7 +166,7 @@ def compile_crates() -> None:
     """
     _toolchain()
     for package in PACKAGES:
-        # One cargo call for each: together their features would be unified, and wasmer compiled a second time.
+        # One cargo call for each: together their features are unified, and wasmer is compiled a second time.
         _compile(package)
 
 
@@ -186,9 +195,26 @@ def _compile(package: str) -> None:
 
 
 def _count_crates(package: str) -> int:
-    command = ["cargo", "tree", "--locked", "-p", package, "-e", "normal,build", "--prefix", "none", "-f", "{p}"]
+    command = [
+        "cargo",
+        "tree",
+        "--locked",
+        "-p",
+        package,
+        "-e",
+        "normal,build",
+        "--prefix",
+        "none",
+        "-f",
+        "{p}",
+    ]
     listed = subprocess.run(  # noqa: S603 - a fixed command
-        command, cwd=HERE, env={**os.environ, **_cargo_environment()}, capture_output=True, text=True, check=False
+        command,
+        cwd=HERE,
+        env={**os.environ, **_cargo_environment()},
+        capture_output=True,
+        text=True,
+        check=False,
     )
     if listed.returncode != 0:
         reason = next(iter(listed.stderr.strip().splitlines()), "no reason given")
@@ -206,7 +232,7 @@ def _progress(package: str, done: int, total: int, elapsed: float) -> None:
 
 
 def _cargo_environment() -> dict[str, str]:
-    """One target folder for build, test and clippy, outside the checkout; and the switch setuptools-rust sets too."""
+    """One target folder for build, test and clippy; and the switch that setuptools-rust sets as well."""
     target = os.environ.get("CARGO_TARGET_DIR") or str(cache_folder() / "cargo-target")
     return {"CARGO_TARGET_DIR": target, "PYO3_BUILD_EXTENSION_MODULE": "1"}
 

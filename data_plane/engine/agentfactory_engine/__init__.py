@@ -1,4 +1,4 @@
-"""Reads WebAssembly modules, evaluates Rego and knows where the sandbox worker is. Compiles and runs nothing."""
+"""Reads WebAssembly modules, evaluates Rego and finds the sandbox worker. Compiles and runs nothing."""
 
 from functools import cache
 from importlib.metadata import PackageNotFoundError, distribution

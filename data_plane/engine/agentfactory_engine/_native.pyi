@@ -1,3 +1,7 @@
+# ruff: noqa: PYI021 - native code has no other place for its contract
+
+from typing import Self
+
 class InvalidModuleError(ValueError):
     """The bytes are no WebAssembly module, or no agent; the message says why."""
 
@@ -60,14 +64,15 @@ def inspect_module(module: bytes, *, max_bytes: int = ...) -> ModuleInfo:
     ``max_bytes`` is 64 MiB unless named. The interpreter lock is released meanwhile.
 
     Raises:
-        InvalidModuleError: Too large, malformed, or uses threads, 64-bit memories, exceptions or another feature
-            that agents do not have.
+        InvalidModuleError: Too large, malformed, or uses threads, 64-bit memories, exceptions or another
+            feature that agents do not have.
     """
 
 def validate_module(module: bytes, *, max_bytes: int = ...) -> ModuleInfo:
     """As ``inspect_module``, and the module is an agent.
 
-    It imports functions of ``wasi_snapshot_preview1`` and ``agentfactory`` only, and exports ``_start`` and ``memory``.
+    It imports functions of ``wasi_snapshot_preview1`` and ``agentfactory`` only, and exports ``_start`` and
+    ``memory``.
 
     Raises:
         InvalidModuleError: As ``inspect_module``, or one of these rules is broken; the message names it.
@@ -76,7 +81,7 @@ def validate_module(module: bytes, *, max_bytes: int = ...) -> ModuleInfo:
 class Policy:
     """One Rego v1 policy with its data. Safe to share between threads: evaluations have no common state."""
 
-    def __new__(cls, source: str, data_json: str = "{}", *, timeout_ms: int = ...) -> Policy:
+    def __new__(cls, source: str, data_json: str = "{}", *, timeout_ms: int = ...) -> Self:
         """Parse and prepare the policy; an evaluation may take ``timeout_ms`` (100 unless named).
 
         Raises:
@@ -87,6 +92,6 @@ class Policy:
         """Return the value of ``rule`` (``data.<package>.<rule>``) for this input, as JSON.
 
         Raises:
-            PolicyError: There is no such rule, it is undefined for this input, a builtin failed, the input is not
-                JSON, or the evaluation took too long. Fail closed: treat it as a denial.
+            PolicyError: There is no such rule, it is undefined for this input, a builtin failed, the input is
+                not JSON, or the evaluation took too long. Fail closed: treat it as a denial.
         """
