@@ -159,7 +159,7 @@ class Sweeper:
             logger.warning("sweep failed", error=str(error))
 
     async def _reconcile(self) -> None:
-        """Once per lease, free the slots of attempts that ended without word: another replica may have swept."""
+        """Once per lease, free slots whose attempts ended without word: another replica may have swept."""
         now = self._clock.monotonic()
         lease_s = self._options.lease.total_seconds()
         if now - self._reconciled_at < lease_s:
