@@ -2,14 +2,16 @@
 
 import argparse
 import asyncio
+import logging
 import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Final
 
 from control_plane.settings import ControlSettings
-from shared.errors import AgentFactoryError, PortInUseError, UnavailableError
-from shared.logs import configure_logging, get_logger
+from shared.errors import PortInUseError, UnavailableError
+from shared.logs import configure_logging
+from shared.rpc.errors import typed_error
 from shared.settings import default_config_file, load_settings
 
 EXIT_OK: Final = 0
@@ -18,8 +20,6 @@ EXIT_WRONG_USE: Final = 2
 
 EXIT_UNAVAILABLE: Final = 4
 """Postgres away, port in use: trying again may help."""
-
-logger = get_logger("control_plane")
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -35,14 +35,19 @@ def main(arguments: Sequence[str] | None = None) -> int:
             },
         )
         configure_logging(settings.log_level, settings.log_style)
+        # It tells about its own plugins at every start.
+        logging.getLogger("alembic").setLevel(logging.WARNING)
         # Late: settings that are wrong are reported before half a second of imports.
         from control_plane.main import serve  # noqa: PLC0415
 
         asyncio.run(serve(settings))
-    except AgentFactoryError as error:
-        hint = f" ({error.hint})" if error.hint else ""
-        sys.stderr.write(f"control plane does not start: {error}{hint}\n")
-        return EXIT_UNAVAILABLE if isinstance(error, UnavailableError | PortInUseError) else EXIT_WRONG_USE
+    except Exception as error:
+        found = typed_error(error)
+        if found is None:
+            raise
+        hint = f" ({found.hint})" if found.hint else ""
+        sys.stderr.write(f"control plane does not run: {found}{hint}\n")
+        return EXIT_UNAVAILABLE if isinstance(found, UnavailableError | PortInUseError) else EXIT_WRONG_USE
     return EXIT_OK
 
 

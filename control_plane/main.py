@@ -89,7 +89,7 @@ async def _serve(
 async def _running(*loops: Callable[[], Coroutine[Any, Any, NoReturn]]) -> AsyncIterator[None]:
     """Own the loops of the process: they run for the length of the block; one that fails ends it."""
     async with asyncio.TaskGroup() as group:
-        tasks = [group.create_task(loop(), name=loop.__qualname__) for loop in loops]
+        tasks = [group.create_task(loop()) for loop in loops]
         try:
             yield
         finally:

@@ -4,6 +4,7 @@ Knows no service: the composition root registers them.
 """
 
 import asyncio
+import socket
 from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass
@@ -100,6 +101,7 @@ class Front:
         self._servers.append(server)
         self._guards.append(guard)
         where = f"{address.host}:{address.port}"
+        _require_free(address)
         try:
             port = server.add_secure_port(where, address.credentials)
         except RuntimeError as error:
@@ -132,3 +134,16 @@ async def serving(
 
 async def _stop(server: grpc.aio.Server, grace: timedelta) -> None:
     await server.stop(grace.total_seconds())
+
+
+def _require_free(address: Address) -> None:
+    """Find a taken port before gRPC does, which would say so in a log line of its own."""
+    family = socket.AF_INET6 if ":" in address.host else socket.AF_INET
+    with socket.socket(family, socket.SOCK_STREAM) as probe:
+        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        try:
+            probe.bind((address.host, address.port))
+        except OSError as error:
+            raise PortInUseError(
+                f"cannot listen on {address.host}:{address.port} (gRPC): {error.strerror}"
+            ) from error

@@ -85,6 +85,15 @@ def error_of(error: grpc.RpcError) -> AgentFactoryError:
     return typed
 
 
+def typed_error(error: BaseException) -> AgentFactoryError | None:
+    """Return the typed error that an exception is, or the first in the groups that task groups raise."""
+    if isinstance(error, AgentFactoryError):
+        return error
+    if isinstance(error, BaseExceptionGroup):
+        return next((found for one in error.exceptions if (found := typed_error(one)) is not None), None)
+    return None
+
+
 def reason_of(error: AgentFactoryError) -> str:
     """Return the machine-readable reason, the peer's own for a `RemoteError`."""
     return error.remote_reason if isinstance(error, RemoteError) else error.reason

@@ -8,14 +8,14 @@ gatekeeper.
 import asyncio
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable
-from typing import Any, Final, Protocol
+from typing import Any, Final, Protocol, TypeAlias
 
 import grpc
 from google.protobuf.message import Message
 
 from shared.errors import AgentFactoryError, DeadlineExceededError, InternalError, UnauthenticatedError
 from shared.logs import get_logger
-from shared.rpc.errors import wire_error
+from shared.rpc.errors import typed_error, wire_error
 from shared.rpc.identity import Admission, Gatekeeper, set_caller
 from shared.rpc.validation import validate, validated
 
@@ -25,9 +25,9 @@ _SPIFFE_KEY: Final = "peer_spiffe_id"
 _MAX_WRAPPED: Final = 256
 """Methods of one server. More would mean that names from outside got into the table."""
 
-Handler = grpc.RpcMethodHandler[Any, Any]
-Continuation = Callable[[grpc.HandlerCallDetails], Awaitable[Handler]]
-Context = grpc.aio.ServicerContext[Any, Any]
+Handler: TypeAlias = "grpc.RpcMethodHandler[Any, Any]"
+Continuation = Callable[[grpc.HandlerCallDetails], Awaitable[Any]]
+Context: TypeAlias = "grpc.aio.ServicerContext[Any, Any]"
 
 
 class RpcObserver(Protocol):
@@ -52,10 +52,10 @@ class Guard(grpc.aio.ServerInterceptor):
         """Return when no RPC with a single answer is under way. Streams, which have no end, do not count."""
         await self._idle.wait()
 
-    async def intercept_service(  # type: ignore[override]  # the stubs are generic per call
+    async def intercept_service(
         self, continuation: Continuation, handler_call_details: grpc.HandlerCallDetails
-    ) -> Handler:
-        """Return the wrapped handler of a method, the same object each time."""
+    ) -> Any:
+        """Return the wrapped handler of a method, the same object each time; None when nobody serves it."""
         handler = await continuation(handler_call_details)
         if handler is None:
             return handler
@@ -164,15 +164,6 @@ class _Call:
             logger.error("rpc failed unexpectedly", method=self._method, exc_info=error)
             return InternalError("internal error")
         return found
-
-
-def typed_error(error: BaseException) -> AgentFactoryError | None:
-    """Return the typed error that an exception is, or the first in the groups that task groups raise."""
-    if isinstance(error, AgentFactoryError):
-        return error
-    if isinstance(error, BaseExceptionGroup):
-        return next((found for one in error.exceptions if (found := typed_error(one)) is not None), None)
-    return None
 
 
 def _identity(context: Context) -> str | None:
