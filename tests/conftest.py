@@ -5,23 +5,41 @@ from collections.abc import Iterator
 import pytest
 
 from tests.fixtures.postgres import (
+    SERVICE,
     PostgresServer,
     postgres_15_binaries,
     postgres_18_binaries,
     running_server,
 )
 
-_BINARIES = {"pg18": postgres_18_binaries, "pg15": postgres_15_binaries}
+POSTGRES_VERSIONS = ("postgres_18", "postgres_15")
 
 
-@pytest.fixture(scope="session", params=list(_BINARIES))
-def postgres_server(request: pytest.FixtureRequest) -> Iterator[PostgresServer]:
-    """A migrated server of each supported version that this machine has."""
-    binaries = _BINARIES[request.param]()
+@pytest.fixture(scope="session")
+def postgres_18() -> Iterator[PostgresServer]:
+    """A migrated server of the newest supported version."""
+    binaries = postgres_18_binaries()
     if binaries is None:
-        pytest.skip(f"{request.param} is not installed")
+        pytest.skip("PostgreSQL 18 is not installed")
     with running_server(binaries) as server:
         yield server
+
+
+@pytest.fixture(scope="session")
+def postgres_15() -> Iterator[PostgresServer]:
+    """A migrated server of the oldest supported version."""
+    binaries = postgres_15_binaries()
+    if binaries is None:
+        pytest.skip("PostgreSQL 15 is not installed")
+    with running_server(binaries) as server:
+        yield server
+
+
+@pytest.fixture(params=POSTGRES_VERSIONS)
+def postgres_server(request: pytest.FixtureRequest) -> PostgresServer:
+    """Each supported version in turn."""
+    server: PostgresServer = request.getfixturevalue(request.param)
+    return server
 
 
 @pytest.fixture
@@ -41,7 +59,7 @@ def owner_url(postgres_server: PostgresServer, database_name: str) -> str:
 @pytest.fixture
 def database_url(postgres_server: PostgresServer, database_name: str) -> str:
     """Its URL for the service, which may do less."""
-    return postgres_server.url(database_name, user="af_service")
+    return postgres_server.url(database_name, user=SERVICE)
 
 
 @pytest.fixture

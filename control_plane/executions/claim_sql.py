@@ -18,8 +18,8 @@ LOCK_CLAIMABLE: Final = f"""
 SELECT e.execution_id, e.tenant_id, e.caller, e.agent_id, e.agent_name, e.template_digest, e.module_digest,
     e.parameters, e.parameters_digest, e.input_body_id, e.input_commitment, e.input_bytes, e.media_type,
     e.profile, e.seed, e.clock_start_at, e.limits, e.capabilities, e.retry_is_safe, e.decision_id,
-    e.policy_digest, e.traceparent, e.run_deadline_at, e.attempt_number, e.fencing_token,
-    e.excluded_nodes, e.runs_alone, b.salt, b.digest, CASE WHEN b.size_bytes <= {INLINE_BODY_BYTES} THEN b.content END AS content
+    e.policy_digest, e.traceparent, e.run_deadline_at, e.attempt_number, e.fencing_token, e.excluded_nodes,
+    e.runs_alone, b.salt, b.digest, CASE WHEN b.size_bytes <= {INLINE_BODY_BYTES} THEN b.content END AS content
 FROM executions e
 JOIN bodies b ON b.body_id = e.input_body_id
 WHERE e.claimable_at <= now() AND e.run_deadline_at > now()
@@ -110,7 +110,7 @@ RETURNING a.execution_id, a.attempt_number, a.fencing_token
 """  # noqa: S608 - constants of our own; values are parameters
 
 RELAXED_COMMIT: Final = "SET LOCAL synchronous_commit = off"
-"""For what a crash of Postgres may take back: rule 9 lets leases run on, a running attempt shows as leased."""
+"""For what a crash of Postgres may take back: rule 9 lets leases run on, a start shows as leased again."""
 
 ORDERS_OF: Final = f"""
 SELECT a.execution_id, a.attempt_number, a.fencing_token, a.node_id, a.boot_id, a.session_epoch, a.order_id,

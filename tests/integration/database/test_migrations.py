@@ -38,7 +38,9 @@ async def test_a_database_goes_down_to_nothing_and_up_again(owner_url):
     engine = create_engine(owner_url, application="test")
     async with engine.connect() as connection:
         tables = await connection.execute(
-            text("SELECT tablename FROM pg_tables WHERE schemaname = 'public' AND tablename <> 'alembic_version'")
+            text(
+                "SELECT tablename FROM pg_tables WHERE schemaname = 'public' AND tablename <> 'alembic_version'"
+            )
         )
         assert tables.scalars().all() == []
     await engine.dispose()
@@ -68,7 +70,8 @@ async def test_rule_19_the_service_cannot_change_or_remove_evidence(database_url
 
 
 @pytest.mark.parametrize(
-    "statement", ["CREATE TABLE mine (i int)", "ALTER TABLE audit_entries ADD COLUMN i int", "DROP TABLE orders"]
+    "statement",
+    ["CREATE TABLE mine (i int)", "ALTER TABLE audit_entries ADD COLUMN i int", "DROP TABLE orders"],
 )
 async def test_rule_19_the_service_owns_nothing(database_url, statement):
     engine = create_engine(database_url, application="test")
