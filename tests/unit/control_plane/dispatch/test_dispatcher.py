@@ -4,8 +4,8 @@ from dataclasses import dataclass, replace
 from datetime import timedelta
 
 import pytest
-
 from agentfactory.v1 import nodes_pb2
+
 from control_plane.dispatch import options as limits
 from control_plane.dispatch.session import LiveSession
 from control_plane.executions.domain import AttemptRef, CancelRequest, RunSpec

@@ -3,8 +3,8 @@
 from datetime import timedelta
 
 import pytest
-
 from agentfactory.v1 import nodes_pb2
+
 from control_plane.dispatch.leases import Grace, LeaseDesk, Sweeper, message_of
 from control_plane.dispatch.ports import SilentObserver
 from control_plane.executions.domain import AttemptRef, CancelRequest
@@ -111,9 +111,7 @@ async def test_attempts_of_an_earlier_session_are_taken_over_with_their_slot(par
     await parts.find_queue_empty()
     [placement] = parts.take(newcomer())
     parts.dispatcher.release([placement])  # as a session on another replica would see it: not held here
-    desk_of(parts).renew(
-        session, nodes_pb2.LeaseRenewal(number=1, attempts=[message_of(placement.attempt)])
-    )
+    desk_of(parts).renew(session, nodes_pb2.LeaseRenewal(number=1, attempts=[message_of(placement.attempt)]))
     await parts.settle()
     assert session.free_slots(parts.clock.monotonic()) == 1
 
