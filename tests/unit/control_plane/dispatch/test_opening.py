@@ -8,7 +8,6 @@ from typing import Any
 import pytest
 from agentfactory.v1 import nodes_pb2
 
-from control_plane.dispatch.dispatcher import Dispatcher
 from control_plane.dispatch.endpoint import SessionEndpoint
 from control_plane.dispatch.leases import LeaseDesk
 from control_plane.dispatch.opening import SessionOpener
@@ -32,7 +31,7 @@ from tests.fakes.clock import START, FakeRandom
 from tests.fakes.nodes import FakeNodeStore
 from tests.fixtures import dispatch as build
 from tests.fixtures.keys import ed25519_key
-from tests.unit.control_plane.dispatch.conftest import Parts
+from tests.unit.control_plane.dispatch.conftest import Parts, newcomer
 
 MICROSECOND = timedelta(microseconds=1)
 SKEW = timedelta(seconds=30)
@@ -118,7 +117,7 @@ def door(parts: Parts) -> Door:
         options=build.options(),
         **common,
     )
-    dispatcher: Dispatcher = parts.dispatcher
+    dispatcher = parts.dispatcher
     endpoint = SessionEndpoint(
         opener=opener,
         fleet=parts.fleet,
@@ -266,8 +265,6 @@ async def test_a_new_boot_loses_the_attempts_of_the_old_one(door: Door):
     older.keyset_version = 1
     older.take_heartbeat(number=1, free_slots=2, now=0.0)
     await door.parts.find_queue_empty()
-    from tests.unit.control_plane.dispatch.conftest import newcomer  # noqa: PLC0415
-
     door.parts.take(newcomer())
     await door.open()
     assert door.parts.leases.live == {}
@@ -282,19 +279,13 @@ async def test_silence_ends_the_stream_and_nothing_else(
 ):
     session = parts.join()
     await parts.find_queue_empty()
-    parts.take(build_newcomer())
+    parts.take(newcomer())
     parts.clock.advance(timedelta(seconds=seconds))
     door.endpoint.end_stale()
     assert session.outbox.is_closed is ended
     assert isinstance(session.outbox.error, UnavailableError) is ended
     assert len(parts.leases.live) == 1
     assert parts.leases.released == []
-
-
-def build_newcomer() -> Any:
-    from tests.unit.control_plane.dispatch.conftest import newcomer  # noqa: PLC0415
-
-    return newcomer()
 
 
 async def test_sessions_end_between_half_of_their_age_and_all_of_it(parts: Parts, door: Door):
