@@ -1,8 +1,131 @@
-"""`python -m data_plane`: the node."""
+"""`python -m data_plane`: runs the node, or enrolls it. Errors become one line and an exit code.
 
+Exit codes: 0 ended as told, 2 wrong use or settings, 3 refused (keys, identity, trust), 4 unavailable. What
+only the running node needs is imported only then: enrolling takes half the time.
+"""
+
+import argparse
+import asyncio
 import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Final
 
-from data_plane.main import main
+from data_plane.settings import NodeSettings
+from shared.errors import (
+    AgentFactoryError,
+    EnrollmentTokenInvalidError,
+    InvalidInputError,
+    KeyFileModeError,
+    KeyFormatError,
+    NodeEvictedError,
+    NodeQuarantinedError,
+    NotFoundError,
+    PermissionDeniedError,
+    SettingsError,
+    SpoolCorruptError,
+    UnauthenticatedError,
+    VerificationError,
+    WrongStateError,
+)
+from shared.logs import configure_logging
+from shared.settings import default_config_file, load_settings
+
+WRONG_USE: Final = 2
+REFUSED: Final = 3
+UNAVAILABLE: Final = 4
+
+_REFUSALS: Final = (
+    VerificationError,
+    KeyFileModeError,
+    KeyFormatError,
+    NodeEvictedError,
+    NodeQuarantinedError,
+    UnauthenticatedError,
+    PermissionDeniedError,
+    SpoolCorruptError,
+    EnrollmentTokenInvalidError,
+)
+_WRONG_USE: Final = (SettingsError, NotFoundError, InvalidInputError, WrongStateError)
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run the command and return the exit code. Errors are one line on standard error, with a hint."""
+    options = _parser().parse_args(arguments)
+    try:
+        settings = _settings(options)
+        configure_logging(settings.log_level, settings.log_style)
+        if options.command == "enroll":
+            asyncio.run(_enroll(settings, options))
+        else:
+            from data_plane.main import run_node  # noqa: PLC0415 - see above
+
+            asyncio.run(run_node(settings))
+    except AgentFactoryError as error:
+        hint = f" ({error.hint})" if error.hint else ""
+        print(f"agentfactory node: {error.reason}: {error}{hint}", file=sys.stderr)  # noqa: T201
+        return exit_code_of(error)
+    except OSError as error:
+        # A folder that cannot be written, a disk that fails: the operator's to mend, so no traceback.
+        where = f"{error.filename}: " if error.filename else ""
+        print(f"agentfactory node: UNAVAILABLE: {where}{error.strerror}", file=sys.stderr)  # noqa: T201
+        return UNAVAILABLE
+    except KeyboardInterrupt:
+        return 0
+    return 0
+
+
+def exit_code_of(error: AgentFactoryError) -> int:
+    """Return the exit code for an error that ends the process."""
+    if isinstance(error, _WRONG_USE):
+        return WRONG_USE
+    return REFUSED if isinstance(error, _REFUSALS) else UNAVAILABLE
+
+
+async def _enroll(settings: NodeSettings, options: argparse.Namespace) -> None:
+    from data_plane.enrollment import enroll  # noqa: PLC0415 - see above
+    from shared.trust import read_trust  # noqa: PLC0415 - see above
+
+    paths = settings.paths
+    trust = read_trust(options.trust or paths.trust)
+    token = _token(options.token)
+    node_id = await enroll(paths=paths, trust=trust, target=options.control_plane, token=token)
+    print(node_id)  # noqa: T201 - the result of the command
+
+
+def _token(option: str) -> str:
+    if option != "-":
+        return option
+    # A secret on the command line shows in the process list; standard input does not.
+    return sys.stdin.readline(1024).strip()
+
+
+def _settings(options: argparse.Namespace) -> NodeSettings:
+    config: Path | None = options.config or default_config_file(Path.cwd())
+    return load_settings(
+        NodeSettings,
+        config_file=config,
+        overrides={"data_dir": options.data_dir, "log_style": options.log_style},
+    )
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(prog="python -m data_plane", description="Agent Factory node")
+    common = argparse.ArgumentParser(add_help=False)
+    common.add_argument("--data-dir", type=Path, help="identity, spool and artifacts of this node")
+    common.add_argument("--config", type=Path, help="agentfactory.toml; by default the one in this folder")
+    common.add_argument("--log-style", choices=("json", "human"))
+    commands = parser.add_subparsers(dest="command")
+    commands.add_parser("run", parents=[common], help="run the node (the default)")
+    enrolling = commands.add_parser(
+        "enroll", parents=[common], help="exchange a one-time token for a node identity"
+    )
+    enrolling.add_argument("--token", required=True, help="the token; - reads it from standard input")
+    enrolling.add_argument("--control-plane", required=True, metavar="HOST:PORT")
+    enrolling.add_argument("--trust", type=Path, help="trust.json; by default the one in the data directory")
+    parser.set_defaults(data_dir=None, config=None, log_style=None)
+    return parser
+
 
 if __name__ == "__main__":
     sys.exit(main())

@@ -1,17 +1,11 @@
-"""Composition root of the node: builds every adapter, runs the node or enrolls it; errors become one line.
+"""Composition root of the node: builds every adapter and runs the node until it is told to stop."""
 
-Exit codes: 0 ended as told, 2 wrong use or settings, 3 refused (keys, identity, trust), 4 unavailable.
-"""
-
-import argparse
 import asyncio
 import gc
 import signal
 import sys
-from collections.abc import Sequence
 from contextlib import AsyncExitStack
 from datetime import timedelta
-from pathlib import Path
 from typing import Final
 
 import agentfactory_engine
@@ -21,7 +15,6 @@ from prometheus_client import CollectorRegistry
 from data_plane.artifacts.cache import ArtifactCache
 from data_plane.artifacts.seal import KEY_BYTES
 from data_plane.artifacts.service import ArtifactService
-from data_plane.enrollment import enroll
 from data_plane.identity import NodeIdentity, read_identity
 from data_plane.metrics import NodeMetrics
 from data_plane.node import Node
@@ -46,72 +39,19 @@ from data_plane.taker import RunnerTaker
 from shared.admin_http import admin_server
 from shared.clock import SystemClock, SystemRandom
 from shared.errors import (
-    AgentFactoryError,
-    InvalidInputError,
-    KeyFileModeError,
     KeyFormatError,
-    NodeEvictedError,
-    NodeQuarantinedError,
     NotFoundError,
-    PermissionDeniedError,
-    SettingsError,
-    SpoolCorruptError,
-    UnauthenticatedError,
     VerificationError,
-    WrongStateError,
 )
 from shared.ids import BOOT, new_id
 from shared.key_files import read_secret_file, write_secret_file
-from shared.logs import configure_logging, get_logger
-from shared.settings import default_config_file, load_settings
+from shared.logs import get_logger
 from shared.telemetry import make_tracer_provider
 from shared.trust import TrustRoots, read_trust
 
 logger = get_logger(__name__)
 
 SWITCH_INTERVAL: Final = timedelta(microseconds=500)
-
-WRONG_USE: Final = 2
-REFUSED: Final = 3
-UNAVAILABLE: Final = 4
-
-_REFUSALS: Final = (
-    VerificationError,
-    KeyFileModeError,
-    KeyFormatError,
-    NodeEvictedError,
-    NodeQuarantinedError,
-    UnauthenticatedError,
-    PermissionDeniedError,
-    SpoolCorruptError,
-)
-_WRONG_USE: Final = (SettingsError, NotFoundError, InvalidInputError, WrongStateError)
-
-
-def main(arguments: Sequence[str] | None = None) -> int:
-    """Run the command and return the exit code. Errors are one line on standard error, with a hint."""
-    options = _parser().parse_args(arguments)
-    try:
-        settings = _settings(options)
-        configure_logging(settings.log_level, settings.log_style)
-        if options.command == "enroll":
-            asyncio.run(_enroll(settings, options))
-        else:
-            asyncio.run(run_node(settings))
-    except AgentFactoryError as error:
-        hint = f" ({error.hint})" if error.hint else ""
-        print(f"agentfactory node: {error.reason}: {error}{hint}", file=sys.stderr)  # noqa: T201
-        return exit_code_of(error)
-    except KeyboardInterrupt:
-        return 0
-    return 0
-
-
-def exit_code_of(error: AgentFactoryError) -> int:
-    """Return the exit code for an error that ends the process."""
-    if isinstance(error, _WRONG_USE):
-        return WRONG_USE
-    return REFUSED if isinstance(error, _REFUSALS) else UNAVAILABLE
 
 
 async def run_node(settings: NodeSettings) -> None:
@@ -190,6 +130,8 @@ async def build_node(settings: NodeSettings, stack: AsyncExitStack) -> tuple[Nod
     keyset.load()
     cache = _cache(settings, engine, random)
     spool = Spool.open(paths.spool, bound_bytes=settings.spool_bytes)
+    # The node closes it when it ends; this is for a start that fails further down.
+    stack.push_async_callback(spool.close)
     issuer = ReceiptIssuer(spool=spool, key=identity.receipt_key, facts=facts, random=random)
     leases = Leases()
     admissions = Admissions(slots=settings.slots, leases=leases, spool=spool, ceilings=facts.ceilings)
@@ -284,45 +226,3 @@ def _link(settings: NodeSettings, trust: TrustRoots, identity: NodeIdentity) -> 
         tls_key_pem=identity.tls_key_pem,
         certificate=identity.certificate,
     )
-
-
-async def _enroll(settings: NodeSettings, options: argparse.Namespace) -> None:
-    paths = settings.paths
-    trust = read_trust(options.trust or paths.trust)
-    token = _token(options.token)
-    node_id = await enroll(paths=paths, trust=trust, target=options.control_plane, token=token)
-    print(node_id)  # noqa: T201 - the result of the command
-
-
-def _token(option: str) -> str:
-    if option != "-":
-        return option
-    # A secret on the command line shows in the process list; standard input does not.
-    return sys.stdin.readline(1024).strip()
-
-
-def _settings(options: argparse.Namespace) -> NodeSettings:
-    config: Path | None = options.config or default_config_file(Path.cwd())
-    return load_settings(
-        NodeSettings,
-        config_file=config,
-        overrides={"data_dir": options.data_dir, "log_style": options.log_style},
-    )
-
-
-def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(prog="python -m data_plane", description="Agent Factory node")
-    common = argparse.ArgumentParser(add_help=False)
-    common.add_argument("--data-dir", type=Path, help="identity, spool and artifacts of this node")
-    common.add_argument("--config", type=Path, help="agentfactory.toml; by default the one in this folder")
-    common.add_argument("--log-style", choices=("json", "human"))
-    commands = parser.add_subparsers(dest="command")
-    commands.add_parser("run", parents=[common], help="run the node (the default)")
-    enrolling = commands.add_parser(
-        "enroll", parents=[common], help="exchange a one-time token for a node identity"
-    )
-    enrolling.add_argument("--token", required=True, help="the token; - reads it from standard input")
-    enrolling.add_argument("--control-plane", required=True, metavar="HOST:PORT")
-    enrolling.add_argument("--trust", type=Path, help="trust.json; by default the one in the data directory")
-    parser.set_defaults(data_dir=None, config=None, log_style=None)
-    return parser

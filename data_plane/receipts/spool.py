@@ -77,6 +77,7 @@ class Spool:
         self._head = recovered.head
         self._pending: list[_Waiting] = []
         self._writing = False
+        self._closed = False
         self._failure: SpoolCorruptError | None = None
         self._idle = asyncio.Event()
         self._idle.set()
@@ -135,6 +136,8 @@ class Spool:
         """
         if self._failure is not None:
             raise self._failure
+        if self._closed:
+            raise SpoolFullError("the receipt spool is closed")
         if len(self._pending) >= MAX_PENDING:
             raise SpoolFullError(f"{MAX_PENDING} receipts wait for the disk already")
         if self._store.used_bytes > self._bound_bytes:
@@ -188,11 +191,14 @@ class Spool:
         gone = [entry for sequence in sequences if (entry := self._entries.pop(sequence, None)) is not None]
         for entry in gone:
             self._forget_recent(entry.sequence)
-        if gone and self._failure is None:
+        if gone and self._failure is None and not self._closed:
             self._thread.submit(self._store.drop, gone).add_done_callback(_log_failure)
 
     async def close(self) -> None:
-        """Write what waits, then unlock the folder."""
+        """Write what waits, then unlock the folder. Closing again changes nothing."""
+        if self._closed:
+            return
+        self._closed = True
         await self._idle.wait()
         await asyncio.to_thread(self._thread.shutdown)
         self._store.close()
