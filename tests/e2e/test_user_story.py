@@ -83,7 +83,8 @@ async def test_unsigned_foreign_and_altered_packages_are_refused(stack: TestStac
     assert foreign.json()["error"]["reason"] == "UNKNOWN_PUBLISHER"
     await stack.cli("template", "sign", str(package))
     (blob,) = (package / "blobs" / "sha256").iterdir()
-    blob.write_bytes(blob.read_bytes()[:-1] + b"\0")
+    module = blob.read_bytes()
+    blob.write_bytes(module[:-1] + bytes([module[-1] ^ 1]))
     altered = await stack.cli("template", "publish", str(package), "--json", expect=3)
     assert altered.json()["error"]["reason"] == "PACKAGE_ALTERED"
 
