@@ -1,0 +1,411 @@
+"""An order's way through the runner, with fakes for disk, processes and network."""
+
+import asyncio
+from contextlib import asynccontextmanager
+from dataclasses import replace
+from datetime import timedelta
+
+import pytest
+from prometheus_client import CollectorRegistry
+
+from data_plane import runner as runner_module
+from data_plane.artifacts.cache import memory_file
+from data_plane.artifacts.ports import PreparedModule
+from data_plane.metrics import NodeMetrics
+from data_plane.orders.admission import Admissions
+from data_plane.orders.domain import attempt_of
+from data_plane.orders.keyset import NodeKeyset
+from data_plane.orders.ledger import OrderLedger
+from data_plane.receipts.issuer import ReceiptIssuer
+from data_plane.runner import OrderRunner, StopReason
+from data_plane.sandbox.domain import Outcome as RunOutcome
+from data_plane.sandbox.domain import Trap
+from data_plane.session.leases import Leases
+from shared.errors import (
+    ArtifactInvalidError,
+    DiskFullError,
+    OrderRejectedError,
+    RejectionReason,
+    SpoolCorruptError,
+)
+from shared.ids import InstallationId
+from shared.keyset import sign_keyset
+from shared.outcomes import Outcome
+from shared.receipt_codec import verify_receipt
+from tests.fakes.clock import START, FakeClock, FakeRandom
+from tests.fakes.sandbox import FakeSandbox
+from tests.fakes.spool import FakeSpool
+from tests.fixtures.keys import ed25519_key, rsa_key, signer
+from tests.unit.data_plane.builders import ENGINE, INPUT, facts, order, signed
+from tests.unit.shared.builders import INSTALLATION, NODE, a_keyset, a_manifest, an_entry
+
+ROOT, RECEIPT_KEY = rsa_key("root"), ed25519_key("receipts")
+BOUND = 10
+
+
+class Modules:
+    """Implements `ModulePreparer`."""
+
+    def __init__(self) -> None:
+        self.error: Exception | None = None
+        self.gate = asyncio.Event()
+        self.gate.set()
+        self.forgotten = 0
+
+    async def prepare(self, _order) -> PreparedModule:
+        await self.gate.wait()
+        if self.error is not None:
+            raise self.error
+
+        async def open_artifact() -> int:
+            return memory_file("artifact", b"code")
+
+        return PreparedModule(manifest=a_manifest(), open_artifact=open_artifact)
+
+    def forget(self, _digest) -> None:
+        self.forgotten += 1
+
+
+class Announced:
+    """Implements `Announcer`."""
+
+    def __init__(self) -> None:
+        self.runs = []
+        self.receipts = []
+
+    def started(self, attempt) -> None:
+        self.runs.append(attempt)
+
+    def receipt_ready(self, receipt) -> None:
+        self.receipts.append(receipt)
+
+
+class World:
+    def __init__(self, folder, **changes) -> None:
+        self.clock, self.spool, self.modules, self.announced = (
+            FakeClock(),
+            FakeSpool(),
+            Modules(),
+            Announced(),
+        )
+        self.facts = facts(**changes)
+        self.leases = Leases()
+        self.leases.heartbeat_sent(3, at=0.0)
+        self.sandbox = FakeSandbox(ENGINE)
+        self.keyset = NodeKeyset(
+            root_keys={ROOT.key_id: ROOT.public},
+            installation=InstallationId(INSTALLATION),
+            path=folder / "keyset.dsse",
+        )
+        self.admissions = Admissions(
+            slots=2, leases=self.leases, spool=self.spool, ceilings=self.facts.ceilings
+        )
+        self.runner = OrderRunner(
+            facts=self.facts,
+            keyset=self.keyset,
+            ledger=OrderLedger(max_order_life=timedelta(seconds=60), max_skew=timedelta(seconds=30)),
+            leases=self.leases,
+            admissions=self.admissions,
+            modules=self.modules,
+            inputs=None,
+            sandbox=self.sandbox,
+            issuer=ReceiptIssuer(spool=self.spool, key=RECEIPT_KEY, facts=self.facts, random=FakeRandom()),
+            announcer=self.announced,
+            metrics=NodeMetrics(CollectorRegistry(), self.clock),
+            clock=self.clock,
+        )
+
+    @asynccontextmanager
+    async def running(self):
+        self.keyset.offer(await sign_keyset(a_keyset(ROOT), [signer(ROOT)]))
+        ended = asyncio.Event()
+        task = asyncio.create_task(self.runner.run(ended))
+        await asyncio.sleep(0)
+        try:
+            yield
+        finally:
+            ended.set()
+            async with asyncio.timeout(BOUND):
+                await asyncio.wait({task})
+        task.result()
+
+    async def take(self, *orders, **changes) -> None:
+        envelope, deliveries = await signed(*orders, **changes)
+        self.runner.receive(envelope, deliveries)
+
+    async def receipts(self) -> list:
+        """Wait until no order is on its way, and return what was said about all of them."""
+        async with asyncio.timeout(BOUND):
+            await self.runner.finished()
+        return [
+            verify_receipt(one.envelope, node_id=NODE, node_key=RECEIPT_KEY.public).predicate
+            for one in self.announced.receipts
+        ]
+
+    async def until(self, condition) -> None:
+        async with asyncio.timeout(BOUND):
+            while not condition():
+                await asyncio.sleep(0)
+
+    @property
+    def holds_nothing(self) -> bool:
+        return (
+            self.admissions.free_slots == 2
+            and self.spool.reserved_bytes == 0
+            and self.leases.next_end() is None
+        )
+
+
+@pytest.fixture
+async def world(tmp_path) -> World:
+    return World(tmp_path)
+
+
+def orders(count: int):
+    return [order(nonce=number.to_bytes(16, "big")) for number in range(count)]
+
+
+async def test_order_ends_in_a_receipt_with_its_output(world):
+    async with world.running():
+        one = order()
+        await world.take(one)
+        (said,) = await world.receipts()
+
+    assert (said.outcome, said.exit_code) == (Outcome.SUCCEEDED, 0)
+    assert said.attempt.order_id == one.id
+    assert world.announced.receipts[0].output.inline == INPUT
+    assert world.announced.runs == [attempt_of(one)]
+    assert world.holds_nothing
+
+
+async def test_parameters_and_limits_reach_the_guest(world):
+    async with world.running():
+        await world.take(order())
+        await world.receipts()
+
+    (request,) = world.sandbox.requests
+    assert request.env == (("AGENTFACTORY_PARAMETERS", "{}"),)
+    assert request.limits.wall == timedelta(seconds=10)
+    assert (request.seed, request.clock) == (None, None)
+
+
+async def test_orders_of_one_batch_cost_one_signature_check(world, monkeypatch):
+    calls = []
+    real = runner_module.verify_root
+    monkeypatch.setattr(runner_module, "verify_root", lambda *a, **k: (calls.append(1), real(*a, **k))[1])
+    envelope, deliveries = await signed(*orders(2))
+    async with world.running():
+        world.runner.receive(envelope, deliveries[:1])
+        world.runner.receive(envelope, deliveries[1:])
+        assert len(await world.receipts()) == 2
+
+    assert calls == [1]
+
+
+async def test_remembered_root_of_a_key_that_was_revoked_since(world):
+    envelope, deliveries = await signed(*orders(2))
+    async with world.running():
+        world.runner.receive(envelope, deliveries[:1])
+        revoked = a_keyset(ROOT, replace(an_entry(), revoked_at=START), version=4)
+        world.keyset.offer(await sign_keyset(revoked, [signer(ROOT)]))
+        world.runner.receive(envelope, deliveries[1:])
+        said = await world.receipts()
+
+    assert sorted(one.outcome for one in said) == [Outcome.REJECTED, Outcome.SUCCEEDED]
+
+
+async def test_without_a_keyset_no_order_is_taken(world):
+    ended = asyncio.Event()
+    task = asyncio.create_task(world.runner.run(ended))
+    await asyncio.sleep(0)
+    await world.take(order())
+    (said,) = await world.receipts()
+    ended.set()
+    await task
+
+    assert (said.rejection.check, said.attempt) == (1, None)
+
+
+@pytest.mark.parametrize(
+    ("prepare", "reason"),
+    [
+        (lambda world: setattr(world.admissions, "draining", True), RejectionReason.DRAINING),
+        (lambda world: setattr(world.spool, "is_full", True), RejectionReason.SPOOL),
+        (lambda world: world.clock.advance(timedelta(seconds=4)), RejectionReason.STALE),
+    ],
+    ids=["drains", "spool full", "lease over"],
+)
+async def test_no_room_is_a_reason_of_this_node_alone(world, prepare, reason):
+    async with world.running():
+        prepare(world)
+        await world.take(order())
+        (said,) = await world.receipts()
+
+    assert said.rejection.reason is reason
+    assert reason.concerns_node_alone
+    world.admissions.draining = False
+    assert world.holds_nothing
+
+
+async def test_every_slot_taken(world):
+    async with world.running():
+        world.modules.gate.clear()
+        await world.take(*orders(3))
+        world.modules.gate.set()
+        said = await world.receipts()
+
+    assert [one.outcome for one in said].count(Outcome.REJECTED) == 1
+    assert world.holds_nothing
+
+
+async def test_lease_that_ends_while_the_module_is_fetched_starts_nothing(world):
+    async with world.running():
+        world.modules.gate.clear()
+        await world.take(order())
+        await asyncio.sleep(0)
+        world.clock.advance(timedelta(seconds=4))
+        world.modules.gate.set()
+        (said,) = await world.receipts()
+
+    assert said.rejection.reason is RejectionReason.STALE
+    assert world.sandbox.requests == []
+
+
+@pytest.mark.parametrize("begun", [True, False], ids=["while it is fetched", "before its task begins"])
+async def test_cancelled_before_the_guest_started(world, begun):
+    async with world.running():
+        one = order()
+        world.modules.gate.clear()
+        await world.take(one)
+        if begun:
+            await asyncio.sleep(0)
+        world.runner.stop(attempt_of(one), StopReason.CANCELLED)
+        (said,) = await world.receipts()
+
+    assert (said.outcome, said.started_at) == (Outcome.CANCELLED, None)
+    assert world.holds_nothing
+
+
+@pytest.mark.parametrize(
+    ("reason", "outcome", "rejection"),
+    [
+        (StopReason.CANCELLED, Outcome.CANCELLED, None),
+        (StopReason.LEASE_LOST, Outcome.REJECTED, RejectionReason.STALE),
+        (StopReason.NODE_STOPS, Outcome.REJECTED, RejectionReason.DRAINING),
+    ],
+)
+async def test_stopped_while_the_guest_runs(world, reason, outcome, rejection):
+    async def forever(_request):
+        await asyncio.Event().wait()
+
+    world.sandbox.guest = forever
+    async with world.running():
+        one = order()
+        await world.take(one)
+        await world.until(lambda: world.sandbox.requests)
+        world.runner.stop(attempt_of(one), reason)
+        world.runner.stop(attempt_of(one), StopReason.CANCELLED)
+        (said,) = await world.receipts()
+
+    assert said.outcome is outcome
+    assert said.started_at is not None
+    assert (said.rejection.reason if said.rejection else None) is rejection
+    assert world.holds_nothing
+
+
+async def test_stop_that_comes_after_the_end_changes_nothing(world):
+    async with world.running():
+        one = order()
+        await world.take(one)
+        await world.receipts()
+        world.runner.stop(attempt_of(one), StopReason.CANCELLED)
+        (said,) = await world.receipts()
+
+    assert said.outcome is Outcome.SUCCEEDED
+
+
+async def test_refusal_of_the_module_is_the_receipts(world):
+    world.modules.error = OrderRejectedError("no", check=12, rejection=RejectionReason.TEMPLATE)
+    async with world.running():
+        await world.take(order())
+        (said,) = await world.receipts()
+
+    assert (said.rejection.check, said.rejection.reason) == (12, RejectionReason.TEMPLATE)
+    assert world.holds_nothing
+
+
+async def test_bug_on_the_way_is_one_orders_trouble(world):
+    world.modules.error = ZeroDivisionError("a bug")
+    async with world.running():
+        await world.take(order())
+        (said,) = await world.receipts()
+        world.modules.error = None
+        await world.take(order(nonce=b"2" * 16))
+        _, second = await world.receipts()
+
+    assert said.rejection.reason is RejectionReason.BUSY
+    assert "a bug" not in said.rejection.message
+    assert second.outcome is Outcome.SUCCEEDED
+
+
+async def test_artifact_that_does_not_load_is_compiled_once_more(world):
+    async def broken(_request):
+        raise ArtifactInvalidError("another engine")
+
+    world.sandbox.guest = broken
+    async with world.running():
+        await world.take(order())
+        (said,) = await world.receipts()
+
+    assert said.rejection.reason is RejectionReason.ARTIFACT
+    assert world.modules.forgotten == 1
+
+
+async def test_receipt_that_cannot_be_kept_is_no_receipt_and_the_node_goes_on(world):
+    async with world.running():
+        world.spool.error = DiskFullError("full")
+        await world.take(order())
+        assert await world.receipts() == []
+        world.spool.error = None
+        await world.take(order(nonce=b"2" * 16))
+        assert len(await world.receipts()) == 1
+
+    assert world.holds_nothing
+
+
+async def test_broken_spool_ends_the_node(world):
+    with pytest.raises(ExceptionGroup) as caught:
+        async with world.running():
+            world.spool.error = SpoolCorruptError("the disk failed")
+            await world.take(order())
+            await world.until(lambda: world.runner._unfinished == 0)
+
+    assert caught.value.subgroup(SpoolCorruptError) is not None
+
+
+async def test_slot_is_free_while_the_receipt_is_written(world, monkeypatch):
+    seen = []
+    real = world.spool.append
+
+    async def slow(draft):
+        seen.append(world.admissions.free_slots)
+        return await real(draft)
+
+    monkeypatch.setattr(world.spool, "append", slow)
+    async with world.running():
+        await world.take(order())
+        await world.receipts()
+
+    assert seen == [2]
+
+
+async def test_guest_that_traps_is_named(world):
+    async def trap(_request):
+        return world.sandbox.result(RunOutcome.TRAPPED, trap=Trap(name="unreachable", message="\ud800"))
+
+    world.sandbox.guest = trap
+    async with world.running():
+        await world.take(order())
+        (said,) = await world.receipts()
+
+    assert said.trap == "unreachable: ?"
