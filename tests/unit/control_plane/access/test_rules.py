@@ -1,0 +1,62 @@
+"""The rules table against the contract: every RPC has a row, and every row is an RPC."""
+
+from agentfactory.v1 import agents_pb2, audit_pb2, executions_pb2, nodes_pb2, templates_pb2
+
+from control_plane.access.domain import Audit, Role
+from control_plane.access.rules import RULES
+from control_plane.servers import SERVICES
+
+FILES = (agents_pb2, audit_pb2, executions_pb2, nodes_pb2, templates_pb2)
+SERVICE_DESCRIPTORS = [service for file in FILES for service in file.DESCRIPTOR.services_by_name.values()]
+METHODS = {
+    f"/{service.full_name}/{method.name}" for service in SERVICE_DESCRIPTORS for method in service.methods
+}
+OURS = {method: rule for method, rule in RULES.items() if method.startswith("/agentfactory.")}
+
+
+def test_every_rpc_of_the_contract_has_a_rule_and_every_rule_an_rpc():
+    assert set(OURS) == METHODS
+
+
+def test_every_service_of_the_contract_is_named_to_health_and_reflection():
+    assert set(SERVICES) == {service.full_name for service in SERVICE_DESCRIPTORS}
+
+
+def test_only_enrollment_is_open_to_strangers():
+    assert [method for method, rule in OURS.items() if rule.anonymous] == [
+        "/agentfactory.v1.NodeService/EnrollNode"
+    ]
+
+
+def test_a_node_may_call_nothing_but_the_service_of_nodes():
+    allowed = {method for method, rule in OURS.items() if Role.NODE in rule.roles}
+    assert allowed
+    assert all(method.startswith("/agentfactory.v1.NodeService/") for method in allowed)
+
+
+def test_people_may_not_act_as_a_node():
+    rules = [rule for method, rule in OURS.items() if "/NodeService/" in method and not rule.anonymous]
+    assert all(rule.roles == {Role.NODE} for rule in rules)
+
+
+def test_every_rule_has_a_deadline_and_every_refusal_of_ours_is_recorded():
+    assert all(rule.deadline.total_seconds() > 0 for rule in RULES.values())
+    assert all(rule.audit is not Audit.NONE for rule in OURS.values())
+
+
+def test_what_changes_something_is_recorded_in_full():
+    changing = (
+        "Create",
+        "Update",
+        "Delete",
+        "Publish",
+        "Retire",
+        "Revoke",
+        "Drain",
+        "Evict",
+        "Cancel",
+        "Execute",
+    )
+    changes = [rule for method, rule in OURS.items() if method.rpartition("/")[2].startswith(changing)]
+    assert changes
+    assert all(rule.audit is Audit.ALL for rule in changes)

@@ -1,0 +1,165 @@
+"""Who is let in, by rule, role and time."""
+
+from datetime import timedelta
+
+import pytest
+
+from control_plane.access.domain import Audit, Grant, Role, Rule
+from control_plane.access.service import GRANT_LIFE, AccessService
+from shared.errors import (
+    DatabaseUnavailableError,
+    NodeEvictedError,
+    PermissionDeniedError,
+    UnauthenticatedError,
+)
+from shared.ids import InstallationId, TenantId
+from tests.fakes.clock import FakeClock
+
+TENANT = TenantId("default")
+ADMIN = "spiffe://local/caller/admin"
+NODE = "spiffe://local/node/nod_1"
+MINUTE = timedelta(minutes=1)
+RULES = {
+    "/s/Change": Rule(roles=frozenset({Role.ADMIN}), deadline=MINUTE, audit=Audit.ALL),
+    "/s/Session": Rule(roles=frozenset({Role.NODE}), deadline=MINUTE, audit=Audit.ALL),
+    "/s/Enroll": Rule(roles=frozenset(), deadline=MINUTE, audit=Audit.ALL, anonymous=True),
+    "/s/Health": Rule(roles=frozenset(), deadline=MINUTE, audit=Audit.NONE, anonymous=True),
+}
+
+
+class Grants(dict):
+    """Identities and what they hold; counts how often it is asked."""
+
+    asked = 0
+    away = False
+
+    async def find(self, identity):
+        self.asked += 1
+        if self.away:
+            raise DatabaseUnavailableError("postgres is not available")
+        return self.get(str(identity))
+
+
+class Denials(list):
+    away = False
+
+    async def denied(self, *, actor, tenant_id, method, reason):
+        if self.away:
+            raise DatabaseUnavailableError("postgres is not available")
+        self.append((actor, method, reason))
+
+
+class Desk:
+    def __init__(self):
+        self.clock = FakeClock()
+        self.grants = Grants()
+        self.denials = Denials()
+        self.access = AccessService(
+            rules=RULES,
+            installation=InstallationId("local"),
+            grants=self.grants,
+            denials=self.denials,
+            clock=self.clock,
+        )
+        self.grants[ADMIN] = Grant(tenant_id=TENANT, roles=frozenset({Role.ADMIN}))
+        self.grants[NODE] = Grant(tenant_id=TENANT, roles=frozenset({Role.NODE}))
+
+
+@pytest.fixture
+def desk():
+    return Desk()
+
+
+async def test_a_role_of_the_rule_opens_the_door(desk):
+    admission = await desk.access.admit("/s/Change", ADMIN)
+    assert (admission.caller.name, admission.caller.roles, admission.deadline) == ("admin", {"admin"}, MINUTE)
+
+
+async def test_an_rpc_without_a_rule_is_refused_to_an_admin(desk):
+    with pytest.raises(PermissionDeniedError):
+        await desk.access.admit("/s/Unknown", ADMIN)
+
+
+async def test_no_certificate_is_unauthenticated_and_recorded(desk):
+    with pytest.raises(UnauthenticatedError):
+        await desk.access.admit("/s/Change", None)
+    assert desk.denials == [("anonymous", "/s/Change", "UNAUTHENTICATED")]
+
+
+async def test_an_identity_of_another_installation_is_nobody_here(desk):
+    foreign = "spiffe://other/caller/admin"
+    desk.grants[foreign] = desk.grants[ADMIN]
+    with pytest.raises(UnauthenticatedError):
+        await desk.access.admit("/s/Change", foreign)
+
+
+async def test_a_caller_without_roles_is_known_and_refused(desk):
+    with pytest.raises(PermissionDeniedError, match="admin"):
+        await desk.access.admit("/s/Change", "spiffe://local/caller/stranger")
+    assert desk.denials == [("spiffe://local/caller/stranger", "/s/Change", "PERMISSION_DENIED")]
+
+
+async def test_a_node_that_never_enrolled_is_refused(desk):
+    with pytest.raises(UnauthenticatedError):
+        await desk.access.admit("/s/Session", "spiffe://local/node/nod_2")
+
+
+async def test_an_evicted_node_is_refused_whatever_its_certificate_says(desk):
+    desk.grants[NODE] = Grant(tenant_id=TENANT, roles=frozenset({Role.NODE}), evicted=True)
+    with pytest.raises(NodeEvictedError):
+        await desk.access.admit("/s/Session", NODE)
+
+
+async def test_a_node_certificate_gets_no_role_that_somebody_bound_to_it(desk):
+    desk.grants[NODE] = Grant(tenant_id=TENANT, roles=frozenset({Role.ADMIN, Role.NODE}))
+    with pytest.raises(PermissionDeniedError):
+        await desk.access.admit("/s/Change", NODE)
+
+
+async def test_a_caller_cannot_be_made_a_node_by_a_binding(desk):
+    desk.grants[ADMIN] = Grant(tenant_id=TENANT, roles=frozenset({Role.NODE}))
+    with pytest.raises(PermissionDeniedError):
+        await desk.access.admit("/s/Session", ADMIN)
+
+
+async def test_a_removed_role_is_gone_after_one_second_and_not_a_tick_later(desk):
+    await desk.access.admit("/s/Change", ADMIN)
+    del desk.grants[ADMIN]
+    tick = timedelta(milliseconds=1)
+    desk.clock.advance(GRANT_LIFE - tick)
+    await desk.access.admit("/s/Change", ADMIN)
+    desk.clock.advance(tick)
+    with pytest.raises(PermissionDeniedError):
+        await desk.access.admit("/s/Change", ADMIN)
+
+
+async def test_a_known_caller_costs_no_question_to_the_database(desk):
+    for _ in range(10):
+        await desk.access.admit("/s/Change", ADMIN)
+    assert desk.grants.asked == 1
+
+
+async def test_without_the_database_nobody_new_gets_in(desk):
+    desk.grants.away = True
+    with pytest.raises(DatabaseUnavailableError):
+        await desk.access.admit("/s/Change", ADMIN)
+
+
+async def test_a_refusal_stands_when_it_cannot_be_recorded(desk):
+    desk.denials.away = True
+    with pytest.raises(UnauthenticatedError):
+        await desk.access.admit("/s/Change", None)
+
+
+async def test_enrollment_is_open_and_names_nobody(desk):
+    admission = await desk.access.admit("/s/Enroll", None)
+    assert (admission.caller.kind, admission.caller.roles) == ("anonymous", frozenset())
+
+
+async def test_the_memory_of_callers_is_bounded(desk, monkeypatch):
+    monkeypatch.setattr("control_plane.access.service.MAX_KNOWN", 4)
+    for number in range(20):
+        identity = f"spiffe://local/caller/c{number}"
+        desk.grants[identity] = desk.grants[ADMIN]
+        await desk.access.admit("/s/Change", identity)
+    assert len(desk.access._known) == 4
