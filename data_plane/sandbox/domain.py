@@ -9,6 +9,9 @@ MAX_INPUT_BYTES: Final = 16 * 1024 * 1024
 """Bound of one run's stdin."""
 
 SEED_BYTES: Final = 32
+MAX_ARGUMENTS: Final = 1024
+"""Bound of one run's arguments, and of its environment entries."""
+MAX_PREOPENS: Final = 16
 
 
 class Outcome(StrEnum):
@@ -89,6 +92,10 @@ class RunRequest:
     def __post_init__(self) -> None:
         if len(self.stdin) > MAX_INPUT_BYTES:
             raise ValueError(f"stdin has {len(self.stdin)} bytes, the bound is {MAX_INPUT_BYTES}")
+        if max(len(self.args), len(self.env)) > MAX_ARGUMENTS:
+            raise ValueError(f"more than {MAX_ARGUMENTS} arguments or environment entries")
+        if len(self.preopens) > MAX_PREOPENS:
+            raise ValueError(f"{len(self.preopens)} directories, the bound is {MAX_PREOPENS}")
         if self.seed is not None and len(self.seed) != SEED_BYTES:
             raise ValueError(f"seed has {len(self.seed)} bytes, not {SEED_BYTES}")
         if self.clock is not None and self.clock.tzinfo is None:

@@ -60,6 +60,8 @@ class WorkerPool:
         # Least recently used first; a binding may have several idle workers, the last of them the warmest.
         self._idle: OrderedDict[_Binding, list[Worker]] = OrderedDict()
         self._spares: deque[Worker] = deque()
+        # Killed and not reaped yet; leaving the pool waits for them too.
+        self._ending: set[Worker] = set()
         self._refill: asyncio.Task[None] | None = None
         self._closed = True
         self._runs = self._warm_hits = self._spawned = self._crashed = self._discarded = 0
@@ -76,7 +78,8 @@ class WorkerPool:
         if self._refill is not None:
             self._refill.cancel()
             await asyncio.wait([self._refill])
-        workers = [*self._busy, *self._spares, *(worker for idle in self._idle.values() for worker in idle)]
+        idle = [worker for workers in self._idle.values() for worker in workers]
+        workers = {*self._busy, *self._spares, *self._ending, *idle}
         self._idle.clear()
         self._spares.clear()
         async with asyncio.TaskGroup() as group:
@@ -203,6 +206,8 @@ class WorkerPool:
 
     def _discard(self, worker: Worker) -> None:
         self._discarded += 1
+        self._ending.add(worker)
+        worker.process.ended.add_done_callback(lambda _: self._ending.discard(worker))
         worker.kill()
 
     def _warm_count(self) -> int:

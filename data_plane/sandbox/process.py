@@ -77,7 +77,7 @@ class WorkerProcess:
                 ],
                 # Ctrl-C reaches a whole process group: a worker ends by the node's decision, not by a key.
                 setpgroup=0,
-                setsigdef=[signal.SIGPIPE, signal.SIGXFSZ],
+                setsigdef=[signal.SIGPIPE],
             )
         except OSError as error:
             ours.close()

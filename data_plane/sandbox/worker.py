@@ -273,6 +273,8 @@ class Worker:
         )
 
     def _limit_that_ended(self, ended: Ended) -> LimitName | None:
+        if not self._loaded:
+            return None  # no guest ran yet, so none of its limits can have fired
         if ended.code == _WALL_LIMIT_CODE or self._killed_for_wall:
             return LimitName.WALL_MS
         if ended.code == _CPU_LIMIT_CODE or ended.signal_number == signal.SIGXCPU:

@@ -2,10 +2,13 @@
 
 import asyncio
 import os
+import re
 import signal
 import socket
 import struct
+import sys
 from datetime import UTC, datetime, timedelta
+from pathlib import Path
 
 import pytest
 from agentfactory_engine import worker_path
@@ -15,7 +18,13 @@ from data_plane.sandbox.frames import FrameDecoder, FrameKind, encode
 from data_plane.sandbox.pool import WorkerPool
 from data_plane.sandbox.process import Mode, WorkerProcess
 from shared.digests import sha256_digest
-from shared.errors import ArtifactInvalidError, InvalidInputError, WorkerCrashedError
+from shared.errors import (
+    ArtifactInvalidError,
+    InvalidInputError,
+    ResourceExhaustedError,
+    UnavailableError,
+    WorkerCrashedError,
+)
 from shared.ids import TenantId
 from tests.integration.sandbox.conftest import TENANT, wat
 
@@ -233,6 +242,103 @@ async def test_leaving_the_pool_leaves_no_process(engine, artifacts, probe):
         workers = [*pool._spares, *next(iter(pool._idle.values()))]
     assert workers
     assert all(worker.process.ended.done() for worker in workers)
+
+
+async def test_an_artifact_that_cannot_be_opened_leaves_the_worker_unused(pool, probe):
+    async def opener() -> int:
+        raise ArtifactInvalidError("not authentic")
+
+    with pytest.raises(ArtifactInvalidError, match="not authentic"):
+        await pool.run(
+            tenant_id=TENANT, module_digest=sha256_digest(probe), artifact=opener, request=RunRequest()
+        )
+    assert (pool.stats().warm, pool.stats().spares, pool.stats().discarded) == (0, 1, 0)
+
+
+async def test_a_request_that_the_worker_refuses_leaves_it_usable(run, pool):
+    with pytest.raises(InvalidInputError, match="zero byte"):
+        await run("nul \0 byte", stdin=b"unread" * 100_000)
+    assert (await run("hello")).stdout == b"hello\n"
+    assert (pool.stats().warm_hits, pool.stats().discarded) == (1, 0)
+
+
+async def test_more_waiting_runs_than_the_pool_bears_are_refused(engine, artifacts, probe, monkeypatch):
+    monkeypatch.setattr("data_plane.sandbox.pool.MAX_WAITING_PER_SLOT", 1)
+    async with WorkerPool(worker_path=worker_path(), engine=engine, slots=1) as pool:
+        opener = artifacts.opener(await artifacts.of(probe))
+
+        async def once():
+            return await pool.run(
+                tenant_id=TENANT,
+                module_digest=sha256_digest(probe),
+                artifact=opener,
+                request=RunRequest(args=("probe", "hello")),
+            )
+
+        results = await asyncio.gather(once(), once(), once(), return_exceptions=True)
+    assert [isinstance(result, ResourceExhaustedError) for result in results] == [False, False, True]
+    with pytest.raises(UnavailableError, match="closed"):
+        await once()
+
+
+# --- the process ---
+
+PARENT = """
+import asyncio, os, sys
+from agentfactory_engine import worker_path
+from data_plane.sandbox.frames import END_OF_STDIN, FrameKind, encode
+from datetime import timedelta
+from data_plane.sandbox.domain import Limits, RunRequest
+from data_plane.sandbox.messages import run_payload
+from data_plane.sandbox.process import Mode, WorkerProcess
+import socket
+
+async def main():
+    process = WorkerProcess.start(worker_path(), Mode.RUN)
+    long = Limits(wall=timedelta(minutes=5), cpu=timedelta(minutes=5))
+    request = RunRequest(args=("p", "spin"), limits=long)
+    frames = encode(FrameKind.LOAD, b"{}") + encode(FrameKind.RUN, run_payload(request))
+    socket.send_fds(process.socket, [frames + END_OF_STDIN], [os.open(sys.argv[1], os.O_RDONLY)])
+    await asyncio.get_running_loop().sock_recv(process.socket, 1)
+    print(process.pid, flush=True)
+    await asyncio.Event().wait()
+
+asyncio.run(main())
+"""
+
+
+async def test_a_worker_dies_with_a_node_that_is_killed(artifacts, probe):
+    """Its guest spins, so nobody in it reads the socket: only the kernel can end it."""
+    artifact = await artifacts.of(probe)
+    parent = await asyncio.create_subprocess_exec(
+        sys.executable, "-c", PARENT, str(artifact), stdout=asyncio.subprocess.PIPE
+    )
+    async with asyncio.timeout(PATIENCE_SECONDS):
+        pidfd = os.pidfd_open(int(await parent.stdout.readline()))
+        parent.kill()
+        await parent.wait()
+        ended = asyncio.Event()
+        asyncio.get_running_loop().add_reader(pidfd, ended.set)
+        await ended.wait()
+    asyncio.get_running_loop().remove_reader(pidfd)
+    os.close(pidfd)
+
+
+async def test_a_worker_gives_up_what_it_does_not_need(run, pool):
+    await run("hello")
+    pid = next(iter(pool._idle.values()))[0].process.pid
+    status = dict(line.split(":", 1) for line in Path(f"/proc/{pid}/status").read_text().splitlines())
+    assert status["NoNewPrivs"].strip() == "1"
+    limits = Path(f"/proc/{pid}/limits").read_text()
+    assert re.search(r"Max core file size +0 +0 ", limits)
+    assert re.search(r"Max processes +0 +0 ", limits)
+    assert re.search(r"Max open files +1088 +1088 ", limits)
+    if os.geteuid() != 0:
+        pytest.skip("only root may look into a process that is not dumpable")
+    assert Path(f"/proc/{pid}/environ").read_bytes().strip(b"\0") == b""
+    open_files = {str(entry.readlink()) for entry in Path(f"/proc/{pid}/fd").iterdir()}
+    kinds = {re.sub(r"[0-9]+", "", name) for name in open_files}
+    assert kinds == {"socket:[]", "/dev/null", "/memfd:worker-stderr (deleted)", "anon_inode:[timerfd]"}
 
 
 # --- artifacts that must not run ---

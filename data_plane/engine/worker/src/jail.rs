@@ -25,6 +25,9 @@ pub fn enter() -> Result<(), String> {
     set_dumpable_behavior(DumpableBehavior::NotDumpable).map_err(step("not dumpable"))?;
     set_parent_process_death_signal(Some(Signal::KILL)).map_err(step("parent death signal"))?;
     close_from(3).map_err(step("close descriptors"))?;
+    // A guest that writes past the file size limit is told so (EFBIG); the signal would end the worker instead.
+    // SAFETY: ignoring a signal installs no handler.
+    unsafe { libc::signal(libc::SIGXFSZ, libc::SIG_IGN) };
     limit(Resource::Core, 0).map_err(step("rlimit core"))?;
     limit(Resource::Nofile, MAX_DESCRIPTORS).map_err(step("rlimit nofile"))?;
     Ok(())

@@ -85,7 +85,8 @@ impl Shared {
     /// Guard the run that the calling thread begins now.
     pub fn arm(&self, run: u64, wall: Duration, cpu: Duration) {
         let cpu_clock = own_cpu_clock();
-        *self.armed() = Some(Armed {
+        let mut place = self.armed();
+        *place = Some(Armed {
             run,
             started: Instant::now(),
             wall,
@@ -93,6 +94,7 @@ impl Shared {
             cpu_at_start: read_clock(cpu_clock),
             cpu_clock,
         });
+        // Under the lock, as in `tick`: a late tick for the run before must not put this run's timer off.
         self.set_timer(TICK.min(wall).min(cpu));
     }
 
@@ -135,10 +137,13 @@ impl Shared {
                 // A failed socket shows again when the run ends; there is nobody to tell now.
                 let _ = output.flush_within(Duration::ZERO);
             }
-            self.set_timer(
-                TICK.min(armed.wall - wall)
-                    .min((armed.cpu - cpu).max(MIN_TICK)),
-            );
+            let next = TICK
+                .min(armed.wall - wall)
+                .min((armed.cpu - cpu).max(MIN_TICK));
+            let place = self.armed();
+            if place.is_some_and(|now| now.run == armed.run) {
+                self.set_timer(next);
+            }
         }
     }
 

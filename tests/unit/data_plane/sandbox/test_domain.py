@@ -2,7 +2,18 @@ from datetime import UTC, datetime, timedelta
 
 import pytest
 
-from data_plane.sandbox.domain import MAX_INPUT_BYTES, LimitName, Limits, Outcome, RunRequest
+from data_plane.sandbox.domain import (
+    MAX_ARGUMENTS,
+    MAX_INPUT_BYTES,
+    MAX_PREOPENS,
+    LimitName,
+    Limits,
+    Outcome,
+    Preopen,
+    RunRequest,
+)
+
+PREOPEN = Preopen(host_path="/h", guest_path="/g")
 
 
 def test_limit_and_outcome_names_are_those_of_the_contract():
@@ -29,6 +40,16 @@ def test_the_input_is_bounded():
     RunRequest(stdin=bytes(MAX_INPUT_BYTES))
     with pytest.raises(ValueError, match="the bound is"):
         RunRequest(stdin=bytes(MAX_INPUT_BYTES + 1))
+
+
+def test_arguments_environment_and_directories_are_bounded():
+    RunRequest(args=("a",) * MAX_ARGUMENTS, preopens=(PREOPEN,) * MAX_PREOPENS)
+    with pytest.raises(ValueError, match="more than"):
+        RunRequest(args=("a",) * (MAX_ARGUMENTS + 1))
+    with pytest.raises(ValueError, match="more than"):
+        RunRequest(env=(("a", "b"),) * (MAX_ARGUMENTS + 1))
+    with pytest.raises(ValueError, match="the bound is 16"):
+        RunRequest(preopens=(PREOPEN,) * (MAX_PREOPENS + 1))
 
 
 @pytest.mark.parametrize("size", [0, 31, 33])
