@@ -19,7 +19,8 @@ SELECT e.execution_id, e.tenant_id, e.caller, e.agent_id, e.agent_name, e.templa
     e.parameters, e.parameters_digest, e.input_body_id, e.input_commitment, e.input_bytes, e.media_type,
     e.profile, e.seed, e.clock_start_at, e.limits, e.capabilities, e.retry_is_safe, e.decision_id,
     e.policy_digest, e.traceparent, e.run_deadline_at, e.attempt_number, e.fencing_token, e.excluded_nodes,
-    e.runs_alone, b.salt, b.digest, CASE WHEN b.size_bytes <= {INLINE_BODY_BYTES} THEN b.content END AS content
+    e.runs_alone, b.salt, b.digest,
+    CASE WHEN b.size_bytes <= {INLINE_BODY_BYTES} THEN b.content END AS content
 FROM executions e
 JOIN bodies b ON b.body_id = e.input_body_id
 WHERE e.claimable_at <= now() AND e.run_deadline_at > now()

@@ -1,0 +1,71 @@
+"""A directory with one agent, and a policy that answers what it is told."""
+
+from control_plane.agents.domain import ResolvedAgent
+from control_plane.policy.domain import Decision, PolicyInput, Question
+from shared.clock import Clock, Random
+from shared.digests import sha256_digest
+from shared.errors import NotFoundError
+from shared.ids import DECISION, TenantId, new_id
+from shared.manifest import DEFAULT_LIMITS, NO_CAPABILITIES, Profile, RequestedLimits
+from tests.builders.executions import AGENT, MODULE, TEMPLATE
+
+
+def resolved_agent(*, revision: int = 1, name: str = "redact") -> ResolvedAgent:
+    return ResolvedAgent(
+        agent_id=AGENT,
+        name=name,
+        revision=revision,
+        template_name="redact",
+        template_version="1.0.0",
+        template_digest=TEMPLATE,
+        module_digest=MODULE,
+        publisher_key_id="sha256:" + "0" * 64,
+        parameters=b"{}",
+        parameters_digest=sha256_digest(b"{}"),
+        limits=RequestedLimits(),
+        capabilities=NO_CAPABILITIES,
+        media_type="application/json",
+        profile=Profile("default"),
+        retry_is_safe=False,
+    )
+
+
+class OneAgentDirectory:
+    """Implements `AgentDirectory`; its memory may be stale on purpose."""
+
+    def __init__(self, *, remembered: int = 1, current: int = 1) -> None:
+        self.remembered = remembered
+        self.current = current
+
+    async def resolve(self, tenant_id: TenantId, name: str) -> ResolvedAgent:
+        if name != "redact":
+            raise NotFoundError(f"there is no agent {name}")
+        return resolved_agent(revision=self.remembered)
+
+    async def refresh(self, tenant_id: TenantId, name: str) -> ResolvedAgent:
+        self.remembered = self.current
+        return await self.resolve(tenant_id, name)
+
+
+class SaidPolicy:
+    """Implements `Policy`."""
+
+    def __init__(self, clock: Clock, random: Random, *, reason: str = "ALLOWED") -> None:
+        self._clock = clock
+        self._random = random
+        self.reason = reason
+        self.asked: list[PolicyInput] = []
+
+    def decide(self, question: Question, asked: PolicyInput) -> Decision:
+        self.asked.append(asked)
+        return Decision(
+            decision_id=new_id(DECISION, self._clock, self._random),
+            tenant_id=asked.subject.tenant_id,
+            question=question,
+            allowed=self.reason == "ALLOWED",
+            reason=self.reason,
+            input=b"{}",
+            policy_digest=sha256_digest(b"policy"),
+            limits=DEFAULT_LIMITS,
+            decided_at=self._clock.now(),
+        )

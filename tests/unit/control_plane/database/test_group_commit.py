@@ -1,0 +1,179 @@
+"""Group commit: a lone caller never waits, a crowd shares, a failure belongs to whom it concerns."""
+
+import asyncio
+from contextlib import asynccontextmanager
+
+import pytest
+
+from control_plane.database.group_commit import GroupCommit
+from shared.errors import (
+    DatabaseUnavailableError,
+    InvalidInputError,
+    ResourceExhaustedError,
+    UnavailableError,
+)
+
+BOUND = 5.0
+
+
+class Flush:
+    """Records groups; a gate holds the commit that runs."""
+
+    def __init__(self):
+        self.groups = []
+        self.gate = asyncio.Event()
+        self.gate.set()
+        self.failures = []
+        self.refused = set()
+
+    async def __call__(self, items):
+        self.groups.append(list(items))
+        await self.gate.wait()
+        if self.failures:
+            raise self.failures.pop(0)
+        if self.refused & set(items):
+            raise InvalidInputError("one of them is not valid")
+        return [item * 10 for item in items]
+
+
+@asynccontextmanager
+async def running(flush, **bounds):
+    group = GroupCommit(flush, size_of=lambda item: item, **bounds)
+    task = asyncio.create_task(group.run())
+    try:
+        async with asyncio.timeout(BOUND):
+            yield group, task
+    finally:
+        task.cancel()
+        await asyncio.gather(task, return_exceptions=True)
+
+
+async def until(condition):
+    async with asyncio.timeout(BOUND):
+        while not condition():
+            await asyncio.sleep(0)
+
+
+def start(group, *items):
+    return [asyncio.ensure_future(group.submit(item)) for item in items]
+
+
+async def test_a_lone_caller_is_flushed_at_once():
+    flush = Flush()
+    async with running(flush) as (group, _):
+        assert await group.submit(1) == 10
+    assert flush.groups == [[1]]
+
+
+async def test_the_next_group_forms_while_a_commit_runs():
+    flush = Flush()
+    flush.gate.clear()
+    async with running(flush) as (group, _):
+        first = start(group, 1)
+        await until(lambda: flush.groups)
+        rest = start(group, 2, 3, 4)
+        await asyncio.sleep(0)
+        flush.gate.set()
+        answers = await asyncio.gather(*first, *rest)
+    assert answers == [10, 20, 30, 40]
+    assert flush.groups == [[1], [2, 3, 4]]
+
+
+@pytest.mark.parametrize(
+    ("bounds", "groups"),
+    [
+        ({"max_items": 2}, [[1], [2, 3], [4]]),
+        ({"max_bytes": 6}, [[1], [2, 3], [4]]),
+        ({"max_bytes": 1}, [[1], [2], [3], [4]]),
+    ],
+)
+async def test_groups_are_bounded_by_items_and_bytes_and_a_large_item_goes_alone(bounds, groups):
+    flush = Flush()
+    flush.gate.clear()
+    async with running(flush, **bounds) as (group, _):
+        first = start(group, 1)
+        await until(lambda: flush.groups)
+        rest = start(group, 2, 3, 4)
+        await asyncio.sleep(0)
+        flush.gate.set()
+        await asyncio.gather(*first, *rest)
+    assert flush.groups == groups
+
+
+async def test_a_failed_group_is_repeated_item_by_item():
+    flush = Flush()
+    flush.gate.clear()
+    flush.refused = {3}
+    async with running(flush) as (group, _):
+        first = start(group, 1)
+        await until(lambda: flush.groups)
+        rest = start(group, 2, 3, 4)
+        await asyncio.sleep(0)
+        flush.gate.set()
+        answers = await asyncio.gather(*first, *rest, return_exceptions=True)
+    assert answers[:2] == [10, 20]
+    assert isinstance(answers[2], InvalidInputError)
+    assert answers[3] == 40
+    assert flush.groups == [[1], [2, 3, 4], [2], [3], [4]]
+
+
+async def test_an_unknown_commit_is_resolved_before_anybody_is_answered():
+    flush = Flush()
+    flush.failures = [DatabaseUnavailableError("the connection broke")]
+    async with running(flush) as (group, _):
+        assert await group.submit(1) == 10
+    assert flush.groups == [[1], [1]]
+
+
+async def test_a_database_that_stays_away_is_told_to_all_and_bounded():
+    flush = Flush()
+    flush.failures = [DatabaseUnavailableError("away")] * 2
+    async with running(flush) as (group, _):
+        with pytest.raises(DatabaseUnavailableError):
+            await group.submit(1)
+        assert await group.submit(2) == 20
+    assert flush.groups == [[1], [1], [2]]
+
+
+async def test_too_many_that_wait_are_refused():
+    flush = Flush()
+    flush.gate.clear()
+    async with running(flush, max_waiting=2) as (group, _):
+        first = start(group, 1)
+        await until(lambda: flush.groups)
+        rest = start(group, 2, 3)
+        await asyncio.sleep(0)
+        with pytest.raises(ResourceExhaustedError):
+            await group.submit(4)
+        flush.gate.set()
+        await asyncio.gather(*first, *rest)
+
+
+async def test_who_went_away_before_the_commit_is_not_written():
+    flush = Flush()
+    flush.gate.clear()
+    async with running(flush) as (group, _):
+        first = start(group, 1)
+        await until(lambda: flush.groups)
+        gone, stays = start(group, 2, 3)
+        await asyncio.sleep(0)
+        gone.cancel()
+        flush.gate.set()
+        assert await stays == 30
+        await asyncio.gather(*first)
+    assert flush.groups == [[1], [3]]
+
+
+async def test_stopping_tells_everybody_who_waits():
+    flush = Flush()
+    flush.gate.clear()
+    async with running(flush) as (group, task):
+        waiting = start(group, 1)
+        await until(lambda: flush.groups)
+        waiting += start(group, 2)
+        await asyncio.sleep(0)
+        task.cancel()
+        answers = await asyncio.gather(*waiting, return_exceptions=True)
+        with pytest.raises(UnavailableError):
+            await group.submit(3)
+    assert [type(answer) for answer in answers] == [UnavailableError, UnavailableError]
