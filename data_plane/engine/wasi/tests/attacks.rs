@@ -6,7 +6,7 @@ use std::os::unix::fs::symlink;
 
 use agentfactory_wasi::abi::{oflags, rights};
 use agentfactory_wasi::{Errno, Fault};
-use support::{ALL_RIGHTS, Guest, MEMORY_BYTES, OUT, READ, READ_WRITE, RO, RW, Streams};
+use support::{ALL_RIGHTS, Guest, OUT, READ, READ_WRITE, RO, RW};
 
 fn errno<T>(errno: Errno) -> Result<T, Fault> {
     Err(Fault::Errno(errno))
