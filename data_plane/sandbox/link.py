@@ -54,7 +54,7 @@ class Link(asyncio.Protocol):
             self._transport.write(data)
 
     async def drain(self) -> None:
-        """Wait until the worker has read most of what was sent."""
+        """Wait until the kernel has taken all that was sent."""
         if self._writable is not None:
             await self._writable
 
@@ -84,6 +84,8 @@ class Link(asyncio.Protocol):
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         assert isinstance(transport, asyncio.Transport)
+        # Anything that waits here counts as paused: descriptors may be sent only when nothing does.
+        transport.set_write_buffer_limits(high=0)
         self._transport = transport
 
     def data_received(self, data: bytes) -> None:

@@ -4,6 +4,7 @@ Implements design.md, rule 14. Never says whether something may run, and never l
 """
 
 import asyncio
+import logging
 from collections import OrderedDict, deque
 from collections.abc import AsyncIterator
 from datetime import timedelta
@@ -16,6 +17,8 @@ from data_plane.sandbox.worker import Worker
 from shared.digests import Digest
 from shared.errors import ResourceExhaustedError, UnavailableError, WorkerCrashedError
 from shared.ids import TenantId
+
+logger = logging.getLogger(__name__)
 
 WARM_WORKERS_PER_SLOT: Final = 4
 MAX_WAITING_PER_SLOT: Final = 64
@@ -195,7 +198,7 @@ class WorkerPool:
             and (self._refill is None or self._refill.done())
             and not self._closed
         ):
-            self._refill = asyncio.create_task(self._refill_spares())
+            self._refill = asyncio.create_task(self._refill_later())
 
     def _evict_beyond_bound(self) -> None:
         while self._idle and self._warm_count() > self._max_warm:
@@ -212,6 +215,13 @@ class WorkerPool:
 
     def _warm_count(self) -> int:
         return len(self._busy) + sum(len(idle) for idle in self._idle.values())
+
+    async def _refill_later(self) -> None:
+        try:
+            await self._refill_spares()
+        except UnavailableError as error:
+            # A run that finds no spare starts a worker itself, and its caller learns what is wrong.
+            logger.warning("spare worker not started", extra={"error": str(error)})
 
     async def _refill_spares(self) -> None:
         while len(self._spares) < self._spare_target and not self._closed:

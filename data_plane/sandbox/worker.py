@@ -128,6 +128,8 @@ class Worker:
             first = await self._first_bytes(artifact, request, descriptors, streaming=stdin is not None)
             patience = limits.wall + self._wall_grace + (timedelta(0) if self._loaded else LOAD_TIMEOUT)
             timer = loop.call_later(patience.total_seconds(), self._kill_for_wall)
+            # The last guest may have left input unread, which the worker is still passing over.
+            await self._link.drain()
             # From here on a guest may be running; only an outcome makes the worker usable again.
             self._reusable = False
             self._link.send(first, descriptors)

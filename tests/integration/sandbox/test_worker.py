@@ -64,6 +64,15 @@ async def test_a_guest_that_leaves_its_input_unread_leaves_the_worker_usable(run
     assert pool.stats().warm_hits == 2
 
 
+async def test_directories_can_be_given_while_unread_input_is_still_under_way(run, pool, tmp_path):
+    (tmp_path / "inside").write_text("")
+    directory = Preopen(host_path=str(tmp_path), guest_path="/d")
+    for _ in range(3):
+        result = await run("list", "/d", stdin=b"z" * 16_000_000, preopens=(directory,))
+        assert result.stdout == b"inside\n"
+    assert pool.stats().warm_hits == 2
+
+
 async def test_output_leaves_while_input_is_awaited(run):
     answers: asyncio.Queue[bytes] = asyncio.Queue()
 
