@@ -1,0 +1,284 @@
+"""A real server behind the guard, over real mutual TLS: what reaches the servicer, and what comes back."""
+
+import asyncio
+import os
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from datetime import timedelta
+
+import grpc
+import pytest
+from agentfactory.v1 import agents_pb2, agents_pb2_grpc, executions_pb2, executions_pb2_grpc
+
+from control_plane.installation.files import (
+    ensure_authority,
+    ensure_client_certificate,
+    ensure_server_certificate,
+)
+from shared.clock import SystemClock
+from shared.errors import (
+    ConflictError,
+    DeadlineExceededError,
+    InternalError,
+    InvalidInputError,
+    UnauthenticatedError,
+    UnavailableError,
+)
+from shared.ids import InstallationId, TenantId
+from shared.paths import InstallationPaths
+from shared.rpc.channel import SERVER_OPTIONS, connect
+from shared.rpc.errors import error_of
+from shared.rpc.identity import Admission, Caller, caller
+from shared.rpc.server import Guard
+from shared.rpc.tls import TlsFiles, channel_credentials, server_credentials, server_only_channel_credentials
+
+LOCAL = InstallationId("local")
+NAMES = ("localhost", "127.0.0.1")
+ADMIN = "spiffe://local/caller/admin"
+
+
+class Gate:
+    """Admits whoever shows a certificate."""
+
+    deadline = timedelta(minutes=1)
+
+    async def admit(self, method, identity):
+        if identity is None:
+            raise UnauthenticatedError("the call carries no identity")
+        known = Caller(
+            identity=identity, kind="caller", name="admin", tenant_id=TenantId("default"), roles=frozenset()
+        )
+        return Admission(caller=known, deadline=self.deadline)
+
+
+class Counted(list):
+    def rpc(self, method, code, seconds):
+        self.append((method.rpartition("/")[2], code))
+
+
+class Agents(agents_pb2_grpc.AgentServiceServicer):
+    """Does what the name of the agent says."""
+
+    reached = 0
+
+    async def GetAgent(self, request, context):  # noqa: N802 - the contract names it
+        Agents.reached += 1
+        match request.name:
+            case "conflict":
+                raise ConflictError("it changed", hint="read it again")
+            case "bug":
+                raise ValueError("secret detail")
+            case "group":
+                async with asyncio.TaskGroup() as group:
+                    group.create_task(self._conflict())
+            case "slow":
+                await asyncio.Event().wait()
+        return agents_pb2.GetAgentResponse(agent=agents_pb2.Agent(name=caller().identity))
+
+    async def _conflict(self):
+        raise ConflictError("two at once")
+
+
+class Executions(executions_pb2_grpc.ExecutionServiceServicer):
+    async def StreamExecutions(self, request_iterator, context):  # noqa: N802 - the contract names it
+        async for request in request_iterator:
+            yield executions_pb2.StreamExecutionsResponse(
+                results=[
+                    executions_pb2.ExecutionResult(request_id=one.request_id) for one in request.executions
+                ]
+            )
+
+    async def WatchExecution(self, request, context):  # noqa: N802 - the contract names it
+        yield executions_pb2.WatchExecutionResponse()
+        raise ConflictError(f"{caller().identity} watched")
+
+
+class Stage:
+    def __init__(self, folder):
+        self.paths = InstallationPaths(data_dir=folder)
+        self.clock = SystemClock()
+        self.authority = ensure_authority(self.paths, LOCAL, self.clock)
+        ensure_server_certificate(self.paths, LOCAL, self.authority, server_names=NAMES, clock=self.clock)
+        ensure_client_certificate(self.paths, LOCAL, self.authority, name="admin", clock=self.clock)
+        self.gate, self.counted, self.port = Gate(), Counted(), 0
+
+    def files(self, *, server: bool) -> TlsFiles:
+        paths = self.paths
+        return TlsFiles(
+            certificate=paths.server_certificate if server else paths.client_certificate("admin"),
+            key=paths.server_key if server else paths.client_key("admin"),
+            authority=paths.ca_certificate,
+        )
+
+    @asynccontextmanager
+    async def serving(self, *, require_client: bool = True) -> AsyncIterator[None]:
+        self.guard = Guard(gatekeeper=self.gate, observer=self.counted)
+        server = grpc.aio.server(interceptors=[self.guard], options=SERVER_OPTIONS)
+        agents_pb2_grpc.add_AgentServiceServicer_to_server(Agents(), server)
+        executions_pb2_grpc.add_ExecutionServiceServicer_to_server(Executions(), server)
+        credentials = server_credentials(self.files(server=True), require_client=require_client)
+        self.port = server.add_secure_port("127.0.0.1:0", credentials)
+        await server.start()
+        try:
+            yield
+        finally:
+            await server.stop(0)
+
+    def channel(self, credentials=None):
+        return connect(f"localhost:{self.port}", credentials or channel_credentials(self.files(server=False)))
+
+
+@pytest.fixture
+def stage(tmp_path):
+    return Stage(tmp_path)
+
+
+async def get(channel, name):
+    try:
+        answer = await agents_pb2_grpc.AgentServiceStub(channel).GetAgent(
+            agents_pb2.GetAgentRequest(name=name), timeout=10
+        )
+    except grpc.aio.AioRpcError as error:
+        raise error_of(error) from error
+    return answer.agent.name
+
+
+async def test_the_servicer_learns_the_identity_of_the_certificate(stage):
+    async with stage.serving(), stage.channel() as channel:
+        assert await get(channel, "who") == ADMIN
+    assert stage.counted == [("GetAgent", "OK")]
+
+
+async def test_a_typed_error_arrives_typed_with_its_hint(stage):
+    async with stage.serving(), stage.channel() as channel:
+        with pytest.raises(ConflictError, match="it changed") as caught:
+            await get(channel, "conflict")
+    assert caught.value.hint == "read it again"
+
+
+async def test_a_typed_error_of_a_task_group_arrives_typed(stage):
+    async with stage.serving(), stage.channel() as channel:
+        with pytest.raises(ConflictError, match="two at once"):
+            await get(channel, "group")
+
+
+async def test_a_bug_is_masked_and_tells_nothing(stage):
+    async with stage.serving(), stage.channel() as channel:
+        with pytest.raises(InternalError) as caught:
+            await get(channel, "bug")
+    assert "secret" not in str(caught.value)
+    assert stage.counted == [("GetAgent", "INTERNAL")]
+
+
+async def test_an_invalid_message_never_reaches_the_servicer(stage):
+    before = Agents.reached
+    async with stage.serving(), stage.channel() as channel:
+        with pytest.raises(InvalidInputError, match="name"):
+            await get(channel, "")
+    assert Agents.reached == before
+
+
+async def test_every_message_of_a_stream_is_validated(stage):
+    good = executions_pb2.StreamExecutionsRequest(
+        executions=[executions_pb2.ExecutionRequest(agent="a", request_id="r")]
+    )
+    async with stage.serving(), stage.channel() as channel:
+        stub = executions_pb2_grpc.ExecutionServiceStub(channel)
+        call = stub.StreamExecutions(timeout=10)
+        await call.write(good)
+        assert (await call.read()).results[0].request_id == "r"
+        await call.write(executions_pb2.StreamExecutionsRequest())
+        with pytest.raises(grpc.aio.AioRpcError) as caught:
+            await call.read()
+    assert isinstance(error_of(caught.value), InvalidInputError)
+
+
+async def test_an_error_behind_the_first_answer_of_a_stream_arrives_typed(stage):
+    async with stage.serving(), stage.channel() as channel:
+        stub = executions_pb2_grpc.ExecutionServiceStub(channel)
+        call = stub.WatchExecution(executions_pb2.WatchExecutionRequest(execution_id="x"), timeout=10)
+        assert await call.read() is not grpc.aio.EOF
+        with pytest.raises(grpc.aio.AioRpcError) as caught:
+            await call.read()
+    assert str(error_of(caught.value)) == f"{ADMIN} watched"
+
+
+async def test_the_deadline_of_the_rule_ends_a_call_without_one(stage):
+    stage.gate.deadline = timedelta(milliseconds=50)
+    async with stage.serving(), stage.channel() as channel:
+        with pytest.raises(DeadlineExceededError, match="GetAgent"):
+            await get(channel, "slow")
+
+
+async def test_idle_waits_for_the_answers_under_way(stage):
+    async with stage.serving(), stage.channel() as channel:
+        await stage.guard.idle()
+        call = asyncio.create_task(get(channel, "slow"))
+        while not stage.guard._active:
+            await asyncio.sleep(0)
+        with pytest.raises(TimeoutError):
+            await asyncio.wait_for(stage.guard.idle(), 0.02)
+        call.cancel()
+        await asyncio.wait_for(stage.guard.idle(), 5)
+
+
+async def test_without_a_client_certificate_there_is_no_connection(stage):
+    credentials = server_only_channel_credentials(stage.paths.ca_certificate.read_bytes())
+    async with stage.serving(), stage.channel(credentials) as channel:
+        with pytest.raises(UnavailableError):
+            await get(channel, "who")
+    assert stage.counted == []
+
+
+async def test_on_the_port_without_client_certificates_nobody_is_somebody(stage):
+    credentials = server_only_channel_credentials(stage.paths.ca_certificate.read_bytes())
+    async with stage.serving(require_client=False), stage.channel(credentials) as channel:
+        with pytest.raises(UnauthenticatedError):
+            await get(channel, "who")
+
+
+async def test_a_certificate_of_another_authority_is_refused(stage, tmp_path):
+    other = Stage(tmp_path / "other")
+    files = TlsFiles(
+        certificate=other.paths.client_certificate("admin"),
+        key=other.paths.client_key("admin"),
+        authority=stage.paths.ca_certificate,
+    )
+    async with stage.serving(), stage.channel(channel_credentials(files)) as channel:
+        with pytest.raises(UnavailableError):
+            await get(channel, "who")
+
+
+async def test_a_server_of_another_authority_is_refused(stage, tmp_path):
+    other = Stage(tmp_path / "other")
+    files = TlsFiles(
+        certificate=stage.paths.client_certificate("admin"),
+        key=stage.paths.client_key("admin"),
+        authority=other.paths.ca_certificate,
+    )
+    async with stage.serving(), stage.channel(channel_credentials(files)) as channel:
+        with pytest.raises(UnavailableError):
+            await get(channel, "who")
+
+
+async def test_a_rotated_certificate_serves_the_next_connection_without_a_restart(stage):
+    async with stage.serving():
+        async with stage.channel() as channel:
+            await get(channel, "who")
+        # The whole identity of the server changes, authority included.
+        for path in (stage.paths.ca_key, stage.paths.server_key, stage.paths.client_key("admin")):
+            path.unlink()
+        stage.authority = ensure_authority(stage.paths, LOCAL, stage.clock)
+        ensure_server_certificate(stage.paths, LOCAL, stage.authority, server_names=NAMES, clock=stage.clock)
+        ensure_client_certificate(stage.paths, LOCAL, stage.authority, name="admin", clock=stage.clock)
+        async with stage.channel() as channel:
+            assert await get(channel, "who") == ADMIN
+
+
+async def test_a_broken_rotation_leaves_the_old_certificate_in_use(stage):
+    async with stage.serving():
+        credentials = channel_credentials(stage.files(server=False))
+        stage.paths.server_certificate.write_bytes(b"half a certif")
+        os.utime(stage.paths.server_certificate)
+        async with stage.channel(credentials) as channel:
+            assert await get(channel, "who") == ADMIN
