@@ -1,0 +1,182 @@
+"""The audit log on a real Postgres: entries with their change, lists, and a watch that misses nothing."""
+
+import asyncio
+from contextlib import contextmanager
+
+import pytest
+
+from control_plane.audit.domain import NewAuditEntry
+from control_plane.audit.service import AuditService
+from control_plane.database.unit_of_work import connection_of
+from shared.errors import InvalidInputError, NotFoundError
+from shared.ids import AUDIT_ENTRY, TenantId, new_id
+from tests.builders.executions import TENANT
+
+BOUND_SECONDS = 20.0
+
+
+def entry(world, action="test.happened", **changes):
+    return NewAuditEntry(
+        **{
+            "audit_entry_id": new_id(AUDIT_ENTRY, world.build.clock, world.build.random),
+            "tenant_id": TENANT,
+            "actor": "ann",
+            "action": action,
+            "subject": "thing",
+            "details": {"count": 3, "name": "x", "safe": True},
+            **changes,
+        }
+    )
+
+
+class Hints:
+    """Subscriptions that the test triggers."""
+
+    def __init__(self):
+        self.subscribers = []
+
+    @contextmanager
+    def subscribe(self, hint):
+        self.subscribers.append(hint)
+        try:
+            yield
+        finally:
+            self.subscribers.remove(hint)
+
+    def hint(self):
+        for subscriber in self.subscribers:
+            subscriber(())
+
+
+@pytest.fixture
+def hints():
+    return Hints()
+
+
+@pytest.fixture
+def service(world, hints):
+    return AuditService(world.audit, subscribe=hints.subscribe, poll_seconds=60)
+
+
+async def test_an_entry_is_as_it_was_recorded(world, service):
+    recorded = entry(world, result="POLICY_DENIED")
+    await world.audit.record([recorded])
+
+    (found,) = (await service.list(TENANT, action="", subject="thing", page_size=0, page_token="")).items
+
+    assert (found.audit_entry_id, found.actor, found.result) == (
+        recorded.audit_entry_id,
+        "ann",
+        "POLICY_DENIED",
+    )
+    assert found.details == '{"name": "x", "safe": true, "count": 3}'
+    assert found.recorded_at.tzinfo is not None
+
+
+async def test_an_entry_goes_with_its_transaction(world, service):
+    async def change_that_fails():
+        async with world.database.transaction() as tx:
+            await world.audit.append(tx, [entry(world)])
+            raise RuntimeError("the change failed")
+
+    with pytest.raises(RuntimeError):
+        await change_that_fails()
+    page = await service.list(TENANT, action="", subject="thing", page_size=0, page_token="")
+    assert page.items == ()
+
+
+async def test_lists_are_paged_filtered_and_per_tenant(world, service):
+    for number in range(5):
+        await world.audit.record([entry(world, action=f"test.{number % 2}")])
+    await world.audit.record([entry(world, tenant_id=TenantId("other"))])
+
+    async def page(token="", action=""):
+        return await service.list(TENANT, action=action, subject="thing", page_size=3, page_token=token)
+
+    first = await page()
+    second = await page(first.next_page_token)
+    ids = [one.audit_entry_id for one in (*first.items, *second.items)]
+    assert (len(ids), ids, second.next_page_token) == (5, sorted(ids, reverse=True), "")
+    assert len((await page(action="test.0")).items) == 3
+    with pytest.raises(InvalidInputError):
+        await page(token="nonsense")
+
+
+async def take(watching, count):
+    async with asyncio.timeout(BOUND_SECONDS):
+        return [(await anext(watching)).audit_entry_id for _ in range(count)]
+
+
+async def test_a_watch_begins_behind_the_named_entry(world, service):
+    recorded = [entry(world) for _ in range(3)]
+    for one in recorded:
+        await world.audit.record([one])
+    watching = service.watch(TENANT, after=recorded[0].audit_entry_id)
+    assert await take(watching, 2) == [one.audit_entry_id for one in recorded[1:]]
+    await watching.aclose()
+
+
+async def test_a_watch_from_now_on_sees_only_what_is_new_after_a_hint(world, service, hints):
+    await world.audit.record([entry(world)])
+    watching = service.watch(TENANT, after="")
+    coming = asyncio.ensure_future(anext(watching))
+    async with asyncio.timeout(BOUND_SECONDS):
+        while not hints.subscribers:
+            await asyncio.sleep(0)
+    new = entry(world)
+    await asyncio.sleep(0.05)  # lets it read once more; a hint that is early is covered by the loop below
+    await world.audit.record([new])
+    async with asyncio.timeout(BOUND_SECONDS):
+        while not coming.done():
+            hints.hint()
+            await asyncio.sleep(0.01)
+    assert (await coming).audit_entry_id == new.audit_entry_id
+    await watching.aclose()
+    assert hints.subscribers == []
+
+
+async def test_a_watch_misses_no_entry_that_commits_out_of_order(world, service, hints):
+    first = entry(world)
+    await world.audit.record([first])
+    watching = service.watch(TENANT, after=first.audit_entry_id)
+    slow, quick = entry(world), entry(world)
+    async with world.database.transaction() as tx:
+        # The slow one gets its transaction first and commits last.
+        await world.audit.append(tx, [slow])
+        assert connection_of(tx).in_transaction()
+        await world.audit.record([quick])
+        coming = asyncio.ensure_future(take(watching, 2))
+        hints.hint()
+        await asyncio.sleep(0)
+    async with asyncio.timeout(BOUND_SECONDS):
+        while not coming.done():
+            hints.hint()
+            await asyncio.sleep(0.01)
+    assert await coming == [slow.audit_entry_id, quick.audit_entry_id]
+    await watching.aclose()
+
+
+@pytest.mark.parametrize("after", ["aud_0190f5ac-0000-7000-8000-000000000000"])
+async def test_a_watch_behind_an_unknown_entry_is_refused(service, after):
+    with pytest.raises(NotFoundError):
+        await anext(service.watch(TENANT, after=after))
+
+
+@pytest.mark.parametrize(
+    "named",
+    [
+        {"receipt_id": "", "execution_id": ""},
+        {"receipt_id": "rcp_1", "execution_id": "exe_1"},
+        {"receipt_id": "rcp_1", "execution_id": ""},
+    ],
+)
+async def test_a_receipt_is_named_in_one_way(service, named):
+    with pytest.raises(InvalidInputError):
+        await service.get_receipt(TENANT, **named)
+
+
+async def test_a_receipt_that_is_not_there_is_not_found(service):
+    unknown = "0190f5ac-0000-7000-8000-000000000000"
+    for named in ({"receipt_id": f"rcp_{unknown}"}, {"execution_id": f"exe_{unknown}"}):
+        with pytest.raises(NotFoundError):
+            await service.get_receipt(TENANT, **{"receipt_id": "", "execution_id": "", **named})

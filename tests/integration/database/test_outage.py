@@ -1,0 +1,171 @@
+"""Bad days of Postgres: it goes away and comes back, connections are cut, notifications go on."""
+
+import asyncio
+from contextlib import asynccontextmanager
+from datetime import timedelta
+
+import pytest
+from sqlalchemy import text
+
+from control_plane.database.engine import PoolBounds, create_engine
+from control_plane.database.notifications import Channel, Notifications, PostgresNotifier
+from control_plane.database.unit_of_work import HeldConnection, PostgresDatabase
+from control_plane.executions.domain import AcceptOutcome
+from shared.errors import DatabaseUnavailableError
+from tests.builders.executions import TENANT
+from tests.fixtures.execution_worlds import Heard, postgres_world
+from tests.fixtures.postgres import SERVICE, postgres_18_binaries, running_server
+
+BOUND_SECONDS = 30.0
+
+CUT = text("SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE usename = :service")
+
+
+@pytest.fixture(scope="module")
+def own_server():
+    """A server that a test may stop."""
+    with running_server(postgres_18_binaries()) as server:
+        yield server
+
+
+@pytest.fixture
+def own_database(own_server):
+    return own_server.new_database()
+
+
+@asynccontextmanager
+async def task_of(work):
+    task = asyncio.ensure_future(work)
+    try:
+        yield task
+    finally:
+        task.cancel()
+        await asyncio.gather(task, return_exceptions=True)
+
+
+async def cut_connections(server, database):
+    """End every connection of the service, as an administrator can."""
+    engine = create_engine(server.url(database, user="postgres"), application="test-admin")
+    async with engine.connect() as connection:
+        await connection.execute(CUT, {"service": SERVICE})
+    await engine.dispose()
+
+
+async def test_postgres_stopped_means_unavailable_and_service_resumes_by_itself(own_server, own_database):
+    async with postgres_world(own_server, own_database) as world, asyncio.timeout(BOUND_SECONDS):
+        (before,) = await world.store.accept([item := world.build.execution()], [None])
+
+        await asyncio.to_thread(own_server.stop)
+        for _ in range(3):
+            with pytest.raises(DatabaseUnavailableError):
+                await world.store.accept([world.build.execution()], [None])
+            with pytest.raises(DatabaseUnavailableError):
+                await world.store.get(TENANT, item.run.execution_id)
+        await asyncio.to_thread(own_server.start)
+
+        assert await eventually(world.store.accept, [world.build.execution()], [None])
+        found = await world.store.get(TENANT, item.run.execution_id)
+    assert (before.outcome, found.execution_id) == (AcceptOutcome.NEW, item.run.execution_id)
+
+
+async def eventually(call, *arguments):
+    """Repeat as a client would that is told UNAVAILABLE; bounded."""
+    for _ in range(20):
+        try:
+            return await call(*arguments)
+        except DatabaseUnavailableError:
+            continue
+    raise AssertionError("service did not resume")
+
+
+async def test_connections_that_were_cut_cost_each_user_one_refusal_at_most(own_server, own_database):
+    async with postgres_world(own_server, own_database) as world, asyncio.timeout(BOUND_SECONDS):
+        item = world.build.execution()
+        await world.store.accept([item], [None])
+        await world.store.get(TENANT, item.run.execution_id)
+        await cut_connections(own_server, own_database)
+
+        refused = 0
+        for _ in range(4):
+            try:
+                await world.store.accept([world.build.execution()], [None])
+                await world.store.get(TENANT, item.run.execution_id)
+            except DatabaseUnavailableError:
+                refused += 1
+
+    assert refused <= 2
+
+
+async def test_a_statement_that_takes_too_long_is_an_outage_and_not_a_hang(own_server, own_database):
+    bounds = PoolBounds(connections=1, statement=timedelta(milliseconds=100))
+    engine = create_engine(own_server.url(own_database, user=SERVICE), application="test", bounds=bounds)
+    database = PostgresDatabase(engine, notifier=Heard())
+    try:
+        with pytest.raises(DatabaseUnavailableError, match="statement timeout"):
+            async with database.reading() as connection:
+                await connection.execute(text("SELECT pg_sleep(5)"))
+        async with database.reading() as connection:
+            assert (await connection.execute(text("SELECT 1"))).scalar_one() == 1
+    finally:
+        await engine.dispose()
+
+
+async def test_a_pool_without_a_free_connection_is_unavailable_after_its_wait(own_server, own_database):
+    bounds = PoolBounds(connections=1, wait=timedelta(milliseconds=50))
+    engine = create_engine(own_server.url(own_database, user=SERVICE), application="test", bounds=bounds)
+    database = PostgresDatabase(engine, notifier=Heard())
+    try:
+        async with database.reading() as connection:
+            await connection.execute(text("SELECT 1"))
+            with pytest.raises(DatabaseUnavailableError):
+                async with database.reading():
+                    pass
+    finally:
+        await engine.dispose()
+
+
+async def test_listeners_hear_each_other_and_poll_after_every_reconnect(own_server, own_database):
+    engine = create_engine(own_server.url(own_database, user=SERVICE), application="test")
+    notifications, notifier = Notifications(engine), PostgresNotifier(HeldConnection(engine))
+    heard: asyncio.Queue[tuple[str, ...]] = asyncio.Queue()
+    try:
+        with notifications.subscribed(Channel.EXECUTIONS, lambda parts: heard.put_nowait(tuple(parts))):
+            async with (
+                task_of(notifications.run()),
+                task_of(notifier.run()),
+                asyncio.timeout(BOUND_SECONDS),
+            ):
+                assert await heard.get() == ()
+                notifier.notify(Channel.EXECUTIONS, ["exe_1", "exe_2"])
+                assert await heard.get() == ("exe_1", "exe_2")
+
+                await cut_connections(own_server, own_database)
+                assert await heard.get() == ()
+                while True:  # the first send after the cut may be lost, as promised
+                    notifier.notify(Channel.EXECUTIONS, ["exe_3"])
+                    try:
+                        async with asyncio.timeout(1):
+                            if await heard.get() == ("exe_3",):
+                                break
+                    except TimeoutError:
+                        continue
+    finally:
+        await engine.dispose()
+
+
+async def test_a_payload_that_is_too_long_says_only_poll(own_server, own_database):
+    engine = create_engine(own_server.url(own_database, user=SERVICE), application="test")
+    notifications, notifier = Notifications(engine), PostgresNotifier(HeldConnection(engine))
+    heard: asyncio.Queue[tuple[str, ...]] = asyncio.Queue()
+    try:
+        with notifications.subscribed(Channel.QUEUE, lambda parts: heard.put_nowait(tuple(parts))):
+            async with (
+                task_of(notifications.run()),
+                task_of(notifier.run()),
+                asyncio.timeout(BOUND_SECONDS),
+            ):
+                assert await heard.get() == ()
+                notifier.notify(Channel.QUEUE, [f"exe_{number:040}" for number in range(500)])
+                assert await heard.get() == ()
+    finally:
+        await engine.dispose()

@@ -1,0 +1,223 @@
+"""What only a real Postgres can show: replicas that race, locks, rights, and the time that counts."""
+
+import asyncio
+from datetime import timedelta
+
+import pytest
+from sqlalchemy import text
+
+from control_plane.database.notifications import Channel
+from control_plane.executions.domain import (
+    AcceptOutcome,
+    Disposition,
+    ExecutionState,
+    OrderPath,
+    Outcome,
+    PendingReason,
+    SignedBatchRecord,
+)
+from control_plane.executions.lease_store import PostgresLeaseStore
+from control_plane.executions.store import PostgresExecutionStore
+from shared.clock import SystemClock, SystemRandom
+from shared.ids import KeyId, OrderBatchId, ReceiptId
+from tests.builders.executions import TENANT, node, session
+from tests.fakes.clock import FakeClock
+from tests.fixtures.execution_worlds import claim, run_at_once, submit
+
+BOUND_SECONDS = 20.0
+
+
+def another_replica(world):
+    clock, random = SystemClock(), SystemRandom()
+    store = PostgresExecutionStore(world.database, audit=world.audit, clock=clock, random=random)
+    leases = PostgresLeaseStore(
+        world.database, executions=store, audit=world.audit, clock=clock, random=random
+    )
+    return store, leases
+
+
+@pytest.fixture
+async def replica(world):
+    store, leases = another_replica(world)
+    yield store, leases
+    await store.close()
+    await leases.close()
+
+
+async def test_rule_3_two_replicas_never_claim_the_same_execution(world, replica):
+    await submit(world, *(world.build.execution() for _ in range(40)))
+
+    async def take(leases, name):
+        at, taken = session(name), []
+        while True:
+            claimed = await leases.claim(
+                at, limit=3, place=lambda works: [world.build.placement(one, at) for one in works]
+            )
+            if not claimed.placements:
+                return taken
+            taken += [one.execution_id for one in claimed.placements]
+
+    async with asyncio.timeout(BOUND_SECONDS):
+        one, other = await asyncio.gather(take(world.leases, "one"), take(replica[1], "two"))
+
+    assert len(one) + len(other) == len({*one, *other}) == 40
+
+
+async def test_rule_8_replicas_that_race_with_one_request_id_accept_it_once(world, replica):
+    items = [world.build.execution(request_id=f"r{n % 4}") for n in range(16)]
+    async with asyncio.timeout(BOUND_SECONDS):
+        first, second = await asyncio.gather(
+            world.store.accept(items[:8], [None] * 8), replica[0].accept(items[8:], [None] * 8)
+        )
+    outcomes = [one.outcome for one in (*first, *second)]
+    assert outcomes.count(AcceptOutcome.NEW) == 4
+    assert outcomes.count(AcceptOutcome.DUPLICATE) == 12
+    assert await world.fetch("SELECT count(*) FROM executions") == [4]
+
+
+async def test_rule_2_replicas_that_race_with_results_decide_once(world, replica):
+    placements = [await run_at_once(world, world.build.execution()) for _ in range(6)]
+    groups = [
+        [world.build.result(one, outcome) for one in order]
+        for outcome, order in ((Outcome.SUCCEEDED, placements), (Outcome.FAILED, placements[::-1]))
+    ]
+    async with asyncio.timeout(BOUND_SECONDS):
+        answers = await asyncio.gather(world.leases.finish(groups[0]), replica[1].finish(groups[1]))
+    dispositions = [one.disposition for group in answers for one in group]
+    assert dispositions.count(Disposition.ACCEPTED) == dispositions.count(Disposition.EVIDENCE) == 6
+    assert await world.fetch("SELECT count(*) FROM receipts WHERE accepted") == [6]
+
+
+async def test_rule_3_a_session_that_moves_while_a_claim_runs_waits_for_it(world):
+    await submit(world, world.build.execution())
+    moved = None
+
+    def place(works):
+        nonlocal moved
+        moved = asyncio.ensure_future(world.connect("one", epoch=2, boot="boot_1"))
+        return [world.build.placement(one) for one in works]
+
+    async with asyncio.timeout(BOUND_SECONDS):
+        claimed = await world.leases.claim(session(), limit=1, place=place)
+        await moved
+
+    assert len(claimed.placements) == 1
+    assert await world.fetch("SELECT session_epoch FROM sessions WHERE node_id = :n", n=node("one")) == [2]
+
+
+async def test_rule_9_leases_expire_by_the_time_of_postgres(world):
+    world.build.clock = FakeClock()  # a replica whose clock is years off
+    placement = await run_at_once(world, world.build.execution(run_deadline=timedelta(days=4000)))
+
+    (left,) = await world.fetch("SELECT lease_expires_at - now() FROM attempts")
+
+    assert timedelta(0) < left <= placement.lease
+    assert list(await world.leases.expire_leases(limit=10)) == []
+    await world.pass_time(placement.lease)
+    assert len(await world.leases.expire_leases(limit=10)) == 1
+
+
+async def test_an_expired_lease_that_is_renewed_meanwhile_is_not_lost(world):
+    placement = await run_at_once(world, world.build.execution())
+    await world.pass_time(timedelta(seconds=60))
+    async with world.owner.begin() as connection:
+        await connection.execute(text("UPDATE attempts SET lease_expires_at = now() + interval '1 hour'"))
+        expiring = asyncio.ensure_future(world.leases.expire_leases(limit=10))
+        await asyncio.sleep(0)
+    assert list(await expiring) == []
+    assert (await world.store.get(TENANT, placement.execution_id)).live_attempt is not None
+
+
+async def test_a_claim_skips_what_somebody_else_holds(world):
+    items = await submit(world, world.build.execution(), world.build.execution())
+    held = min(one.run.execution_id for one in items)
+    async with world.owner.begin() as connection:
+        await connection.execute(
+            text("SELECT 1 FROM executions WHERE execution_id = :e FOR UPDATE"), {"e": held}
+        )
+        claimed = await claim(world)
+    assert len(claimed.placements) == 1
+    assert claimed.placements[0].execution_id != held
+
+
+async def test_rule_5_the_head_of_a_nodes_chain_moves_forward_only(world):
+    placements = [await run_at_once(world, world.build.execution()) for _ in range(3)]
+    results = [world.build.result(one) for one in placements]
+    await world.leases.finish([results[2]])
+    await world.leases.finish([results[0], results[1]])
+    query = "SELECT last_hash FROM nodes WHERE node_id = :n AND last_sequence = 3"
+    assert await world.fetch(query, n=node("one")) == [results[2].hash]
+
+
+async def test_one_notification_per_group_names_what_changed(world):
+    placements = [await run_at_once(world, world.build.execution()) for _ in range(2)]
+    world.heard.notes.clear()
+    await world.leases.finish([world.build.result(one) for one in placements])
+    told = [payloads for channel, payloads in world.heard.notes if channel == Channel.EXECUTIONS]
+    assert told == [tuple(one.execution_id for one in placements)]
+
+
+async def test_nothing_is_told_to_the_queue_when_all_were_placed(world):
+    await run_at_once(world, world.build.execution())
+    assert Channel.QUEUE not in [channel for channel, _ in world.heard.notes]
+    await submit(world, world.build.execution())
+    assert Channel.QUEUE in [channel for channel, _ in world.heard.notes]
+
+
+async def test_a_waiting_execution_says_that_no_node_may_run_it(world):
+    (item,) = await submit(world, world.build.execution())
+    before = await world.store.get(TENANT, item.run.execution_id)
+    async with world.owner.begin() as connection:
+        await connection.execute(text("UPDATE sessions SET replica_id = ''"))
+    after = await world.store.get(TENANT, item.run.execution_id)
+    assert (before.pending_reason, after.pending_reason) == (
+        PendingReason.QUEUED,
+        PendingReason.NO_ELIGIBLE_NODE,
+    )
+
+
+async def test_rule_6_after_an_unsafe_call_a_lost_attempt_is_retried_only_if_that_is_safe(world):
+    unsafe = await run_at_once(world, world.build.execution(retry_is_safe=False))
+    safe = await run_at_once(world, world.build.execution(retry_is_safe=True))
+    async with world.owner.begin() as connection:
+        await connection.execute(text("UPDATE attempts SET unsafe_call_at = now()"))
+    await world.pass_time(timedelta(seconds=60))
+    await world.leases.expire_leases(limit=10)
+    states = {one: (await world.store.get(TENANT, one.execution_id)).state for one in (unsafe, safe)}
+    assert states == {unsafe: ExecutionState.LOST, safe: ExecutionState.PENDING}
+
+
+async def test_a_signed_batch_is_stored_once_with_the_path_of_each_order(world):
+    placements = [await run_at_once(world, world.build.execution()) for _ in range(2)]
+    paths = ((b"\x01" * 32, b"\x02" * 32), ())
+    batch = SignedBatchRecord(
+        batch_id=OrderBatchId("obt_1"),
+        envelope=b"envelope",
+        key_id=KeyId("sha256:k"),
+        orders=tuple(
+            OrderPath(order_id=one.order_id, leaf_index=index, path=path)
+            for index, (one, path) in enumerate(zip(placements, paths, strict=True))
+        ),
+    )
+    await world.leases.record_batch(batch)
+    await world.leases.record_batch(batch)
+    result = world.build.result(placements[0])
+    await world.leases.finish([result])
+
+    evidence = await world.audit.get_receipt(TENANT, ReceiptId(result.receipt_id))
+
+    assert (evidence.path, evidence.leaf_index, evidence.batch_envelope) == (paths[0], 0, b"envelope")
+    assert evidence.order_content == placements[0].order_content
+    assert (evidence.envelope, evidence.receipt_public_key) == (result.envelope, b"public key")
+    assert evidence.template_envelope == b"template envelope"
+    assert await world.audit.receipt_of(TENANT, placements[0].execution_id) == result.receipt_id
+    assert await world.fetch("SELECT path FROM orders WHERE leaf_index = 1") == [[]]
+
+
+async def test_groups_of_the_largest_size_are_stored(world):
+    items = [world.build.execution() for _ in range(256)]
+    placements = [world.build.placement(item) for item in items]
+    accepted = await world.store.accept(items, placements)
+    finished = await world.leases.finish([world.build.result(one) for one in placements])
+    assert {one.placed for one in accepted} == {True}
+    assert {one.disposition for one in finished} == {Disposition.ACCEPTED}
