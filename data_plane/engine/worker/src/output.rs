@@ -13,6 +13,9 @@ use crate::frames::{FrameError, Kind, append_frame, send_all};
 
 /// Output held back until it is worth a system call, the run ends, the guest waits for input, or the watchdog ticks.
 pub const FLUSH_BYTES: usize = 64 * 1024;
+/// Output frames of one send that keep the order between the two streams. A guest that alternates byte by byte must
+/// not cost its parent a frame for each byte: beyond this, what waits becomes one frame of each stream.
+const MAX_ORDERED_FRAMES: usize = 64;
 const HEADER_BYTES: usize = 5;
 
 /// A stream of the guest, by the number it has in an output frame.
@@ -29,6 +32,9 @@ pub struct Output {
     buffer: Vec<u8>,
     /// The output frame at the buffer's end that may still grow, and where it begins.
     open: Option<(Stream, usize)>,
+    ordered_frames: usize,
+    /// Output beyond the ordered frames, stdout and stderr.
+    late: [Vec<u8>; 2],
     pub stdout_bytes: u64,
     pub stderr_bytes: u64,
 }
@@ -40,6 +46,8 @@ impl Output {
             socket,
             buffer: Vec::new(),
             open: None,
+            ordered_frames: 0,
+            late: [Vec::new(), Vec::new()],
             stdout_bytes: 0,
             stderr_bytes: 0,
         }
@@ -61,7 +69,7 @@ impl Output {
         }
         for chunk in data.chunks(FLUSH_BYTES) {
             self.append(stream, chunk);
-            if self.buffer.len() >= FLUSH_BYTES {
+            if self.buffer.len() + self.late[0].len() + self.late[1].len() >= FLUSH_BYTES {
                 self.flush()?;
             }
         }
@@ -71,7 +79,13 @@ impl Output {
     fn append(&mut self, stream: Stream, chunk: &[u8]) {
         let start = match self.open {
             Some((open, start)) if open == stream => start,
+            _ if self.ordered_frames == MAX_ORDERED_FRAMES => {
+                self.open = None;
+                self.late[stream as usize - 1].extend_from_slice(chunk);
+                return;
+            }
             _ => {
+                self.ordered_frames += 1;
                 let start = self.buffer.len();
                 append_frame(&mut self.buffer, Kind::Output, &[stream as u8]);
                 self.open = Some((stream, start));
@@ -84,9 +98,23 @@ impl Output {
         self.buffer[start..start + 4].copy_from_slice(&size.to_le_bytes());
     }
 
+    /// Nothing gathered so far can grow any more.
+    fn close_frames(&mut self) {
+        self.open = None;
+        self.ordered_frames = 0;
+        for stream in [Stream::Stdout, Stream::Stderr] {
+            let late = std::mem::take(&mut self.late[stream as usize - 1]);
+            for chunk in late.chunks(FLUSH_BYTES) {
+                self.append(stream, chunk);
+                self.open = None;
+            }
+        }
+        self.ordered_frames = 0;
+    }
+
     /// Append a frame with a JSON payload.
     pub fn say<Message: Serialize>(&mut self, kind: Kind, message: &Message) {
-        self.open = None;
+        self.close_frames();
         let payload = serde_json::to_vec(message).expect("plain strings and numbers serialize");
         append_frame(&mut self.buffer, kind, &payload);
     }
@@ -96,7 +124,7 @@ impl Output {
     /// # Errors
     /// The socket failed.
     pub fn flush(&mut self) -> Result<(), FrameError> {
-        self.open = None;
+        self.close_frames();
         let sent = send_all(&self.socket, &self.buffer, &[]);
         self.buffer.clear();
         sent
@@ -107,7 +135,7 @@ impl Output {
     /// # Errors
     /// The socket failed.
     pub fn flush_within(&mut self, patience: Duration) -> Result<(), FrameError> {
-        self.open = None;
+        self.close_frames();
         let deadline = Instant::now() + patience;
         while !self.buffer.is_empty() {
             match send(
@@ -137,7 +165,7 @@ impl Output {
 
     /// Forget what was not sent; for measurements without a parent.
     pub fn discard(&mut self) {
-        self.open = None;
+        self.close_frames();
         self.buffer.clear();
     }
 
@@ -188,5 +216,37 @@ mod tests {
             Some((Kind::Output, b"\x02c".as_slice()))
         );
         assert_eq!((output.stdout_bytes, output.stderr_bytes), (2, 1));
+    }
+
+    #[test]
+    fn alternating_bytes_keep_their_stream_and_do_not_become_a_frame_each() {
+        let (ours, theirs) = socketpair(
+            AddressFamily::UNIX,
+            SocketType::STREAM,
+            SocketFlags::CLOEXEC,
+            None,
+        )
+        .expect("socketpair");
+        let mut output = Output::new(ours);
+        let mut sent: [Vec<u8>; 2] = [Vec::new(), Vec::new()];
+        for index in 0..20_000_usize {
+            let (stream, byte) = (
+                [Stream::Stdout, Stream::Stderr][index % 2],
+                [(index % 251) as u8],
+            );
+            sent[index % 2].push(byte[0]);
+            output.write(stream, &byte).expect("write");
+        }
+        output.flush().expect("flush");
+        drop(output);
+        let mut reader = FrameReader::new(theirs);
+        let mut found: [Vec<u8>; 2] = [Vec::new(), Vec::new()];
+        let mut frames = 0;
+        while let Some((_, payload)) = reader.next_frame().expect("frame") {
+            found[payload[0] as usize - 1].extend_from_slice(&payload[1..]);
+            frames += 1;
+        }
+        assert_eq!(found, sent);
+        assert!(frames <= MAX_ORDERED_FRAMES + 2, "{frames} frames");
     }
 }
