@@ -39,7 +39,7 @@ from control_plane.executions.domain import (
 from control_plane.executions.ports import LeaseStore
 from shared.clock import Clock, Random
 from shared.dsse import decode_envelope
-from shared.errors import AgentFactoryError, SessionSupersededError
+from shared.errors import AgentFactoryError, InvalidInputError, SessionSupersededError
 from shared.ids import ORDER, ORDER_BATCH, NodeId, OrderId, new_id
 from shared.orders import NONCE_BYTES, SignedOrderBatch, sign_batch
 from shared.signatures import Signer
@@ -154,7 +154,10 @@ class Dispatcher:
         if session is None or work.run.run_deadline_at <= self._clock.now():
             self._queue_empty = False
             return None
-        return self._hold(session, work)
+        placement = self._hold(session, work)
+        if placement is None:
+            self._queue_empty = False
+        return placement
 
     def _place_claimed(self, session: LiveSession, works: Sequence[Claimable]) -> list[Placement]:
         """Fill free slots in the queue's order; what must run alone waits until nothing else runs."""
@@ -164,17 +167,26 @@ class Dispatcher:
                 break
             if work.runs_alone and not session.is_idle:
                 break
-            if work.run.run_deadline_at > self._clock.now():
-                placements.append(self._hold(session, work))
+            if work.run.run_deadline_at <= self._clock.now():
+                continue
+            placement = self._hold(session, work)
+            if placement is not None:
+                placements.append(placement)
         return placements
 
-    def _hold(self, session: LiveSession, work: Claimable) -> Placement:
+    def _hold(self, session: LiveSession, work: Claimable) -> Placement | None:
+        """Take a slot and build the order; None for what no order can say: it waits for its run deadline."""
         parts = OrderParts(
             order_id=new_id(ORDER, self._clock, self._random),
             nonce=self._random.token_bytes(NONCE_BYTES),
             now=self._clock.now(),
         )
-        placement = build_placement(work, session, parts, self._options)
+        try:
+            placement = build_placement(work, session, parts, self._options)
+        except (InvalidInputError, ValueError) as error:
+            # One such execution must not stand in the way of the queue.
+            logger.exception("no order can be made", execution_id=work.run.execution_id, error=str(error))
+            return None
         session.hold(
             HeldAttempt(
                 execution_id=placement.execution_id,
@@ -294,7 +306,6 @@ class Dispatcher:
             )
 
     def _send(self, orders: Sequence[_Committed], batch: SignedOrderBatch) -> None:
-        self._record(orders, batch)
         by_session: dict[tuple[NodeId, int], list[tuple[Placement, orders_pb2.OrderDelivery]]] = {}
         for index, (order, path) in enumerate(zip(orders, batch.paths, strict=True)):
             where = (order.placement.node_id, order.placement.session_epoch)
@@ -306,6 +317,7 @@ class Dispatcher:
             for outgoing in batch_messages(batch.envelope, mine):
                 if session is None or not current or not session.outbox.put(outgoing):
                     self._take_back(outgoing.placements)
+        self._record(orders, batch)  # last, so that the orders travel while it is written
 
     def _record(self, orders: Sequence[_Committed], batch: SignedOrderBatch) -> None:
         """Write the batch while its orders travel; receipts wait for it (`recorded`)."""

@@ -5,7 +5,6 @@ new boot id, loses an attempt.
 """
 
 import asyncio
-from collections import deque
 from collections.abc import Sequence
 from datetime import timedelta
 
@@ -17,7 +16,7 @@ from control_plane.dispatch.dispatcher import Dispatcher
 from control_plane.dispatch.fleet import Fleet
 from control_plane.dispatch.options import DispatchOptions
 from control_plane.dispatch.ports import Observer
-from control_plane.dispatch.session import HeldAttempt, LiveSession
+from control_plane.dispatch.session import AttemptKey, HeldAttempt, LiveSession, WaitingRenewal
 from control_plane.executions.domain import AttemptRef, LostAttempt
 from control_plane.executions.ports import LeaseStore
 from shared.clock import Clock
@@ -44,14 +43,15 @@ class LeaseDesk:
         self._options = options
         self._clock = clock
         self._background = background
-        self._started: deque[tuple[LiveSession, AttemptRef]] = deque()  # bounded by slots: one entry per run
+        self._started: dict[AttemptKey, tuple[LiveSession, AttemptRef]] = {}  # bounded by what sessions hold
         self._any_started = asyncio.Event()
 
     def started(self, session: LiveSession, message: nodes_pb2.AttemptStarted) -> None:
         """Collect started attempts that the session holds; their note is written in a moment."""
         for attempt in map(ref_of, message.attempts):
-            if session.attempt((attempt.execution_id, attempt.fencing_token)) is not None:
-                self._started.append((session, attempt))
+            key = (attempt.execution_id, attempt.fencing_token)
+            if session.attempt(key) is not None:
+                self._started[key] = (session, attempt)
         self._any_started.set()
 
     async def start_loop(self) -> None:
@@ -65,9 +65,7 @@ class LeaseDesk:
         """Write the started attempts that still run: a short run has ended by now and needs no note."""
         self._any_started.clear()
         running = [
-            attempt
-            for session, attempt in self._started
-            if session.attempt((attempt.execution_id, attempt.fencing_token)) is not None
+            attempt for key, (session, attempt) in self._started.items() if session.attempt(key) is not None
         ]
         self._started.clear()
         if not running:
@@ -81,7 +79,9 @@ class LeaseDesk:
 
     def renew(self, session: LiveSession, renewal: nodes_pb2.LeaseRenewal) -> None:
         """Have leases extended; of renewals that wait for the database only the newest counts."""
-        session.renewal = renewal
+        session.renewal = WaitingRenewal(
+            message=renewal, held=frozenset(attempt.key for attempt in session.held())
+        )
         if not session.renewing:
             session.renewing = True
             self._background.spawn(self._renew(session), name="renew leases")
@@ -94,9 +94,8 @@ class LeaseDesk:
         finally:
             session.renewing = False
 
-    async def _renew_once(self, session: LiveSession, renewal: nodes_pb2.LeaseRenewal) -> None:
-        asked = [ref_of(attempt) for attempt in renewal.attempts]
-        held_before = {attempt.key for attempt in session.held()}
+    async def _renew_once(self, session: LiveSession, renewal: WaitingRenewal) -> None:
+        asked = [ref_of(attempt) for attempt in renewal.message.attempts]
         try:
             async with asyncio.timeout(self._options.lease.total_seconds()):
                 renewed = await self._leases.renew(session.node_id, asked, lease=self._options.lease)
@@ -107,12 +106,12 @@ class LeaseDesk:
         for attempt in asked:
             key = (attempt.execution_id, attempt.fencing_token)
             held = session.attempt(key)
-            if key in granted and held is None and key not in held_before:
+            if key in granted and held is None and key not in renewal.held:
                 session.hold(_taken_over(attempt, self._clock.monotonic()))
             elif key not in granted and held is not None:
                 self._dispatcher.slot_freed(session.node_id, held)
         answer = nodes_pb2.LeaseGranted(
-            number=renewal.number, attempts=[message_of(attempt) for attempt in renewed]
+            number=renewal.message.number, attempts=[message_of(attempt) for attempt in renewed]
         )
         session.send(nodes_pb2.SessionResponse(lease_granted=answer))
 

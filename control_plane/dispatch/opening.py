@@ -168,7 +168,7 @@ class SessionOpener:
             boot_id=opening.boot_id,
             tenant_id=node.tenant_id,
             session_epoch=session_epoch,
-            zone=hello.zone or node.zone,
+            zone=node.zone or hello.zone,
             engine=opening.engine,
             order_type=order_type,
             slots=hello.slots,
@@ -196,6 +196,7 @@ class SessionOpener:
         welcome.lease.FromTimedelta(self._options.lease)
         self._fleet.add(session)
         self._fleet.require_keyset(version)
+        session.keyset_sent = version
         session.send(nodes_pb2.SessionResponse(welcome=welcome))
         if session.draining:
             session.send(nodes_pb2.SessionResponse(drain=nodes_pb2.Drain()))

@@ -33,9 +33,9 @@ from control_plane.nodes.ports import NodeStore
 from shared.clock import Clock, Random
 from shared.digests import Digest, commit_body, digest_to_raw, same_digest, sha256_digest
 from shared.errors import (
+    AgentFactoryError,
     ReceiptConflictError,
     ReceiptInvalidError,
-    UnavailableError,
     VerificationError,
 )
 from shared.ids import AUDIT_ENTRY, BODY, RECEIPT, new_id
@@ -255,7 +255,7 @@ class ReceiptIntake:
         try:
             await self._dispatcher.recorded([result.order_id for result in results])
             finished = await retrying(lambda: self._finish_all(results), what="record receipts")
-        except UnavailableError as error:
+        except AgentFactoryError as error:
             session.end(error)  # the node comes back and sends what is not acknowledged
             return
         finally:

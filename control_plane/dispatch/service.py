@@ -252,17 +252,16 @@ class Dispatch:
                 await self.node_changed(node_id)
 
     async def relay_keyset(self) -> None:
-        """Send the newest keyset to sessions that have not acknowledged it; they get no orders before."""
+        """Send the newest keyset to sessions that do not have it; they get no orders before they say so."""
         if not len(self._fleet):
             return
         async with asyncio.timeout(self._options.store_deadline.total_seconds()):
             version, keyset = await self._keysets.newest()
-        if version <= self._fleet.required_keyset_version:
-            return
         self._fleet.require_keyset(version)
         update = nodes_pb2.SessionResponse(keyset_update=nodes_pb2.KeysetUpdate(keyset=keyset))
         for session in self._fleet:
-            if session.keyset_version < version:
+            if session.keyset_sent < version:
+                session.keyset_sent = version
                 session.send(update)
 
 

@@ -64,6 +64,14 @@ class HeldAttempt:
         return (self.execution_id, self.fencing_token)
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class WaitingRenewal:
+    """A renewal, and what the session held when it came: an attempt that ends meanwhile is not taken over."""
+
+    message: nodes_pb2.LeaseRenewal
+    held: frozenset[AttemptKey]
+
+
 @dataclass(slots=True, kw_only=True)
 class LiveSession:
     """One live stream of one node. Owned by this replica's `Fleet`; changed only on the event loop."""
@@ -85,11 +93,14 @@ class LiveSession:
     node_is_draining: bool = False
     """The node itself takes no more."""
     keyset_version: int = 0
+    """What the node has acknowledged."""
+    keyset_sent: int = 0
+    """What was last sent to it."""
     spool_head: SpoolHead = field(default_factory=SpoolHead)
     chain: ReceiptChain = field(default_factory=ReceiptChain)
     receipts_open: asyncio.Semaphore = field(default_factory=lambda: asyncio.Semaphore(MAX_RECEIPT_BATCHES))
     """Receipt batches that may be under way to the database."""
-    renewal: nodes_pb2.LeaseRenewal | None = None
+    renewal: WaitingRenewal | None = None
     """The newest renewal that waits for the one under way."""
     renewing: bool = False
     heartbeat_number: int = 0

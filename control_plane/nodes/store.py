@@ -2,6 +2,7 @@
 
 import hmac
 from collections.abc import Sequence
+from datetime import timedelta
 from typing import Any, Final
 
 from sqlalchemy import (
@@ -12,6 +13,7 @@ from sqlalchemy import (
     String,
     and_,
     bindparam,
+    case,
     column,
     func,
     insert,
@@ -41,6 +43,9 @@ from shared.digests import Digest
 from shared.errors import EnrollmentTokenInvalidError, NotFoundError, PermissionDeniedError
 from shared.ids import BootId, ExecutionId, KeyId, NodeId, OrderId, TenantId
 from shared.receipts import AttemptIdentity
+
+SILENT_AFTER: Final = timedelta(seconds=10)
+"""A session that no replica has noted for so long counts as closed."""
 
 _OPEN_STATES: Final = (NodeState.ACTIVE, NodeState.DRAINING)
 
@@ -295,7 +300,10 @@ _NODES: Final[Select[Any]] = select(
     nodes,
     sessions.c.session_epoch,
     sessions.c.boot_id,
-    sessions.c.replica_id,
+    # A replica that died closed nothing: silence says it.
+    case((sessions.c.last_heartbeat_at > func.now() - SILENT_AFTER, sessions.c.replica_id), else_="").label(
+        "replica_id"
+    ),
     sessions.c.engine_name,
     sessions.c.engine_version,
     sessions.c.engine_config_digest,

@@ -515,6 +515,15 @@ async def test_rule_12_a_newer_keyset_is_relayed_and_no_order_leaves_before_it_i
     assert decode_order((await node.next_order()).order).execution_id == accepted.execution_id
 
 
+async def test_rule_12_a_keyset_that_a_newcomer_was_welcomed_with_still_reaches_the_others(one: Replica):
+    node = await one.ready_node()
+    one.keysets.version = 2
+    newcomer = one.client((await one.add_node()).node_id)
+    await newcomer.connect()
+    await one.dispatch.relay_keyset()
+    assert (await node.next("keyset_update")).keyset_update.keyset == b"keyset 2"
+
+
 async def test_a_drained_node_finishes_what_runs_and_gets_nothing_new(one: Replica):
     node = await one.ready_node()
     [running] = await one.submit(work())

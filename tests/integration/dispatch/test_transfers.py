@@ -176,7 +176,7 @@ async def test_an_output_of_somebody_elses_attempt_is_refused(one: Replica):
 )
 async def test_an_output_that_is_not_what_its_header_says_is_refused(one: Replica, wrong: dict[str, Any]):
     node, delivery = await started(one)
-    with pytest.raises(InvalidInputError, match="check [23]"):
+    with pytest.raises(InvalidInputError, match=r"check [23]"):
         await upload(node, attempt_of(delivery), **wrong)
 
 

@@ -132,6 +132,17 @@ async def test_rule_1_what_must_run_alone_waits_until_its_node_is_empty_and_then
     assert running.execution_id != alone.run.execution_id
 
 
+async def test_what_no_order_can_say_stands_in_nobodys_way(parts: Parts):
+    session = parts.join()
+    unsayable = build.claimable(run=build.run_spec(agent_id="not an id", profile="unknown"))
+    good = build.claimable()
+    parts.enqueue(unsayable, good)
+    await parts.dispatcher.claim_once()
+    await parts.dispatcher.send_once()
+    assert ordered(session) == [good.run.execution_id]
+    assert parts.leases.queue == [unsayable]
+
+
 async def test_an_excluded_node_does_not_get_the_work(parts: Parts):
     session = parts.join()
     other = parts.join()

@@ -116,6 +116,16 @@ async def test_attempts_of_an_earlier_session_are_taken_over_with_their_slot(par
     assert session.free_slots(parts.clock.monotonic()) == 1
 
 
+async def test_an_attempt_that_ends_while_its_renewal_is_under_way_takes_no_slot(parts: Parts):
+    session = parts.join(slots=2)
+    await parts.find_queue_empty()
+    [placement] = parts.take(newcomer())
+    desk_of(parts).renew(session, nodes_pb2.LeaseRenewal(number=1, attempts=[message_of(placement.attempt)]))
+    parts.dispatcher.release([placement])  # its receipt comes before the answer of the database
+    await parts.settle()
+    assert session.held_count == 0
+
+
 async def test_a_renewal_while_the_database_is_away_is_not_answered(parts: Parts):
     session = parts.join()
     parts.leases.away = True

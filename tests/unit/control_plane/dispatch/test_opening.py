@@ -21,6 +21,7 @@ from shared.errors import (
     InvalidInputError,
     NodeEvictedError,
     NodeQuarantinedError,
+    PermissionDeniedError,
     ReceiptConflictError,
     ResourceExhaustedError,
     SignatureInvalidError,
@@ -237,6 +238,12 @@ async def test_a_draining_node_is_welcome_and_told_to_drain(door: Door):
     session = await door.open()
     kinds = [one.message.WhichOneof("message") for one in session.outbox.take_unread()]
     assert kinds == ["welcome", "drain"]
+
+
+async def test_a_hello_that_names_another_node_is_refused_on_record(door: Door):
+    with pytest.raises(PermissionDeniedError, match="check 3"):
+        await door.open(door.hello(node_id=build.node_id()))
+    assert door.last_entry() == ("node.session_refused", "PERMISSION_DENIED")
 
 
 @pytest.mark.parametrize("changes", [{"boot_id": "boot_1"}, {"slots": 0}])
