@@ -20,9 +20,9 @@ from control_plane.executions.domain import (
 )
 from shared.ids import AuditEntryId
 from tests.fakes.clock import START, FakeClock, FakeRandom
-from tests.fakes.leases import FakeLeaseStore
 from tests.fixtures import dispatch as build
 from tests.fixtures.keys import rsa_key, signer
+from tests.fixtures.scripted_leases import ScriptedLeases
 
 
 def newcomer(**changes: Any) -> NewExecution:
@@ -54,7 +54,7 @@ class Parts:
 
     dispatcher: Dispatcher
     background: Background
-    leases: FakeLeaseStore
+    leases: ScriptedLeases
     fleet: Fleet
     clock: FakeClock
     changes: dict[str, Any] = field(default_factory=dict)
@@ -88,7 +88,7 @@ class Parts:
 
 @pytest.fixture
 async def parts() -> AsyncIterator[Parts]:
-    clock, leases, fleet = FakeClock(), FakeLeaseStore(), Fleet()
+    clock, leases, fleet = FakeClock(), ScriptedLeases(), Fleet()
     async with Background() as background:
         yield Parts(
             dispatcher=Dispatcher(

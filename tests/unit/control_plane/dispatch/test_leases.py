@@ -8,8 +8,8 @@ from agentfactory.v1 import nodes_pb2
 from control_plane.dispatch.leases import Grace, LeaseDesk, Sweeper, message_of
 from control_plane.dispatch.ports import SilentObserver
 from control_plane.executions.domain import AttemptRef, CancelRequest
-from tests.fakes.leases import lost
 from tests.fixtures import dispatch as build
+from tests.fixtures.scripted_leases import lost
 from tests.unit.control_plane.dispatch.conftest import Parts, newcomer
 
 SECOND = timedelta(seconds=1)

@@ -21,10 +21,10 @@ from shared.errors import (
 from shared.ids import InstallationId, NodeId, TenantId
 from shared.signatures import PrivateKey
 from tests.fakes.clock import FakeClock, FakeRandom
-from tests.fakes.leases import FakeLeaseStore
 from tests.fakes.nodes import FakeNodeStore
 from tests.fixtures import dispatch as build
 from tests.fixtures.keys import ed25519_key, rsa_key
+from tests.fixtures.scripted_leases import ScriptedLeases
 
 OTHER = TenantId("other")
 MILLISECOND = timedelta(milliseconds=1)
@@ -47,7 +47,7 @@ class Office:
     service: NodeService
     nodes: FakeNodeStore
     sessions: Sessions
-    leases: FakeLeaseStore
+    leases: ScriptedLeases
     clock: FakeClock
 
     async def token(self, **changes: object) -> str:
@@ -79,7 +79,7 @@ def application(token: str, *, key: PrivateKey | None = None, csr: bytes | None 
 @pytest.fixture
 def office() -> Office:
     clock = FakeClock()
-    nodes, sessions, leases = FakeNodeStore(clock), Sessions(), FakeLeaseStore()
+    nodes, sessions, leases = FakeNodeStore(clock), Sessions(), ScriptedLeases()
     service = NodeService(
         nodes=nodes,
         leases=leases,
