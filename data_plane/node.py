@@ -131,6 +131,7 @@ class Node:
     async def _drain(self) -> None:
         logger.info("the node drains", seconds=self.drain_timeout.total_seconds())
         self.admissions.draining = True
+        self.sessions.announce()
         if not await self._orders_finished(self.drain_timeout):
             logger.warning("running guests are stopped")
             self.runner.stop_all(StopReason.NODE_STOPS)

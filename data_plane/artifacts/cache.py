@@ -9,6 +9,7 @@ import errno
 import fcntl
 import hashlib
 import os
+import re
 import tempfile
 from pathlib import Path
 from typing import Final
@@ -23,7 +24,7 @@ from data_plane.artifacts.seal import (
     seal,
 )
 from data_plane.sandbox.domain import EngineInfo
-from shared.digests import Digest, digest_from_raw, digest_to_raw
+from shared.digests import DIGEST_BYTES, Digest, digest_from_raw, digest_to_raw
 from shared.dsse import MAX_ENVELOPE_BYTES
 from shared.errors import ArtifactInvalidError, DiskFullError, NotFoundError
 from shared.logs import get_logger
@@ -36,6 +37,7 @@ MAX_ARTIFACT_BYTES: Final = 512 * 1024 * 1024
 _FULL: Final = frozenset({errno.ENOSPC, errno.EDQUOT})
 _SEALS: Final = fcntl.F_SEAL_WRITE | fcntl.F_SEAL_SHRINK | fcntl.F_SEAL_GROW | fcntl.F_SEAL_SEAL
 _ARTIFACT_SUFFIX: Final = ".artifact"
+_HEX: Final = re.compile(r"[0-9a-f]{64}")
 _ENVELOPE_SUFFIX: Final = ".envelope"
 
 
@@ -58,8 +60,9 @@ class ArtifactCache:
         for leftover in self._folder.glob("*.part"):
             leftover.unlink()
         for path in self._folder.glob(f"*{_ARTIFACT_SUFFIX}"):
-            digest = digest_from_raw(bytes.fromhex(path.name[:64]))
-            if path.name == self._key(digest).file_name:
+            digest = _module_of(path)
+            # Another engine's artifacts stay until the bound evicts them: an older build may come back.
+            if digest is not None and path.name == self._key(digest).file_name:
                 self._known.add(digest)
 
     def digests(self) -> tuple[Digest, ...]:
@@ -161,8 +164,9 @@ class ArtifactCache:
                 return
             path.unlink(missing_ok=True)
             used -= found.st_size
-            if path.suffix == _ARTIFACT_SUFFIX:
-                self._known.discard(digest_from_raw(bytes.fromhex(path.name[:64])))
+            digest = _module_of(path)
+            if digest is not None and path.name == self._key(digest).file_name:
+                self._known.discard(digest)
                 self.evictions += 1
 
     def _read_envelope(self, template_digest: Digest) -> bytes | None:
@@ -191,6 +195,14 @@ class ArtifactCache:
 
     def _key(self, module_digest: Digest) -> ArtifactKey:
         return ArtifactKey(module_digest=module_digest, engine=self._engine)
+
+
+def _module_of(path: Path) -> Digest | None:
+    """Return the module that a file's name says it is of, if it is a name of ours."""
+    name = path.name[: 2 * DIGEST_BYTES]
+    if path.suffix != _ARTIFACT_SUFFIX or not _HEX.fullmatch(name):
+        return None
+    return digest_from_raw(bytes.fromhex(name))
 
 
 def _copy(source: int, memory: int, made: Seal) -> None:

@@ -76,6 +76,7 @@ class SessionService:
         self._counter = HeartbeatCounter()
         self._backoff = Backoff(random)
         self._renew = asyncio.Event()
+        self._session: Session | None = None
         self.is_connected = False
 
     async def run(self) -> None:
@@ -104,6 +105,11 @@ class SessionService:
         """End the session that is open and begin another: the certificate has changed. What runs goes on."""
         self._renew.set()
 
+    def announce(self) -> None:
+        """Send a heartbeat now: something in it has changed that should not wait for the next one."""
+        if self._session is not None and self.is_connected:
+            self._session.announce()
+
     async def _hold_one(self) -> timedelta:
         clock = self._parts.clock
         started = clock.monotonic()
@@ -111,8 +117,10 @@ class SessionService:
         try:
             session = Session(self._parts, self._counter, stream)
             self._renew.clear()
+            self._session = session
             await self._until_renewal(session.run(self._opened))
         finally:
+            self._session = None
             self.is_connected = False
             self._parts.metrics.connected.set(0)
             await stream.close()

@@ -137,6 +137,10 @@ class Session:
         except BaseExceptionGroup as group:
             raise _first_of(group) from None
 
+    def announce(self) -> None:
+        """Send a heartbeat before the next one is due."""
+        self._queue_heartbeat()
+
     async def _hello(self, replies: AsyncIterator[nodes_pb2.SessionResponse]) -> None:
         parts = self._parts
         cached = parts.cache.digests()[:MAX_HELLO_DIGESTS]

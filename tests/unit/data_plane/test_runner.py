@@ -214,6 +214,19 @@ async def test_remembered_root_of_a_key_that_was_revoked_since(world):
     assert sorted(one.outcome for one in said) == [Outcome.REJECTED, Outcome.SUCCEEDED]
 
 
+async def test_remembered_root_of_a_key_that_has_expired_since(world):
+    envelope, deliveries = await signed(*orders(2))
+    async with world.running():
+        ending = a_keyset(ROOT, an_entry(not_after=START + timedelta(seconds=2)), version=4)
+        world.keyset.offer(await sign_keyset(ending, [signer(ROOT)]))
+        world.runner.receive(envelope, deliveries[:1])
+        world.clock.advance(timedelta(seconds=2))
+        world.runner.receive(envelope, deliveries[1:])
+        said = await world.receipts()
+
+    assert sorted(one.outcome for one in said) == [Outcome.REJECTED, Outcome.SUCCEEDED]
+
+
 async def test_without_a_keyset_no_order_is_taken(world):
     ended = asyncio.Event()
     task = asyncio.create_task(world.runner.run(ended))
@@ -374,11 +387,14 @@ async def test_receipt_that_cannot_be_kept_is_no_receipt_and_the_node_goes_on(wo
 
 
 async def test_broken_spool_ends_the_node(world):
-    with pytest.raises(ExceptionGroup) as caught:
+    async def break_it() -> None:
         async with world.running():
             world.spool.error = SpoolCorruptError("the disk failed")
             await world.take(order())
             await world.until(lambda: world.runner._unfinished == 0)
+
+    with pytest.raises(ExceptionGroup) as caught:
+        await break_it()
 
     assert caught.value.subgroup(SpoolCorruptError) is not None
 

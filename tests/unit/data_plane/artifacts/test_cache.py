@@ -167,3 +167,14 @@ async def test_half_written_files_are_removed_at_the_start(tmp_path):
     a_cache(tmp_path)
 
     assert list(tmp_path.iterdir()) == []
+
+
+async def test_files_that_are_not_ours_are_left_alone(tmp_path):
+    for name in ("notes.artifact", "z" * 64 + "-a-b.artifact", "README"):
+        (tmp_path / name).write_bytes(b"x")
+
+    cache = a_cache(tmp_path)
+
+    assert cache.digests() == ()
+    await store(cache)
+    assert await load(cache) == CODE
