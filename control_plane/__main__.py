@@ -9,14 +9,24 @@ from pathlib import Path
 from typing import Final
 
 from control_plane.settings import ControlSettings
-from shared.errors import PortInUseError, UnavailableError
+from shared.errors import (
+    AgentFactoryError,
+    KeyFileModeError,
+    KeyFormatError,
+    PortInUseError,
+    UnavailableError,
+    VerificationError,
+)
 from shared.logs import configure_logging
 from shared.rpc.errors import typed_error
 from shared.settings import default_config_file, load_settings
 
 EXIT_OK: Final = 0
 EXIT_WRONG_USE: Final = 2
-"""Settings, keys, schema: somebody has to change something."""
+"""Settings, missing keys, schema: somebody has to change something."""
+
+EXIT_REFUSED: Final = 3
+"""A key or a signature is not to be trusted as it is."""
 
 EXIT_UNAVAILABLE: Final = 4
 """Postgres away, port in use: trying again may help."""
@@ -47,8 +57,16 @@ def main(arguments: Sequence[str] | None = None) -> int:
             raise
         hint = f" ({found.hint})" if found.hint else ""
         sys.stderr.write(f"control plane does not run: {found}{hint}\n")
-        return EXIT_UNAVAILABLE if isinstance(found, UnavailableError | PortInUseError) else EXIT_WRONG_USE
+        return _exit_code(found)
     return EXIT_OK
+
+
+def _exit_code(error: AgentFactoryError) -> int:
+    if isinstance(error, UnavailableError | PortInUseError):
+        return EXIT_UNAVAILABLE
+    if isinstance(error, KeyFileModeError | KeyFormatError | VerificationError):
+        return EXIT_REFUSED
+    return EXIT_WRONG_USE
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -57,7 +75,8 @@ def _parser() -> argparse.ArgumentParser:
         prog="python -m control_plane",
         description="Agent Factory's control plane: templates, agents, executions, nodes, audit over gRPC.",
         epilog=f"Settings: AF_CONTROL_<NAME>, or table [control] of agentfactory.toml: {names}. "
-        "Exit codes: 0 stopped when asked to, 2 settings or keys are wrong, 4 Postgres or a port is away.",
+        "Exit codes: 0 stopped when asked to, 2 settings are wrong, 3 a key is refused, "
+        "4 Postgres or a port is not available.",
     )
     add = parser.add_argument
     add("--config", type=Path, help="TOML file (default: ./agentfactory.toml if it exists)")

@@ -130,6 +130,11 @@ async def open_base(settings: ControlSettings) -> AsyncIterator[Base]:
         await require_current_schema(engine)
         clock, registry = SystemClock(), CollectorRegistry()
         paths = InstallationPaths(data_dir=settings.data_dir)
+        if not paths.root_public_key.exists():
+            raise SettingsError(
+                f"{paths.data_dir} holds no installation",
+                hint="run 'agentfactory init', or set AF_CONTROL_DATA_DIR",
+            )
         store = PostgresInstallationStore()
         async with database.transaction() as tx:
             found = await store.found(tx)

@@ -6,6 +6,7 @@ gatekeeper.
 """
 
 import asyncio
+import inspect
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable
 from typing import Any, Final, Protocol, TypeAlias
@@ -108,14 +109,20 @@ class Guard(grpc.aio.ServerInterceptor):
         if not self._active:
             self._idle.set()
 
-    def _streaming(self, method: str, inner: Callable[[Any, Context], AsyncIterator[Any]]) -> Any:
+    def _streaming(self, method: str, inner: Callable[[Any, Context], Any]) -> Any:
         async def streaming(request: Any, context: Context) -> AsyncIterator[Any]:
             call = _Call(method, context, self._observer)
             try:
                 admission = await self._gatekeeper.admit(method, _identity(context))
                 set_caller(admission.caller)
                 async with asyncio.timeout(_limit(admission, context)) as call.scope:
-                    async for response in inner(_checked(request), context):
+                    answers = inner(_checked(request), context)
+                    if inspect.isawaitable(answers):
+                        # The other style of grpc.aio, which writes to the context itself (the health
+                        # service).
+                        await answers
+                        return
+                    async for response in answers:
                         yield response
             except BaseException as error:
                 await call.fail(error)
