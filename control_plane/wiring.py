@@ -19,7 +19,6 @@ from agentfactory.v1 import (
     templates_pb2_grpc,
 )
 from prometheus_client import CollectorRegistry
-from sqlalchemy.ext.asyncio import AsyncEngine
 
 from control_plane.access.denials import AuditedDenials
 from control_plane.access.rules import RULES
@@ -86,7 +85,6 @@ class Base:
     random: SystemRandom
     metrics: ControlMetrics
     registry: CollectorRegistry
-    engine: AsyncEngine
     notifier: PostgresNotifier
     notifications: Notifications
     database: PostgresDatabase
@@ -147,7 +145,6 @@ async def open_base(settings: ControlSettings) -> AsyncIterator[Base]:
             random=SystemRandom(),
             metrics=ControlMetrics(registry),
             registry=registry,
-            engine=engine,
             notifier=notifier,
             notifications=Notifications(engine),
             database=database,
