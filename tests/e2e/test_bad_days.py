@@ -4,18 +4,18 @@ import asyncio
 import os
 import subprocess
 from collections.abc import AsyncIterator
+from pathlib import Path
 
 import pytest
 import pytest_asyncio
 from agentfactory.v1 import audit_pb2, executions_pb2
 
 from shared.errors import UnavailableError
-from tests.e2e.stack import TestStack, eventually, running_stack
+from tests.e2e.stack import ACTOR, TestStack, eventually, running_stack
 
 pytestmark = pytest.mark.timeout(240)
 
 SUCCEEDED = executions_pb2.EXECUTION_STATE_SUCCEEDED
-REJECTED_LOST = {executions_pb2.ATTEMPT_STATE_LOST}
 
 
 @pytest_asyncio.fixture
@@ -54,10 +54,10 @@ async def test_kill_9_of_the_node_while_an_execution_runs_retries_it_and_it_ends
 
 
 async def test_kill_9_of_the_node_lets_another_node_take_over_after_the_lease(stack: TestStack) -> None:
-    (first,) = stack.nodes
+    await stack.add_node()
     execution = await stack.submit("actor", b"sleep 2000")
-    await stack.wait_until_running(execution)
-    second = await stack.add_node()
+    holder = (await stack.wait_until_running(execution)).attempts[0].node_id
+    first, second = sorted(stack.nodes, key=lambda node: node.node_id != holder)
     first.running.process.kill()
     await first.running.process.wait()
     ended = await stack.wait_for_end(execution)
@@ -122,7 +122,7 @@ async def test_disk_full_on_the_nodes_cache_is_a_typed_error_and_the_node_stays_
     if not mounted:
         pytest.skip("this machine does not let root mount a tmpfs")
     try:
-        await stack.make_agent("second", limits="wall_ms = 5000")
+        await stack.make_agent("second", another_module(stack, "second"))
         execution = await stack.submit("second", b"exit 0", timeout_seconds=60)
 
         async def attempts() -> list[executions_pb2.Attempt]:
@@ -135,12 +135,20 @@ async def test_disk_full_on_the_nodes_cache_is_a_typed_error_and_the_node_stays_
         subprocess.run(
             ["mount", "-o", "remount,size=256m", str(node.paths.artifacts)], check=True, timeout=10
         )
-        await stack.make_agent("third", limits="wall_ms = 5000")
+        await stack.make_agent("third", another_module(stack, "third"))
         assert (await stack.execute("third", b"exit 0"))[0].state == SUCCEEDED
     finally:
         await asyncio.to_thread(
             subprocess.run, ["umount", "-l", str(node.paths.artifacts)], check=False, timeout=10
         )
+
+
+def another_module(stack: TestStack, name: str) -> Path:
+    """The actor with a custom section of its own (WebAssembly 2.0, section 5.5.3): another digest to compile."""
+    section = bytes([len(name)]) + name.encode()
+    path = stack.folder / f"{name}.wasm"
+    path.write_bytes(ACTOR.read_bytes() + bytes([0, len(section)]) + section)
+    return path
 
 
 def mount_small_disk(path: str) -> bool:
