@@ -5,6 +5,7 @@ names its sequence number and carries a checksum over everything, so a torn writ
 """
 
 import hashlib
+import json
 import struct
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -19,7 +20,7 @@ from data_plane.receipts.domain import (
     SpooledReceipt,
     SpoolHead,
 )
-from shared.canonical import canonical_json, parse_strict
+from shared.canonical import parse_strict
 from shared.digests import parse_digest
 from shared.errors import AgentFactoryError, SpoolCorruptError
 from shared.ids import ExecutionId
@@ -71,7 +72,7 @@ def decode_segment_header(data: bytes) -> SpoolHead:
 def encode_record(receipt: SpooledReceipt) -> bytes:
     """Return the record of one receipt, checksum included."""
     parts = (
-        canonical_json(_meta(receipt)),
+        json.dumps(_meta(receipt), separators=(",", ":")).encode(),
         receipt.envelope,
         *(
             body.inline

@@ -105,13 +105,7 @@ class ControlPlaneLink:
             certificate_chain=self._certificate.chain_pem,
         )
         self._channel = connect(self.target, credentials)
-        try:
-            async with asyncio.timeout(CONNECT_DEADLINE.total_seconds()):
-                await self._channel.channel_ready()
-        except TimeoutError as error:
-            raise UnavailableError(
-                f"{self.target} did not answer within {CONNECT_DEADLINE.total_seconds():g} s"
-            ) from error
+        await _connected_channel(self._channel, self.target)
         self._stub = nodes_pb2_grpc.NodeServiceStub(self._channel)
         return GrpcStream(self._stub.Session())
 
@@ -197,6 +191,22 @@ class ControlPlaneLink:
         if self._stub is None:
             raise UnavailableError("no session with a control plane is open")
         return self._stub
+
+
+async def _connected_channel(channel: grpc.aio.Channel, target: str) -> None:
+    """Wait until the channel is ready; a refused connection ends the wait at once, for the next target."""
+    try:
+        async with asyncio.timeout(CONNECT_DEADLINE.total_seconds()):
+            state = channel.get_state(try_to_connect=True)
+            while state is not grpc.ChannelConnectivity.READY:
+                if state is grpc.ChannelConnectivity.TRANSIENT_FAILURE:
+                    raise UnavailableError(f"{target} cannot be reached, or its certificate is not trusted")
+                await channel.wait_for_state_change(state)
+                state = channel.get_state(try_to_connect=True)
+    except TimeoutError as error:
+        raise UnavailableError(
+            f"{target} did not answer within {CONNECT_DEADLINE.total_seconds():g} s"
+        ) from error
 
 
 def _bounded(what: str, size: int, bound: int) -> None:
