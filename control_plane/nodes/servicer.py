@@ -48,7 +48,7 @@ class NodeServicer(nodes_pb2_grpc.NodeServiceServicer):
         self._installation = installation
 
     async def EnrollNode(
-        self, request: nodes_pb2.EnrollNodeRequest, context: _Context
+        self, request: nodes_pb2.EnrollNodeRequest, _: _Context
     ) -> nodes_pb2.EnrollNodeResponse:
         enrolled = await self._nodes.enroll(
             EnrollmentRequest(
@@ -67,12 +67,12 @@ class NodeServicer(nodes_pb2_grpc.NodeServiceServicer):
         return message
 
     async def RenewNodeCertificate(
-        self, request: nodes_pb2.RenewNodeCertificateRequest, context: _Context
+        self, request: nodes_pb2.RenewNodeCertificateRequest, _: _Context
     ) -> nodes_pb2.RenewNodeCertificateResponse:
         return certificate_to_proto(await self._nodes.renew_certificate(caller().node_id, request.csr_der))
 
     async def Session(
-        self, request_iterator: AsyncIterator[nodes_pb2.SessionRequest], context: _Context
+        self, request_iterator: AsyncIterator[nodes_pb2.SessionRequest], _: _Context
     ) -> AsyncIterator[nodes_pb2.SessionResponse]:
         served = self._sessions.serve(aiter(request_iterator), node_id=caller().node_id)
         async with aclosing(served) as messages:
@@ -80,7 +80,7 @@ class NodeServicer(nodes_pb2_grpc.NodeServiceServicer):
                 yield message
 
     async def FetchArtifact(
-        self, request: nodes_pb2.FetchArtifactRequest, context: _Context
+        self, request: nodes_pb2.FetchArtifactRequest, _: _Context
     ) -> AsyncIterator[nodes_pb2.FetchArtifactResponse]:
         parts = self._transfers.artifact(
             caller().node_id, attempt_from_proto(request.attempt), request.template_digest
@@ -90,13 +90,13 @@ class NodeServicer(nodes_pb2_grpc.NodeServiceServicer):
             yield nodes_pb2.FetchArtifactResponse(chunk=chunk)
 
     async def FetchBody(
-        self, request: nodes_pb2.FetchBodyRequest, context: _Context
+        self, request: nodes_pb2.FetchBodyRequest, _: _Context
     ) -> AsyncIterator[nodes_pb2.FetchBodyResponse]:
         async for chunk in self._transfers.input(caller().node_id, attempt_from_proto(request.attempt)):
             yield nodes_pb2.FetchBodyResponse(chunk=chunk)
 
     async def UploadOutput(
-        self, request_iterator: AsyncIterator[nodes_pb2.UploadOutputRequest], context: _Context
+        self, request_iterator: AsyncIterator[nodes_pb2.UploadOutputRequest], _: _Context
     ) -> nodes_pb2.UploadOutputResponse:
         requests = aiter(request_iterator)
         first = await anext(requests, None)
@@ -122,7 +122,7 @@ class FleetServicer(nodes_pb2_grpc.FleetServiceServicer):
         self._nodes = nodes
 
     async def CreateEnrollmentToken(
-        self, request: nodes_pb2.CreateEnrollmentTokenRequest, context: _Context
+        self, request: nodes_pb2.CreateEnrollmentTokenRequest, _: _Context
     ) -> nodes_pb2.CreateEnrollmentTokenResponse:
         who = caller()
         token = await self._nodes.create_token(
@@ -133,7 +133,7 @@ class FleetServicer(nodes_pb2_grpc.FleetServiceServicer):
         return message
 
     async def ListNodes(
-        self, request: nodes_pb2.ListNodesRequest, context: _Context
+        self, request: nodes_pb2.ListNodesRequest, _: _Context
     ) -> nodes_pb2.ListNodesResponse:
         page, next_page_token = await self._nodes.list(
             caller().tenant_id, page_size=request.page.page_size, page_token=request.page.page_token
@@ -142,21 +142,19 @@ class FleetServicer(nodes_pb2_grpc.FleetServiceServicer):
             nodes=[node_to_proto(node) for node in page], next_page_token=next_page_token
         )
 
-    async def GetNode(
-        self, request: nodes_pb2.GetNodeRequest, context: _Context
-    ) -> nodes_pb2.GetNodeResponse:
+    async def GetNode(self, request: nodes_pb2.GetNodeRequest, _: _Context) -> nodes_pb2.GetNodeResponse:
         node = await self._nodes.get(caller().tenant_id, NodeId(request.node_id))
         return nodes_pb2.GetNodeResponse(node=node_to_proto(node))
 
     async def DrainNode(
-        self, request: nodes_pb2.DrainNodeRequest, context: _Context
+        self, request: nodes_pb2.DrainNodeRequest, _: _Context
     ) -> nodes_pb2.DrainNodeResponse:
         who = caller()
         node = await self._nodes.drain(who.tenant_id, NodeId(request.node_id), actor=who.identity)
         return nodes_pb2.DrainNodeResponse(node=node_to_proto(node))
 
     async def EvictNode(
-        self, request: nodes_pb2.EvictNodeRequest, context: _Context
+        self, request: nodes_pb2.EvictNodeRequest, _: _Context
     ) -> nodes_pb2.EvictNodeResponse:
         who = caller()
         node = await self._nodes.evict(
