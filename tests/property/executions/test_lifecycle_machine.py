@@ -10,7 +10,14 @@ from datetime import UTC, datetime, timedelta
 import pytest
 from hypothesis import HealthCheck, settings
 from hypothesis import strategies as st
-from hypothesis.stateful import RuleBasedStateMachine, invariant, rule, run_state_machine_as_test
+from hypothesis.stateful import (
+    RuleBasedStateMachine,
+    initialize,
+    invariant,
+    precondition,
+    rule,
+    run_state_machine_as_test,
+)
 from sqlalchemy import text
 
 from control_plane.audit.domain import NewAuditEntry
@@ -18,7 +25,7 @@ from control_plane.executions.domain import Disposition, Outcome
 from shared.errors import SessionSupersededError, WrongStateError
 from shared.ids import AUDIT_ENTRY, RECEIPT, BootId, new_id
 from tests.builders.executions import TENANT, Builder, node, session
-from tests.fakes.clock import FakeClock
+from tests.fakes.clock import FakeClock, FakeRandom
 from tests.fixtures.execution_worlds import FakeWorld, postgres_world
 
 LEASE = timedelta(hours=1)
@@ -27,6 +34,8 @@ LONG_STEP = timedelta(hours=2)
 DEADLINE = timedelta(hours=5)
 NODES = ("one", "two")
 MAX_EXECUTIONS = 6
+EXAMPLES = 25
+STEPS = 20
 
 TABLES = "executions, attempts, orders, receipts, bodies, decisions, idempotency_keys, audit_entries"
 
@@ -71,7 +80,7 @@ class Lives(RuleBasedStateMachine):
         self.run(self._reset())
         clock = FakeClock(datetime.now(UTC))
         self.fake = FakeWorld(clock=clock)
-        self.build = Builder(clock=clock)
+        self.build = Builder(clock=clock, random=FakeRandom())
         self.epochs = dict.fromkeys(NODES, 1)
         self.items = []
         self.placements = []
@@ -95,10 +104,15 @@ class Lives(RuleBasedStateMachine):
                 answers.append(type(error))
         return answers
 
+    @initialize(placed=st.lists(nodes, min_size=2, max_size=3))
+    def begin(self, placed):
+        """Without this most examples would only set the scene."""
+        for name in placed:
+            self.accept(name=name, placed=True, safe=False)
+
+    @precondition(lambda self: len(self.items) < MAX_EXECUTIONS)
     @rule(name=nodes, placed=st.booleans(), safe=st.booleans())
     def accept(self, name, placed, safe):
-        if len(self.items) == MAX_EXECUTIONS:
-            return
         item = self.build.execution(run_deadline=DEADLINE, retry_is_safe=safe, max_attempts=2)
         placement = self.build.placement(item, self.at(name), lease=LEASE) if placed else None
         one, other = self.both(lambda world: world.store.accept([item], [placement]))
@@ -130,22 +144,17 @@ class Lives(RuleBasedStateMachine):
 
     @rule(number=numbers)
     def start(self, number):
-        if self.placements:
-            ref = self.placements[number % len(self.placements)].attempt
-            self.both(lambda world: world.leases.start([ref]))
+        ref = self.placements[number % len(self.placements)].attempt
+        self.both(lambda world: world.leases.start([ref]))
 
     @rule(number=numbers, outcome=counted_outcomes, counts=st.booleans())
     def finish(self, number, outcome, counts):
-        if not self.placements:
-            return
         placement = self.placements[number % len(self.placements)]
         counts = counts or outcome is not Outcome.REJECTED
         self.finish_both([self.build.result(placement, outcome, counts=counts)])
 
     @rule(number=numbers, other=numbers)
     def finish_in_one_group(self, number, other):
-        if not self.placements:
-            return
         chosen = [self.placements[one % len(self.placements)] for one in (number, other)]
         results = [
             self.build.result(placement, outcome)
@@ -165,8 +174,6 @@ class Lives(RuleBasedStateMachine):
 
     @rule(number=numbers)
     def cancel(self, number):
-        if not self.items:
-            return
         execution_id = self.items[number % len(self.items)].run.execution_id
         entry = NewAuditEntry(
             audit_entry_id=new_id(AUDIT_ENTRY, self.build.clock, self.build.random),
@@ -183,10 +190,9 @@ class Lives(RuleBasedStateMachine):
 
     @rule(number=numbers, name=nodes)
     def renew(self, number, name):
-        if self.placements:
-            ref = self.placements[number % len(self.placements)].attempt
-            one, other = self.both(lambda world: world.leases.renew(node(name), [ref], lease=LEASE))
-            assert list(one) == list(other)
+        ref = self.placements[number % len(self.placements)].attempt
+        one, other = self.both(lambda world: world.leases.renew(node(name), [ref], lease=LEASE))
+        assert list(one) == list(other)
 
     @rule()
     def leases_run_out(self):
@@ -202,9 +208,8 @@ class Lives(RuleBasedStateMachine):
 
     @rule(number=numbers)
     def an_order_never_left(self, number):
-        if self.placements:
-            placement = self.placements[number % len(self.placements)]
-            self.same_losses(lambda world: world.leases.release_unsent([placement]))
+        placement = self.placements[number % len(self.placements)]
+        self.same_losses(lambda world: world.leases.release_unsent([placement]))
 
     @rule()
     def deadlines_pass(self):
@@ -244,8 +249,8 @@ def test_the_domain_and_postgres_give_the_same_answers(postgres_18):
             run_state_machine_as_test(
                 Lives,
                 settings=settings(
-                    max_examples=20,
-                    stateful_step_count=25,
+                    max_examples=EXAMPLES,
+                    stateful_step_count=STEPS,
                     deadline=None,
                     suppress_health_check=list(HealthCheck),
                 ),
