@@ -1,8 +1,6 @@
 """Who this node is: the files that enrollment wrote. Makes no key and talks to nobody."""
 
-import contextlib
 import json
-import os
 from dataclasses import dataclass, field
 from datetime import datetime
 from pathlib import Path
@@ -11,6 +9,7 @@ from typing import Final
 from cryptography import x509
 from cryptography.hazmat.primitives import serialization
 
+from data_plane.files import replace_file
 from shared.canonical import parse_strict
 from shared.errors import KeyFormatError, MalformedError, NotFoundError
 from shared.fields import Fields
@@ -114,26 +113,6 @@ def write_identity(paths: NodePaths, *, node_id: NodeId, installation: Installat
     """Store who this node is; written last, so that a broken enrollment is none."""
     document = {"type": FORMAT, "node_id": node_id, "installation": installation}
     replace_file(paths.identity, json.dumps(document, indent=2).encode() + b"\n")
-
-
-def replace_file(path: Path, data: bytes) -> None:
-    """Replace a file whole or not at all, synchronised before it counts. Mode 0600."""
-    part = path.with_name(f".{path.name}.new")
-    descriptor = os.open(part, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, 0o600)
-    try:
-        with os.fdopen(descriptor, "wb") as file:
-            file.write(data)
-            file.flush()
-            os.fsync(descriptor)
-        part.replace(path)
-    finally:
-        with contextlib.suppress(FileNotFoundError):
-            part.unlink()
-    folder = os.open(path.parent, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
-    try:
-        os.fsync(folder)
-    finally:
-        os.close(folder)
 
 
 def _read(path: Path) -> bytes:

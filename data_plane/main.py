@@ -43,11 +43,11 @@ from shared.errors import (
     NotFoundError,
     VerificationError,
 )
-from shared.ids import BOOT, new_id
+from shared.ids import BOOT, BootId, new_id
 from shared.key_files import read_secret_file, write_secret_file
 from shared.logs import get_logger
 from shared.telemetry import make_tracer_provider
-from shared.trust import TrustRoots, read_trust
+from shared.trust import read_trust
 
 logger = get_logger(__name__)
 
@@ -99,8 +99,7 @@ async def build_node(settings: NodeSettings, stack: AsyncExitStack) -> tuple[Nod
         AgentFactoryError: A file, key, port or lock is not as it must be; the message names it.
     """
     clock, random = SystemClock(), SystemRandom()
-    paths = settings.paths
-    trust = read_trust(paths.trust)
+    paths, trust = settings.paths, read_trust(settings.paths.trust)
     identity = read_identity(paths)
     if identity.installation != trust.installation:
         raise VerificationError(
@@ -108,20 +107,8 @@ async def build_node(settings: NodeSettings, stack: AsyncExitStack) -> tuple[Nod
         )
     worker_path = agentfactory_engine.worker_path()
     engine = await read_engine_info(worker_path)
-    facts = NodeFacts(
-        installation=trust.installation,
-        node_id=identity.node_id,
-        boot_id=new_id(BOOT, clock, random),
-        engine=engine,
-        profiles=frozenset(settings.profiles),
-        ceilings=settings.ceilings,
-        max_order_life=timedelta(seconds=settings.max_order_life_s),
-        max_skew=timedelta(seconds=settings.max_skew_s),
-    )
-    if settings.otlp_endpoint is not None:
-        provider = make_tracer_provider("agentfactory-node", identity.node_id, settings.otlp_endpoint)
-        trace.set_tracer_provider(provider)
-        stack.callback(provider.shutdown)
+    facts = _facts(settings, identity, engine, new_id(BOOT, clock, random))
+    _trace(settings, identity, stack)
     registry = CollectorRegistry()
     metrics = NodeMetrics(registry, clock)
     keyset = NodeKeyset(
@@ -136,29 +123,21 @@ async def build_node(settings: NodeSettings, stack: AsyncExitStack) -> tuple[Nod
     leases = Leases()
     admissions = Admissions(slots=settings.slots, leases=leases, spool=spool, ceilings=facts.ceilings)
     outbox = Outbox(spool=spool, clock=clock)
-    link = _link(settings, trust, identity)
-    sandbox = await stack.enter_async_context(
-        WorkerPool(
-            worker_path=worker_path,
-            engine=engine,
-            slots=settings.slots,
-            max_warm_workers=settings.max_warm_workers,
-        )
+    link = ControlPlaneLink(
+        targets=settings.control_planes,
+        trust=trust,
+        tls_key_pem=identity.tls_key_pem,
+        certificate=identity.certificate,
     )
-    modules = ArtifactService(
-        cache=cache,
-        source=link,
-        compiler=WorkerCompiler(worker_path=worker_path),
-        keyset=keyset,
-        clock=clock,
-    )
+    sandbox = await _sandbox(settings, worker_path, engine, stack)
+    compiler = WorkerCompiler(worker_path=worker_path)
     runner = OrderRunner(
         facts=facts,
         keyset=keyset,
         ledger=OrderLedger(max_order_life=facts.max_order_life, max_skew=facts.max_skew),
         leases=leases,
         admissions=admissions,
-        modules=modules,
+        modules=ArtifactService(cache=cache, source=link, compiler=compiler, keyset=keyset, clock=clock),
         inputs=link,
         sandbox=sandbox,
         issuer=issuer,
@@ -200,6 +179,38 @@ async def build_node(settings: NodeSettings, stack: AsyncExitStack) -> tuple[Nod
     return node, registry
 
 
+def _facts(settings: NodeSettings, identity: NodeIdentity, engine: EngineInfo, boot_id: BootId) -> NodeFacts:
+    return NodeFacts(
+        installation=identity.installation,
+        node_id=identity.node_id,
+        boot_id=boot_id,
+        engine=engine,
+        profiles=frozenset(settings.profiles),
+        ceilings=settings.ceilings,
+        max_order_life=timedelta(seconds=settings.max_order_life_s),
+        max_skew=timedelta(seconds=settings.max_skew_s),
+    )
+
+
+def _trace(settings: NodeSettings, identity: NodeIdentity, stack: AsyncExitStack) -> None:
+    if settings.otlp_endpoint is not None:
+        provider = make_tracer_provider("agentfactory-node", identity.node_id, settings.otlp_endpoint)
+        trace.set_tracer_provider(provider)
+        stack.callback(provider.shutdown)
+
+
+async def _sandbox(
+    settings: NodeSettings, worker_path: str, engine: EngineInfo, stack: AsyncExitStack
+) -> WorkerPool:
+    pool = WorkerPool(
+        worker_path=worker_path,
+        engine=engine,
+        slots=settings.slots,
+        max_warm_workers=settings.max_warm_workers,
+    )
+    return await stack.enter_async_context(pool)
+
+
 def _cache(settings: NodeSettings, engine: EngineInfo, random: SystemRandom) -> ArtifactCache:
     key_file = settings.data_dir / "artifact.key"
     try:
@@ -217,12 +228,3 @@ def _cache(settings: NodeSettings, engine: EngineInfo, random: SystemRandom) -> 
     )
     cache.load()
     return cache
-
-
-def _link(settings: NodeSettings, trust: TrustRoots, identity: NodeIdentity) -> ControlPlaneLink:
-    return ControlPlaneLink(
-        targets=settings.control_planes,
-        trust=trust,
-        tls_key_pem=identity.tls_key_pem,
-        certificate=identity.certificate,
-    )

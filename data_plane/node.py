@@ -9,12 +9,13 @@ from datetime import timedelta
 from typing import Final, NoReturn
 
 from data_plane.artifacts.cache import ArtifactCache
+from data_plane.attempt import StopReason
 from data_plane.enrollment import load_tls_key, make_csr, renewal_due_at
 from data_plane.identity import NodeIdentity, write_certificate
 from data_plane.metrics import NodeMetrics
 from data_plane.orders.admission import Admissions
 from data_plane.receipts.spool import Spool
-from data_plane.runner import OrderRunner, StopReason
+from data_plane.runner import OrderRunner
 from data_plane.sandbox.ports import Sandbox
 from data_plane.session.leases import Leases
 from data_plane.session.remote import ControlPlaneLink

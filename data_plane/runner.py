@@ -7,17 +7,23 @@ run is stopped from outside by `stop`: cancelled, out of lease, or because the n
 import asyncio
 from collections import OrderedDict
 from collections.abc import Sequence
-from dataclasses import dataclass, field
-from datetime import datetime, timedelta
-from enum import Enum
+from datetime import datetime
 from typing import Final
 
 from opentelemetry import trace
 from opentelemetry.context import Context
 
 from data_plane.artifacts.ports import ModulePreparer, PreparedModule
+from data_plane.attempt import (
+    Running,
+    StopReason,
+    report_of_rejection,
+    report_of_run,
+    request_of,
+    stop_rejection,
+)
 from data_plane.metrics import NodeMetrics, Stage
-from data_plane.orders.admission import Admission, Admissions
+from data_plane.orders.admission import Admissions
 from data_plane.orders.domain import AttemptRef, Delivery
 from data_plane.orders.keyset import NodeKeyset
 from data_plane.orders.ledger import OrderLedger
@@ -33,7 +39,7 @@ from data_plane.orders.verifier import (
 )
 from data_plane.ports import Announcer, InputSource
 from data_plane.receipts.issuer import ReceiptIssuer, Report, rejection_of
-from data_plane.sandbox.domain import Limits, RunRequest, RunResult
+from data_plane.sandbox.domain import RunRequest, RunResult
 from data_plane.sandbox.ports import Sandbox
 from data_plane.session.leases import Leases
 from shared.clock import Clock
@@ -49,7 +55,6 @@ from shared.errors import (
 )
 from shared.keyset import KeyPurpose
 from shared.logs import get_logger
-from shared.manifest import Profile
 from shared.orders import Order, VerifiedOrderRoot
 from shared.outcomes import Outcome
 from shared.telemetry import parse_traceparent
@@ -57,38 +62,11 @@ from shared.telemetry import parse_traceparent
 logger = get_logger(__name__)
 _tracer = trace.get_tracer("data_plane.runner")
 
-PARAMETERS_VARIABLE: Final = "AGENTFACTORY_PARAMETERS"
-"""Where a guest finds its agent's parameters, as canonical JSON."""
-
 REMEMBERED_ROOTS: Final = 64
 """Verified batch roots: the orders of one batch may come in several messages."""
 
 MAX_LOADS: Final = 2
 """Tries to load an artifact: the second one compiled anew."""
-
-
-class StopReason(Enum):
-    """Why a run is stopped from outside."""
-
-    CANCELLED = "cancelled"
-    LEASE_LOST = "lease"
-    NODE_STOPS = "stop"
-
-
-@dataclass(slots=True, kw_only=True, eq=False)
-class _Running:
-    """One admitted order on its way to its receipt."""
-
-    order: Order
-    delivery: Delivery = field(repr=False)
-    admission: Admission = field(repr=False)
-    order_digest: Digest
-    received_at: datetime
-    started_at: datetime | None = None
-    stopped: StopReason | None = None
-    task: "asyncio.Task[None] | None" = field(default=None, repr=False)
-    is_stoppable: bool = False
-    """False before its task has begun: a task cancelled then would never write its receipt."""
 
 
 class OrderRunner:
@@ -123,7 +101,7 @@ class OrderRunner:
         self._metrics = metrics
         self._clock = clock
         self._roots: OrderedDict[tuple[int, Digest], VerifiedOrderRoot] = OrderedDict()
-        self._running: dict[AttemptRef, _Running] = {}
+        self._running: dict[AttemptRef, Running] = {}
         self._tasks: asyncio.TaskGroup | None = None
         self._unfinished = 0
         self._all_finished = asyncio.Event()
@@ -201,7 +179,7 @@ class OrderRunner:
         except OrderRejectedError as error:
             self._start(self._reject(delivery, order, received_at, error))
             return
-        running = _Running(
+        running = Running(
             order=order,
             delivery=delivery,
             admission=admission,
@@ -226,7 +204,7 @@ class OrderRunner:
         if self._unfinished == 0:
             self._all_finished.set()
 
-    async def _carry_out(self, running: _Running) -> None:
+    async def _carry_out(self, running: Running) -> None:
         try:
             with _tracer.start_as_current_span(
                 "run order", context=_context_of(running.order), attributes={"order.id": running.order.id}
@@ -241,7 +219,7 @@ class OrderRunner:
             self._leases.end(running.admission.attempt)
             self._running.pop(running.admission.attempt, None)
 
-    async def _report_of(self, running: _Running) -> Report:
+    async def _report_of(self, running: Running) -> Report:
         """Do what can be stopped; afterwards `stop` has no effect any more."""
         if running.stopped is not None:
             return self._stopped_report(running, running.stopped)
@@ -271,7 +249,7 @@ class OrderRunner:
             running.is_stoppable = False
         return self._report(running, Outcome(result.outcome), result=result)
 
-    async def _run_guest(self, running: _Running) -> RunResult:
+    async def _run_guest(self, running: Running) -> RunResult:
         """Checks 12 to 17, then the guest."""
         order, delivery = running.order, running.delivery
         with self._metrics.timed(Stage.ARTIFACT):
@@ -284,7 +262,7 @@ class OrderRunner:
         check_parameters(order, delivery.parameters)
         check_engine(order, self._facts.engine)
         check_node_policy(order, manifest=module.manifest, facts=self._facts)
-        request = _request(running, content)
+        request = request_of(running, content)
         self._require_lease(running)
         self._announcer.started(running.admission.attempt)
         running.started_at = self._clock.now()
@@ -310,7 +288,7 @@ class OrderRunner:
                 self._modules.forget(order.module_digest)
         raise AssertionError
 
-    def _require_lease(self, running: _Running) -> None:
+    def _require_lease(self, running: Running) -> None:
         # Rule 6: after its own lease has run out a node starts nothing.
         if not self._leases.is_live(running.admission.attempt, now=self._clock.monotonic()):
             raise OrderRejectedError(
@@ -319,48 +297,21 @@ class OrderRunner:
                 rejection=RejectionReason.STALE,
             )
 
-    def _stopped_report(self, running: _Running, reason: StopReason) -> Report:
+    def _stopped_report(self, running: Running, reason: StopReason) -> Report:
         if reason is StopReason.CANCELLED:
             return self._report(running, Outcome.CANCELLED)
         if reason is StopReason.LEASE_LOST:
             self._metrics.lease_expiries.inc()
-            problem, word = "the lease ran out; whatever the guest did is void", RejectionReason.STALE
-        else:
-            problem, word = "the node stops; whatever the guest did is void", RejectionReason.DRAINING
-        # Reasons of this node alone: the execution goes on elsewhere, at once.
-        return self._rejected_report(running, OrderRejectedError(problem, check=Check.ROOM, rejection=word))
+        return self._rejected_report(running, stop_rejection(reason))
 
     def _report(
-        self, running: _Running, outcome: Outcome, *, result: RunResult | None = None, trap: str | None = None
+        self, running: Running, outcome: Outcome, *, result: RunResult | None = None, trap: str | None = None
     ) -> Report:
-        now = self._clock.now()
-        started_at = running.started_at
-        if outcome is Outcome.TRAPPED and started_at is None:
-            started_at = now
-        return Report(
-            order_digest=running.order_digest,
-            order=running.order,
-            outcome=outcome,
-            received_at=running.received_at,
-            started_at=started_at,
-            # Wall clocks may be set back; a receipt's times never run backwards.
-            finished_at=max(now, started_at or running.received_at),
-            result=result,
-            trap=trap,
-        )
+        return report_of_run(running, outcome, now=self._clock.now(), result=result, trap=trap)
 
-    def _rejected_report(self, running: _Running, error: OrderRejectedError) -> Report:
+    def _rejected_report(self, running: Running, error: OrderRejectedError) -> Report:
         self._count_rejection(error)
-        now = self._clock.now()
-        return Report(
-            order_digest=running.order_digest,
-            order=running.order,
-            outcome=Outcome.REJECTED,
-            received_at=running.received_at,
-            started_at=running.started_at,
-            finished_at=max(now, running.started_at or running.received_at),
-            rejection=rejection_of(error),
-        )
+        return report_of_rejection(running, error, now=self._clock.now())
 
     async def _reject(
         self, delivery: Delivery, order: Order | None, received_at: datetime, error: OrderRejectedError
@@ -409,24 +360,3 @@ def _context_of(order: Order) -> Context | None:
         return parse_traceparent(order.traceparent).to_context() if order.traceparent else None
     except InvalidInputError:
         return None
-
-
-def _request(running: _Running, content: bytes) -> RunRequest:
-    order, limits = running.order, running.admission.limits
-    # The default profile has real time and real randomness; the others repeat a run exactly.
-    repeatable = order.profile is not Profile.DEFAULT
-    return RunRequest(
-        args=(order.agent_name,),
-        env=((PARAMETERS_VARIABLE, running.delivery.parameters.decode()),),
-        stdin=content,
-        limits=Limits(
-            wall=timedelta(milliseconds=limits.wall_ms),
-            cpu=timedelta(milliseconds=limits.cpu_ms),
-            memory_bytes=limits.memory_bytes,
-            output_bytes=limits.output_bytes,
-            log_bytes=limits.log_bytes,
-            open_files=limits.open_files,
-        ),
-        seed=order.seed if repeatable else None,
-        clock=order.clock_start_at if repeatable else None,
-    )

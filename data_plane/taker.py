@@ -2,8 +2,9 @@
 
 from collections.abc import Sequence
 
+from data_plane.attempt import StopReason
 from data_plane.orders.domain import AttemptRef, Delivery
-from data_plane.runner import OrderRunner, StopReason
+from data_plane.runner import OrderRunner
 
 
 class RunnerTaker:

@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from datetime import datetime
 from pathlib import Path
 
-from data_plane.identity import replace_file
+from data_plane.files import replace_file
 from shared.dsse import MAX_ENVELOPE_BYTES
 from shared.errors import RollbackError, UnknownKeyError
 from shared.ids import InstallationId, KeyId

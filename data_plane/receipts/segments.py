@@ -15,6 +15,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Final, Self
 
+from data_plane.files import sync_folder, write_all
 from data_plane.receipts.domain import (
     EMPTY_HEAD,
     MAX_ENVELOPE_BYTES,
@@ -42,7 +43,6 @@ DEFAULT_SEGMENT_BYTES: Final = 2 * 1024 * 1024
 _FULL: Final = frozenset({errno.ENOSPC, errno.EDQUOT})
 _CREATE: Final = os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC
 _OPEN: Final = os.O_RDWR | os.O_CLOEXEC
-_FOLDER: Final = os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -214,7 +214,7 @@ class SegmentStore:
                 written.append(_file_name(body.commitment))
                 _write_file(self._bodies / written[-1], body.content)
             if bodies:
-                _sync_folder(self._bodies)
+                sync_folder(self._bodies)
         except OSError as error:
             for name in written:
                 (self._bodies / name).unlink(missing_ok=True)
@@ -257,10 +257,7 @@ class SegmentStore:
             return
         segment, data = self._segments[-1], b"".join(buffer)
         buffer.clear()
-        offset = segment.end - len(data)
-        while data:
-            written = os.pwrite(segment.descriptor, data, offset)
-            data, offset = data[written:], offset + written
+        write_all(segment.descriptor, data, offset=segment.end - len(data))
         os.fdatasync(segment.descriptor)
 
     def _new_segment(self) -> _Segment:
@@ -271,10 +268,10 @@ class SegmentStore:
         descriptor = os.open(part, _CREATE, 0o600)
         try:
             data = encode_segment_header(self._head).ljust(self._segment_bytes, b"\0")
-            _write_all(descriptor, data)
+            write_all(descriptor, data)
             os.fsync(descriptor)
             part.rename(path)
-            _sync_folder(self._folder)
+            sync_folder(self._folder)
         except OSError as error:
             os.close(descriptor)
             part.unlink(missing_ok=True)
@@ -341,7 +338,7 @@ class SegmentStore:
         )
         # The room of a record that was never synchronised, so nobody was told of it.
         os.ftruncate(segment.descriptor, segment.end)
-        _write_all(segment.descriptor, bytes(self._segment_bytes - segment.end), offset=segment.end)
+        write_all(segment.descriptor, bytes(self._segment_bytes - segment.end), offset=segment.end)
         os.fsync(segment.descriptor)
         self.used_bytes += self._segment_bytes - len(data)
 
@@ -385,22 +382,7 @@ def _disk_full(error: OSError, folder: Path) -> Exception:
 def _write_file(path: Path, content: bytes) -> None:
     descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, 0o600)
     try:
-        _write_all(descriptor, content)
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
-
-
-def _write_all(descriptor: int, data: bytes, *, offset: int = 0) -> None:
-    view = memoryview(data)
-    while view:
-        written = os.pwrite(descriptor, view, offset)
-        view, offset = view[written:], offset + written
-
-
-def _sync_folder(folder: Path) -> None:
-    descriptor = os.open(folder, _FOLDER)
-    try:
+        write_all(descriptor, content)
         os.fsync(descriptor)
     finally:
         os.close(descriptor)

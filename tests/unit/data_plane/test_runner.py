@@ -11,13 +11,14 @@ from prometheus_client import CollectorRegistry
 from data_plane import runner as runner_module
 from data_plane.artifacts.cache import memory_file
 from data_plane.artifacts.ports import PreparedModule
+from data_plane.attempt import StopReason
 from data_plane.metrics import NodeMetrics
 from data_plane.orders.admission import Admissions
 from data_plane.orders.domain import attempt_of
 from data_plane.orders.keyset import NodeKeyset
 from data_plane.orders.ledger import OrderLedger
 from data_plane.receipts.issuer import ReceiptIssuer
-from data_plane.runner import OrderRunner, StopReason
+from data_plane.runner import OrderRunner
 from data_plane.sandbox.domain import Outcome as RunOutcome
 from data_plane.sandbox.domain import Trap
 from data_plane.session.leases import Leases

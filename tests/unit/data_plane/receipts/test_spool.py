@@ -273,15 +273,15 @@ async def test_full_disk_takes_no_number_and_the_spool_goes_on(tmp_path, monkeyp
     spool = open_spool(tmp_path)
     for _ in range(3):
         await spool.append(draft("x" * 60_000))
-    real = segments._write_all
+    real = segments.write_all
 
     def full(*_args, **_kwargs):
         raise OSError(28, "no space left on device")
 
-    monkeypatch.setattr(segments, "_write_all", full)
+    monkeypatch.setattr(segments, "write_all", full)
     with pytest.raises(DiskFullError):
         await spool.append(draft("x" * 60_000))
-    monkeypatch.setattr(segments, "_write_all", real)
+    monkeypatch.setattr(segments, "write_all", real)
 
     assert (await spool.append(draft("x" * 60_000))).sequence == 4
     await spool.close()

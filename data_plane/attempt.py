@@ -1,0 +1,109 @@
+"""One admitted order on its way to its receipt: what its guest is given and what is reported of it.
+
+Pure but for the task that it names; `runner.py` carries it out.
+"""
+
+import asyncio  # noqa: TC003 - imports stay in one place
+from dataclasses import dataclass, field
+from datetime import datetime, timedelta
+from enum import Enum
+from typing import Final
+
+from data_plane.orders.admission import Admission
+from data_plane.orders.domain import Delivery
+from data_plane.orders.verifier import Check
+from data_plane.receipts.issuer import Report, rejection_of
+from data_plane.sandbox.domain import Limits, RunRequest, RunResult
+from shared.digests import Digest
+from shared.errors import OrderRejectedError, RejectionReason
+from shared.manifest import Profile
+from shared.orders import Order
+from shared.outcomes import Outcome
+
+PARAMETERS_VARIABLE: Final = "AGENTFACTORY_PARAMETERS"
+"""Where a guest finds its agent's parameters, as canonical JSON."""
+
+
+class StopReason(Enum):
+    """Why a run is stopped from outside."""
+
+    CANCELLED = "cancelled"
+    LEASE_LOST = "lease"
+    NODE_STOPS = "stop"
+
+
+@dataclass(slots=True, kw_only=True, eq=False)
+class Running:
+    """One admitted order on its way to its receipt."""
+
+    order: Order
+    delivery: Delivery = field(repr=False)
+    admission: Admission = field(repr=False)
+    order_digest: Digest
+    received_at: datetime
+    started_at: datetime | None = None
+    stopped: StopReason | None = None
+    task: "asyncio.Task[None] | None" = field(default=None, repr=False)
+    is_stoppable: bool = False
+    """False before its task has begun: a task cancelled then would never write its receipt."""
+
+
+def stop_rejection(reason: StopReason) -> OrderRejectedError:
+    """Return why a run is void: for a reason of this node alone, so that the execution goes on elsewhere."""
+    if reason is StopReason.LEASE_LOST:
+        problem, word = "the lease ran out; whatever the guest did is void", RejectionReason.STALE
+    else:
+        problem, word = "the node stops; whatever the guest did is void", RejectionReason.DRAINING
+    return OrderRejectedError(problem, check=Check.ROOM, rejection=word)
+
+
+def report_of_run(
+    running: Running, outcome: Outcome, *, now: datetime, result: RunResult | None, trap: str | None
+) -> Report:
+    """Return what is said about a run that ended, or was cancelled."""
+    return Report(
+        order_digest=running.order_digest,
+        order=running.order,
+        outcome=outcome,
+        received_at=running.received_at,
+        started_at=running.started_at,
+        # Wall clocks may be set back; a receipt's times never run backwards.
+        finished_at=max(now, running.started_at or running.received_at),
+        result=result,
+        trap=trap,
+    )
+
+
+def report_of_rejection(running: Running, error: OrderRejectedError, *, now: datetime) -> Report:
+    """Return what is said about an order that was refused after it had been believed."""
+    return Report(
+        order_digest=running.order_digest,
+        order=running.order,
+        outcome=Outcome.REJECTED,
+        received_at=running.received_at,
+        started_at=running.started_at,
+        finished_at=max(now, running.started_at or running.received_at),
+        rejection=rejection_of(error),
+    )
+
+
+def request_of(running: Running, content: bytes) -> RunRequest:
+    """Return what the guest of a verified order is given."""
+    order, limits = running.order, running.admission.limits
+    # The default profile has real time and real randomness; the others repeat a run exactly.
+    repeatable = order.profile is not Profile.DEFAULT
+    return RunRequest(
+        args=(order.agent_name,),
+        env=((PARAMETERS_VARIABLE, running.delivery.parameters.decode()),),
+        stdin=content,
+        limits=Limits(
+            wall=timedelta(milliseconds=limits.wall_ms),
+            cpu=timedelta(milliseconds=limits.cpu_ms),
+            memory_bytes=limits.memory_bytes,
+            output_bytes=limits.output_bytes,
+            log_bytes=limits.log_bytes,
+            open_files=limits.open_files,
+        ),
+        seed=order.seed if repeatable else None,
+        clock=order.clock_start_at if repeatable else None,
+    )
