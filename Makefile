@@ -20,8 +20,9 @@ BIN := .venv/bin
 UV := $(AF_CACHE_DIR)/uv-$(UV_VERSION)/bin/uv
 BUF := $(AF_CACHE_DIR)/buf-$(BUF_VERSION)/node_modules/.bin/buf
 READY := .venv/.ready
-ENGINE_SOURCES := $(shell find data_plane/engine -type f \( -name '*.rs' -o -name 'Cargo.*' -o -name '*.py' \
-	-o -name '*.pyi' -o -name pyproject.toml -o -name rust-toolchain.toml \) -not -path '*/target/*' -not -path '*/build/*' 2>/dev/null)
+# What a new engine depends on; its tests do not count.
+ENGINE_SOURCES := $(shell find data_plane/engine -type f \( -path '*/src/*.rs' -o -name 'Cargo.*' -o -name pyproject.toml \
+	-o -name build_engine.py -o -path '*/agentfactory_engine/*.py*' \) -not -name '*.pyc' 2>/dev/null)
 
 .PHONY: help
 help: ## list the targets
