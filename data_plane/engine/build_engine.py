@@ -8,6 +8,7 @@ Run as a program, it compiles with visible progress, so that the quiet build ins
 work done.
 """
 
+import fcntl
 import hashlib
 import json
 import os
@@ -19,6 +20,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Final
 
@@ -63,7 +65,7 @@ def build_wheel(
     wheel_directory: str, config_settings: Config = None, metadata_directory: str | None = None
 ) -> str:
     """Put the wheel into ``wheel_directory`` and return its name; built only if no cached one fits."""
-    with _one_line_errors():
+    with _one_line_errors(), _one_build():
         cached = _cached_wheel()
         if cached is None:
             cached = _build(config_settings, metadata_directory)
@@ -139,6 +141,16 @@ def _build(config_settings: Config, metadata_directory: str | None) -> Path:
         Path(fresh, name).replace(target / name)
     _forget_old(folder)
     return target / name
+
+
+@contextmanager
+def _one_build() -> Iterator[None]:
+    """Wait for other builds: all share one target folder, and what one compiles another must not pack."""
+    target = Path(_cargo_environment()["CARGO_TARGET_DIR"])
+    target.mkdir(parents=True, exist_ok=True)
+    with (target / "agentfactory-build.lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        yield
 
 
 def _forget_old(folder: Path) -> None:
@@ -276,7 +288,7 @@ class _one_line_errors:  # noqa: N801 - used as a statement
 
 def main() -> None:
     """Compile unless a wheel of these sources is cached already."""
-    with _one_line_errors():
+    with _one_line_errors(), _one_build():
         if _cached_wheel() is None:
             compile_crates()
 

@@ -294,7 +294,6 @@ async def test_more_waiting_runs_than_the_pool_bears_are_refused(engine, artifac
 
 PARENT = """
 import asyncio, os, sys
-from agentfactory_engine import worker_path
 from data_plane.sandbox.frames import END_OF_STDIN, FrameKind, encode
 from datetime import timedelta
 from data_plane.sandbox.domain import Limits, RunRequest
@@ -303,7 +302,7 @@ from data_plane.sandbox.process import Mode, WorkerProcess
 import socket
 
 async def main():
-    process = WorkerProcess.start(worker_path(), Mode.RUN)
+    process = WorkerProcess.start(sys.argv[2], Mode.RUN)
     long = Limits(wall=timedelta(minutes=5), cpu=timedelta(minutes=5))
     request = RunRequest(args=("p", "spin"), limits=long)
     frames = encode(FrameKind.LOAD, b"{}") + encode(FrameKind.RUN, run_payload(request))
@@ -320,7 +319,7 @@ async def test_a_worker_dies_with_a_node_that_is_killed(artifacts, probe):
     """Its guest spins, so nobody in it reads the socket: only the kernel can end it."""
     artifact = await artifacts.of(probe)
     parent = await asyncio.create_subprocess_exec(
-        sys.executable, "-c", PARENT, str(artifact), stdout=asyncio.subprocess.PIPE
+        sys.executable, "-c", PARENT, str(artifact), worker_path(), stdout=asyncio.subprocess.PIPE
     )
     async with asyncio.timeout(PATIENCE_SECONDS):
         pidfd = os.pidfd_open(int(await parent.stdout.readline()))

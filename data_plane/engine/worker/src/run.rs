@@ -37,11 +37,12 @@ pub fn serve(socket: OwnedFd) -> ! {
         .name("guest".to_owned())
         .stack_size(GUEST_THREAD_STACK_BYTES)
         .spawn(move || {
+            // The last thread there is; before anything of the parent is read.
+            jail::no_more_processes();
             let guest = load(&input, &guest_side);
             serve_runs(&guest, &input, &guest_side)
         })
         .expect("a guest thread");
-    jail::no_more_processes();
     shared.watch()
 }
 
