@@ -1,9 +1,9 @@
 """Generates protos/gen from protos/agentfactory, lints it and finds breaking changes. Never edits a .proto.
 
-    python protos/generate.py             write protos/gen
-    python protos/generate.py --check     exit 1 when protos/gen is not what the sources give
-    python protos/generate.py --lint BUF  buf lint STANDARD, buf format and buf breaking against released.binpb
-    python protos/generate.py --release   make today's contract the one that must not break
+python protos/generate.py             write protos/gen
+python protos/generate.py --check     exit 1 when protos/gen is not what the sources give
+python protos/generate.py --lint BUF  buf lint, buf format, buf breaking against released.binpb
+python protos/generate.py --release   make today's contract the one that must not break
 """
 
 import argparse
@@ -42,7 +42,14 @@ def protoc(*arguments: str) -> None:
         descriptors = write_validate_descriptor(Path(folder))
         path = f"{Path(sys.executable).parent}:{os.environ['PATH']}"
         subprocess.run(
-            [sys.executable, "-m", "grpc_tools.protoc", "-I.", f"--descriptor_set_in={descriptors}", *arguments],
+            [
+                sys.executable,
+                "-m",
+                "grpc_tools.protoc",
+                "-I.",
+                f"--descriptor_set_in={descriptors}",
+                *arguments,
+            ],
             check=True,
             cwd=PROTOS,
             env={**os.environ, "PATH": path},
@@ -52,7 +59,9 @@ def protoc(*arguments: str) -> None:
 
 def generate(folder: Path) -> None:
     """Write the Python modules and their typed stubs below ``folder``."""
-    protoc(*(f"--{plugin}_out={folder}" for plugin in ("python", "mypy", "grpc_python", "mypy_grpc")), *SOURCES)
+    protoc(
+        *(f"--{plugin}_out={folder}" for plugin in ("python", "mypy", "grpc_python", "mypy_grpc")), *SOURCES
+    )
     protoc(f"--python_out={folder}", f"--mypy_out={folder}", VALIDATE)
     # protoc writes an empty _grpc pair for a file without a service.
     for stub in folder.rglob("*_pb2_grpc.py"):
@@ -96,7 +105,9 @@ def lint(buf: str) -> int:
 
 
 def main() -> int:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     action = parser.add_mutually_exclusive_group()
     action.add_argument("--check", action="store_true")
     action.add_argument("--lint", metavar="BUF")

@@ -65,7 +65,9 @@ async def test_kill_9_of_the_node_lets_another_node_take_over_after_the_lease(st
     assert [attempt.node_id for attempt in ended.attempts] == [first.node_id, second.node_id]
 
 
-async def test_kill_9_of_the_node_retries_an_unsafe_agent_that_called_nothing_outside(stack: TestStack) -> None:
+async def test_kill_9_of_the_node_retries_an_unsafe_agent_that_called_nothing_outside(
+    stack: TestStack,
+) -> None:
     await stack.make_agent("unsafe", retry="unsafe")
     (node,) = stack.nodes
     execution = await stack.submit("unsafe", b"sleep 2000")
