@@ -199,6 +199,17 @@ class Lives(RuleBasedStateMachine):
         self.pass_time(LONG_STEP)
         self.same_losses(lambda world: world.leases.expire_leases(limit=100))
 
+    @rule(name=nodes, number=numbers)
+    def another_node_takes_over_and_the_first_answers_late(self, name, number):
+        self.leases_run_out()
+        self.claim(name=name)
+        self.finish(number=number, outcome=Outcome.SUCCEEDED, counts=True)
+
+    @rule(number=numbers)
+    def a_node_is_busy_and_answers_twice(self, number):
+        self.finish(number=number, outcome=Outcome.REJECTED, counts=False)
+        self.finish(number=number, outcome=Outcome.SUCCEEDED, counts=True)
+
     @rule(name=nodes)
     def a_node_starts_anew(self, name):
         self.epochs[name] += 1
