@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from typing import Any, NoReturn
 
 from control_plane.database.notifications import Channel, Notifications
+from control_plane.installation.files import read_server_names
 from control_plane.queue_store import QueueGauge
 from control_plane.servers import Address, Front, serving
 from control_plane.settings import ControlSettings
@@ -59,7 +60,7 @@ async def _serve(
         paths=base.paths,
         installation=base.found.installation,
         authority=base.authority,
-        server_names=settings.server_names,
+        server_names=read_server_names(base.paths),
         clock=base.clock,
     )
     renewal.renew_if_due()

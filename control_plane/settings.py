@@ -29,9 +29,6 @@ class ControlSettings(PlaneSettings):
     enroll_port: int = Field(default=7445, ge=0, le=65535, description="gRPC without them: enrollment.")
     admin_host: str = Field(default="127.0.0.1", min_length=1)
     admin_port: int = Field(default=7444, ge=0, le=65535, description="/metrics /healthz /readyz")
-    server_names: tuple[str, ...] = Field(
-        default=("localhost", "127.0.0.1", "::1"), description="Names in the server's certificate."
-    )
 
     replica_id: str = Field(default="", max_length=64, description="Empty: a random one per start.")
     zone: str = Field(default="", max_length=63)
@@ -48,4 +45,3 @@ class ControlSettings(PlaneSettings):
 
     log_level: Literal["debug", "info", "warning", "error"] = "info"
     log_style: LogStyle = LogStyle.JSON
-    otlp_endpoint: str | None = Field(default=None, description="Traces go there; unset: nowhere.")

@@ -1,10 +1,11 @@
 """The files of an installation: made once, whole or not at all, and read back. Holds no policy and no SQL."""
 
 import contextlib
+import json
 import os
 import secrets
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from datetime import timedelta
 from pathlib import Path
 from typing import Final
@@ -19,10 +20,17 @@ from control_plane.installation.domain import (
     RENEW_BELOW,
     SERVER_CERTIFICATE_LIFE,
 )
-from control_plane.keys.ca import BuiltinCertificateAuthority, chain_pem, new_private_key, private_key_pem
+from control_plane.keys.ca import (
+    BuiltinCertificateAuthority,
+    chain_pem,
+    general_name,
+    new_private_key,
+    private_key_pem,
+)
+from shared.canonical import parse_strict
 from shared.clock import Clock
-from shared.errors import AlreadyExistsError, KeyFormatError, NotFoundError
-from shared.ids import InstallationId
+from shared.errors import AlreadyExistsError, KeyFormatError, MalformedError, NotFoundError
+from shared.ids import InstallationId, KeyId
 from shared.key_files import (
     read_private_key,
     read_public_key,
@@ -35,8 +43,19 @@ from shared.rpc.identity import SpiffeId
 from shared.signatures import PrivateKey, PublicKey
 from shared.trust import TrustRoots, encode_trust
 
+DESCRIPTION_FORMAT: Final = "agentfactory.installation.v1"
 PUBLIC_FILE_MODE: Final = 0o644
 MAX_PEM_BYTES: Final = 64 * 1024
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class InstallationDescription:
+    """What an installation says of itself in `installation.json`."""
+
+    installation: InstallationId
+    root_key_id: KeyId
+    order_key_id: KeyId
+    server_names: tuple[str, ...]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -177,6 +196,31 @@ def write_trust(
     write_public_file(paths.node.trust, content)
 
 
+def write_description(paths: InstallationPaths, description: InstallationDescription) -> None:
+    """Write what an installation says of itself; nothing secret."""
+    document = {"type": DESCRIPTION_FORMAT, **asdict(description)}
+    write_public_file(paths.description, json.dumps(document, indent=2).encode() + b"\n")
+
+
+def read_server_names(paths: InstallationPaths) -> tuple[str, ...]:
+    """Return the names that `init` was given for the server's certificate.
+
+    Raises:
+        NotFoundError: There is no installation here.
+        MalformedError: Its description is damaged.
+    """
+    try:
+        document = parse_strict(paths.description.read_bytes(), max_bytes=MAX_PEM_BYTES)
+    except OSError as error:
+        raise NotFoundError(
+            f"cannot read {paths.description}: {error.strerror}", hint="run 'agentfactory init'"
+        ) from error
+    names = document.get("server_names")
+    if document.get("type") != DESCRIPTION_FORMAT or not isinstance(names, list) or not names:
+        raise MalformedError(f"{paths.description} is not of format {DESCRIPTION_FORMAT} or names no server")
+    return tuple(str(name) for name in names)
+
+
 def read_root_key(paths: InstallationPaths) -> PublicKey:
     """Return the root's public key.
 
@@ -197,7 +241,8 @@ def _ensure_certificate(
     clock: Clock,
 ) -> bool:
     key = _ensure_leaf_key(key_path)
-    if not _needs_renewal(path, key.public_key(), authority, life=life, clock=clock):
+    names = tuple(general_name(name) for name in server_names)
+    if not _needs_renewal(path, key.public_key(), names, authority, life=life, clock=clock):
         return False
     issued = authority.sign_leaf(key.public_key(), spiffe_id=identity, ttl=life, server_names=server_names)
     write_public_file(path, chain_pem(issued.chain_der))
@@ -222,6 +267,7 @@ def _ensure_leaf_key(path: Path) -> ec.EllipticCurvePrivateKey:
 def _needs_renewal(
     path: Path,
     key: ec.EllipticCurvePublicKey,
+    names: tuple[x509.GeneralName, ...],
     authority: BuiltinCertificateAuthority,
     *,
     life: timedelta,
@@ -234,6 +280,12 @@ def _needs_renewal(
     leaf = chain[0]
     return (
         leaf.public_key() != key
+        or _server_names(leaf) != set(names)
         or chain[-1].public_bytes(serialization.Encoding.PEM) != authority.certificate_pem
         or leaf.not_valid_after_utc - clock.now() < life * RENEW_BELOW
     )
+
+
+def _server_names(leaf: x509.Certificate) -> set[x509.GeneralName]:
+    names = leaf.extensions.get_extension_for_class(x509.SubjectAlternativeName).value
+    return {name for name in names if not isinstance(name, x509.UniformResourceIdentifier)}

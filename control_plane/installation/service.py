@@ -4,9 +4,6 @@ Files come first and the database second: a crash between them leaves keys witho
 rows. Called by the command line through `control_plane/setup.py`, never by the running control plane.
 """
 
-import json
-from typing import Final
-
 from control_plane.audit.domain import SYSTEM_ACTOR, NewAuditEntry
 from control_plane.audit.ports import AuditLog
 from control_plane.database.ports import Database, Transaction
@@ -21,8 +18,6 @@ from shared.key_files import read_private_key
 from shared.keyset import KeyPurpose, Keyset, sign_keyset, verify_keyset
 from shared.paths import InstallationPaths
 from shared.signatures import FileSigner, PublicKey
-
-DESCRIPTION_FORMAT: Final = "agentfactory.installation.v1"
 
 
 class InstallationService:
@@ -77,7 +72,15 @@ class InstallationService:
             if created:
                 await self._record(tx, "installation.initialized", installation, {"admin": admin})
         files.write_public_file(paths.keyset, keyset.envelope)
-        self._describe(request, keys)
+        files.write_description(
+            paths,
+            files.InstallationDescription(
+                installation=installation,
+                root_key_id=keys.root.key_id,
+                order_key_id=keys.order.key_id,
+                server_names=request.server_names,
+            ),
+        )
         return Initialized(
             installation=installation,
             paths=paths,
@@ -182,13 +185,3 @@ class InstallationService:
             details=details,
         )
         await self._audit.append(tx, [entry])
-
-    def _describe(self, request: InitRequest, keys: files.InstallationKeys) -> None:
-        document = {
-            "type": DESCRIPTION_FORMAT,
-            "installation": request.installation,
-            "root_key_id": keys.root.key_id,
-            "order_key_id": keys.order.key_id,
-            "server_names": list(request.server_names),
-        }
-        files.write_public_file(request.paths.description, json.dumps(document, indent=2).encode() + b"\n")

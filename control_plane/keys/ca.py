@@ -143,7 +143,7 @@ class BuiltinCertificateAuthority:
         names: list[x509.GeneralName] = [x509.UniformResourceIdentifier(spiffe_id)]
         if server_names:
             usages.append(ExtendedKeyUsageOID.SERVER_AUTH)
-            names.extend(_general_name(name) for name in server_names)
+            names.extend(general_name(name) for name in server_names)
         certificate = (
             x509.CertificateBuilder()
             .subject_name(x509.Name([]))
@@ -191,7 +191,8 @@ def _csr_key(csr_der: bytes) -> _LeafKey:
     )
 
 
-def _general_name(name: str) -> x509.GeneralName:
+def general_name(name: str) -> x509.GeneralName:
+    """Return an address or a DNS name as certificates carry it."""
     try:
         return x509.IPAddress(ipaddress.ip_address(name))
     except ValueError:

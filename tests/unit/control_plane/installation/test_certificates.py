@@ -65,6 +65,14 @@ def test_a_damaged_certificate_is_replaced(desk, content):
     assert desk.leaf()
 
 
+def test_another_name_of_the_server_is_another_certificate(desk):
+    ensure_server_certificate(
+        desk.paths, LOCAL, desk.authority, server_names=("control.example.test", "10.0.0.1"), clock=desk.clock
+    )
+    names = desk.leaf().extensions.get_extension_for_class(x509.SubjectAlternativeName).value
+    assert names.get_values_for_type(x509.DNSName) == ["control.example.test"]
+
+
 @pytest.mark.parametrize("name", ["", "UPPER", "a/b", "a" * 64, "-a", "spiffe://x"])
 def test_a_name_that_is_no_trust_domain_is_refused(tmp_path, name):
     with pytest.raises(InvalidInputError):
