@@ -177,9 +177,18 @@ def compile_crates() -> None:
         BuildError: cargo is missing, too old, or failed.
     """
     _toolchain()
+    marker = Path(_cargo_environment()["CARGO_TARGET_DIR"]) / "agentfactory-build.key"
+    built = f"{build_key()} {HERE}\n"
+    if not marker.is_file() or marker.read_text() != built:
+        # cargo judges by time stamps and takes two checkouts with one target folder for one: what another
+        # checkout compiled last would pass as ours. Only our own crates are compiled again.
+        for root in (*HERE.glob("*/src/lib.rs"), *HERE.glob("*/src/main.rs")):
+            root.touch()
+        marker.unlink(missing_ok=True)
     for package in PACKAGES:
         # One cargo call for each: together their features are unified, and wasmer is compiled a second time.
         _compile(package)
+    marker.write_text(built)
 
 
 def _compile(package: str) -> None:

@@ -100,6 +100,22 @@ def test_sources_that_change_during_a_build_are_not_cached_under_the_old_key(
     assert not list((tmp_path / "cache").rglob("*.whl"))
 
 
+def test_what_another_checkout_compiled_last_is_compiled_again(backend, sources, monkeypatch, tmp_path):
+    monkeypatch.setenv("CARGO_TARGET_DIR", str(tmp_path))
+    monkeypatch.setattr(backend, "_compile", lambda _package: None)
+    root = sources / "worker/src/lib.rs"
+
+    def is_compiled_again() -> bool:
+        os.utime(root, (1, 1))
+        backend.compile_crates()
+        return root.stat().st_mtime > 1
+
+    assert is_compiled_again()
+    assert not is_compiled_again()
+    (tmp_path / "agentfactory-build.key").write_text("another checkout")
+    assert is_compiled_again()
+
+
 def test_only_so_many_old_wheels_are_kept(backend, tmp_path):
     for index in range(backend.MAX_KEPT_WHEELS + 3):
         folder = tmp_path / f"{index:064x}"
