@@ -64,7 +64,17 @@ _ARRAYS: Final = ", ".join(f"${number}::{kind}[]" for number, (_, kind) in enume
 _NAMES: Final = ", ".join(name for name, _ in _COLUMNS)
 _NODES: Final = 1 + [name for name, _ in _COLUMNS].index("node_id")
 
-ACCEPT: Final = f"""
+_UPLOADED_THERE: Final = """
+    WHERE i.content IS NOT NULL
+        OR EXISTS (SELECT FROM bodies b WHERE b.body_id = i.body_id AND b.tenant_id = i.tenant_id)"""
+_USE_UPLOADED: Final = """
+), used_body AS (
+    UPDATE bodies b SET expires_at = NULL FROM chosen c
+    WHERE c.content IS NULL AND b.body_id = c.body_id AND b.expires_at IS NOT NULL"""
+
+
+def _statement(*, bodies_there: str, use_bodies: str) -> str:
+    return f"""
 WITH item AS MATERIALIZED (
     SELECT * FROM unnest({_ARRAYS}) AS i ({_NAMES})
 ), live AS MATERIALIZED (
@@ -76,14 +86,12 @@ WITH item AS MATERIALIZED (
     JOIN agents a ON a.agent_id = i.agent_id AND a.tenant_id = i.tenant_id
         AND a.revision = i.agent_revision AND a.deleted_at IS NULL
     JOIN template_versions v ON v.tenant_id = i.tenant_id AND v.digest = i.template_digest
-        AND v.state <> 'revoked'
-    WHERE i.content IS NOT NULL
-        OR EXISTS (SELECT FROM bodies b WHERE b.body_id = i.body_id AND b.tenant_id = i.tenant_id)
+        AND v.state <> 'revoked'{bodies_there}
 ), fresh AS (
     INSERT INTO idempotency_keys
         (tenant_id, caller, method, request_id, hmac_key, request_hmac, execution_id)
     SELECT tenant_id, caller, method, request_id, hmac_key, request_hmac, execution_id FROM allowed
-    ORDER BY tenant_id, caller, method, request_id
+    ORDER BY tenant_id, caller, method, request_id  -- so that two groups never wait in a circle
     ON CONFLICT DO NOTHING
     RETURNING execution_id
 ), chosen AS MATERIALIZED (
@@ -93,10 +101,7 @@ WITH item AS MATERIALIZED (
 ), new_body AS (
     INSERT INTO bodies (body_id, tenant_id, salt, commitment, size_bytes, content, digest)
     SELECT body_id, tenant_id, salt, commitment, input_bytes, content, body_digest FROM chosen
-    WHERE content IS NOT NULL
-), used_body AS (
-    UPDATE bodies b SET expires_at = NULL FROM chosen c
-    WHERE c.content IS NULL AND b.body_id = c.body_id AND b.expires_at IS NOT NULL
+    WHERE content IS NOT NULL{use_bodies}
 ), new_decision AS (
     INSERT INTO decisions (decision_id, tenant_id, question, allowed, reason, input, policy_digest)
     SELECT decision_id, tenant_id, question, true, decision_reason, decision_input, policy_digest FROM chosen
@@ -134,6 +139,13 @@ WITH item AS MATERIALIZED (
 SELECT execution_id, placed FROM chosen
 """  # noqa: S608 - names of our own; values are parameters
 
+
+ACCEPT: Final = _statement(bodies_there="", use_bodies="")
+"""For groups whose inputs all come inline: nearly every one, and the shorter statement costs less."""
+
+ACCEPT_UPLOADED: Final = _statement(bodies_there=_UPLOADED_THERE, use_bodies=_USE_UPLOADED)
+"""For groups with an input that was uploaded before."""
+
 RESOLVE: Final = """
 SELECT i.n, k.execution_id, k.hmac_key, k.request_hmac, a.order_id, b.body_id
 FROM unnest($1::text[], $2::text[], $3::text[], $4::text[], $5::text[]) WITH ORDINALITY
@@ -152,10 +164,15 @@ def key_of(item: NewExecution) -> tuple[str, str, str, str]:
     return (item.run.tenant_id, item.run.caller, item.idempotency.method, item.idempotency.request_id)
 
 
+def accept_statement(items: Sequence[NewExecution]) -> str:
+    """Return the statement that these items need."""
+    return ACCEPT_UPLOADED if any(item.run.input.content is None for item in items) else ACCEPT
+
+
 def accept_arguments(
     items: Sequence[NewExecution], placements: Sequence[Placement | None]
 ) -> list[Sequence[Any]]:
-    """Return the arrays of `ACCEPT`, one value per item and column."""
+    """Return the arrays of the statement, one value per item and column."""
     return list(zip(*(_values(item, at) for item, at in zip(items, placements, strict=True)), strict=True))
 
 

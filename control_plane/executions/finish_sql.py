@@ -5,6 +5,7 @@ stored once per node and sequence; it decides its execution when its token is th
 it before.
 """
 
+from collections import Counter
 from collections.abc import Sequence
 from typing import Any, Final
 
@@ -48,7 +49,21 @@ _NAMES: Final = ", ".join(name for name, _ in _COLUMNS)
 _RETURNED: Final = ", ".join(f"e.{name}" for name in EXECUTION_COLUMN_NAMES)
 _BACKOFF: Final = f"interval '{REJECTION_BACKOFF.total_seconds()} seconds'"
 
-FINISH: Final = f"""
+_UPLOADED_THERE: Final = """
+        (i.output_body_id IS NULL OR i.output_content IS NOT NULL
+            OR EXISTS (SELECT FROM bodies b WHERE b.body_id = i.output_body_id AND b.tenant_id = h.tenant_id))
+        AND (i.log_body_id IS NULL OR i.log_content IS NOT NULL
+            OR EXISTS (SELECT FROM bodies b WHERE b.body_id = i.log_body_id AND b.tenant_id = h.tenant_id))"""
+_USE_UPLOADED: Final = """
+), used_body AS (
+    UPDATE bodies b SET expires_at = NULL FROM won w
+    WHERE b.expires_at IS NOT NULL AND (
+        (b.body_id = w.output_body_id AND w.output_content IS NULL)
+        OR (b.body_id = w.log_body_id AND w.log_content IS NULL))"""
+
+
+def _statement(*, bodies_there: str, use_bodies: str) -> str:
+    return f"""
 WITH item AS MATERIALIZED (
     SELECT * FROM unnest({_ARRAYS}) WITH ORDINALITY AS i ({_NAMES}, n)
 ), held AS MATERIALIZED (
@@ -62,34 +77,26 @@ WITH item AS MATERIALIZED (
 ), matched AS MATERIALIZED (
     SELECT i.*, h.tenant_id, h.cancel_requested, h.cancel_reason,
         h.newest_token = i.fencing_token AND h.state IN ('pending', 'running')
-            AND h.attempt_state <> 'finished' AS is_open,
-        (i.output_body_id IS NULL OR i.output_content IS NOT NULL
-            OR EXISTS (SELECT FROM bodies b WHERE b.body_id = i.output_body_id AND b.tenant_id = h.tenant_id))
-        AND (i.log_body_id IS NULL OR i.log_content IS NOT NULL
-            OR EXISTS (SELECT FROM bodies b WHERE b.body_id = i.log_body_id AND b.tenant_id = h.tenant_id))
-        AS bodies_there
+            AND h.attempt_state <> 'finished' AS decides,
+        NOT i.counts AND NOT h.cancel_requested AS requeued,
+        CASE WHEN NOT (h.cancel_requested AND i.stopped) THEN i.outcome
+            WHEN h.cancel_reason = '{EndReason.RUN_DEADLINE}' THEN 'expired' ELSE 'cancelled'
+            END AS end_state,
+        {bodies_there} AS bodies_there
     FROM (SELECT *, outcome = 'cancelled' OR NOT counts AS stopped FROM item) i
     JOIN held h USING (n)
     JOIN orders o ON o.order_id = i.order_id AND o.digest = i.order_digest AND o.node_id = i.node_id
         AND o.execution_id = i.execution_id AND o.fencing_token = i.fencing_token
-), judged AS MATERIALIZED (
-    SELECT m.*,
-        is_open AND row_number() OVER (PARTITION BY execution_id, fencing_token ORDER BY sequence) = 1
-            AS decides,
-        NOT counts AND NOT cancel_requested AS requeued,
-        CASE WHEN NOT (cancel_requested AND stopped) THEN outcome
-            WHEN cancel_reason = '{EndReason.RUN_DEADLINE}' THEN 'expired' ELSE 'cancelled' END AS end_state
-    FROM matched m WHERE bodies_there
 ), stored AS (
     INSERT INTO receipts (receipt_id, tenant_id, node_id, sequence, hash, order_id, execution_id,
         fencing_token, envelope, accepted)
     SELECT receipt_id, tenant_id, node_id, sequence, hash, order_id, execution_id,
         fencing_token, envelope, decides
-    FROM judged ORDER BY node_id, sequence
+    FROM matched WHERE bodies_there
     ON CONFLICT DO NOTHING
     RETURNING receipt_id
 ), fresh AS MATERIALIZED (
-    SELECT j.* FROM judged j JOIN stored USING (receipt_id)
+    SELECT m.* FROM matched m JOIN stored USING (receipt_id)
 ), won AS MATERIALIZED (
     SELECT * FROM fresh WHERE decides
 ), new_body AS (
@@ -100,11 +107,7 @@ WITH item AS MATERIALIZED (
     UNION ALL
     SELECT log_body_id, tenant_id, log_salt, log_commitment, log_digest, log_bytes, log_content
     FROM won WHERE log_content IS NOT NULL
-), used_body AS (
-    UPDATE bodies b SET expires_at = NULL FROM won w
-    WHERE b.expires_at IS NOT NULL AND (
-        (b.body_id = w.output_body_id AND w.output_content IS NULL)
-        OR (b.body_id = w.log_body_id AND w.log_content IS NULL))
+{use_bodies}
 ), ended_attempt AS (
     UPDATE attempts a SET state = 'finished', receipt_id = w.receipt_id, reason = w.reason,
         started_at = coalesce(a.started_at, w.started_at), ended_at = now()
@@ -161,8 +164,15 @@ LEFT JOIN fresh f ON f.n = i.n
 LEFT JOIN changed e ON f.decides AND e.execution_id = i.execution_id
 LEFT JOIN ended_attempt a ON f.decides AND a.execution_id = i.execution_id
     AND a.fencing_token = i.fencing_token
-ORDER BY i.n
 """  # noqa: S608 - names of our own; values are parameters
+
+
+FINISH: Final = _statement(bodies_there="true", use_bodies="")
+"""For groups whose bodies all come inline: nearly every one, and the shorter statement costs less."""
+
+FINISH_UPLOADED: Final = _statement(bodies_there=_UPLOADED_THERE, use_bodies=_USE_UPLOADED)
+"""For groups with an output or a log that was uploaded before."""
+
 
 STORED_RECEIPTS: Final = """
 SELECT i.n, r.receipt_id, r.hash, r.accepted, r.tenant_id
@@ -173,9 +183,31 @@ ORDER BY i.n
 """What is stored already under the sequences that the statement above did not insert."""
 
 
+def finish_statement(results: Sequence[AttemptResult]) -> str:
+    """Return the statement that these results need."""
+    bodies = (body for result in results for body in (result.output, result.log))
+    return FINISH_UPLOADED if any(body is not None and body.content is None for body in bodies) else FINISH
+
+
 def finish_arguments(results: Sequence[AttemptResult]) -> list[Sequence[Any]]:
-    """Return the arrays of `FINISH`, one value per result and column."""
+    """Return the arrays of the statement, one value per result and column."""
     return list(zip(*(_values(result) for result in results), strict=True))
+
+
+def in_rounds(results: Sequence[AttemptResult]) -> list[list[int]]:
+    """Return the places of results in rounds that name each attempt once: the statement decides it once.
+
+    Nearly always there is one round; a second receipt for an attempt waits for the next.
+    """
+    rounds: list[list[int]] = []
+    seen: Counter[tuple[str, int]] = Counter()
+    for n in sorted(range(len(results)), key=lambda n: results[n].sequence):
+        attempt = (results[n].execution_id, results[n].fencing_token)
+        if seen[attempt] == len(rounds):
+            rounds.append([])
+        rounds[seen[attempt]].append(n)
+        seen[attempt] += 1
+    return rounds
 
 
 def _values(result: AttemptResult) -> tuple[Any, ...]:

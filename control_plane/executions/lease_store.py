@@ -32,7 +32,12 @@ from control_plane.executions.domain import (
     SessionRef,
     SignedBatchRecord,
 )
-from control_plane.executions.finish_sql import FINISH, STORED_RECEIPTS, finish_arguments
+from control_plane.executions.finish_sql import (
+    STORED_RECEIPTS,
+    finish_arguments,
+    finish_statement,
+    in_rounds,
+)
 from control_plane.executions.lifecycle import Attempt, Execution, Finished
 from control_plane.executions.ports import ExecutionStore, Place
 from control_plane.executions.rows import claimable_of, execution_of
@@ -142,14 +147,22 @@ class PostgresLeaseStore:
 
     async def finish(self, results: Sequence[AttemptResult]) -> Sequence[Finished]:
         """See `LeaseStore.finish`."""
+        answers: dict[int, Finished] = {}
+        for places in in_rounds(results):
+            finished = await self._finish([results[n] for n in places])
+            answers |= zip(places, finished, strict=True)
+        self._tell([one.execution.execution_id for one in answers.values() if one.execution is not None])
+        return [answers[n] for n in range(len(results))]
+
+    async def _finish(self, results: Sequence[AttemptResult]) -> list[Finished]:
         async with self._finishing.use() as connection:
-            rows = await connection.fetch(FINISH, *finish_arguments(results))
+            found = await connection.fetch(finish_statement(results), *finish_arguments(results))
+            rows = sorted(found, key=lambda row: int(row["n"]))
             left = [n for n, row in enumerate(rows) if row["decides"] is None]
             stored = await self._stored(connection, [results[n] for n in left])
         answers = [_finished(result, row) for result, row in zip(results, rows, strict=True)]
         for n, earlier in zip(left, stored, strict=True):
             answers[n] = await self._finished_before(results[n], rows[n], earlier)
-        self._tell([one.execution.execution_id for one in answers if one.execution is not None])
         return answers
 
     async def _stored(

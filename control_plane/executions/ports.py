@@ -177,7 +177,8 @@ class LeaseStore(Protocol):
     async def finish(self, results: Sequence[AttemptResult]) -> Sequence[Finished]:
         """Store receipts and apply `Execution.finish`, in one transaction; answers in order.
 
-        Repeating a call whose fate is unknown is harmless and tells what became of it.
+        A second receipt for one attempt waits for a transaction of its own. Repeating a call whose fate is
+        unknown is harmless and tells what became of it.
         """
 
     async def expire_leases(self, *, limit: int) -> Sequence[LostAttempt]:

@@ -29,7 +29,7 @@ from control_plane.database.unit_of_work import (
     PostgresDatabase,
     connection_of,
 )
-from control_plane.executions.accept_sql import ACCEPT, RESOLVE, accept_arguments, key_of
+from control_plane.executions.accept_sql import RESOLVE, accept_arguments, accept_statement, key_of
 from control_plane.executions.body_store import PostgresBodyStore
 from control_plane.executions.domain import (
     INLINE_BODY_BYTES,
@@ -86,7 +86,7 @@ class PostgresExecutionStore(PostgresBodyStore):
         order = sorted(range(len(items)), key=lambda n: key_of(items[n]))
         arguments = accept_arguments([items[n] for n in order], [placements[n] for n in order])
         async with self._accepting.use() as connection:
-            rows = await connection.fetch(ACCEPT, *arguments)
+            rows = await connection.fetch(accept_statement(items), *arguments)
             placed = {row["execution_id"]: row["placed"] for row in rows}
             resolved = await self._resolve(connection, items, placements, placed)
         answers = [
