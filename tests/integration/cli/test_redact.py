@@ -17,8 +17,12 @@ def module() -> Path:
     return EXAMPLE / "redact.wasm"
 
 
-def redact(module: Path, text: str | bytes, parameters: dict[str, object] | None = None, expect: int = 0) -> dict:
-    environment = ["--env", f"AGENTFACTORY_PARAMETERS={json.dumps(parameters)}"] if parameters is not None else []
+def redact(
+    module: Path, text: str | bytes, parameters: dict[str, object] | None = None, expect: int = 0
+) -> dict:
+    environment = (
+        ["--env", f"AGENTFACTORY_PARAMETERS={json.dumps(parameters)}"] if parameters is not None else []
+    )
     done = subprocess.run(
         [sys.executable, "-m", "cli.main", "sandbox", "run", *environment, str(module)],
         input=text.encode() if isinstance(text, str) else text,
