@@ -47,8 +47,8 @@ class Story:
         self.say(f"{name} ({took * 1e3:.0f} ms)")
 
 
-async def tell(story: Story, folder: Path) -> bool:
-    """Tell the whole story; return whether it ended as it should."""
+async def tell(story: Story, folder: Path) -> None:
+    """Tell the whole story; the first step that fails ends it."""
     with story.step("agent 'redact' is compiled to WebAssembly (C, zig)"):
         await asyncio.to_thread(build_module)
     async with running(folder / "data", Ports.free(), story.say) as stack:
@@ -58,8 +58,6 @@ async def tell(story: Story, folder: Path) -> bool:
         verified = await verify(story, stack, execution.execution_id)
         show(execution, result, verified)
         await again(story, stack)
-        output.note("")
-    return True
 
 
 def build_module() -> None:
