@@ -1,7 +1,6 @@
 """`python -m control_plane`: command line, and one clear line when the start fails. Wires nothing."""
 
 import argparse
-import asyncio
 import logging
 import sys
 from collections.abc import Sequence
@@ -19,6 +18,7 @@ from shared.errors import (
 )
 from shared.logs import configure_logging
 from shared.rpc.errors import typed_error
+from shared.runtime import run_process
 from shared.settings import default_config_file, load_settings
 
 EXIT_OK: Final = 0
@@ -50,7 +50,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         # Late: settings that are wrong are reported before half a second of imports.
         from control_plane.main import serve  # noqa: PLC0415
 
-        asyncio.run(serve(settings))
+        run_process(serve(settings))
     except Exception as error:
         found = typed_error(error)
         if found is None:

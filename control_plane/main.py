@@ -20,6 +20,7 @@ from control_plane.wiring import Base, Services, build, open_base, order_signer
 from shared.admin_http import admin_server
 from shared.logs import get_logger
 from shared.rpc.tls import TlsFiles, server_credentials
+from shared.runtime import settle
 from shared.signatures import FileSigner
 
 logger = get_logger(__name__)
@@ -81,6 +82,7 @@ async def _serve(
         admin_port = await stack.enter_async_context(admin)
         grpc_port, enroll_port = await stack.enter_async_context(served)
         await watch.look()
+        settle()
         started(Ports(grpc=grpc_port, enroll=enroll_port, admin=admin_port))
         await stop.wait()
         watch.stop()

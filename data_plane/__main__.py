@@ -29,6 +29,7 @@ from shared.errors import (
     WrongStateError,
 )
 from shared.logs import configure_logging
+from shared.runtime import run_process
 from shared.settings import default_config_file, load_settings
 
 WRONG_USE: Final = 2
@@ -60,7 +61,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         else:
             from data_plane.main import run_node  # noqa: PLC0415 - see above
 
-            asyncio.run(run_node(settings))
+            run_process(run_node(settings))
     except AgentFactoryError as error:
         hint = f" ({error.hint})" if error.hint else ""
         print(f"agentfactory node: {error.reason}: {error}{hint}", file=sys.stderr)  # noqa: T201

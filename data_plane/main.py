@@ -1,12 +1,9 @@
 """Composition root of the node: builds every adapter and runs the node until it is told to stop."""
 
 import asyncio
-import gc
 import signal
-import sys
 from contextlib import AsyncExitStack
 from datetime import timedelta
-from typing import Final
 
 import agentfactory_engine
 from opentelemetry import trace
@@ -46,12 +43,11 @@ from shared.errors import (
 from shared.ids import BOOT, BootId, new_id
 from shared.key_files import read_secret_file, write_secret_file
 from shared.logs import get_logger
+from shared.runtime import settle
 from shared.telemetry import make_tracer_provider
 from shared.trust import read_trust
 
 logger = get_logger(__name__)
-
-SWITCH_INTERVAL: Final = timedelta(microseconds=500)
 
 
 async def run_node(settings: NodeSettings) -> None:
@@ -75,12 +71,7 @@ async def run_node(settings: NodeSettings) -> None:
         for number in (signal.SIGTERM, signal.SIGINT):
             loop.add_signal_handler(number, node.stop)
             stack.callback(loop.remove_signal_handler, number)
-        # The spool's thread and the loop share the interpreter: with the default of 5 ms a receipt on its way
-        # to the disk waits that long for a busy loop, and the other way round.
-        sys.setswitchinterval(SWITCH_INTERVAL.total_seconds())
-        # What is here now lives as long as the process: no reason to look at it in every collection.
-        gc.collect()
-        gc.freeze()
+        settle()
         logger.info(
             "the node starts",
             node_id=node.identity.node_id,

@@ -132,8 +132,13 @@ FROM (SELECT order_id, leaf_index,
               FROM unnest(string_to_array(steps, ',')) WITH ORDINALITY AS s (step, n) ORDER BY n) AS path
       FROM unnest($4::text[], $5::integer[], $6::text[]) AS p (order_id, leaf_index, steps)) i
 WHERE o.order_id = i.order_id AND o.batch_id IS NULL
+    AND (SELECT set_config('synchronous_commit', 'off', true)) = 'off'
 """
-"""Paths come as comma-separated hexadecimal: arrays of arrays of different lengths cannot be sent."""
+"""Paths come as comma-separated hexadecimal: arrays of arrays of different lengths cannot be sent.
+
+It does not wait for the disk: the commit that accepts a receipt comes later in the same log and takes it
+along.
+"""
 
 LIVE_ATTEMPT: Final = """
 SELECT e.tenant_id, e.template_digest, e.module_digest, e.input_body_id, e.input_bytes

@@ -66,11 +66,12 @@ class PostgresLeaseStore:
         self._random = random
         self._finishing = database.held()
         self._claiming = database.held()
+        self._recording = database.held()
 
     async def close(self) -> None:
-        """Give the connections of `finish` and `claim` up."""
-        await self._finishing.close()
-        await self._claiming.close()
+        """Give the connections of the hot path up."""
+        for held in (self._finishing, self._claiming, self._recording):
+            await held.close()
 
     async def claim(self, session: SessionRef, *, limit: int, place: Place) -> Claimed:
         """See `LeaseStore.claim`."""
@@ -94,7 +95,7 @@ class PostgresLeaseStore:
 
     async def record_batch(self, batch: SignedBatchRecord) -> None:
         """See `LeaseStore.record_batch`."""
-        async with self._database.driver() as connection:
+        async with self._recording.use() as connection:
             await connection.execute(
                 sql.RECORD_BATCH,
                 batch.batch_id,
