@@ -16,6 +16,13 @@ def node_actor(node_id: str) -> str:
     return f"node:{node_id}"
 
 
+def printable(text: str) -> str:
+    """Return the text with every character that is not printable as an escape."""
+    if text.isprintable():
+        return text
+    return "".join(one if one.isprintable() else f"\\x{ord(one):02x}" for one in text)
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class NewAuditEntry:
     """A fact about to be recorded; Postgres gives the time."""
@@ -31,6 +38,18 @@ class NewAuditEntry:
     """``ok`` or the reason of the refusal."""
     details: Mapping[str, Fact] = field(default_factory=dict)
     """Named facts; never a body, never a secret."""
+
+    def __post_init__(self) -> None:
+        """Write what cannot be printed as escapes: no text of a peer keeps an entry out or fakes one.
+
+        Postgres takes no NUL, and terminals obey control characters.
+        """
+        for name in ("actor", "subject", "result"):
+            object.__setattr__(self, name, printable(getattr(self, name)))
+        facts = {
+            name: printable(fact) if isinstance(fact, str) else fact for name, fact in self.details.items()
+        }
+        object.__setattr__(self, "details", facts)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -254,7 +254,7 @@ executions = Table(
     # Not claimed before this time: the backoff of a retry. Null while an attempt is live and after the end.
     _at("claimable_at", nullable=True),
     _at("run_deadline_at"),
-    Column("exit_code", Integer, nullable=True),
+    Column("exit_code", BigInteger, nullable=True),
     Column("limit_name", Text, nullable=True),
     Column("trap", Text, nullable=True),
     Column("reason", Text, nullable=True),

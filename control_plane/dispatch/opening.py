@@ -111,6 +111,8 @@ class SessionOpener:
     def _check(self, node: Node, hello: nodes_pb2.Hello) -> str:
         boot_id = parse_id(BOOT, hello.boot_id)
         parse_digest(hello.engine.config_digest)
+        for digest in hello.cached_digests:  # before a session is opened, which would end the node's own
+            parse_digest(digest)
         if hello.slots < 1:
             raise InvalidInputError("check 2: a node has at least one slot")
         if hello.node_id != node.node_id:

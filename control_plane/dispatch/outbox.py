@@ -2,7 +2,7 @@
 
 import asyncio
 from collections import deque
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 from typing import Generic, TypeVar
 
 from shared.errors import AgentFactoryError, ResourceExhaustedError
@@ -13,10 +13,13 @@ M = TypeVar("M")
 class Outbox(Generic[M]):
     """Messages to one node, in order. A node that does not read them loses its own session only."""
 
-    def __init__(self, *, limit: int, owner: str) -> None:
+    def __init__(self, *, limit: int, max_bytes: int, size_of: Callable[[M], int], owner: str) -> None:
         self._limit = limit
+        self._max_bytes = max_bytes
+        self._size_of = size_of
         self._owner = owner
-        self._messages: deque[M] = deque()
+        self._messages: deque[tuple[M, int]] = deque()
+        self._bytes = 0
         self._changed = asyncio.Event()
         self._closed = False
         self._error: AgentFactoryError | None = None
@@ -34,15 +37,17 @@ class Outbox(Generic[M]):
         """Queue a message; False when the queue is closed, or full and therefore closed by this call."""
         if self._closed:
             return False
-        if len(self._messages) >= self._limit:
+        size_bytes = self._size_of(message)
+        if len(self._messages) >= self._limit or self._bytes + size_bytes > self._max_bytes:
             self.close(
                 ResourceExhaustedError(
-                    f"node {self._owner} left {self._limit} messages unread",
+                    f"node {self._owner} left {len(self._messages)} messages of {self._bytes} bytes unread",
                     hint="the node or its network is too slow; it reconnects by itself",
                 )
             )
             return False
-        self._messages.append(message)
+        self._messages.append((message, size_bytes))
+        self._bytes += size_bytes
         self._changed.set()
         return True
 
@@ -56,8 +61,9 @@ class Outbox(Generic[M]):
 
     def take_unread(self) -> list[M]:
         """Return what the node will never read: call it when its stream is over."""
-        unread = list(self._messages)
+        unread = [message for message, _ in self._messages]
         self._messages.clear()
+        self._bytes = 0
         return unread
 
     async def __aiter__(self) -> AsyncIterator[M]:
@@ -68,7 +74,9 @@ class Outbox(Generic[M]):
         """
         while True:
             while self._messages and self._error is None:
-                yield self._messages.popleft()
+                message, size_bytes = self._messages.popleft()
+                self._bytes -= size_bytes
+                yield message
             if self._closed:
                 break
             self._changed.clear()

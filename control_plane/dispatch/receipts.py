@@ -34,8 +34,11 @@ from shared.clock import Clock, Random
 from shared.digests import Digest, commit_body, digest_to_raw, same_digest, sha256_digest
 from shared.errors import (
     AgentFactoryError,
+    InternalError,
     ReceiptConflictError,
     ReceiptInvalidError,
+    ResourceExhaustedError,
+    UnavailableError,
     VerificationError,
 )
 from shared.ids import AUDIT_ENTRY, BODY, RECEIPT, new_id
@@ -79,27 +82,33 @@ class ReceiptIntake:
     async def take(self, session: LiveSession, batch: nodes_pb2.ReceiptBatch) -> None:
         """Verify receipts, free their slots and have them recorded; waits only when too many are under way.
 
+        Those before one that is refused are recorded all the same: their slots are free already.
+
         Raises:
-            VerificationError: A receipt is not what it must be; nothing of the batch is acknowledged.
+            VerificationError: A receipt is not what it must be; it and those behind it are not recorded.
             ReceiptConflictError: The node contradicts its own chain.
         """
-        await session.receipts_open.acquire()
+        size_bytes = batch.ByteSize()
+        await session.receipts_open.acquire(size_bytes)
+        results: list[AttemptResult] = []
         try:
-            results = await self._verify(session, batch)
-        except BaseException:
-            session.receipts_open.release()
-            raise
-        self._background.spawn(self._record(session, results), name="record receipts")
+            await self._verify(session, batch, results)
+        finally:
+            if results and self._background.is_open:
+                self._background.spawn(self._record(session, results, size_bytes), name="record receipts")
+            else:
+                session.receipts_open.release(size_bytes)
 
     # --- verifying
 
-    async def _verify(self, session: LiveSession, batch: nodes_pb2.ReceiptBatch) -> list[AttemptResult]:
-        results: list[AttemptResult] = []
+    async def _verify(
+        self, session: LiveSession, batch: nodes_pb2.ReceiptBatch, results: list[AttemptResult]
+    ) -> None:
+        """Append a result for each receipt, up to the first that is refused."""
         for position, delivery in enumerate(batch.receipts, start=1):
             results.append(await self._verify_one(session, delivery))
             if position % VERIFIED_AT_ONCE == 0:
                 await asyncio.sleep(0)
-        return results
 
     async def _verify_one(self, session: LiveSession, delivery: nodes_pb2.ReceiptDelivery) -> AttemptResult:
         """Turn one delivery into a result.
@@ -109,9 +118,10 @@ class ReceiptIntake:
         3. It answers an order of this node: the one in memory when there is one (`check_matches`), else the
            stored one, whose digest the store compares.
         4. Output and log are what their salted commitments say (rule 10).
+        5. Its texts hold no NUL, which no text of Postgres can.
 
         Raises:
-            VerificationError: Check 1, 3 or 4.
+            VerificationError: Check 1, 3, 4 or 5.
             ReceiptConflictError: Check 2.
         """
         try:
@@ -120,6 +130,8 @@ class ReceiptIntake:
             self._observer.signature_failure("receipt")
             raise
         predicate = receipt.predicate
+        if "\0" in (predicate.trap or ""):
+            raise ReceiptInvalidError(f"check 5: trap of receipt {predicate.sequence} holds a nul")
         session.chain.add(
             sequence=predicate.sequence,
             hash_=digest_to_raw(receipt.hash),
@@ -250,24 +262,40 @@ class ReceiptIntake:
 
     # --- recording
 
-    async def _record(self, session: LiveSession, results: Sequence[AttemptResult]) -> None:
+    async def _record(self, session: LiveSession, results: Sequence[AttemptResult], size_bytes: int) -> None:
         started = self._clock.monotonic()
+        recording = _Recording(self._finish, results)
         try:
             await self._dispatcher.recorded([result.order_id for result in results])
-            finished = await retrying(lambda: self._finish_all(results), what="record receipts")
+            await retrying(recording.go_on, what="record receipts")
         except AgentFactoryError as error:
             session.end(error)  # the node comes back and sends what is not acknowledged
-            return
         finally:
-            session.receipts_open.release()
+            session.receipts_open.release(size_bytes)
         self._observer.stage("finish", self._clock.monotonic() - started)
-        await self._conclude(session, finished)
+        await self._conclude(session, recording.finished)
+        for result, reason in recording.failed:
+            await self._note_unrecorded(session, result, reason)
 
-    async def _finish_all(self, results: Sequence[AttemptResult]) -> Sequence[Finished]:
-        """Record results together with what other sessions send now; all are repeated if one fails."""
-        if len(results) == 1:
-            return [await self._finish(results[0])]
-        return await asyncio.gather(*(self._finish(result) for result in results))
+    async def _note_unrecorded(self, session: LiveSession, result: AttemptResult, error: Exception) -> None:
+        """Put on record that a receipt cannot be: never acknowledged, its attempt ends with its lease."""
+        logger.error(
+            # Not its message: the driver's own show the values of the row.
+            "receipt cannot be recorded",
+            node_id=session.node_id,
+            sequence=result.sequence,
+            error=type(error).__name__,
+        )
+        entry = NewAuditEntry(
+            audit_entry_id=new_id(AUDIT_ENTRY, self._clock, self._random),
+            tenant_id=session.tenant_id,
+            actor=node_actor(session.node_id),
+            action="node.receipt_refused",
+            subject=session.node_id,
+            result=InternalError.reason,
+            details={"sequence": result.sequence, "order_id": result.order_id, "error": type(error).__name__},
+        )
+        await retrying(lambda: self._nodes.record(entry), what="record a refusal")
 
     async def _conclude(self, session: LiveSession, finished: Sequence[Finished]) -> None:
         for one in finished:
@@ -319,3 +347,41 @@ class ReceiptIntake:
         )
         self._observer.node_state(session.node_id, NodeState.QUARANTINED)
         logger.error("node is quarantined", node_id=session.node_id, error=str(error))
+
+
+class _Recording:
+    """The receipts of one batch on their way into the database; one that cannot go there stops no other."""
+
+    def __init__(
+        self, finish: Callable[[AttemptResult], Awaitable[Finished]], results: Sequence[AttemptResult]
+    ) -> None:
+        self._finish = finish
+        self._open = results
+        self.finished: list[Finished] = []
+        self.failed: list[tuple[AttemptResult, Exception]] = []
+
+    async def go_on(self) -> None:
+        """Record what is not recorded yet, together with what other sessions send now. Harmless to repeat.
+
+        Raises:
+            UnavailableError: The database took some of them only, or none.
+            ResourceExhaustedError: Too many wait for it.
+        """
+        answers = await asyncio.gather(
+            *(self._finish(result) for result in self._open), return_exceptions=True
+        )
+        again: list[AttemptResult] = []
+        away: AgentFactoryError | None = None
+        for result, answer in zip(self._open, answers, strict=True):
+            if isinstance(answer, UnavailableError | ResourceExhaustedError):
+                again.append(result)
+                away = answer
+            elif isinstance(answer, Exception):
+                self.failed.append((result, answer))
+            elif isinstance(answer, BaseException):
+                raise answer
+            else:
+                self.finished.append(answer)
+        self._open = again
+        if away is not None:
+            raise away

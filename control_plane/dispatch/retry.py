@@ -7,7 +7,7 @@ from typing import Final, TypeVar
 
 import structlog
 
-from shared.errors import DatabaseUnavailableError
+from shared.errors import DatabaseUnavailableError, ResourceExhaustedError
 
 T = TypeVar("T")
 
@@ -20,17 +20,19 @@ TRY_DEADLINE: Final = timedelta(seconds=10)
 
 
 async def retrying(call: Callable[[], Awaitable[T]], *, what: str) -> T:
-    """Return what `call` returns; repeats it while the database is away. `call` must be harmless to repeat.
+    """Return what `call` returns; repeats it while the database is away or has too much to do.
+
+    `call` must be harmless to repeat.
 
     Raises:
-        DatabaseUnavailableError: It was away for every one of `MAX_TRIES`.
+        DatabaseUnavailableError: It was away or full for every one of `MAX_TRIES`.
     """
     pause = FIRST_PAUSE
     for attempt in range(1, MAX_TRIES + 1):
         try:
             async with asyncio.timeout(TRY_DEADLINE.total_seconds()):
                 return await call()
-        except (DatabaseUnavailableError, TimeoutError) as error:
+        except (DatabaseUnavailableError, ResourceExhaustedError, TimeoutError) as error:
             logger.warning("database is away", what=what, attempt=attempt, error=str(error))
             if attempt == MAX_TRIES:
                 raise DatabaseUnavailableError(f"could not {what} in {MAX_TRIES} tries") from error

@@ -3,7 +3,6 @@
 Memory of one replica only: Postgres decides who holds a lease; this decides whom to ask next.
 """
 
-import asyncio
 from collections import OrderedDict
 from collections.abc import Iterable
 from dataclasses import dataclass, field
@@ -12,6 +11,7 @@ from typing import Final
 
 from agentfactory.v1 import nodes_pb2
 
+from control_plane.dispatch.budget import Budget
 from control_plane.dispatch.chain import ReceiptChain
 from control_plane.dispatch.outbox import Outbox
 from control_plane.executions.domain import Placement
@@ -25,8 +25,13 @@ from shared.signatures import PublicKey
 MAX_QUEUED_MESSAGES: Final = 1024
 """Messages waiting for one node to read them (design section 6)."""
 
+MAX_QUEUED_BYTES: Final = 64 * 1024 * 1024
+"""Of those messages: four claims full of the largest inline inputs."""
+
 MAX_RECEIPT_BATCHES: Final = 64
 """Receipt batches of one session on their way to the database; its stream is not read beyond that."""
+MAX_RECEIPT_BYTES: Final = 16 * 1024 * 1024
+"""Of those batches: four of the largest."""
 
 MAX_REMEMBERED_DIGESTS: Final = 8192
 """Module digests remembered as cached on one node."""
@@ -98,7 +103,9 @@ class LiveSession:
     """What was last sent to it."""
     spool_head: SpoolHead = field(default_factory=SpoolHead)
     chain: ReceiptChain = field(default_factory=ReceiptChain)
-    receipts_open: asyncio.Semaphore = field(default_factory=lambda: asyncio.Semaphore(MAX_RECEIPT_BATCHES))
+    receipts_open: Budget = field(
+        default_factory=lambda: Budget(max_items=MAX_RECEIPT_BATCHES, max_bytes=MAX_RECEIPT_BYTES)
+    )
     """Receipt batches that may be under way to the database."""
     renewal: WaitingRenewal | None = None
     """The newest renewal that waits for the one under way."""
@@ -112,7 +119,12 @@ class LiveSession:
     _unexplained: int = 0
 
     def __post_init__(self) -> None:
-        self.outbox = Outbox(limit=MAX_QUEUED_MESSAGES, owner=self.node_id)
+        self.outbox = Outbox(
+            limit=MAX_QUEUED_MESSAGES,
+            max_bytes=MAX_QUEUED_BYTES,
+            size_of=lambda outgoing: outgoing.message.ByteSize(),
+            owner=self.node_id,
+        )
 
     # --- what it offers
 

@@ -24,7 +24,7 @@ _COLUMNS: Final = (
     ("fencing_token", "bigint"),
     ("envelope", "bytea"),
     ("outcome", "text"),
-    ("exit_code", "integer"),
+    ("exit_code", "bigint"),
     ("limit_name", "text"),
     ("trap", "text"),
     ("reason", "text"),

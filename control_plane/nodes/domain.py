@@ -24,6 +24,11 @@ class NodeState(StrEnum):
     QUARANTINED = "quarantined"
     EVICTED = "evicted"
 
+    @property
+    def may_follow(self) -> tuple["NodeState", ...]:
+        """The less strict states: a state is never left for one that trusts more."""
+        return tuple(NodeState)[: tuple(NodeState).index(self)]
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class EngineInfo:

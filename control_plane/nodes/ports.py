@@ -60,7 +60,9 @@ class NodeStore(Protocol):
         """Return up to `limit` nodes, newest first, older than `after`."""
 
     async def save_state(self, node: Node, *, audit: NewAuditEntry) -> None:
-        """Write the node's state and tell every replica. An evicted node stays evicted.
+        """Write the node's state and tell every replica, unless its state became as strict by now.
+
+        What was decided on an older state lifts nothing: see `NodeState.may_follow`.
 
         Raises:
             NotFoundError: There is no such node.

@@ -275,7 +275,10 @@ class NodeService:
         node = await self._nodes.get(tenant_id, node_id)
         if node.state is NodeState.DRAINING:
             return node
-        return await self._change(node, node.drain(), self._entry(tenant_id, actor, "node.drained", node_id))
+        entry = self._entry(tenant_id, actor, "node.drained", node_id)
+        drained = await self._change(node, node.drain(), entry)
+        drained.require_trusted()  # something stricter may have happened meanwhile
+        return drained
 
     async def evict(self, tenant_id: TenantId, node_id: NodeId, *, actor: str, reason: str) -> Node:
         """End a node's identity at once; its attempts are lost. Repeats change nothing.
@@ -295,7 +298,7 @@ class NodeService:
         details = {**entry.details, "from": before.state.value, "to": after.state.value}
         await self._nodes.save_state(after, audit=replace(entry, details=details))
         await self._sessions.node_changed(after.node_id)
-        return after
+        return await self._nodes.get(after.tenant_id, after.node_id)
 
     # --- audit
 

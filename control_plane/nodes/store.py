@@ -153,13 +153,13 @@ class PostgresNodeStore:
         async with self._database.transaction() as tx:
             changed = await tx.connection.execute(
                 update(nodes)
-                .where(nodes.c.node_id == node.node_id, nodes.c.state != NodeState.EVICTED)
+                .where(nodes.c.node_id == node.node_id, nodes.c.state.in_(node.state.may_follow))
                 .values(state=node.state)
                 .returning(nodes.c.node_id)
             )
             if changed.one_or_none() is None:
                 await _require_node(tx.connection, node.node_id)
-                return  # evicted before: it stays so, and nothing happened that would need an entry
+                return  # stricter before: it stays so, and nothing happened that would need an entry
             await self._audit.append(tx, [audit])
             tx.notify_after_commit(Channel.NODES, node.node_id)
 

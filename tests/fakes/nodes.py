@@ -60,7 +60,7 @@ class FakeNodeStore:
         stored = self._nodes.get(node.node_id)
         if stored is None:
             raise NotFoundError(f"there is no node {node.node_id!r}")
-        if stored.state is NodeState.EVICTED:
+        if stored.state not in node.state.may_follow:
             return
         self._nodes[node.node_id] = replace(stored, state=node.state)
         self.audit.append(audit)

@@ -225,7 +225,7 @@ def _create_tables() -> None:
         sa.Column("pending_reason", sa.Text(), server_default=sa.text("'QUEUED'"), nullable=False),
         sa.Column("claimable_at", sa.DateTime(timezone=True), nullable=True),
         sa.Column("run_deadline_at", sa.DateTime(timezone=True), nullable=False),
-        sa.Column("exit_code", sa.Integer(), nullable=True),
+        sa.Column("exit_code", sa.BigInteger(), nullable=True),
         sa.Column("limit_name", sa.Text(), nullable=True),
         sa.Column("trap", sa.Text(), nullable=True),
         sa.Column("reason", sa.Text(), nullable=True),

@@ -265,7 +265,9 @@ class ExecutionRequest(_message.Message):
     agent: _builtins.str
     """Name of the agent."""
     request_id: _builtins.str
-    """Chosen by the caller, unique per caller; makes retries idempotent."""
+    """Chosen by the caller, unique per caller; makes retries idempotent.
+    Printable ASCII.
+    """
     inline: _builtins.bytes
     body_id: _builtins.str
     """Answer of UploadBody."""

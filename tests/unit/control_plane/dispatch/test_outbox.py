@@ -7,7 +7,7 @@ from shared.errors import ResourceExhaustedError, SessionSupersededError
 
 
 def outbox(limit: int = 3) -> Outbox[int]:
-    return Outbox(limit=limit, owner="nod_1")
+    return Outbox(limit=limit, max_bytes=100, size_of=lambda number: number, owner="nod_1")
 
 
 async def read(box: Outbox[int]) -> list[int]:
@@ -26,7 +26,7 @@ async def test_a_node_that_does_not_read_loses_its_session():
     box = outbox(limit=2)
     assert [box.put(n) for n in (1, 2, 3)] == [True, True, False]
     assert box.is_closed
-    with pytest.raises(ResourceExhaustedError, match="2 messages unread"):
+    with pytest.raises(ResourceExhaustedError, match="2 messages of 3 bytes unread"):
         await read(box)
     assert box.take_unread() == [1, 2], "what never left can be taken back"
 
@@ -40,3 +40,18 @@ async def test_the_first_reason_to_close_stays():
         await read(box)
     assert box.take_unread() == [1]
     assert box.take_unread() == []
+
+
+async def test_a_node_that_leaves_large_messages_unread_loses_its_session():
+    box = outbox(limit=10)
+    assert [box.put(n) for n in (60, 40, 1)] == [True, True, False]
+    with pytest.raises(ResourceExhaustedError, match="2 messages of 100 bytes unread"):
+        await read(box)
+
+
+async def test_what_was_read_counts_no_more():
+    box = outbox(limit=10)
+    assert box.put(100)
+    async for _ in box:
+        assert box.put(100)
+        break
