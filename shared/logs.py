@@ -85,7 +85,7 @@ def configure_logging(level: str, style: LogStyle, *, stream: TextIO | None = No
     if style is LogStyle.JSON:
         after += [structlog.processors.format_exc_info, mask_and_cut, structlog.processors.JSONRenderer()]
     else:
-        after += [mask_and_cut, structlog.dev.ConsoleRenderer(colors=False)]
+        after += [mask_and_cut, _console()]
     handler = logging.StreamHandler(stream or sys.stderr)
     handler.setFormatter(structlog.stdlib.ProcessorFormatter(foreign_pre_chain=before, processors=after))
     root = logging.getLogger()
@@ -103,6 +103,11 @@ def configure_logging(level: str, style: LogStyle, *, stream: TextIO | None = No
         logger_factory=structlog.stdlib.LoggerFactory(),
         cache_logger_on_first_use=False,
     )
+
+
+def _console() -> structlog.dev.ConsoleRenderer:
+    # Never the traceback with locals: they hold bodies, salts and tokens.
+    return structlog.dev.ConsoleRenderer(colors=False, exception_formatter=structlog.dev.plain_traceback)
 
 
 def get_logger(name: str) -> structlog.stdlib.BoundLogger:

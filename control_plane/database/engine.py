@@ -60,6 +60,8 @@ def create_engine(url: str, *, application: str, bounds: PoolBounds | None = Non
         # A broken connection shows when it is used; the use is retried or reported, not pinged before.
         pool_pre_ping=False,
         pool_use_lifo=True,
+        # Parameters are bodies and salts: no error message and no log line may show them.
+        hide_parameters=True,
         connect_args={
             "timeout": bounds.connect.total_seconds(),
             "command_timeout": (bounds.statement + bounds.lock).total_seconds(),

@@ -6,6 +6,7 @@ from datetime import timedelta
 
 import pytest
 from sqlalchemy import text
+from sqlalchemy.exc import DBAPIError
 
 from control_plane.database.engine import PoolBounds, create_engine
 from control_plane.database.notifications import Channel, Notifications, PostgresNotifier
@@ -167,5 +168,16 @@ async def test_a_payload_that_is_too_long_says_only_poll(own_server, own_databas
                 assert await heard.get() == ()
                 notifier.notify(Channel.QUEUE, [f"exe_{number:040}" for number in range(500)])
                 assert await heard.get() == ()
+    finally:
+        await engine.dispose()
+
+
+async def test_an_error_of_a_statement_shows_none_of_its_parameters(own_server, own_database):
+    engine = create_engine(own_server.url(own_database, user=SERVICE), application="test")
+    try:
+        async with engine.connect() as connection:
+            with pytest.raises(DBAPIError) as failed:
+                await connection.execute(text("SELECT 1 / length(:body)"), {"body": ""})
+            assert "parameters hidden" in str(failed.value)
     finally:
         await engine.dispose()

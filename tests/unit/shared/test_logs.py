@@ -100,3 +100,25 @@ def test_human_style_writes_no_json():
 def test_unknown_level_is_refused():
     with pytest.raises(ValueError, match="loud"):
         configure_logging("loud", LogStyle.JSON)
+
+
+@pytest.mark.parametrize("style", list(LogStyle))
+def test_a_traceback_shows_no_local_variables(style):
+    stream = io.StringIO()
+    root = logging.getLogger()
+    before, level = list(root.handlers), root.level
+    configure_logging("info", style, stream=stream)
+    try:
+        _fail_with_a_secret()
+    except ValueError:
+        get_logger("ours").exception("it failed")
+    finally:
+        root.handlers[:] = before
+        root.setLevel(level)
+    assert "_fail_with_a_secret" in stream.getvalue()
+    assert "personal data" not in stream.getvalue()
+
+
+def _fail_with_a_secret():
+    body = b"personal " + b"data"
+    raise ValueError(f"boom of {len(body)} bytes")
