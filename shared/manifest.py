@@ -7,6 +7,7 @@ it is `agent_toml`.
 import re
 from dataclasses import dataclass, fields
 from enum import StrEnum
+from functools import lru_cache
 from typing import Final
 from urllib.parse import urlsplit
 
@@ -18,6 +19,9 @@ from shared.schemas import JsonSchema
 
 FORMAT: Final = "agentfactory.template.v1"
 MAX_MANIFEST_BYTES: Final = 256 * 1024
+MAX_DECODED_MANIFESTS: Final = 64
+"""Remembered by their exact bytes: a manifest never changes, and its schemas are read only once."""
+
 MAX_MODULE_BYTES: Final = 64 * 1024 * 1024
 MAX_HTTP_CAPABILITIES: Final = 64
 MAX_URL_CHARS: Final = 2048
@@ -202,6 +206,11 @@ def decode_manifest(data: bytes) -> Manifest:
     """
     if len(data) > MAX_MANIFEST_BYTES:
         raise PackageTooLargeError(f"manifest has {len(data)} bytes, the bound is {MAX_MANIFEST_BYTES}")
+    return _decode(data)
+
+
+@lru_cache(maxsize=MAX_DECODED_MANIFESTS)
+def _decode(data: bytes) -> Manifest:
     try:
         document = Fields(parse_canonical(data), "manifest", error=ManifestInvalidError)
     except MalformedError as error:

@@ -4,7 +4,7 @@ import pytest
 
 from shared.agent_toml import parse_agent_toml
 from shared.canonical import canonical_json
-from shared.errors import InvalidInputError, ManifestInvalidError, PackageTooLargeError, UnknownFieldError
+from shared.errors import ManifestInvalidError, PackageTooLargeError, UnknownFieldError
 from shared.manifest import (
     DEFAULT_LIMITS,
     MAX_LIMITS,
@@ -166,9 +166,17 @@ def test_bounds_of_agent_toml_and_manifest():
         parse_agent_toml(b"#" * (64 * 1024 + 1))
     with pytest.raises(PackageTooLargeError):
         decode_manifest(b" " * (256 * 1024 + 1))
-    big = JsonSchema.from_object({"description": "x" * 120_000})
+    big = JsonSchema.from_object({"description": "x" * 65_000})
+    long = Capabilities(http=(HttpCapability(method="GET", url="https://a.test/" + "x" * 2000),) * 64)
     with pytest.raises(PackageTooLargeError):
-        encode_manifest(a_manifest(parameters_schema=big, input_schema=big, output_schema=big))
+        encode_manifest(
+            a_manifest(parameters_schema=big, input_schema=big, output_schema=big, capabilities=long)
+        )
+
+
+def test_a_manifest_that_was_read_once_is_not_read_again():
+    data = encode_manifest(a_manifest())
+    assert decode_manifest(data) is decode_manifest(bytes(bytearray(data)))
 
 
 @pytest.mark.parametrize(
@@ -209,39 +217,6 @@ def test_malformed_manifest_is_refused(change):
 def test_manifest_that_is_not_canonical_is_refused():
     with pytest.raises(ManifestInvalidError, match="RFC 8785"):
         decode_manifest(encode_manifest(a_manifest()) + b"\n")
-
-
-@pytest.mark.parametrize(
-    "schema",
-    [
-        {"type": "nonsense"},
-        {"$schema": "http://json-schema.org/draft-07/schema#"},
-        {"$ref": "https://evil.test/schema.json"},
-        {"properties": {"a": {"$ref": "file:///etc/passwd"}}},
-        {"allOf": [{"$dynamicRef": "other#x"}]},
-        {"minimum": "1"},
-        {"description": "x" * 131_100},
-    ],
-)
-def test_schema_that_is_none_or_points_outside_is_refused(schema):
-    with pytest.raises(ManifestInvalidError):
-        JsonSchema.from_object(schema)
-
-
-def test_schema_checks_values_and_never_repeats_them():
-    schema = JsonSchema.from_object(
-        {"$defs": {"n": {"type": "integer"}}, "properties": {"secret": {"$ref": "#/$defs/n"}}}
-    )
-    schema.check({"secret": 3}, "parameters")
-    with pytest.raises(InvalidInputError, match=r"parameters breaks rule 'type' .* at \$\.secret") as caught:
-        schema.check({"secret": "hunter2"}, "parameters")
-    assert "hunter2" not in str(caught.value)
-
-
-@pytest.mark.parametrize("schema", [{"$ref": "#"}, {"$ref": "#/nowhere"}])
-def test_schema_that_cannot_be_applied_refuses_every_value(schema):
-    with pytest.raises(InvalidInputError, match="cannot be checked"):
-        JsonSchema.from_object(schema).check({}, "parameters")
 
 
 def test_granted_is_the_smaller_of_asked_and_allowed_and_the_default_where_nothing_is_asked():
