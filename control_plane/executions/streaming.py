@@ -14,7 +14,7 @@ from shared.errors import AgentFactoryError, InternalError
 from shared.logs import get_logger
 
 MAX_IN_FLIGHT: Final = 1024
-"""Executions of one stream that have no answer yet; further requests are not read before one has."""
+"""Executions of one stream whose answer the caller has not taken; no further request is read before it has."""
 MAX_RESULTS_PER_MESSAGE: Final = 256
 MAX_MESSAGE_BYTES: Final = 2 * 1024 * 1024
 """Of results gathered into one message; well below the bound of 4 MiB."""
@@ -36,6 +36,7 @@ async def serve_stream(
     try:
         while (results := await stream.next_results()) is not None:
             yield pb.StreamExecutionsResponse(results=results)
+            stream.taken(len(results))
         await reading  # a failure of the caller's side of the stream ends this side too
     finally:
         reading.cancel()
@@ -79,12 +80,13 @@ class _Stream:
             results.append(self._ended.popleft())
         return results
 
-    async def _run(self, request: pb.ExecutionRequest) -> None:
-        try:
-            result = await self._answer(request)
-        finally:
+    def taken(self, count: int) -> None:
+        """So many results went out: as many requests more may be read."""
+        for _ in range(count):
             self._slots.release()
-        self._ended.append(result)
+
+    async def _run(self, request: pb.ExecutionRequest) -> None:
+        self._ended.append(await self._answer(request))
         self._something.set()
 
     async def _answer(self, request: pb.ExecutionRequest) -> pb.ExecutionResult:

@@ -195,6 +195,23 @@ async def test_a_stream_reads_no_further_than_its_bound(stack, servicer, monkeyp
     await stream.aclose()
 
 
+async def test_a_caller_that_takes_no_answer_is_read_no_further_than_the_bound(servicer, monkeypatch):
+    monkeypatch.setattr(streaming, "MAX_IN_FLIGHT", 2)
+    read = []
+
+    async def requests():
+        for number in range(50):
+            read.append(number)
+            yield pb.StreamExecutionsRequest(executions=[asked(f"r{number}", agent="nobody")])
+
+    stream = servicer.StreamExecutions(requests(), None)
+    await anext(stream)  # refusals end at once; nothing more is taken
+    for _ in range(200):
+        await asyncio.sleep(0)
+    assert len(read) <= 5
+    await stream.aclose()
+
+
 async def test_a_caller_that_goes_away_ends_its_stream_and_not_its_executions(stack, servicer):
     gone = asyncio.Event()
 
