@@ -193,6 +193,9 @@ bodies = Table(
     _at("created_at", now=True),
     # Set on an upload, cleared by the first execution that uses it; an unused one is removed after this.
     _at("expires_at", nullable=True),
+    # The caller, or the attempt, whose unused uploads are counted together.
+    Column("uploaded_by", Text, nullable=True),
+    Index("ix_bodies_unused_uploaded_by", "uploaded_by", postgresql_where=text("expires_at IS NOT NULL")),
     Index("ix_bodies_expires_at", "expires_at", postgresql_where=text("expires_at IS NOT NULL")),
     Index("ix_bodies_unused_commitment", "commitment", postgresql_where=text("expires_at IS NOT NULL")),
 )

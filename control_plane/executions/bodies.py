@@ -1,48 +1,56 @@
 """Use cases of callers that move bodies above 64 KiB: upload an input, download an output or a log."""
 
-import asyncio
 from collections.abc import AsyncGenerator, AsyncIterator
 from typing import Final
 
-from control_plane.executions.domain import MAX_BODY_BYTES, BodyKind, StoredBody
+from control_plane.executions.domain import MAX_BODY_BYTES, BodyKind, StoredBody, UploadQuota
 from control_plane.executions.ports import ExecutionStore
+from control_plane.policy.domain import Subject
+from control_plane.transfers import TransferSlots, paced
 from shared.clock import Clock, Random
 from shared.digests import SALT_BYTES, Digest, commit_body_hash, digest_to_raw, sha256_digest
-from shared.errors import InvalidInputError, ResourceExhaustedError
+from shared.errors import InvalidInputError
 from shared.ids import BODY, BodyId, ExecutionId, TenantId, new_id
 
 DOWNLOAD_CHUNK_BYTES: Final = 256 * 1024
 MAX_UPLOADS: Final = 8
 """At the same time in this replica; each holds up to 16 MiB."""
+MAX_UNUSED_BODIES: Final = 256
+"""Uploads of one caller that no request has used yet."""
+MAX_UNUSED_BYTES: Final = 256 * 1024 * 1024
+"""Of those."""
 
 
 class BodyService:
     """Moves bodies in pieces; a whole one is held only while it is uploaded."""
 
     def __init__(
-        self, *, store: ExecutionStore, clock: Clock, random: Random, max_uploads: int = MAX_UPLOADS
+        self, *, store: ExecutionStore, clock: Clock, random: Random, slots: TransferSlots | None = None
     ) -> None:
         self._store = store
         self._clock = clock
         self._random = random
-        self._max_uploads = max_uploads
-        self._uploads = asyncio.Semaphore(max_uploads)
+        self._uploads = slots or TransferSlots(MAX_UPLOADS)
 
     async def upload(
-        self, tenant_id: TenantId, *, digest: Digest, size_bytes: int, chunks: AsyncIterator[bytes]
+        self,
+        subject: Subject,
+        *,
+        digest: Digest,
+        size_bytes: int,
+        chunks: AsyncIterator[bytes],
     ) -> BodyId:
         """Store an input for a later request; unused it is removed after 24 hours.
 
         Raises:
             InvalidInputError: It is larger than 16 MiB, or size or digest are not those of the chunks.
-            ResourceExhaustedError: Too many uploads are under way.
+            ResourceExhaustedError: Too many uploads are under way, or the caller has too much stored unused.
+            DeadlineExceededError: The caller was silent for too long.
         """
         if size_bytes > MAX_BODY_BYTES:
             raise InvalidInputError(f"the body has {size_bytes} bytes, at most {MAX_BODY_BYTES} are possible")
-        if self._uploads.locked():
-            raise ResourceExhaustedError(f"{self._max_uploads} uploads are under way already")
-        async with self._uploads:
-            content = await _collect(chunks, size_bytes)
+        async with self._uploads.hold(subject.identity):
+            content = await _collect(paced(chunks), size_bytes)
             if sha256_digest(content) != digest:
                 raise InvalidInputError("the body has another digest than its header says")
             salt = self._random.token_bytes(SALT_BYTES)
@@ -54,7 +62,10 @@ class BodyService:
                 size_bytes=len(content),
                 content=content,
             )
-            await self._store.add_body(tenant_id, body)
+            quota = UploadQuota(
+                owner=subject.identity, max_bodies=MAX_UNUSED_BODIES, max_bytes=MAX_UNUSED_BYTES
+            )
+            await self._store.add_body(subject.tenant_id, body, quota=quota)
         return body.body_id
 
     async def download(

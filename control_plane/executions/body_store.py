@@ -8,10 +8,10 @@ from sqlalchemy.dialects.postgresql import insert
 
 from control_plane.database.tables import bodies, executions
 from control_plane.database.unit_of_work import PostgresDatabase, connection_of
-from control_plane.executions.domain import BodyKind, StoredBody
+from control_plane.executions.domain import BodyKind, StoredBody, UploadQuota
 from control_plane.executions.rows import Row, body_of_row
 from shared.digests import Digest
-from shared.errors import NotFoundError
+from shared.errors import NotFoundError, ResourceExhaustedError
 from shared.ids import BodyId, ExecutionId, TenantId
 
 UNUSED_BODY_LIFE: Final = timedelta(hours=24)
@@ -37,7 +37,7 @@ class PostgresBodyStore:
     def __init__(self, database: PostgresDatabase) -> None:
         self._database = database
 
-    async def add_body(self, tenant_id: TenantId, body: StoredBody) -> None:
+    async def add_body(self, tenant_id: TenantId, body: StoredBody, *, quota: UploadQuota) -> None:
         """See `ExecutionStore.add_body`."""
         statement = (
             insert(bodies)
@@ -50,11 +50,30 @@ class PostgresBodyStore:
                 size_bytes=body.size_bytes,
                 content=body.content,
                 expires_at=func.now() + UNUSED_BODY_LIFE,
+                uploaded_by=quota.owner,
             )
             .on_conflict_do_nothing()
         )
+        unused = select(func.count(), func.coalesce(func.sum(bodies.c.size_bytes), 0)).where(
+            bodies.c.uploaded_by == quota.owner,
+            bodies.c.expires_at.is_not(None),
+            bodies.c.body_id != body.body_id,
+        )
         async with self._database.transaction() as tx:
-            await connection_of(tx).execute(statement)
+            connection = connection_of(tx)
+            # Uploads of one owner count one after another, on every replica.
+            await connection.execute(
+                select(func.pg_advisory_xact_lock(func.hashtextextended(quota.owner, 0)))
+            )
+            row = (await connection.execute(unused)).one()
+            count, size_bytes = int(row[0]), int(row[1])
+            if count + 1 > quota.max_bodies or size_bytes + body.size_bytes > quota.max_bytes:
+                raise ResourceExhaustedError(
+                    f"{quota.owner} has {count} unused bodies of {size_bytes} bytes stored, at most"
+                    f" {quota.max_bodies} of {quota.max_bytes} bytes are possible",
+                    hint="use those that are uploaded; an unused one is removed after 24 hours",
+                )
+            await connection.execute(statement)
 
     async def get_body(self, tenant_id: TenantId, body_id: BodyId) -> StoredBody:
         """See `ExecutionStore.get_body`."""

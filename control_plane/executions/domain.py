@@ -164,6 +164,16 @@ class StoredBody:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class UploadQuota:
+    """How much one owner may have stored that nothing uses yet."""
+
+    owner: str
+    """A caller's identity, or the attempt that an output belongs to."""
+    max_bodies: int
+    max_bytes: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class RunSpec:
     """Everything about an execution that influences its run; an order is made from this and a place."""
 

@@ -25,6 +25,19 @@ def limits_bytes(limits: GrantedLimits) -> bytes:
     return bytes(message.SerializeToString(deterministic=True))
 
 
+def limits_of_bytes(encoded: bytes) -> GrantedLimits:
+    """Return what `limits_bytes` was given."""
+    message = common_pb2.Limits.FromString(encoded)
+    return GrantedLimits(
+        wall_ms=message.wall_ms,
+        cpu_ms=message.cpu_ms,
+        memory_bytes=message.memory_bytes,
+        output_bytes=message.output_bytes,
+        log_bytes=message.log_bytes,
+        open_files=message.open_files,
+    )
+
+
 @lru_cache(maxsize=_KEPT)
 def capabilities_bytes(capabilities: Capabilities) -> bytes:
     """Return capabilities as agentfactory.v1.Capabilities."""

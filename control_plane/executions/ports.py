@@ -23,6 +23,7 @@ from control_plane.executions.domain import (
     SessionRef,
     SignedBatchRecord,
     StoredBody,
+    UploadQuota,
 )
 from control_plane.executions.lifecycle import Execution, Finished
 from shared.digests import Digest
@@ -112,8 +113,12 @@ class ExecutionStore(Protocol):
     async def record_denial(self, decision: DecisionRecord, entry: NewAuditEntry) -> None:
         """Store a denial and its audit entry, in one transaction."""
 
-    async def add_body(self, tenant_id: TenantId, body: StoredBody) -> None:
-        """Store an uploaded body that nothing uses yet; storing it twice is harmless."""
+    async def add_body(self, tenant_id: TenantId, body: StoredBody, *, quota: UploadQuota) -> None:
+        """Store an uploaded body that nothing uses yet; storing it twice is harmless.
+
+        Raises:
+            ResourceExhaustedError: With it its owner has more unused than the quota allows.
+        """
 
     async def get_body(self, tenant_id: TenantId, body_id: BodyId) -> StoredBody:
         """Return a body without its content.

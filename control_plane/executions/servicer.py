@@ -82,7 +82,7 @@ class ExecutionServicer(executions_pb2_grpc.ExecutionServiceServicer):
     ) -> pb.UploadBodyResponse:
         header = await _header(requests)
         body_id = await self._bodies.upload(
-            caller().tenant_id,
+            _subject(),
             digest=parse_digest(header.digest),
             size_bytes=header.size_bytes,
             chunks=_chunks(requests),

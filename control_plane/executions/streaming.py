@@ -14,7 +14,7 @@ from shared.errors import AgentFactoryError, InternalError
 from shared.logs import get_logger
 
 MAX_IN_FLIGHT: Final = 1024
-"""Executions of one stream whose answer the caller has not taken; no further request is read before it has."""
+"""Executions of one stream whose answer the caller has not taken; beyond it no request is read."""
 MAX_RESULTS_PER_MESSAGE: Final = 256
 MAX_MESSAGE_BYTES: Final = 2 * 1024 * 1024
 """Of results gathered into one message; well below the bound of 4 MiB."""

@@ -89,13 +89,22 @@ class NodeStore(Protocol):
         """Note that sessions live; return the nodes whose newest session is another one by now."""
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class AttemptOwner:
+    """Whose an attempt is, and what its order lets it hand in."""
+
+    tenant_id: TenantId
+    output_bytes: int
+    log_bytes: int
+
+
 class AttemptOwners(Protocol):
     """Whose an attempt is or was: the right to hand in a late output as evidence (rule 6)."""
 
-    async def tenant_of_attempt(
+    async def owner_of_attempt(
         self, node_id: NodeId, execution_id: ExecutionId, fencing_token: int
-    ) -> TenantId:
-        """Return the tenant of an attempt that this node was given, live or not.
+    ) -> AttemptOwner:
+        """Return whose an attempt is that this node was given, live or not.
 
         Raises:
             PermissionDeniedError: The attempt was never this node's.
@@ -113,8 +122,8 @@ class TemplateContents(Protocol):
             TemplateRevokedError: It is revoked.
         """
 
-    async def module(self, module_digest: Digest) -> bytes:
-        """Return the module's exact bytes.
+    async def module(self, module_digest: Digest, *, offset_bytes: int, max_bytes: int) -> bytes:
+        """Return a piece of the module's exact bytes; empty behind its end.
 
         Raises:
             NotFoundError: There is no such module.

@@ -28,8 +28,9 @@ from sqlalchemy.ext.asyncio import AsyncConnection
 from control_plane.audit.domain import NewAuditEntry
 from control_plane.audit.ports import AuditLog
 from control_plane.database.notifications import Channel
-from control_plane.database.tables import attempts, enrollment_tokens, nodes, orders, sessions
+from control_plane.database.tables import attempts, enrollment_tokens, executions, nodes, orders, sessions
 from control_plane.database.unit_of_work import PostgresDatabase
+from control_plane.executions.encoding import limits_of_bytes
 from control_plane.nodes.domain import (
     EngineInfo,
     EnrollmentToken,
@@ -38,7 +39,7 @@ from control_plane.nodes.domain import (
     NodeState,
     SpoolHead,
 )
-from control_plane.nodes.ports import SessionBeat, SessionOpening
+from control_plane.nodes.ports import AttemptOwner, SessionBeat, SessionOpening
 from shared.digests import Digest
 from shared.errors import EnrollmentTokenInvalidError, NotFoundError, PermissionDeniedError
 from shared.ids import BootId, ExecutionId, KeyId, NodeId, OrderId, TenantId
@@ -250,24 +251,32 @@ class PostgresNodeStore:
 
     # --- attempts
 
-    async def tenant_of_attempt(
+    async def owner_of_attempt(
         self, node_id: NodeId, execution_id: ExecutionId, fencing_token: int
-    ) -> TenantId:
-        """See `AttemptOwners.tenant_of_attempt`."""
-        async with self._database.reading() as connection:
-            tenant_id = await connection.scalar(
-                select(attempts.c.tenant_id).where(
-                    attempts.c.execution_id == execution_id,
-                    attempts.c.fencing_token == fencing_token,
-                    attempts.c.node_id == node_id,
-                )
+    ) -> AttemptOwner:
+        """See `AttemptOwners.owner_of_attempt`."""
+        query = (
+            select(attempts.c.tenant_id, executions.c.limits)
+            .join(executions, executions.c.execution_id == attempts.c.execution_id)
+            .where(
+                attempts.c.execution_id == execution_id,
+                attempts.c.fencing_token == fencing_token,
+                attempts.c.node_id == node_id,
             )
-        if tenant_id is None:
+        )
+        async with self._database.reading() as connection:
+            row = (await connection.execute(query)).one_or_none()
+        if row is None:
             raise PermissionDeniedError(
                 f"attempt {fencing_token} of {execution_id!r} was never given to node {node_id}",
                 hint="a node may hand in only what it was ordered to run",
             )
-        return TenantId(tenant_id)
+        limits = limits_of_bytes(row.limits)
+        return AttemptOwner(
+            tenant_id=TenantId(row.tenant_id),
+            output_bytes=limits.output_bytes,
+            log_bytes=limits.log_bytes,
+        )
 
     async def find_order(self, node_id: NodeId, order_digest: Digest) -> AttemptIdentity | None:
         """See `OrderLookup.find_order`."""

@@ -1,24 +1,24 @@
 """What nodes pull and push beside their session: artifacts, inputs, outputs. Each needs the lease."""
 
-import asyncio
 import hashlib
 from collections.abc import AsyncIterator
 from dataclasses import dataclass
 from typing import Final
 
-from control_plane.executions.domain import MAX_BODY_BYTES, AttemptRef, StoredBody
+from control_plane.executions.domain import MAX_BODY_BYTES, AttemptRef, StoredBody, UploadQuota
 from control_plane.executions.ports import ExecutionStore, LeaseStore
 from control_plane.nodes.ports import AttemptOwners, TemplateContents
+from control_plane.transfers import TransferSlots, paced
 from shared.clock import Clock, Random
 from shared.digests import Digest, commit_body_hash, digest_from_raw, same_digest
 from shared.errors import InvalidInputError, PermissionDeniedError
 from shared.ids import BODY, NodeId, new_id
 
 CHUNK_BYTES: Final = 1024 * 1024
-MAX_ARTIFACT_STREAMS: Final = 4
-"""Modules in memory at once, of at most 64 MiB each."""
-MAX_BODY_STREAMS: Final = 8
+MAX_UPLOADS: Final = 8
 """Outputs in memory at once, of at most 16 MiB each."""
+MAX_BODIES_OF_ATTEMPT: Final = 2
+"""An output and a log."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -43,6 +43,7 @@ class NodeTransfers:
         owners: AttemptOwners,
         clock: Clock,
         random: Random,
+        uploads: TransferSlots | None = None,
     ) -> None:
         self._leases = leases
         self._executions = executions
@@ -50,8 +51,7 @@ class NodeTransfers:
         self._owners = owners
         self._clock = clock
         self._random = random
-        self._artifact_streams = asyncio.Semaphore(MAX_ARTIFACT_STREAMS)
-        self._body_streams = asyncio.Semaphore(MAX_BODY_STREAMS)
+        self._uploads = uploads or TransferSlots(MAX_UPLOADS)
 
     async def artifact(
         self, node_id: NodeId, attempt: AttemptRef, template_digest: str
@@ -69,11 +69,13 @@ class NodeTransfers:
                 f" {template_digest[:71]}",
                 hint="fetch the template that the order names",
             )
-        async with self._artifact_streams:
-            yield await self._templates.envelope(live.tenant_id, live.template_digest)
-            module = memoryview(await self._templates.module(live.module_digest))
-            for start in range(0, len(module), CHUNK_BYTES):
-                yield bytes(module[start : start + CHUNK_BYTES])
+        yield await self._templates.envelope(live.tenant_id, live.template_digest)
+        offset = 0
+        while chunk := await self._templates.module(
+            live.module_digest, offset_bytes=offset, max_bytes=CHUNK_BYTES
+        ):
+            yield chunk
+            offset += len(chunk)
 
     async def input(self, node_id: NodeId, attempt: AttemptRef) -> AsyncIterator[bytes]:
         """Yield the input of the attempt's execution in chunks of at most 1 MiB.
@@ -97,21 +99,31 @@ class NodeTransfers:
         """Keep an output that a receipt will name.
 
         1. The attempt was given to this node; a late output is kept as well, as evidence.
-        2. Its size is within bounds, and exactly as many bytes come.
+        2. Its size is within the limits of the order, and exactly as many bytes come.
         3. The bytes are what the salted commitment says.
+        4. The attempt has at most one output and one log waiting for their receipt, within its limits.
 
         A repeat changes nothing.
 
         Raises:
             PermissionDeniedError: Check 1.
             InvalidInputError: Check 2 or 3.
+            ResourceExhaustedError: Check 4, or too many uploads are under way.
+            DeadlineExceededError: The node was silent for too long.
         """
         attempt = header.attempt
-        tenant_id = await self._owners.tenant_of_attempt(node_id, attempt.execution_id, attempt.fencing_token)
-        if not 0 <= header.size_bytes <= MAX_BODY_BYTES:
-            raise InvalidInputError(f"check 2: output of {header.size_bytes} bytes, at most {MAX_BODY_BYTES}")
-        async with self._body_streams:
-            content = await _collect(chunks, header.size_bytes)
+        owner = await self._owners.owner_of_attempt(node_id, attempt.execution_id, attempt.fencing_token)
+        tenant_id = owner.tenant_id
+        most = min(max(owner.output_bytes, owner.log_bytes), MAX_BODY_BYTES)
+        if not 0 <= header.size_bytes <= most:
+            raise InvalidInputError(f"check 2: output of {header.size_bytes} bytes, at most {most}")
+        quota = UploadQuota(
+            owner=f"attempt {attempt.fencing_token} of {attempt.execution_id}",
+            max_bodies=MAX_BODIES_OF_ATTEMPT,
+            max_bytes=owner.output_bytes + owner.log_bytes,
+        )
+        async with self._uploads.hold(node_id):
+            content = await _collect(paced(chunks), header.size_bytes)
             sha256 = hashlib.sha256(content).digest()
             if not same_digest(commit_body_hash(sha256, header.salt), header.commitment):
                 raise InvalidInputError("check 3: the output is not what its commitment says")
@@ -127,6 +139,7 @@ class NodeTransfers:
                     size_bytes=header.size_bytes,
                     content=content,
                 ),
+                quota=quota,
             )
 
 

@@ -62,14 +62,16 @@ class TemplateCatalog:
             raise TemplateRevokedError(f"template {version.name} {version.version} is revoked")
         return version.envelope
 
-    async def module(self, module_digest: Digest) -> bytes:
-        """Return a module's exact bytes, for a node.
+    async def module(self, module_digest: Digest, *, offset_bytes: int, max_bytes: int) -> bytes:
+        """Return a piece of a module's exact bytes, for a node; empty behind its end.
 
         Raises:
             NotFoundError: There is no such module.
         """
         async with self._database.transaction() as tx:
-            module = await self._store.read_module(tx, module_digest)
+            module = await self._store.read_module(
+                tx, module_digest, offset_bytes=offset_bytes, max_bytes=max_bytes
+            )
         if module is None:
             raise NotFoundError(f"there is no module {module_digest}")
         return module

@@ -30,8 +30,10 @@ class TemplateStore(Protocol):
     async def set_state(self, tx: Transaction, version: TemplateVersion, state: TemplateState) -> None:
         """Write the state."""
 
-    async def read_module(self, tx: Transaction, module_digest: Digest) -> bytes | None:
-        """Return a module's exact bytes."""
+    async def read_module(
+        self, tx: Transaction, module_digest: Digest, *, offset_bytes: int, max_bytes: int
+    ) -> bytes | None:
+        """Return a piece of a module's exact bytes, empty behind its end; None: there is no such module."""
 
 
 class PublisherKeys(Protocol):

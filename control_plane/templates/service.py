@@ -12,6 +12,7 @@ from control_plane.policy.gate import PolicyGate
 from control_plane.policy.ports import DecisionLog
 from control_plane.templates.domain import TemplateRef, TemplateState, TemplateVersion
 from control_plane.templates.ports import ModuleCheck, PublisherKeys, RunningExecutions, TemplateStore
+from control_plane.transfers import TransferSlots, paced
 from shared.clock import Clock, Random
 from shared.errors import (
     AlreadyExistsError,
@@ -56,7 +57,7 @@ class TemplateService:
         self._running = running
         self._clock = clock
         self._random = random
-        self._publishing = asyncio.Semaphore(MAX_CONCURRENT_PUBLISHES)
+        self._publishing = TransferSlots(MAX_CONCURRENT_PUBLISHES)
 
     async def publish(
         self, subject: Subject, envelope: bytes, chunks: AsyncIterator[bytes]
@@ -67,9 +68,17 @@ class TemplateService:
             VerificationError: One of the numbered checks of `verify_package`, or the module is no agent's.
             PolicyDeniedError: Policy says no.
             AlreadyExistsError: Name and version are taken by other bytes.
+            ResourceExhaustedError: Too many are published at the moment.
+            DeadlineExceededError: The publisher was silent for too long.
         """
-        async with self._publishing:
-            template = await self._verified(envelope, chunks)
+        keys = await self._publishers.publishers(self._clock.now())
+        # Before a slot and a byte of the module are taken: who signs it, and how large it is.
+        named = verify_manifest(envelope, publisher_keys=keys).manifest.module
+        async with self._publishing.hold(subject.identity):
+            module = await _collect(paced(chunks), named.size_bytes)
+            template = await asyncio.to_thread(
+                verify_package, envelope, {named.digest: module}, publisher_keys=keys
+            )
             await asyncio.to_thread(self._check_module, template.module)
             asked = _policy_input(subject, template)
             name = f"{template.manifest.name} {template.manifest.version}"
@@ -97,24 +106,6 @@ class TemplateService:
         )
         await self._running.stop_template(subject.tenant_id, version.digest, actor=subject.identity)
         return version
-
-    async def _verified(self, envelope: bytes, chunks: AsyncIterator[bytes]) -> VerifiedTemplate:
-        keys = await self._publishers.publishers(self._clock.now())
-        # Before a byte of the module is taken: who signs it, and how large it is.
-        named = verify_manifest(envelope, publisher_keys=keys).manifest.module
-        module = bytearray()
-        async for chunk in chunks:
-            module += chunk
-            if len(module) > named.size_bytes:
-                raise PackageAlteredError(
-                    f"check 6: the module is longer than the {named.size_bytes} bytes signed"
-                )
-        if len(module) < named.size_bytes:
-            raise PackageTruncatedError(
-                f"check 6: the module ends after {len(module)} of {named.size_bytes} bytes"
-            )
-        content = bytes(module)
-        return await asyncio.to_thread(verify_package, envelope, {named.digest: content}, publisher_keys=keys)
 
     async def _store_once(
         self, subject: Subject, template: VerifiedTemplate, decision: Decision
@@ -182,6 +173,17 @@ class TemplateService:
             subject=name,
             details=details,
         )
+
+
+async def _collect(chunks: AsyncIterator[bytes], size_bytes: int) -> bytes:
+    module = bytearray()
+    async for chunk in chunks:
+        module += chunk
+        if len(module) > size_bytes:
+            raise PackageAlteredError(f"check 6: the module is longer than the {size_bytes} bytes signed")
+    if len(module) < size_bytes:
+        raise PackageTruncatedError(f"check 6: the module ends after {len(module)} of {size_bytes} bytes")
+    return bytes(module)
 
 
 def _policy_input(subject: Subject, template: VerifiedTemplate) -> PolicyInput:

@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 from typing import Any
 
-from sqlalchemy import Row, Select, select, update
+from sqlalchemy import Row, Select, func, select, update
 from sqlalchemy.dialects.postgresql import insert as upsert
 
 from control_plane.database.ports import Transaction
@@ -83,11 +83,14 @@ class PostgresTemplateStore:
         # Two at once: a revoked version never becomes a retired one.
         await connection_of(tx).execute(change.where(_v.state != "revoked").values(state=str(state)))
 
-    async def read_module(self, tx: Transaction, module_digest: Digest) -> bytes | None:
+    async def read_module(
+        self, tx: Transaction, module_digest: Digest, *, offset_bytes: int, max_bytes: int
+    ) -> bytes | None:
         """See `TemplateStore.read_module`."""
-        query = select(artifacts.c.module).where(artifacts.c.module_digest == module_digest)
-        module: bytes | None = await connection_of(tx).scalar(query)
-        return module
+        piece = func.substring(artifacts.c.module, offset_bytes + 1, max_bytes)
+        query = select(piece).where(artifacts.c.module_digest == module_digest)
+        read: bytes | None = await connection_of(tx).scalar(query)
+        return read
 
 
 def _versions(tenant_id: TenantId) -> Select[Any]:

@@ -32,13 +32,14 @@ from control_plane.executions.domain import (
     SessionRef,
     SignedBatchRecord,
     StoredBody,
+    UploadQuota,
 )
 from control_plane.executions.lifecycle import Attempt, Execution, Finished
 from control_plane.executions.ports import Place
 from control_plane.executions.rows import execution_id_of_token, page_token_of, request_hmac
 from shared.clock import Clock
 from shared.digests import Digest
-from shared.errors import NotFoundError, PermissionDeniedError, SessionSupersededError
+from shared.errors import NotFoundError, PermissionDeniedError, ResourceExhaustedError, SessionSupersededError
 from shared.ids import AuditEntryId, BodyId, BootId, ExecutionId, NodeId, OrderId, TenantId
 
 Key = tuple[str, str, str, str]
@@ -49,6 +50,7 @@ class _Body:
     tenant_id: TenantId
     body: StoredBody
     expires_at: datetime | None
+    uploaded_by: str = ""
 
 
 @dataclass
@@ -198,8 +200,18 @@ class FakeExecutionStore:
 
     # --- bodies
 
-    async def add_body(self, tenant_id: TenantId, body: StoredBody) -> None:
-        self._bodies.setdefault(body.body_id, _Body(tenant_id, body, self.clock.now() + UNUSED_BODY_LIFE))
+    async def add_body(self, tenant_id: TenantId, body: StoredBody, *, quota: UploadQuota) -> None:
+        unused = [
+            one.body.size_bytes
+            for one in self._bodies.values()
+            if one.uploaded_by == quota.owner
+            and one.expires_at is not None
+            and one.body.body_id != body.body_id
+        ]
+        if len(unused) + 1 > quota.max_bodies or sum(unused) + body.size_bytes > quota.max_bytes:
+            raise ResourceExhaustedError(f"{quota.owner} has {len(unused)} unused bodies stored")
+        kept = _Body(tenant_id, body, self.clock.now() + UNUSED_BODY_LIFE, quota.owner)
+        self._bodies.setdefault(body.body_id, kept)
 
     async def get_body(self, tenant_id: TenantId, body_id: BodyId) -> StoredBody:
         return replace(self._body(tenant_id, body_id), content=None)

@@ -4,8 +4,8 @@ from collections.abc import Sequence
 from dataclasses import replace
 
 from control_plane.audit.domain import NewAuditEntry
-from control_plane.nodes.domain import EnrollmentToken, Node, NodeSession, NodeState
-from control_plane.nodes.ports import SessionBeat, SessionOpening
+from control_plane.nodes.domain import EnrollmentToken, Node, NodeSession
+from control_plane.nodes.ports import AttemptOwner, SessionBeat, SessionOpening
 from shared.clock import Clock
 from shared.digests import Digest
 from shared.errors import EnrollmentTokenInvalidError, NotFoundError, PermissionDeniedError
@@ -21,7 +21,7 @@ class FakeNodeStore:
         self._tokens: dict[str, EnrollmentToken] = {}
         self._nodes: dict[NodeId, Node] = {}
         self.audit: list[NewAuditEntry] = []
-        self.attempts: dict[tuple[NodeId, ExecutionId, int], TenantId] = {}
+        self.attempts: dict[tuple[NodeId, ExecutionId, int], AttemptOwner] = {}
         self.orders: dict[tuple[NodeId, Digest], AttemptIdentity] = {}
 
     async def add_token(self, token: EnrollmentToken, *, audit: NewAuditEntry) -> None:
@@ -110,13 +110,13 @@ class FakeNodeStore:
             self._nodes[beat.node_id] = replace(node, session=session, last_seen_at=now)
         return superseded
 
-    async def tenant_of_attempt(
+    async def owner_of_attempt(
         self, node_id: NodeId, execution_id: ExecutionId, fencing_token: int
-    ) -> TenantId:
-        tenant_id = self.attempts.get((node_id, execution_id, fencing_token))
-        if tenant_id is None:
+    ) -> AttemptOwner:
+        owner = self.attempts.get((node_id, execution_id, fencing_token))
+        if owner is None:
             raise PermissionDeniedError(f"attempt {fencing_token} was never given to node {node_id}")
-        return tenant_id
+        return owner
 
     async def find_order(self, node_id: NodeId, order_digest: Digest) -> AttemptIdentity | None:
         return self.orders.get((node_id, order_digest))

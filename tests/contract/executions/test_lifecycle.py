@@ -15,14 +15,22 @@ from control_plane.executions.domain import (
     ExecutionState,
     LossReason,
     Outcome,
+    UploadQuota,
 )
-from shared.errors import NotFoundError, PermissionDeniedError, SessionSupersededError, WrongStateError
+from shared.errors import (
+    NotFoundError,
+    PermissionDeniedError,
+    ResourceExhaustedError,
+    SessionSupersededError,
+    WrongStateError,
+)
 from shared.ids import AUDIT_ENTRY, BootId, TenantId, new_id
 from tests.builders.executions import LEASE, TEMPLATE, TENANT, node, session
 from tests.fixtures.execution_worlds import claim, run_at_once, submit
 
 LATER = LEASE + timedelta(seconds=1)
 LONG_BACKOFF = timedelta(seconds=11)
+QUOTA = UploadQuota(owner="somebody", max_bodies=100, max_bytes=1 << 30)
 
 
 def cancel_entry(world, execution_id):
@@ -425,7 +433,7 @@ async def test_an_uploaded_output_is_kept_with_its_execution(world):
     placement = await run_at_once(world, world.build.execution())
     content = b"x" * 70_000
     output = world.build.body(content)
-    await world.store.add_body(TENANT, output)
+    await world.store.add_body(TENANT, output, quota=QUOTA)
     assert await world.store.find_uploaded_body(TENANT, output.commitment) == replace(output, content=None)
 
     await world.leases.finish([world.build.result(placement, output=replace(output, content=None))])
@@ -695,7 +703,7 @@ async def test_lists_are_paged_newest_first_and_filtered(world):
 async def test_unused_uploads_are_removed_after_a_day_and_used_ones_stay(world):
     used, unused = world.build.body(b"a" * 70_000), world.build.body(b"b" * 70_000)
     for body in (used, unused):
-        await world.store.add_body(TENANT, body)
+        await world.store.add_body(TENANT, body, quota=QUOTA)
     long = timedelta(days=2)
     await submit(world, world.build.execution(body=replace(used, content=None), run_deadline=long))
     await world.pass_time(timedelta(hours=25))
@@ -706,6 +714,23 @@ async def test_unused_uploads_are_removed_after_a_day_and_used_ones_stay(world):
     assert work.run.input.content is None
     with pytest.raises(NotFoundError):
         await world.store.get_body(TENANT, unused.body_id)
+
+
+async def test_unused_uploads_of_one_owner_are_bounded_until_they_are_used(world):
+    quota = UploadQuota(owner="spiffe://local/caller/eve", max_bodies=3, max_bytes=150_000)
+    first, second, third = (world.build.body(letter * 70_000) for letter in (b"a", b"b", b"c"))
+    for body in (first, second, second):
+        await world.store.add_body(TENANT, body, quota=quota)  # a repeat counts once
+    with pytest.raises(ResourceExhaustedError):
+        await world.store.add_body(TENANT, third, quota=quota)
+    await world.store.add_body(TENANT, third, quota=replace(quota, owner="spiffe://local/caller/ann"))
+
+    small = [world.build.body(b"%d" % n) for n in range(2)]
+    await world.store.add_body(TENANT, small[0], quota=quota)
+    with pytest.raises(ResourceExhaustedError):
+        await world.store.add_body(TENANT, small[1], quota=quota)
+    await submit(world, world.build.execution(body=replace(first, content=None)))
+    await world.store.add_body(TENANT, small[1], quota=quota)
 
 
 async def test_every_change_leaves_its_entry_in_the_audit_log(world):

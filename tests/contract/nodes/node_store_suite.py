@@ -185,5 +185,5 @@ class NodeStoreSuite:
     async def test_an_attempt_that_was_never_given_belongs_to_nobody(self, stage: Stage):
         node = await enrolled(stage)
         with pytest.raises(PermissionDeniedError):
-            await stage.nodes.tenant_of_attempt(node.node_id, build.execution_id(), 1)
+            await stage.nodes.owner_of_attempt(node.node_id, build.execution_id(), 1)
         assert await stage.nodes.find_order(node.node_id, build.MODULE_DIGEST) is None

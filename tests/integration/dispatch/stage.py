@@ -77,10 +77,10 @@ class OneTemplate:
     async def envelope(self, tenant_id: str, template_digest: str) -> bytes:
         return ENVELOPE
 
-    async def module(self, module_digest: str) -> bytes:
+    async def module(self, module_digest: str, *, offset_bytes: int, max_bytes: int) -> bytes:
         if module_digest != build.MODULE_DIGEST:
             raise NotFoundError("no such module")
-        return MODULE
+        return MODULE[offset_bytes : offset_bytes + max_bytes]
 
 
 @dataclass

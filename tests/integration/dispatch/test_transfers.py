@@ -8,11 +8,12 @@ import pytest
 from agentfactory.v1 import nodes_pb2, orders_pb2
 
 from shared.digests import commit_body, sha256_digest
-from shared.errors import AgentFactoryError, InvalidInputError, PermissionDeniedError
+from shared.errors import AgentFactoryError, InvalidInputError, PermissionDeniedError, ResourceExhaustedError
 from shared.order_codec import decode_order
 from shared.rpc.errors import error_of
 from tests.fixtures import dispatch as build
 from tests.fixtures.scripted_node import ScriptedNode
+from tests.integration.dispatch import stage
 from tests.integration.dispatch.stage import ENVELOPE, MODULE, Replica, work
 
 TEMPLATE = sha256_digest(b"template")
@@ -185,3 +186,51 @@ async def test_an_output_above_16_mib_is_refused_before_its_bytes(one: Replica):
     with pytest.raises(AgentFactoryError) as refused:
         await upload(node, attempt_of(delivery), b"few", size=16 * 1024 * 1024 + 1)
     assert refused.value.reason == "INVALID_INPUT"
+
+
+async def test_a_node_that_stalls_its_uploads_keeps_no_other_node_from_uploading(one: Replica):
+    evil, delivery = await started(one)
+    header = nodes_pb2.UploadOutputHeader(
+        attempt=attempt_of(delivery), commitment="sha256:" + "0" * 64, salt=SALT, size_bytes=1000
+    )
+    stalled = [evil.stub.UploadOutput(timeout=30) for _ in range(12)]
+    for call in stalled:
+        await call.write(nodes_pb2.UploadOutputRequest(header=header))
+    honest = await one.ready_node()
+    await evil.beat(free_slots=0)
+    await one.submit(work())
+    await upload(honest, attempt_of(await honest.next_order()))
+    for call in stalled:
+        call.cancel()
+
+
+async def test_a_node_that_does_not_read_its_module_keeps_no_other_from_reading(
+    one: Replica, monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.setattr(stage, "MODULE", b"\0asm" + b"x" * (16 << 20))
+    evil, delivery = await started(one)
+    request = nodes_pb2.FetchArtifactRequest(attempt=attempt_of(delivery), template_digest=TEMPLATE)
+    stalled = [evil.stub.FetchArtifact(request, timeout=30) for _ in range(12)]
+    for call in stalled:
+        await call.read()
+    honest = await one.ready_node()
+    await evil.beat(free_slots=0)
+    await one.submit(work())
+    parts = await artifact(honest, attempt_of(await honest.next_order()))
+    assert sum(len(part.chunk) for part in parts) == 4 + (16 << 20)
+    for call in stalled:
+        call.cancel()
+
+
+async def test_an_attempt_has_one_output_and_one_log_waiting_at_most(one: Replica):
+    node, delivery = await started(one)
+    await upload(node, attempt_of(delivery), b"1" * 70_000)
+    await upload(node, attempt_of(delivery), b"2" * 70_000)
+    with pytest.raises(ResourceExhaustedError):
+        await upload(node, attempt_of(delivery), b"3" * 70_000)
+
+
+async def test_an_output_above_the_limits_of_its_order_is_refused_before_its_bytes(one: Replica):
+    node, delivery = await started(one)
+    with pytest.raises(InvalidInputError, match="check 2"):
+        await upload(node, attempt_of(delivery), b"few", size=(1 << 20) + 1)

@@ -162,7 +162,15 @@ def _create_tables() -> None:
         sa.Column("digest", sa.Text(), nullable=False),
         sa.Column("created_at", sa.DateTime(timezone=True), server_default=sa.text("now()"), nullable=False),
         sa.Column("expires_at", sa.DateTime(timezone=True), nullable=True),
+        sa.Column("uploaded_by", sa.Text(), nullable=True),
         sa.PrimaryKeyConstraint("body_id", name=op.f("pk_bodies")),
+    )
+    op.create_index(
+        "ix_bodies_unused_uploaded_by",
+        "bodies",
+        ["uploaded_by"],
+        unique=False,
+        postgresql_where=sa.text("expires_at IS NOT NULL"),
     )
     op.create_index(
         "ix_bodies_expires_at",
@@ -552,6 +560,11 @@ def _drop_tables() -> None:
     )
     op.drop_index(
         "ix_bodies_expires_at", table_name="bodies", postgresql_where=sa.text("expires_at IS NOT NULL")
+    )
+    op.drop_index(
+        "ix_bodies_unused_uploaded_by",
+        table_name="bodies",
+        postgresql_where=sa.text("expires_at IS NOT NULL"),
     )
     op.drop_table("bodies")
     op.drop_index("ix_audit_entries_watch", table_name="audit_entries")

@@ -2,6 +2,7 @@
 
 import asyncio
 from dataclasses import dataclass
+from datetime import timedelta
 
 import pytest
 
@@ -10,6 +11,7 @@ from control_plane.executions.bodies import BodyService
 from control_plane.executions.completions import Completions
 from control_plane.executions.service import ExecutionService, RunRequest
 from control_plane.policy.domain import Subject
+from control_plane.transfers import TransferSlots
 from tests.builders.executions import AGENT, CALLER, TEMPLATE, TENANT, Builder, node
 from tests.fakes.answers import OneAgentDirectory, SaidPolicy
 from tests.fakes.clock import FakeClock, FakeRandom
@@ -76,7 +78,9 @@ async def stack():
         clock=clock,
         random=random,
     )
-    bodies = BodyService(store=store, clock=clock, random=random, max_uploads=1)
+    bodies = BodyService(
+        store=store, clock=clock, random=random, slots=TransferSlots(1, wait=timedelta(milliseconds=20))
+    )
     accepting = asyncio.create_task(acceptor.run())
     yield Stack(build, store, placer, completions, agents, policy, service, bodies)
     accepting.cancel()

@@ -4,6 +4,7 @@ import asyncio
 
 import pytest
 
+from control_plane.executions import bodies
 from control_plane.executions.bodies import DOWNLOAD_CHUNK_BYTES
 from control_plane.executions.domain import MAX_BODY_BYTES, BodyKind
 from shared.digests import sha256_digest
@@ -22,7 +23,7 @@ async def pieces(*parts):
 async def upload(stack, *parts, digest=None, size=None):
     whole = b"".join(parts)
     return await stack.bodies.upload(
-        TENANT,
+        SUBJECT,
         digest=digest or sha256_digest(whole),
         size_bytes=len(whole) if size is None else size,
         chunks=pieces(*parts),
@@ -56,20 +57,31 @@ async def test_an_upload_above_16_mib_is_refused_before_it_is_read(stack):
 
 
 async def test_uploads_at_the_same_time_are_bounded(stack):
-    gate = asyncio.Event()
+    gate, reading = asyncio.Event(), asyncio.Event()
 
     async def slow():
         yield b"x"
+        reading.set()
         await gate.wait()
 
     first = asyncio.ensure_future(
-        stack.bodies.upload(TENANT, digest=sha256_digest(b"x"), size_bytes=1, chunks=slow())
+        stack.bodies.upload(SUBJECT, digest=sha256_digest(b"x"), size_bytes=1, chunks=slow())
     )
-    await stack.until(stack.bodies._uploads.locked)
+    await reading.wait()
     with pytest.raises(ResourceExhaustedError):
         await upload(stack, b"y")
     gate.set()
     await first
+
+
+async def test_a_caller_cannot_fill_the_database_with_what_it_never_uses(stack, monkeypatch):
+    monkeypatch.setattr(bodies, "MAX_UNUSED_BYTES", 2 * len(CONTENT))
+    await upload(stack, CONTENT)
+    body_id = await upload(stack, CONTENT)
+    with pytest.raises(ResourceExhaustedError):
+        await upload(stack, CONTENT)
+    await stack.service.submit(SUBJECT, ask(inline=None, body_id=body_id), method="Execute")
+    await upload(stack, CONTENT)
 
 
 async def test_a_body_that_is_not_there_is_not_found(stack):
