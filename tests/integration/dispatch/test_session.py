@@ -119,10 +119,14 @@ async def test_what_finds_no_slot_waits_and_is_claimed_when_one_is_free(one: Rep
 
 async def test_two_nodes_share_the_work(one: Replica):
     nodes = [await one.ready_node(), await one.ready_node()]
-    answers = await one.submit(*(work() for _ in range(4)))
-    assert all(answer.placed for answer in answers)
+    await one.submit(*(work() for _ in range(4)))
+    # Placed at once or claimed a moment later, in one batch or two: two slots each, so two orders each.
     for node in nodes:
-        assert len((await node.next("order_batch")).order_batch.orders) == 2
+        orders = set()
+        while len(orders) < 2:
+            batch = (await node.next("order_batch")).order_batch
+            orders |= {delivery.order for delivery in batch.orders}
+        assert len(orders) == 2
 
 
 # --- rule 4
