@@ -18,6 +18,7 @@ from grpc_reflection.v1alpha import reflection
 from shared.errors import PortInUseError
 from shared.rpc.channel import SERVER_OPTIONS
 from shared.rpc.identity import Gatekeeper
+from shared.rpc.inflight import MAX_CONCURRENT_RPCS, RpcBounds
 from shared.rpc.server import Guard, RpcObserver
 
 SERVICES: Final = tuple(
@@ -31,9 +32,6 @@ SERVICES: Final = tuple(
         "AuditService",
     )
 )
-
-MAX_CONCURRENT_RPCS: Final = 8192
-"""In one server, streams included; more are refused with RESOURCE_EXHAUSTED."""
 
 Register = Callable[[grpc.aio.Server], None]
 
@@ -91,7 +89,9 @@ class Front:
 
     def _add(self, address: Address) -> int:
         # A guard for each server: it remembers handlers, and every server has its own.
-        guard = Guard(gatekeeper=self._gatekeeper, observer=self._observer)
+        guard = Guard(
+            gatekeeper=self._gatekeeper, observer=self._observer, bounds=RpcBounds.of(MAX_CONCURRENT_RPCS)
+        )
         server = grpc.aio.server(
             interceptors=[guard], options=SERVER_OPTIONS, maximum_concurrent_rpcs=MAX_CONCURRENT_RPCS
         )

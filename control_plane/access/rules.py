@@ -15,6 +15,9 @@ WAIT_DEADLINE: Final = timedelta(hours=1)
 STREAM_DEADLINE: Final = timedelta(hours=24)
 """Of one stream. The client opens the next."""
 
+HEALTH_WATCH_DEADLINE: Final = timedelta(minutes=5)
+"""Of a stream that anybody may open. The watcher opens the next."""
+
 _EVERY_ROLE: Final = frozenset({Role.ADMIN, Role.OPERATOR, Role.AUTHOR, Role.CALLER})
 """Every role of people and services; a node has its own few methods and nothing else."""
 
@@ -80,7 +83,7 @@ RULES: Final[Mapping[str, Rule]] = {
         roles=_NOBODY, deadline=READ_DEADLINE, audit=Audit.NONE, anonymous=True
     ),
     "/grpc.health.v1.Health/Watch": Rule(
-        roles=_NOBODY, deadline=STREAM_DEADLINE, audit=Audit.NONE, anonymous=True
+        roles=_NOBODY, deadline=HEALTH_WATCH_DEADLINE, audit=Audit.NONE, anonymous=True
     ),
     "/grpc.reflection.v1alpha.ServerReflection/ServerReflectionInfo": _read(_EVERY_ROLE, WAIT_DEADLINE),
 }

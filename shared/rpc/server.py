@@ -1,8 +1,8 @@
 """The one interceptor of every server: what happens to an RPC before its servicer, and to its errors after.
 
-Order, from outside in: errors and counting, identity, access, validation, deadline, servicer. One interceptor
-instead of five, because each of grpc.aio's costs every call a coroutine. Decides no rights: it asks the
-gatekeeper.
+Order, from outside in: errors and counting, identity, its share, access, validation, deadline, servicer. One
+interceptor instead of six, because each of grpc.aio's costs every call a coroutine. Decides no rights: it asks
+the gatekeeper.
 """
 
 import asyncio
@@ -18,6 +18,7 @@ from shared.errors import AgentFactoryError, DeadlineExceededError, InternalErro
 from shared.logs import get_logger
 from shared.rpc.errors import typed_error, wire_error
 from shared.rpc.identity import Admission, Gatekeeper, set_caller
+from shared.rpc.inflight import InFlight, RpcBounds
 from shared.rpc.validation import validate, validated
 
 logger = get_logger(__name__)
@@ -41,8 +42,11 @@ class RpcObserver(Protocol):
 class Guard(grpc.aio.ServerInterceptor):
     """Wraps every handler of a server; see the module's docstring for the order."""
 
-    def __init__(self, *, gatekeeper: Gatekeeper, observer: RpcObserver) -> None:
+    def __init__(
+        self, *, gatekeeper: Gatekeeper, observer: RpcObserver, bounds: RpcBounds | None = None
+    ) -> None:
         self._gatekeeper = gatekeeper
+        self._in_flight = InFlight(bounds or RpcBounds.of())
         self._observer = observer
         self._wrapped: dict[str, tuple[Handler, Handler]] = {}
         self._active = 0
@@ -79,18 +83,22 @@ class Guard(grpc.aio.ServerInterceptor):
         if inner.response_streaming:
             return grpc.unary_stream_rpc_method_handler(self._streaming(method, inner.unary_stream), *codecs)
         if inner.request_streaming:
-            return grpc.stream_unary_rpc_method_handler(self._unary(method, inner.stream_unary), *codecs)
-        return grpc.unary_unary_rpc_method_handler(self._unary(method, inner.unary_unary), *codecs)
+            served = self._unary(method, inner.stream_unary, stream=True)
+            return grpc.stream_unary_rpc_method_handler(served, *codecs)
+        served = self._unary(method, inner.unary_unary, stream=False)
+        return grpc.unary_unary_rpc_method_handler(served, *codecs)
 
-    def _unary(self, method: str, inner: Callable[[Any, Context], Awaitable[Any]]) -> Any:
+    def _unary(self, method: str, inner: Callable[[Any, Context], Awaitable[Any]], *, stream: bool) -> Any:
         async def unary(request: Any, context: Context) -> Any:
             call = _Call(method, context, self._observer)
             self._enter()
             try:
-                admission = await self._gatekeeper.admit(method, _identity(context))
-                set_caller(admission.caller)
-                async with asyncio.timeout(_limit(admission, context)) as call.scope:
-                    return await inner(_checked(request), context)
+                identity = _identity(context)
+                with self._in_flight.count(identity, stream=stream):
+                    admission = await self._gatekeeper.admit(method, identity)
+                    set_caller(admission.caller)
+                    async with asyncio.timeout(_limit(admission, context)) as call.scope:
+                        return await inner(_checked(request), context)
             except BaseException as error:
                 await call.fail(error)
                 raise
@@ -113,17 +121,19 @@ class Guard(grpc.aio.ServerInterceptor):
         async def streaming(request: Any, context: Context) -> AsyncIterator[Any]:
             call = _Call(method, context, self._observer)
             try:
-                admission = await self._gatekeeper.admit(method, _identity(context))
-                set_caller(admission.caller)
-                async with asyncio.timeout(_limit(admission, context)) as call.scope:
-                    answers = inner(_checked(request), context)
-                    if inspect.isawaitable(answers):
-                        # The other style of grpc.aio, which writes to the context itself (the health
-                        # service).
-                        await answers
-                        return
-                    async for response in answers:
-                        yield response
+                identity = _identity(context)
+                with self._in_flight.count(identity, stream=True):
+                    admission = await self._gatekeeper.admit(method, identity)
+                    set_caller(admission.caller)
+                    async with asyncio.timeout(_limit(admission, context)) as call.scope:
+                        answers = inner(_checked(request), context)
+                        if inspect.isawaitable(answers):
+                            # The other style of grpc.aio, which writes to the context itself (the health
+                            # service).
+                            await answers
+                            return
+                        async for response in answers:
+                            yield response
             except BaseException as error:
                 await call.fail(error)
                 raise

@@ -21,6 +21,7 @@ from shared.errors import (
     DeadlineExceededError,
     InternalError,
     InvalidInputError,
+    ResourceExhaustedError,
     UnauthenticatedError,
     UnavailableError,
 )
@@ -29,6 +30,7 @@ from shared.paths import InstallationPaths
 from shared.rpc.channel import SERVER_OPTIONS, connect
 from shared.rpc.errors import error_of
 from shared.rpc.identity import Admission, Caller, caller
+from shared.rpc.inflight import RpcBounds
 from shared.rpc.server import Guard
 from shared.rpc.tls import TlsFiles, channel_credentials, server_credentials, server_only_channel_credentials
 
@@ -101,6 +103,7 @@ class Stage:
         ensure_server_certificate(self.paths, LOCAL, self.authority, server_names=NAMES, clock=self.clock)
         ensure_client_certificate(self.paths, LOCAL, self.authority, name="admin", clock=self.clock)
         self.gate, self.counted, self.port = Gate(), Counted(), 0
+        self.bounds = RpcBounds.of()
 
     def files(self, *, server: bool) -> TlsFiles:
         paths = self.paths
@@ -112,7 +115,7 @@ class Stage:
 
     @asynccontextmanager
     async def serving(self, *, require_client: bool = True) -> AsyncIterator[None]:
-        self.guard = Guard(gatekeeper=self.gate, observer=self.counted)
+        self.guard = Guard(gatekeeper=self.gate, observer=self.counted, bounds=self.bounds)
         server = grpc.aio.server(interceptors=[self.guard], options=SERVER_OPTIONS)
         agents_pb2_grpc.add_AgentServiceServicer_to_server(Agents(), server)
         executions_pb2_grpc.add_ExecutionServiceServicer_to_server(Executions(), server)
@@ -208,6 +211,30 @@ async def test_the_deadline_of_the_rule_ends_a_call_without_one(stage):
     async with stage.serving(), stage.channel() as channel:
         with pytest.raises(DeadlineExceededError, match="GetAgent"):
             await get(channel, "slow")
+
+
+async def test_one_identity_holds_only_so_many_streams_and_its_calls_go_on(stage):
+    stage.bounds = RpcBounds.of(64)
+    async with stage.serving(), stage.channel() as channel:
+        stub = executions_pb2_grpc.ExecutionServiceStub(channel)
+        message = executions_pb2.StreamExecutionsRequest(
+            executions=[executions_pb2.ExecutionRequest(agent="a", request_id="r")]
+        )
+        streams = [stub.StreamExecutions(timeout=10) for _ in range(2)]
+        for stream in streams:
+            await stream.write(message)
+            await stream.read()
+        one_more = stub.StreamExecutions(timeout=10)
+        with pytest.raises(grpc.aio.AioRpcError) as caught:
+            await one_more.read()
+        assert isinstance(error_of(caught.value), ResourceExhaustedError)
+        assert await get(channel, "who") == ADMIN
+        for stream in streams:
+            await stream.done_writing()
+            assert await stream.read() is grpc.aio.EOF
+        again = stub.StreamExecutions(timeout=10)
+        await again.write(message)
+        await again.read()
 
 
 async def test_idle_waits_for_the_answers_under_way(stage):
