@@ -31,6 +31,7 @@ from control_plane.agents.store import PostgresAgentStore
 from control_plane.audit.service import AuditService
 from control_plane.audit.servicer import AuditServicer
 from control_plane.audit.store import PostgresAuditStore
+from control_plane.audit.throttle import RefusalLog
 from control_plane.database.engine import PoolBounds, create_engine
 from control_plane.database.migrate import require_current_schema
 from control_plane.database.notifications import Channel, Notifications, PostgresNotifier
@@ -89,6 +90,7 @@ class Base:
     notifications: Notifications
     database: PostgresDatabase
     audit: PostgresAuditStore
+    refusals: RefusalLog
     found: FoundInstallation
     authority: BuiltinCertificateAuthority
     keysets: KeysetRegistry
@@ -126,7 +128,8 @@ async def open_base(settings: ControlSettings) -> AsyncIterator[Base]:
     database = PostgresDatabase(engine, notifier=notifier)
     try:
         await require_current_schema(engine)
-        clock, registry = SystemClock(), CollectorRegistry()
+        clock, random, registry = SystemClock(), SystemRandom(), CollectorRegistry()
+        audit = PostgresAuditStore(database)
         paths = InstallationPaths(data_dir=settings.data_dir)
         if not paths.root_public_key.exists():
             raise SettingsError(
@@ -142,13 +145,14 @@ async def open_base(settings: ControlSettings) -> AsyncIterator[Base]:
             settings=settings,
             paths=paths,
             clock=clock,
-            random=SystemRandom(),
+            random=random,
             metrics=ControlMetrics(registry),
             registry=registry,
             notifier=notifier,
             notifications=Notifications(engine),
             database=database,
-            audit=PostgresAuditStore(database),
+            audit=audit,
+            refusals=RefusalLog(audit=audit, clock=clock, random=random),
             found=found,
             authority=read_authority(paths, clock),
             keysets=KeysetRegistry(
@@ -221,6 +225,7 @@ def build(base: Base, signer: FileSigner) -> Services:
             acceptor.run,
             partial(completions.run, stores.executions),
             Housekeeping(stores.executions).run,
+            base.refusals.run,
         ),
         stores=(stores.executions, stores.leases),
     )
@@ -301,7 +306,7 @@ def _access(base: Base) -> AccessService:
         rules=RULES,
         installation=base.found.installation,
         grants=PostgresGrantStore(base.database),
-        denials=AuditedDenials(audit=base.audit, clock=base.clock, random=base.random),
+        denials=AuditedDenials(refusals=base.refusals, clock=base.clock, random=base.random),
         clock=base.clock,
     )
 
@@ -362,6 +367,7 @@ def _node_service(base: Base, stores: _Stores, dispatch: Dispatch) -> NodeServic
         sessions=dispatch,
         installation=base.found.installation,
         default_tenant=DEFAULT_TENANT,
+        refusals=base.refusals,
         clock=base.clock,
         random=base.random,
     )

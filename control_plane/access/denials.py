@@ -1,7 +1,7 @@
 """Refused calls as audit entries."""
 
 from control_plane.audit.domain import NewAuditEntry
-from control_plane.audit.ports import AuditStore
+from control_plane.audit.throttle import ANONYMOUS, RefusalLog
 from shared.clock import Clock, Random
 from shared.ids import AUDIT_ENTRY, TenantId, new_id
 
@@ -9,12 +9,12 @@ from shared.ids import AUDIT_ENTRY, TenantId, new_id
 class AuditedDenials:
     """Implements `DenialLog`."""
 
-    def __init__(self, *, audit: AuditStore, clock: Clock, random: Random) -> None:
-        self._audit = audit
+    def __init__(self, *, refusals: RefusalLog, clock: Clock, random: Random) -> None:
+        self._refusals = refusals
         self._clock = clock
         self._random = random
 
-    async def denied(self, *, actor: str, tenant_id: TenantId, method: str, reason: str) -> None:
+    async def denied(self, *, actor: str, known: bool, tenant_id: TenantId, method: str, reason: str) -> None:
         """See `DenialLog.denied`."""
         entry = NewAuditEntry(
             audit_entry_id=new_id(AUDIT_ENTRY, self._clock, self._random),
@@ -24,4 +24,4 @@ class AuditedDenials:
             subject=method,
             result=reason,
         )
-        await self._audit.record([entry])
+        await self._refusals.record(entry, peer=actor if known else ANONYMOUS)

@@ -21,5 +21,5 @@ class GrantStore(Protocol):
 class DenialLog(Protocol):
     """Where refusals go; the audit store of control_plane/audit behind it."""
 
-    async def denied(self, *, actor: str, tenant_id: TenantId, method: str, reason: str) -> None:
-        """Record one refused call."""
+    async def denied(self, *, actor: str, known: bool, tenant_id: TenantId, method: str, reason: str) -> None:
+        """Record one refused call. `known` says that the identity is one of this installation's."""

@@ -69,14 +69,14 @@ class AccessService:
             try:
                 known = await self._look_up(rule, identity)
             except (UnauthenticatedError, PermissionDeniedError, NodeEvictedError) as error:
-                await self._record(rule, method, identity or ANONYMOUS, DEFAULT_TENANT, error)
+                await self._record(rule, method, None, identity or ANONYMOUS, error)
                 raise
         if not rule.anonymous and known.roles.isdisjoint(rule.roles):
             refusal = PermissionDeniedError(
                 f"{known.caller.identity} may not call {method}: it needs one of the roles "
                 + ", ".join(sorted(rule.roles))
             )
-            await self._record(rule, method, known.caller.identity, known.caller.tenant_id, refusal)
+            await self._record(rule, method, known.caller, known.caller.identity, refusal)
             raise refusal
         return Admission(caller=known.caller, deadline=rule.deadline)
 
@@ -116,12 +116,18 @@ class AccessService:
         return known
 
     async def _record(
-        self, rule: Rule, method: str, actor: str, tenant_id: TenantId, error: AgentFactoryError
+        self, rule: Rule, method: str, known: Caller | None, actor: str, error: AgentFactoryError
     ) -> None:
         if rule.audit is Audit.NONE:
             return
         try:
-            await self._denials.denied(actor=actor, tenant_id=tenant_id, method=method, reason=error.reason)
+            await self._denials.denied(
+                actor=actor,
+                known=known is not None,
+                tenant_id=known.tenant_id if known is not None else DEFAULT_TENANT,
+                method=method,
+                reason=error.reason,
+            )
         except AgentFactoryError:
             # The refusal stands; an audit log that is away must not turn it into another answer.
             logger.exception("denial not recorded", method=method, caller=actor, reason=error.reason)

@@ -98,6 +98,13 @@ class AttemptOwner:
     log_bytes: int
 
 
+class RefusalLog(Protocol):
+    """Keeps refusals of peers that nobody knows, within bounds. Implemented by control_plane/audit."""
+
+    async def record(self, audit: NewAuditEntry) -> None:
+        """Keep a refusal, or count it when there are too many."""
+
+
 class AttemptOwners(Protocol):
     """Whose an attempt is or was: the right to hand in a late output as evidence (rule 6)."""
 

@@ -16,7 +16,7 @@ from control_plane.nodes.domain import (
     NodeState,
     hash_token,
 )
-from control_plane.nodes.ports import LiveSessions, NodeStore
+from control_plane.nodes.ports import LiveSessions, NodeStore, RefusalLog
 from shared.clock import Clock, Random
 from shared.errors import (
     AgentFactoryError,
@@ -85,6 +85,7 @@ class NodeService:
         sessions: LiveSessions,
         installation: InstallationId,
         default_tenant: TenantId,
+        refusals: RefusalLog,
         clock: Clock,
         random: Random,
         certificate_life: timedelta = CERTIFICATE_LIFE,
@@ -95,6 +96,7 @@ class NodeService:
         self._sessions = sessions
         self._installation = installation
         self._default_tenant = default_tenant
+        self._refusals = refusals
         self._clock = clock
         self._random = random
         self._certificate_life = certificate_life
@@ -156,7 +158,7 @@ class NodeService:
             SignatureInvalidError,
         ) as error:
             tenant_id = token.tenant_id if token is not None else self._default_tenant
-            await self._nodes.record(
+            await self._refusals.record(
                 self._denial(tenant_id, f"token:{token_hash[:16]}", "node.enroll_refused", error)
             )
             raise

@@ -1,8 +1,8 @@
 """The one interceptor of every server: what happens to an RPC before its servicer, and to its errors after.
 
 Order, from outside in: errors and counting, identity, its share, access, validation, deadline, servicer. One
-interceptor instead of six, because each of grpc.aio's costs every call a coroutine. Decides no rights: it asks
-the gatekeeper.
+interceptor instead of six, because each of grpc.aio's costs every call a coroutine. Decides no rights: it
+asks the gatekeeper.
 """
 
 import asyncio

@@ -11,6 +11,7 @@ import asyncpg
 from agentfactory.v1 import nodes_pb2_grpc
 
 from control_plane.audit.store import PostgresAuditStore
+from control_plane.audit.throttle import RefusalLog
 from control_plane.database.engine import create_engine
 from control_plane.database.notifications import Channel, Notifications, PostgresNotifier
 from control_plane.database.unit_of_work import PostgresDatabase
@@ -254,6 +255,7 @@ async def replica(database_url: str, *, name: str = "replica-1", **options: Any)
         sessions=dispatch,
         installation=INSTALLATION,
         default_tenant=build.TENANT,
+        refusals=RefusalLog(audit=audit, clock=CLOCK, random=RANDOM),
         clock=CLOCK,
         random=RANDOM,
     )

@@ -43,7 +43,7 @@ class Grants(dict):
 class Denials(list):
     away = False
 
-    async def denied(self, *, actor, tenant_id, method, reason):
+    async def denied(self, *, actor, known, tenant_id, method, reason):
         if self.away:
             raise DatabaseUnavailableError("postgres is not available")
         self.append((actor, method, reason))

@@ -87,6 +87,7 @@ def office() -> Office:
         sessions=sessions,
         installation=InstallationId("test"),
         default_tenant=build.TENANT,
+        refusals=nodes,
         clock=clock,
         random=FakeRandom("office"),
     )
