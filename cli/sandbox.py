@@ -166,7 +166,8 @@ def _preopen(text: str) -> "Preopen":
 
 
 def _limits(entries: list[str]) -> "Limits":
-    from data_plane.sandbox.domain import LimitName, Limits
+    from data_plane.sandbox.domain import Limits
+    from shared.outcomes import LimitName
 
     limits = Limits()
     for entry in entries:

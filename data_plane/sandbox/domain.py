@@ -5,37 +5,18 @@ from datetime import datetime, timedelta
 from enum import StrEnum
 from typing import Final
 
+from shared.outcomes import LimitName, Outcome
+
 MAX_INPUT_BYTES: Final = 16 * 1024 * 1024
 """Bound of one run's stdin."""
+
+MAX_ARTIFACT_BYTES: Final = 128 * 1024 * 1024
+"""Bound of one compiled module."""
 
 SEED_BYTES: Final = 32
 MAX_ARGUMENTS: Final = 1024
 """Bound of one run's arguments, and of its environment entries."""
 MAX_PREOPENS: Final = 16
-
-
-class Outcome(StrEnum):
-    """How a run ended. The sandbox itself returns the first four; the rest are said by those who call it."""
-
-    SUCCEEDED = "succeeded"
-    FAILED = "failed"
-    TRAPPED = "trapped"
-    KILLED = "killed"
-    REJECTED = "rejected"
-    CANCELLED = "cancelled"
-    EXPIRED = "expired"
-    LOST = "lost"
-
-
-class LimitName(StrEnum):
-    """The limits, by the names they carry in ``agent.toml``, in orders and in receipts."""
-
-    WALL_MS = "wall_ms"
-    CPU_MS = "cpu_ms"
-    MEMORY_BYTES = "memory_bytes"
-    OUTPUT_BYTES = "output_bytes"
-    LOG_BYTES = "log_bytes"
-    OPEN_FILES = "open_files"
 
 
 class Stream(StrEnum):
@@ -136,7 +117,10 @@ class EngineInfo:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class RunResult:
-    """How a run ended. ``exit_code``, ``limit`` and ``trap`` go with failed, killed and trapped."""
+    """How a run ended: succeeded, failed, trapped or killed.
+
+    ``exit_code``, ``limit`` and ``trap`` go with failed, killed and trapped.
+    """
 
     outcome: Outcome
     exit_code: int | None = None
@@ -154,7 +138,7 @@ class CompileLimits:
     """What one compilation may use; beyond it the compile worker dies alone."""
 
     module_bytes: int = 64 * 1024 * 1024
-    artifact_bytes: int = 512 * 1024 * 1024
+    artifact_bytes: int = MAX_ARTIFACT_BYTES
     wall: timedelta = timedelta(seconds=120)
     cpu: timedelta = timedelta(seconds=120)
     memory_bytes: int = 4 * 1024 * 1024 * 1024

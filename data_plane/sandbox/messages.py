@@ -8,8 +8,6 @@ from data_plane.sandbox.domain import (
     CompiledArtifact,
     CompileLimits,
     EngineInfo,
-    LimitName,
-    Outcome,
     Resources,
     RunRequest,
     RunResult,
@@ -23,10 +21,19 @@ from shared.errors import (
     ModuleInvalidError,
     WorkerCrashedError,
 )
+from shared.outcomes import LimitName, Outcome
 
 RawOutcome = dict[str, Any]
 """An outcome as a worker spells it; ``result_of`` and ``compiled_of`` check it field by field."""
 
+MAX_EXIT_CODE: Final = 2**32 - 1
+MAX_DURATION: Final = timedelta(days=365)
+MAX_COUNT: Final = 2**53 - 1
+MAX_TEXT_CHARS: Final = 4096
+"""What a worker may say; beyond it nothing of what it says is believed."""
+
+_RUN_OUTCOMES: Final = frozenset({Outcome.SUCCEEDED, Outcome.FAILED, Outcome.TRAPPED, Outcome.KILLED})
+_EXITED: Final = frozenset({Outcome.SUCCEEDED, Outcome.FAILED})
 _EPOCH: Final = datetime(1970, 1, 1, tzinfo=UTC)
 _REFUSALS: Final[dict[str, type[AgentFactoryError]]] = {
     "artifact_invalid": ArtifactInvalidError,
@@ -102,16 +109,18 @@ def result_of(message: RawOutcome, *, stdout: bytes, stderr: bytes, engine: Engi
     """Return the result that the outcome of a run describes.
 
     Raises:
-        WorkerCrashedError: A field is missing, of a wrong type, or names something unknown.
+        WorkerCrashedError: A field is missing, of a wrong type, out of range, does not go with the outcome,
+            or names something unknown.
     """
     try:
         trap = message.get("trap")
         limit = message.get("limit")
+        outcome = Outcome(message["outcome"])
         return RunResult(
-            outcome=Outcome(message["outcome"]),
-            exit_code=message.get("exit_code"),
+            outcome=outcome,
+            exit_code=_exit_code(outcome, message.get("exit_code")),
             limit=None if limit is None else LimitName(limit),
-            trap=None if trap is None else Trap(name=str(trap["name"]), message=str(trap["message"])),
+            trap=None if trap is None else Trap(name=_text(trap["name"]), message=_text(trap["message"])),
             stdout=stdout,
             stderr=stderr,
             resources=_resources(message["resources"]),
@@ -131,8 +140,8 @@ def compiled_of(message: RawOutcome) -> CompiledArtifact:
         compiled = message["compiled"]
         return CompiledArtifact(
             engine=engine_from_json(compiled["engine"]),
-            artifact_bytes=int(compiled["artifact_bytes"]),
-            took=timedelta(microseconds=int(compiled["compile_us"])),
+            artifact_bytes=_count(compiled["artifact_bytes"]),
+            took=_duration(compiled["compile_us"]),
         )
     except (KeyError, TypeError, ValueError) as error:
         raise WorkerCrashedError(f"worker sent an outcome that is none: {error!r}") from error
@@ -170,14 +179,42 @@ def milliseconds(duration: timedelta) -> int:
 
 def _resources(value: dict[str, Any]) -> Resources:
     return Resources(
-        wall=timedelta(microseconds=int(value["wall_us"])),
-        cpu=timedelta(microseconds=int(value["cpu_us"])),
-        peak_memory_bytes=int(value["peak_memory_bytes"]),
-        output_bytes=int(value["stdout_bytes"]),
-        log_bytes=int(value["stderr_bytes"]),
-        peak_open_files=int(value["peak_open_files"]),
-        random_bytes=int(value["random_bytes"]),
+        wall=_duration(value["wall_us"]),
+        cpu=_duration(value["cpu_us"]),
+        peak_memory_bytes=_count(value["peak_memory_bytes"]),
+        output_bytes=_count(value["stdout_bytes"]),
+        log_bytes=_count(value["stderr_bytes"]),
+        peak_open_files=_count(value["peak_open_files"]),
+        random_bytes=_count(value["random_bytes"]),
     )
+
+
+def _exit_code(outcome: Outcome, value: Any) -> int | None:
+    if outcome not in _RUN_OUTCOMES:
+        raise ValueError(f"outcome {outcome}")
+    if outcome not in _EXITED:
+        return None
+    code = _count(value, MAX_EXIT_CODE)
+    if (code == 0) != (outcome is Outcome.SUCCEEDED):
+        raise ValueError(f"exit code {code} of outcome {outcome}")
+    return code
+
+
+def _duration(value: Any) -> timedelta:
+    return timedelta(microseconds=_count(value, MAX_DURATION // timedelta(microseconds=1)))
+
+
+def _count(value: Any, bound: int = MAX_COUNT) -> int:
+    # A bool is an int to Python, and int() would take text and fractions for numbers.
+    if type(value) is not int or not 0 <= value <= bound:
+        raise ValueError(f"no integer from 0 to {bound}")
+    return value
+
+
+def _text(value: Any) -> str:
+    if not isinstance(value, str):
+        raise TypeError("no text")
+    return value[:MAX_TEXT_CHARS]
 
 
 def _dump(message: dict[str, Any]) -> bytes:

@@ -17,8 +17,6 @@ from data_plane.sandbox import messages
 from data_plane.sandbox.domain import (
     MAX_INPUT_BYTES,
     EngineInfo,
-    LimitName,
-    Outcome,
     Preopen,
     Resources,
     RunRequest,
@@ -30,6 +28,7 @@ from data_plane.sandbox.link import Link
 from data_plane.sandbox.ports import ArtifactOpener, OutputSink
 from data_plane.sandbox.process import Ended, Mode, WorkerProcess
 from shared.errors import InvalidInputError, WorkerCrashedError
+from shared.outcomes import LimitName, Outcome
 
 logger = logging.getLogger(__name__)
 

@@ -10,7 +10,6 @@ from data_plane.sandbox.domain import (
     CompiledArtifact,
     CompileLimits,
     EngineInfo,
-    Outcome,
     RunRequest,
     RunResult,
     SandboxStats,
@@ -18,6 +17,7 @@ from data_plane.sandbox.domain import (
 from data_plane.sandbox.ports import ArtifactOpener, OutputSink
 from shared.digests import Digest
 from shared.ids import TenantId
+from shared.outcomes import Outcome
 
 Guest = Callable[[RunRequest], Awaitable[RunResult]]
 

@@ -4,7 +4,8 @@ from datetime import timedelta
 
 import pytest
 
-from data_plane.sandbox.domain import LimitName, Outcome, Preopen
+from data_plane.sandbox.domain import Preopen
+from shared.outcomes import LimitName, Outcome
 from tests.integration.sandbox.conftest import wat
 
 MIB = 1024 * 1024

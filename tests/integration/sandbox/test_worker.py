@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 from agentfactory_engine import worker_path
 
-from data_plane.sandbox.domain import Limits, Outcome, Preopen, RunRequest, Stream
+from data_plane.sandbox.domain import Limits, Preopen, RunRequest, Stream
 from data_plane.sandbox.frames import FrameDecoder, FrameKind, encode
 from data_plane.sandbox.pool import WorkerPool
 from data_plane.sandbox.process import Mode, WorkerProcess
@@ -26,6 +26,7 @@ from shared.errors import (
     WorkerCrashedError,
 )
 from shared.ids import TenantId
+from shared.outcomes import Outcome
 from tests.integration.sandbox.conftest import TENANT, wat
 
 PATIENCE_SECONDS = 20

@@ -6,12 +6,11 @@ from data_plane.sandbox.domain import (
     MAX_ARGUMENTS,
     MAX_INPUT_BYTES,
     MAX_PREOPENS,
-    LimitName,
     Limits,
-    Outcome,
     Preopen,
     RunRequest,
 )
+from shared.outcomes import LimitName, Outcome
 
 PREOPEN = Preopen(host_path="/h", guest_path="/g")
 

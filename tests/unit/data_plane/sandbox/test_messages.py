@@ -4,7 +4,7 @@ from datetime import UTC, datetime, timedelta
 import pytest
 
 from data_plane.sandbox import messages
-from data_plane.sandbox.domain import EngineInfo, LimitName, Limits, Outcome, Preopen, RunRequest
+from data_plane.sandbox.domain import EngineInfo, Limits, Preopen, RunRequest
 from shared.errors import (
     ArtifactInvalidError,
     DiskFullError,
@@ -12,6 +12,7 @@ from shared.errors import (
     ModuleInvalidError,
     WorkerCrashedError,
 )
+from shared.outcomes import LimitName, Outcome
 
 ENGINE = EngineInfo(name="e", version="1", config_digest="sha256:00", cpu_features="sse2")
 RESOURCES = {
@@ -87,11 +88,31 @@ def test_an_outcome_becomes_a_result():
         outcome(trap=7),
         outcome(resources={"wall_us": "x"}),
         outcome(resources=None),
+        outcome(outcome="rejected-not"),
+        outcome(outcome="cancelled"),
+        outcome(exit_code=1),
+        outcome(),
+        outcome(outcome="failed", exit_code=0),
+        outcome(outcome="failed", exit_code="x"),
+        outcome(outcome="failed", exit_code=True),
+        outcome(outcome="failed", exit_code=-1),
+        outcome(outcome="failed", exit_code=2**32),
+        outcome(outcome="trapped", trap={"name": 1, "message": []}),
+        *(
+            outcome(exit_code=0, resources=RESOURCES | {name: value})
+            for name in RESOURCES
+            for value in (-1, 1.5, "1", True, None, 2**53, 10**30)
+        ),
     ],
 )
 def test_what_is_no_outcome_is_never_taken_for_one(payload):
     with pytest.raises(WorkerCrashedError):
         result(payload)
+
+
+@pytest.mark.parametrize("code", [1, 255, 2**31, 2**32 - 1])
+def test_each_exit_code_of_wasi_is_one(code):
+    assert result(outcome(outcome="failed", exit_code=code)).exit_code == code
 
 
 @pytest.mark.parametrize(
