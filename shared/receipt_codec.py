@@ -53,13 +53,33 @@ def encode_receipt(predicate: ReceiptPredicate) -> bytes:
         ReceiptInvalidError: The predicate contradicts itself (`check_predicate`).
     """
     check_predicate(predicate)
+    return _encode_statement(predicate, _encode_predicate(predicate))
+
+
+def encode_readable_receipt(predicate: ReceiptPredicate) -> bytes:
+    """Like `encode_receipt`, and what comes out is what `verify_receipt` takes.
+
+    For the node itself: a receipt that it signed and nobody can read would stop its chain for good.
+
+    Raises:
+        VerificationError: The predicate contradicts itself, or a field of it is of another type than it says,
+            out of range or malformed.
+    """
+    check_predicate(predicate)
+    encoded = _encode_predicate(predicate)
+    if _decode_predicate(Fields(encoded, "receipt", error=ReceiptInvalidError)) != predicate:
+        raise ReceiptInvalidError("the receipt reads differently than it was written")
+    return _encode_statement(predicate, encoded)
+
+
+def _encode_statement(predicate: ReceiptPredicate, encoded: JsonObject) -> bytes:
     name = predicate.attempt.order_id if predicate.attempt is not None else "order"
     return canonical_json(
         {
             "_type": STATEMENT_TYPE,
             "subject": [{"name": name, "digest": {"sha256": digest_to_raw(predicate.order_digest).hex()}}],
             "predicateType": PREDICATE_TYPE,
-            "predicate": _encode_predicate(predicate),
+            "predicate": encoded,
         }
     )
 

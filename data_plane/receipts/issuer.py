@@ -7,15 +7,15 @@ from typing import Final
 from data_plane.orders.domain import attempt_of
 from data_plane.orders.verifier import NodeFacts
 from data_plane.receipts.domain import Body, SpooledReceipt, SpoolHead
-from data_plane.receipts.ports import ReceiptDraft, ReceiptSpool
+from data_plane.receipts.ports import ReceiptDraft, ReceiptSpool, Reservation
 from data_plane.sandbox.domain import EngineInfo, RunResult
 from shared.clock import Random
 from shared.digests import SALT_BYTES, Digest, digest_from_raw
 from shared.dsse import IN_TOTO_TYPE, encode_envelope, envelope_of, pae
 from shared.errors import OrderRejectedError
 from shared.orders import Order
-from shared.outcomes import LimitName, Outcome
-from shared.receipt_codec import encode_receipt
+from shared.outcomes import Outcome
+from shared.receipt_codec import encode_readable_receipt
 from shared.receipts import (
     MAX_DETAIL_CHARS,
     AttemptIdentity,
@@ -66,11 +66,12 @@ class ReceiptIssuer:
         self._random = random
         self._signed_head: SignedHead | None = None
 
-    async def issue(self, report: Report) -> SpooledReceipt:
+    async def issue(self, report: Report, *, reservation: Reservation | None = None) -> SpooledReceipt:
         """Sign the report as the next receipt of this node; returns once it is on the disk.
 
         Raises:
             SpoolFullError, DiskFullError, SpoolCorruptError: As `ReceiptSpool.append`.
+            InternalError: The report makes no receipt that a control plane could read.
         """
         output, log = self._bodies(report.result)
 
@@ -78,7 +79,8 @@ class ReceiptIssuer:
             return self._sign(_predicate(report, head, self._facts, output, log))
 
         attempt = None if report.order is None else attempt_of(report.order)
-        return await self._spool.append(ReceiptDraft(build=build, attempt=attempt, output=output, log=log))
+        draft = ReceiptDraft(build=build, attempt=attempt, output=output, log=log, reservation=reservation)
+        return await self._spool.append(draft)
 
     def signed_head(self) -> SignedHead:
         """Return the chain's head as heartbeats carry it; signed once per head."""
@@ -105,7 +107,7 @@ class ReceiptIssuer:
         return output, log
 
     def _sign(self, predicate: ReceiptPredicate) -> bytes:
-        payload = encode_receipt(predicate)
+        payload = encode_readable_receipt(predicate)
         made = Signature(
             key_id=self._key.key_id, key_version=1, value=self._key.sign(pae(IN_TOTO_TYPE, payload))
         )
@@ -138,7 +140,7 @@ def _predicate(
         log_commitment=None if log is None else log.commitment,
         outcome=report.outcome,
         exit_code=result.exit_code if result is not None and report.outcome in _EXITED else None,
-        limit=LimitName(result.limit) if result is not None and result.limit is not None else None,
+        limit=None if result is None else result.limit,
         trap=_trap(report),
         rejection=report.rejection,
         resources=_resources(result),
@@ -185,5 +187,6 @@ def _resources(result: RunResult | None) -> ResourcesUsed:
 
 
 def _printable(text: str) -> str:
-    # A trap's message may quote the guest; a lone surrogate has no canonical JSON form.
-    return text.encode("utf-8", "replace").decode("utf-8")
+    # A trap's message may quote the guest; a lone surrogate has no canonical JSON form, and a NUL none in
+    # the databases that keep receipts.
+    return "".join(char if char.isprintable() else "?" for char in text)

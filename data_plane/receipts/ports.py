@@ -19,6 +19,8 @@ class ReceiptDraft:
     attempt: AttemptRef | None
     output: Body | None = None
     log: Body | None = None
+    reservation: "Reservation | None" = None
+    """The room that was taken for it. Without one it gets only what nobody has reserved."""
 
 
 class Reservation(Protocol):
@@ -45,7 +47,7 @@ class ReceiptSpool(Protocol):
         """Give the receipt the next number, sign it and return once it is on the disk.
 
         Raises:
-            SpoolFullError: No room, headroom for rejections included; nothing was written.
+            SpoolFullError: No room was reserved for it and none is left; nothing was written.
             DiskFullError: The disk is full; nothing was written.
             SpoolCorruptError: The disk failed; nothing is appended any more.
         """

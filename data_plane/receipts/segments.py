@@ -34,7 +34,14 @@ from data_plane.receipts.records import (
     encode_segment_header,
     read_records,
 )
-from shared.errors import DiskFullError, InternalError, NotFoundError, SpoolCorruptError, SpoolLockedError
+from shared.errors import (
+    DiskFullError,
+    InternalError,
+    NotFoundError,
+    SpoolCorruptError,
+    SpoolFullError,
+    SpoolLockedError,
+)
 from shared.logs import get_logger
 
 logger = get_logger(__name__)
@@ -87,7 +94,7 @@ class SegmentStore:
         self._folder = folder
         self._bodies = folder / "bodies"
         self._lock = lock
-        self._segment_bytes = segment_bytes
+        self.segment_bytes = segment_bytes
         self._segments: list[_Segment] = []
         self._entries: dict[int, Entry] = {}
         self._body_bytes: dict[str, int] = {}
@@ -111,8 +118,12 @@ class SegmentStore:
             store.close()
             raise
 
-    def append(self, drafts: Sequence[ReceiptDraft]) -> list[SpooledReceipt | Exception]:
+    def append(
+        self, drafts: Sequence[ReceiptDraft], *, unreserved_bound: int
+    ) -> list[SpooledReceipt | Exception]:
         """Write a group; a draft that cannot be built or stored gets its error, the others go on.
+
+        A draft without a reservation does not make the files grow beyond `unreserved_bound`.
 
         Raises:
             OSError: The disk failed in a way that leaves its content unknown.
@@ -122,9 +133,11 @@ class SegmentStore:
         for draft in drafts:
             try:
                 receipt, record = self._prepare(draft)
+                if draft.reservation is None:
+                    self._require_room(draft, len(record), unreserved_bound)
                 segment = self._segment_for(len(record), buffer)
                 files = self._write_bodies(draft)
-            except (DiskFullError, InternalError) as error:
+            except (DiskFullError, SpoolFullError, InternalError) as error:
                 outcomes.append(error)
                 continue
             self._place(receipt, record, files, segment, buffer)
@@ -172,7 +185,7 @@ class SegmentStore:
             self._segments.remove(segment)
             os.close(segment.descriptor)
             segment.path.unlink()
-            self.used_bytes -= self._segment_bytes
+            self.used_bytes -= self.segment_bytes
 
     def free_bytes(self) -> int:
         """Return what the file system has left for this process."""
@@ -224,9 +237,23 @@ class SegmentStore:
             self.used_bytes += len(body.content)
         return tuple(written)
 
+    def _require_room(self, draft: ReceiptDraft, length: int, bound: int) -> None:
+        growth = sum(
+            len(body.content)
+            for body in (draft.output, draft.log)
+            if body is not None and not body.travels_inline
+        )
+        if self._segments[-1].end + length > self.segment_bytes:
+            growth += self.segment_bytes
+        if growth and self.used_bytes + growth > bound:
+            raise SpoolFullError(
+                f"receipt spool holds {self.used_bytes} bytes, {growth} more pass the {bound} "
+                "that are not reserved for orders"
+            )
+
     def _segment_for(self, length: int, buffer: list[bytes]) -> _Segment:
         segment = self._segments[-1]
-        if segment.end + length <= self._segment_bytes:
+        if segment.end + length <= self.segment_bytes:
             return segment
         self._flush(buffer)
         return self._new_segment()
@@ -267,7 +294,7 @@ class SegmentStore:
         part.unlink(missing_ok=True)
         descriptor = os.open(part, _CREATE, 0o600)
         try:
-            data = encode_segment_header(self._head).ljust(self._segment_bytes, b"\0")
+            data = encode_segment_header(self._head).ljust(self.segment_bytes, b"\0")
             write_all(descriptor, data)
             os.fsync(descriptor)
             part.rename(path)
@@ -278,7 +305,7 @@ class SegmentStore:
             raise _disk_full(error, self._folder) from error
         segment = _Segment(first=first, path=path, descriptor=descriptor, end=SEGMENT_HEADER_BYTES)
         self._segments.append(segment)
-        self.used_bytes += self._segment_bytes
+        self.used_bytes += self.segment_bytes
         return segment
 
     def _recover(self) -> Recovered:
@@ -328,7 +355,7 @@ class SegmentStore:
 
     def _clear_tail(self, segment: _Segment, data: bytes) -> None:
         torn = data[segment.end :]
-        if len(data) == self._segment_bytes and not torn.strip(b"\0"):
+        if len(data) == self.segment_bytes and not torn.strip(b"\0"):
             return
         logger.warning(
             "a torn write at the end of the receipt spool was cut off",
@@ -338,9 +365,9 @@ class SegmentStore:
         )
         # The room of a record that was never synchronised, so nobody was told of it.
         os.ftruncate(segment.descriptor, segment.end)
-        write_all(segment.descriptor, bytes(self._segment_bytes - segment.end), offset=segment.end)
+        write_all(segment.descriptor, bytes(self.segment_bytes - segment.end), offset=segment.end)
         os.fsync(segment.descriptor)
-        self.used_bytes += self._segment_bytes - len(data)
+        self.used_bytes += self.segment_bytes - len(data)
 
     def _recover_bodies(self) -> None:
         wanted = {name for entry in self._entries.values() for name in entry.files}

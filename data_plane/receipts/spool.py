@@ -130,7 +130,7 @@ class Spool:
         """Number, sign and store one receipt; see `ReceiptSpool`.
 
         Raises:
-            SpoolFullError: No room, headroom included, or too many wait.
+            SpoolFullError: Nothing is reserved for it and nothing is left beside what is; or too many wait.
             DiskFullError: The disk is full.
             SpoolCorruptError: The disk failed, now or before.
         """
@@ -140,8 +140,6 @@ class Spool:
             raise SpoolFullError("the receipt spool is closed")
         if len(self._pending) >= MAX_PENDING:
             raise SpoolFullError(f"{MAX_PENDING} receipts wait for the disk already")
-        if self._store.used_bytes > self._bound_bytes:
-            raise SpoolFullError(f"receipt spool is at its bound of {self._bound_bytes} bytes")
         waiting = _Waiting(draft=draft, done=asyncio.get_running_loop().create_future())
         self._pending.append(waiting)
         self._idle.clear()
@@ -207,7 +205,8 @@ class Spool:
         group, self._pending = self._pending[:MAX_GROUP], self._pending[MAX_GROUP:]
         self._writing = True
         loop = asyncio.get_running_loop()
-        written = self._thread.submit(self._store.append, [waiting.draft for waiting in group])
+        drafts = [waiting.draft for waiting in group]
+        written = self._thread.submit(self._store.append, drafts, unreserved_bound=self._unreserved_bound)
         written.add_done_callback(
             lambda result: loop.call_soon_threadsafe(self._group_written, group, result)
         )
@@ -250,6 +249,13 @@ class Spool:
         receipt = self._recent.pop(sequence, None)
         if receipt is not None:
             self._recent_bytes -= receipt.size_bytes
+
+    @property
+    def _unreserved_bound(self) -> int:
+        """Up to where receipts without a reservation may fill it: never the room of orders that run."""
+        if not self._reserved_bytes:
+            return self._bound_bytes
+        return self._bound_bytes - self._reserved_bytes - self._store.segment_bytes
 
     def _give_back(self, size_bytes: int) -> None:
         self._reserved_bytes -= size_bytes

@@ -16,13 +16,15 @@ from shared.errors import (
     SignatureInvalidError,
     UnknownFieldError,
     UnknownKeyError,
+    VerificationError,
 )
 from shared.outcomes import LimitName, Outcome
-from shared.receipt_codec import encode_receipt, sign_receipt, verify_receipt
+from shared.receipt_codec import encode_readable_receipt, encode_receipt, sign_receipt, verify_receipt
 from shared.receipts import (
     AttemptIdentity,
     ExpectedReceipt,
     Rejection,
+    ResourcesUsed,
     check_follows,
     check_matches,
     receipt_hash,
@@ -262,3 +264,24 @@ async def test_chain_links_each_receipt_to_the_one_before():
             check_follows(second, last_sequence=sequence, last_hash=last)
     with pytest.raises(ReceiptInvalidError, match="another predecessor"):
         check_follows(second, last_sequence=1, last_hash=sha256_digest(b"fork"))
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"outcome": Outcome.FAILED, "exit_code": "x"},
+        {"outcome": Outcome.FAILED, "exit_code": 2**32},
+        {"resources": ResourcesUsed(cpu=timedelta(microseconds=-5))},
+        {"resources": ResourcesUsed(wall=timedelta(days=10**6))},
+        {"resources": ResourcesUsed(peak_memory_bytes=-1)},
+        {"resources": ResourcesUsed(output_bytes=2**53)},
+    ],
+)
+def test_node_signs_no_receipt_that_nobody_can_read(changes):
+    with pytest.raises(VerificationError):
+        encode_readable_receipt(a_receipt(**changes))
+
+
+def test_receipt_that_can_be_read_is_encoded_like_any_other():
+    one = a_receipt()
+    assert encode_readable_receipt(one) == encode_receipt(one)

@@ -6,6 +6,7 @@ import os
 import signal
 import subprocess
 import sys
+from dataclasses import replace
 from itertools import pairwise
 from pathlib import Path
 
@@ -257,6 +258,24 @@ async def test_rejections_have_room_when_orders_have_none(tmp_path):
         spool.reserve(1)
 
     assert (await spool.append(draft())).sequence == 1
+    await spool.close()
+
+
+async def test_flood_of_rejections_never_takes_the_room_of_an_order_that_runs(tmp_path):
+    spool = open_spool(tmp_path, bound_bytes=8 * MIB)
+    held = spool.reserve(2 * MIB)
+    flood = await asyncio.gather(
+        *(spool.append(draft("e" * 60_000)) for _ in range(200)), return_exceptions=True
+    )
+    assert isinstance(flood[-1], SpoolFullError)
+
+    flooded = spool.head.sequence
+    answer = replace(draft("answer", output=b"o" * 2 * MIB), reservation=held)
+
+    assert flooded > 1
+    assert (await spool.append(answer)).sequence == flooded + 1
+    held.release()
+    assert spool.used_bytes <= 8 * MIB
     await spool.close()
 
 
