@@ -39,6 +39,7 @@ from data_plane.orders.verifier import (
 )
 from data_plane.ports import Announcer, InputSource
 from data_plane.receipts.issuer import ReceiptIssuer, Report, rejection_of
+from data_plane.receipts.ports import Reservation
 from data_plane.sandbox.domain import RunRequest, RunResult
 from data_plane.sandbox.ports import Sandbox
 from data_plane.session.leases import Leases
@@ -179,6 +180,14 @@ class OrderRunner:
         except OrderRejectedError as error:
             self._start(self._reject(delivery, order, received_at, error))
             return
+        except Exception:
+            # What nobody foresaw in one order must not take the others, the session and the node with it.
+            logger.exception("an order could not be checked", order_digest=sha256_digest(delivery.order))
+            failed = OrderRejectedError(
+                "the order cannot be checked", check=Check.FORMAT, rejection=RejectionReason.FORMAT
+            )
+            self._start(self._reject(delivery, order, received_at, failed))
+            return
         running = Running(
             order=order,
             delivery=delivery,
@@ -212,7 +221,7 @@ class OrderRunner:
                 report = await self._report_of(running)
                 span.set_attribute("order.outcome", report.outcome)
             running.admission.free_slot()
-            await self._issue(report)
+            await self._issue(report, running.admission.reservation)
         finally:
             running.admission.free_slot()
             running.admission.reservation.release()
@@ -247,7 +256,7 @@ class OrderRunner:
             )
         finally:
             running.is_stoppable = False
-        return self._report(running, Outcome(result.outcome), result=result)
+        return self._report(running, result.outcome, result=result)
 
     async def _run_guest(self, running: Running) -> RunResult:
         """Checks 12 to 17, then the guest."""
@@ -262,10 +271,12 @@ class OrderRunner:
         check_parameters(order, delivery.parameters)
         check_engine(order, self._facts.engine)
         check_node_policy(order, manifest=module.manifest, facts=self._facts)
+        running.admission.limit(module.manifest.limits)
         request = request_of(running, content)
         self._require_lease(running)
         self._announcer.started(running.admission.attempt)
-        running.started_at = self._clock.now()
+        # The wall clock may have been set back since; a receipt's times never run backwards.
+        running.started_at = max(self._clock.now(), running.received_at)
         with self._metrics.timed(Stage.RUN):
             return await self._load_and_run(order, module, request)
 
@@ -340,14 +351,14 @@ class OrderRunner:
             detail=str(error),
         )
 
-    async def _issue(self, report: Report) -> None:
+    async def _issue(self, report: Report, reservation: Reservation | None = None) -> None:
         self._metrics.outcomes.labels(report.outcome).inc()
         try:
             with self._metrics.timed(Stage.RECEIPT):
-                receipt = await self._issuer.issue(report)
+                receipt = await self._issuer.issue(report, reservation=reservation)
         except SpoolCorruptError:
             raise
-        except AgentFactoryError:
+        except Exception:
             # No receipt, no result: the attempt's lease runs out and the execution goes elsewhere.
             logger.exception("a receipt could not be kept", order_digest=report.order_digest)
             return

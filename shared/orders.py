@@ -23,6 +23,9 @@ ORDER_FORMAT: Final = "agentfactory.order.v1"
 BATCH_FORMAT: Final = "agentfactory.orders.v1"
 MAX_ORDER_BYTES: Final = 256 * 1024
 MAX_BATCH_ENVELOPE_BYTES: Final = 8 * 1024
+MAX_LEASE: Final = timedelta(seconds=60)
+"""Of an attempt on a node that says nothing: after it another node gets the execution."""
+
 NONCE_BYTES: Final = 16
 SEED_BYTES: Final = 32
 
@@ -188,7 +191,7 @@ def check_order(order: Order) -> None:
 
     Raises:
         InvalidInputError: A number or a limit is out of range, a time is naive, the nonce does not have 16 or
-            the seed 32 bytes, or it expires before it begins.
+            the seed 32 bytes, it expires before it begins, or its lease is none or above 60 s.
     """
     numbers = {
         "epoch": order.epoch,
@@ -208,5 +211,5 @@ def check_order(order: Order) -> None:
         raise InvalidInputError("a time in the order is naive")
     if order.not_before >= order.expires_at:
         raise InvalidInputError(f"order expires at {order.expires_at}, not after {order.not_before}")
-    if order.lease <= timedelta(0):
-        raise InvalidInputError(f"order has a lease of {order.lease}")
+    if not timedelta(0) < order.lease <= MAX_LEASE:
+        raise InvalidInputError(f"order has a lease of {order.lease}, not above 0 and up to {MAX_LEASE}")

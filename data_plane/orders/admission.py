@@ -11,7 +11,7 @@ from data_plane.orders.verifier import Check, granted_limits
 from data_plane.receipts.ports import ReceiptSpool, Reservation
 from data_plane.session.leases import Leases
 from shared.errors import OrderRejectedError, RejectionReason, SpoolFullError
-from shared.manifest import GrantedLimits
+from shared.manifest import GrantedLimits, RequestedLimits
 from shared.orders import Order
 
 
@@ -21,10 +21,14 @@ class Admission:
 
     attempt: AttemptRef
     limits: GrantedLimits
-    """Of order and node, the smaller ones."""
+    """Of order and node, the smaller ones; after `limit` of the template as well."""
     reservation: Reservation = field(repr=False)
     _free_slot: Callable[[], None] = field(repr=False)
     _holds_slot: bool = True
+
+    def limit(self, requested: RequestedLimits) -> None:
+        """Grant no more than the signed template asks for, whatever was ordered."""
+        self.limits = self.limits.limited_by(requested)
 
     def free_slot(self) -> None:
         """Let the next order in; the guest of this one has ended."""

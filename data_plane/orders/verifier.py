@@ -223,11 +223,12 @@ def _check_audience(order: Order, root: VerifiedOrderRoot, facts: NodeFacts) -> 
 
 def _check_time(order: Order, facts: NodeFacts, now: datetime) -> None:
     problem = ""
+    # Differences only: a time near the first or last year moved by the skew would be no time any more.
     if order.expires_at - order.not_before > facts.max_order_life:
         problem = f"order lives from {order.not_before} to {order.expires_at}, over {facts.max_order_life}"
-    elif now < order.not_before - facts.max_skew:
+    elif order.not_before - now > facts.max_skew:
         problem = f"order begins at {order.not_before}, it is {now}"
-    elif now >= order.expires_at + facts.max_skew:
+    elif now - order.expires_at >= facts.max_skew:
         problem = f"order has expired at {order.expires_at}, it is {now}"
     if problem:
         raise OrderRejectedError(problem, check=Check.TIME, rejection=RejectionReason.TIME)

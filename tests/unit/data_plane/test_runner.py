@@ -19,7 +19,6 @@ from data_plane.orders.keyset import NodeKeyset
 from data_plane.orders.ledger import OrderLedger
 from data_plane.receipts.issuer import ReceiptIssuer
 from data_plane.runner import OrderRunner
-from data_plane.sandbox.domain import Outcome as RunOutcome
 from data_plane.sandbox.domain import Trap
 from data_plane.session.leases import Leases
 from shared.errors import (
@@ -31,6 +30,7 @@ from shared.errors import (
 )
 from shared.ids import InstallationId
 from shared.keyset import sign_keyset
+from shared.manifest import RequestedLimits
 from shared.outcomes import Outcome
 from shared.receipt_codec import verify_receipt
 from tests.fakes.clock import START, FakeClock, FakeRandom
@@ -49,6 +49,7 @@ class Modules:
 
     def __init__(self) -> None:
         self.error: Exception | None = None
+        self.manifest = a_manifest()
         self.gate = asyncio.Event()
         self.gate.set()
         self.forgotten = 0
@@ -61,7 +62,7 @@ class Modules:
         async def open_artifact() -> int:
             return memory_file("artifact", b"code")
 
-        return PreparedModule(manifest=a_manifest(), open_artifact=open_artifact)
+        return PreparedModule(manifest=self.manifest, open_artifact=open_artifact)
 
     def forget(self, _digest) -> None:
         self.forgotten += 1
@@ -418,7 +419,7 @@ async def test_slot_is_free_while_the_receipt_is_written(world, monkeypatch):
 
 async def test_guest_that_traps_is_named(world):
     async def trap(_request):
-        return world.sandbox.result(RunOutcome.TRAPPED, trap=Trap(name="unreachable", message="\ud800"))
+        return world.sandbox.result(Outcome.TRAPPED, trap=Trap(name="unreachable", message="\ud800"))
 
     world.sandbox.guest = trap
     async with world.running():
@@ -426,3 +427,63 @@ async def test_guest_that_traps_is_named(world):
         (said,) = await world.receipts()
 
     assert said.trap == "unreachable: ?"
+
+
+async def test_signed_template_that_asks_for_less_than_was_ordered_gets_less(world):
+    world.modules.manifest = a_manifest(limits=RequestedLimits(wall_ms=7, memory_bytes=65536))
+    async with world.running():
+        await world.take(order())
+        await world.receipts()
+
+    (request,) = world.sandbox.requests
+    assert (request.limits.wall, request.limits.memory_bytes) == (timedelta(milliseconds=7), 65536)
+    assert request.limits.output_bytes == order().limits.output_bytes
+
+
+async def test_wall_clock_set_back_while_an_order_waits_leaves_a_receipt_whose_times_run_forward(world):
+    async with world.running():
+        world.modules.gate.clear()
+        await world.take(order())
+        world.clock.set_wall(START - timedelta(seconds=20))
+        world.modules.gate.set()
+        (said,) = await world.receipts()
+
+    assert said.outcome is Outcome.SUCCEEDED
+    assert said.received_at == said.started_at == said.finished_at == START
+
+
+async def test_one_order_that_breaks_the_checks_is_refused_and_the_others_run(world, monkeypatch):
+    real, first = runner_module.verify_order, []
+
+    def breaks_once(*args, **kwargs):
+        if not first:
+            first.append(1)
+            raise OverflowError("date value out of range")
+        return real(*args, **kwargs)
+
+    monkeypatch.setattr(runner_module, "verify_order", breaks_once)
+    async with world.running():
+        await world.take(*orders(2))
+        said = await world.receipts()
+
+    assert sorted(one.outcome for one in said) == [Outcome.REJECTED, Outcome.SUCCEEDED]
+
+
+async def test_answer_of_an_order_uses_the_room_that_was_reserved_for_it(world, monkeypatch):
+    drafts = []
+    real = world.spool.append
+
+    async def seen(draft):
+        drafts.append(draft.reservation)
+        return await real(draft)
+
+    monkeypatch.setattr(world.spool, "append", seen)
+    async with world.running():
+        await world.take(order())
+        await world.receipts()
+        await world.take(order())
+        await world.receipts()
+
+    ran, replayed = drafts
+    assert ran is not None
+    assert replayed is None

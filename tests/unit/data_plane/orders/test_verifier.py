@@ -2,7 +2,7 @@
 
 from contextlib import contextmanager
 from dataclasses import replace
-from datetime import timedelta
+from datetime import UTC, datetime, timedelta
 
 import pytest
 from agentfactory.v1 import orders_pb2
@@ -21,7 +21,7 @@ from data_plane.orders.verifier import (
 from shared.canonical import canonical_json
 from shared.digests import digest_from_raw, sha256_digest
 from shared.dsse import ORDERS_TYPE, sign_envelope
-from shared.errors import OrderRejectedError, RejectionReason
+from shared.errors import InvalidInputError, OrderRejectedError, RejectionReason
 from shared.fields import time_to_text
 from shared.manifest import Capabilities, GrantedLimits, HttpCapability, Profile
 from shared.merkle import batch_paths
@@ -301,3 +301,17 @@ def test_the_smaller_limit_counts():
     assert granted == GrantedLimits(
         wall_ms=100, cpu_ms=300, memory_bytes=1, output_bytes=2, log_bytes=3, open_files=4
     )
+
+
+@pytest.mark.parametrize("at", [datetime(1, 1, 1, tzinfo=UTC), datetime(9999, 12, 31, 23, 59, tzinfo=UTC)])
+async def test_order_of_the_first_or_last_year_is_refused_like_any_other(at):
+    with refused(Check.TIME, RejectionReason.TIME):
+        await verified(order(not_before=at, expires_at=at + 30 * SECOND))
+
+
+@pytest.mark.parametrize(
+    "lease", [timedelta(0), timedelta(seconds=60, microseconds=1), timedelta(days=10**6)]
+)
+def test_order_whose_lease_is_none_or_for_ever_is_no_order(lease):
+    with pytest.raises(InvalidInputError, match="lease"):
+        encode_order(order(lease=lease))
