@@ -13,11 +13,18 @@ from cryptography import x509
 from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import ec
 
-from data_plane.identity import Certificate, is_enrolled, write_certificate, write_identity
+from data_plane.files import replace_file
+from data_plane.identity import (
+    Certificate,
+    check_certificate,
+    is_enrolled,
+    load_tls_key,
+    write_certificate,
+    write_identity,
+)
 from shared.errors import (
     AlreadyExistsError,
     DeadlineExceededError,
-    KeyFormatError,
     NotFoundError,
     VerificationError,
 )
@@ -26,15 +33,17 @@ from shared.key_files import read_private_key, read_secret_file, write_private_k
 from shared.paths import NodePaths
 from shared.rpc.channel import connect
 from shared.rpc.errors import error_of
+from shared.rpc.identity import node_spiffe_id
 from shared.rpc.tls import server_only_channel_credentials
 from shared.signatures import PrivateKey
-from shared.trust import TrustRoots, encode_trust
+from shared.trust import TrustRoots, encode_trust, read_trust
 
 ENROLL_DEADLINE: Final = timedelta(seconds=20)
 MAX_KEY_BYTES: Final = 16 * 1024
-PROOF_DOMAIN: Final = b"agentfactory-enroll-v1"
 RENEW_AFTER: Final = 2 / 3
 """Part of a certificate's life after which it is renewed."""
+
+PROOF_DOMAIN: Final = b"agentfactory-enroll-v1"
 
 
 async def enroll(*, paths: NodePaths, trust: TrustRoots, target: str, token: str) -> NodeId:
@@ -43,10 +52,11 @@ async def enroll(*, paths: NodePaths, trust: TrustRoots, target: str, token: str
     Keys that an interrupted enrollment left are used again; the token is used only when it succeeds.
 
     Raises:
-        AlreadyExistsError: The folder has an identity.
+        AlreadyExistsError: The folder has an identity, or pins other trust roots than the given ones.
         EnrollmentTokenInvalidError: The token is unknown, used or expired.
         UnavailableError, DeadlineExceededError: The control plane does not answer.
         VerificationError: It answers for another installation than the pinned one.
+        KeyFormatError: It issues a certificate that is not of this node and its key.
     """
     if is_enrolled(paths):
         raise AlreadyExistsError(
@@ -69,6 +79,11 @@ async def enroll(*, paths: NodePaths, trust: TrustRoots, target: str, token: str
         )
     node_id = parse_id(NODE, response.node_id)
     chain = tuple(response.certificate_chain_der)
+    check_certificate(
+        chain,
+        tls_key_pem=await asyncio.to_thread(read_secret_file, paths.key, max_bytes=MAX_KEY_BYTES),
+        spiffe_id=node_spiffe_id(trust.installation, node_id),
+    )
     await asyncio.to_thread(write_certificate, paths.certificate, chain)
     await asyncio.to_thread(write_identity, paths, node_id=node_id, installation=trust.installation)
     return node_id
@@ -78,21 +93,6 @@ def make_csr(key: ec.EllipticCurvePrivateKey) -> bytes:
     """Return a PKCS#10 request, DER, that names nothing: the issuer says who the key belongs to."""
     builder = x509.CertificateSigningRequestBuilder(subject_name=x509.Name([]))
     return builder.sign(key, hashes.SHA256()).public_bytes(serialization.Encoding.DER)
-
-
-def load_tls_key(pem: bytes) -> ec.EllipticCurvePrivateKey:
-    """Return the node's TLS key.
-
-    Raises:
-        KeyFormatError: It is no unencrypted EC key.
-    """
-    try:
-        key = serialization.load_pem_private_key(pem, password=None)
-    except (ValueError, TypeError) as error:
-        raise KeyFormatError("the node's tls key does not decode") from error
-    if not isinstance(key, ec.EllipticCurvePrivateKey):
-        raise KeyFormatError("the node's tls key is not an elliptic-curve key")
-    return key
 
 
 def renewal_due_at(certificate: Certificate) -> datetime:
@@ -123,8 +123,15 @@ async def _enroll_at(
 
 def _prepare_folder(paths: NodePaths, trust: TrustRoots) -> None:
     paths.data_dir.mkdir(mode=0o700, parents=True, exist_ok=True)
+    wanted = encode_trust(trust)
     if not paths.trust.exists():
-        paths.trust.write_bytes(encode_trust(trust))
+        replace_file(paths.trust, wanted)
+    elif read_trust(paths.trust) != trust:
+        # The node would run under the older one: an enrollment that cannot work is refused before it is made.
+        raise AlreadyExistsError(
+            f"{paths.trust} pins other trust roots than the ones given",
+            hint="remove it if it is the wrong one, or use another folder",
+        )
 
 
 def _tls_key(paths: NodePaths) -> ec.EllipticCurvePrivateKey:

@@ -8,6 +8,8 @@ from typing import Final
 
 from cryptography import x509
 from cryptography.hazmat.primitives import serialization
+from cryptography.hazmat.primitives.asymmetric import ec
+from cryptography.hazmat.primitives.asymmetric.types import CertificatePublicKeyTypes
 
 from data_plane.files import replace_file
 from shared.canonical import parse_strict
@@ -93,18 +95,52 @@ def read_certificate(path: Path) -> Certificate:
     )
 
 
+def check_certificate(chain_der: tuple[bytes, ...], *, tls_key_pem: bytes, spiffe_id: str) -> None:
+    """Return if a chain that was issued is this node's. Nothing is replaced by one that is not.
+
+    1. It decodes and is not empty.
+    2. Its leaf is of this node's key.
+    3. It names this node, by one URI.
+
+    Who signed it is the control plane's TLS to say, at the next session.
+
+    Raises:
+        KeyFormatError: A check failed, or the key does not decode.
+    """
+    leaf = _decode(chain_der)[0]
+    if _public_bytes(leaf.public_key()) != _public_bytes(load_tls_key(tls_key_pem).public_key()):
+        raise KeyFormatError("check 2: the certificate that was issued is of another key")
+    try:
+        names = leaf.extensions.get_extension_for_class(x509.SubjectAlternativeName).value
+        found = names.get_values_for_type(x509.UniformResourceIdentifier)
+    except (x509.ExtensionNotFound, ValueError) as error:
+        raise KeyFormatError("check 3: the certificate that was issued names nobody") from error
+    if found != [spiffe_id]:
+        raise KeyFormatError(f"check 3: the certificate that was issued names {str(found)[:200]}")
+
+
+def load_tls_key(pem: bytes) -> ec.EllipticCurvePrivateKey:
+    """Return the node's TLS key.
+
+    Raises:
+        KeyFormatError: It is no unencrypted EC key.
+    """
+    try:
+        key = serialization.load_pem_private_key(pem, password=None)
+    except (ValueError, TypeError) as error:
+        raise KeyFormatError("the node's tls key does not decode") from error
+    if not isinstance(key, ec.EllipticCurvePrivateKey):
+        raise KeyFormatError("the node's tls key is not an elliptic-curve key")
+    return key
+
+
 def write_certificate(path: Path, chain_der: tuple[bytes, ...]) -> Certificate:
-    """Store a chain, leaf first, whole or not at all, and return it.
+    """Store a chain, leaf first, whole or not at all, and return it. Whose it is, `check_certificate` says.
 
     Raises:
         KeyFormatError: It is empty or does not decode.
     """
-    try:
-        chain = [x509.load_der_x509_certificate(der) for der in chain_der]
-    except ValueError as error:
-        raise KeyFormatError(f"the certificate that was issued does not decode: {error}") from error
-    if not chain:
-        raise KeyFormatError("no certificate was issued")
+    chain = _decode(chain_der)
     replace_file(path, b"".join(one.public_bytes(serialization.Encoding.PEM) for one in chain))
     return read_certificate(path)
 
@@ -113,6 +149,20 @@ def write_identity(paths: NodePaths, *, node_id: NodeId, installation: Installat
     """Store who this node is; written last, so that a broken enrollment is none."""
     document = {"type": FORMAT, "node_id": node_id, "installation": installation}
     replace_file(paths.identity, json.dumps(document, indent=2).encode() + b"\n")
+
+
+def _decode(chain_der: tuple[bytes, ...]) -> list[x509.Certificate]:
+    try:
+        chain = [x509.load_der_x509_certificate(der) for der in chain_der]
+    except ValueError as error:
+        raise KeyFormatError(f"the certificate that was issued does not decode: {error}") from error
+    if not chain:
+        raise KeyFormatError("no certificate was issued")
+    return chain
+
+
+def _public_bytes(key: CertificatePublicKeyTypes) -> bytes:
+    return key.public_bytes(serialization.Encoding.DER, serialization.PublicFormat.SubjectPublicKeyInfo)
 
 
 def _read(path: Path) -> bytes:

@@ -10,8 +10,14 @@ from typing import Final, NoReturn
 
 from data_plane.artifacts.cache import ArtifactCache
 from data_plane.attempt import StopReason
-from data_plane.enrollment import load_tls_key, make_csr, renewal_due_at
-from data_plane.identity import NodeIdentity, write_certificate
+from data_plane.enrollment import make_csr, renewal_due_at
+from data_plane.identity import (
+    Certificate,
+    NodeIdentity,
+    check_certificate,
+    load_tls_key,
+    write_certificate,
+)
 from data_plane.metrics import NodeMetrics
 from data_plane.orders.admission import Admissions
 from data_plane.receipts.spool import Spool
@@ -22,9 +28,9 @@ from data_plane.session.remote import ControlPlaneLink
 from data_plane.session.service import SessionService
 from shared.admin_http import Readiness
 from shared.clock import Clock
-from shared.errors import AgentFactoryError, KeyFormatError
 from shared.logs import get_logger
 from shared.paths import NodePaths
+from shared.rpc.identity import node_spiffe_id
 
 logger = get_logger(__name__)
 
@@ -185,15 +191,27 @@ class Node:
                 await asyncio.sleep(RENEWAL_WAIT.total_seconds())
                 continue
             try:
-                chain = await self.link.renew_certificate(csr)
-                certificate = await asyncio.to_thread(write_certificate, self.paths.certificate, chain)
-            except (AgentFactoryError, KeyFormatError) as error:
-                logger.warning("certificate not renewed", error=str(error))
+                certificate = await self._renewed_certificate(csr)
+            except Exception as error:
+                # Whatever it is, the old certificate counts for a third of its life yet.
+                logger.warning("certificate not renewed", exc_info=error)
                 await asyncio.sleep(RENEWAL_RETRY.total_seconds())
                 continue
             logger.info("certificate renewed", not_after=certificate.not_after.isoformat())
             self.link.use_certificate(certificate)
             self.sessions.reconnect()
+            # A certificate that is due at once again must not make this a loop without a pause.
+            await asyncio.sleep(RENEWAL_WAIT.total_seconds())
+
+    async def _renewed_certificate(self, csr: bytes) -> Certificate:
+        chain = await self.link.renew_certificate(csr)
+        identity = self.identity
+        check_certificate(
+            chain,
+            tls_key_pem=identity.tls_key_pem,
+            spiffe_id=node_spiffe_id(identity.installation, identity.node_id),
+        )
+        return await asyncio.to_thread(write_certificate, self.paths.certificate, chain)
 
 
 def _first_of(group: BaseExceptionGroup[BaseException]) -> BaseException:

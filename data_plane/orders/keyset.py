@@ -9,7 +9,7 @@ from pathlib import Path
 
 from data_plane.files import replace_file
 from shared.dsse import MAX_ENVELOPE_BYTES
-from shared.errors import RollbackError, UnknownKeyError
+from shared.errors import RollbackError, UnavailableError, UnknownKeyError
 from shared.ids import InstallationId, KeyId
 from shared.keyset import KeyPurpose, Keyset, verify_keyset
 from shared.logs import get_logger
@@ -51,6 +51,8 @@ class NodeKeyset:
         Raises:
             VerificationError: As `verify_keyset`: not signed by the pinned root, altered, of another one.
             RollbackError: It is older than the newest one seen, or another of the same version.
+            UnavailableError: It cannot be kept (the disk is full): the older one stays in force, as after a
+                restart.
         """
         if envelope == self._envelope:
             return False
@@ -59,7 +61,10 @@ class NodeKeyset:
             if found == self._keyset:
                 return False
             raise RollbackError(f"a second, different keyset of version {found.version} was offered")
-        replace_file(self._path, envelope)
+        try:
+            replace_file(self._path, envelope)
+        except OSError as error:
+            raise UnavailableError(f"keyset {found.version} cannot be kept: {error.strerror}") from error
         self._keyset, self._envelope = found, envelope
         logger.info("a newer keyset is in force", keyset_version=found.version)
         return True

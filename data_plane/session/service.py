@@ -77,6 +77,7 @@ class SessionService:
         self._backoff = Backoff(random)
         self._renew = asyncio.Event()
         self._session: Session | None = None
+        self._opened_at: float | None = None
         self.is_connected = False
 
     async def run(self) -> None:
@@ -87,9 +88,7 @@ class SessionService:
         """
         while True:
             try:
-                lasted = await self._hold_one()
-                if lasted >= STEADY_AFTER:
-                    self._backoff.reset()
+                await self._hold_one()
                 logger.info("session ended by the control plane", target=self._connector.target)
             except FATAL:
                 raise
@@ -99,6 +98,9 @@ class SessionService:
                 logger.warning(
                     "session lost", target=self._connector.target, reason=error.reason, error=str(error)
                 )
+            except Exception:
+                # One message that nobody foresaw, or a disk that fails: it costs a session, never the node.
+                logger.exception("session lost by an error of this node", target=self._connector.target)
             await asyncio.sleep(self._backoff.next_pause().total_seconds())
 
     def reconnect(self) -> None:
@@ -110,9 +112,8 @@ class SessionService:
         if self._session is not None and self.is_connected:
             self._session.announce()
 
-    async def _hold_one(self) -> timedelta:
-        clock = self._parts.clock
-        started = clock.monotonic()
+    async def _hold_one(self) -> None:
+        self._opened_at = None
         stream = await self._connector.open_session()
         try:
             session = Session(self._parts, self._counter, stream)
@@ -120,11 +121,18 @@ class SessionService:
             self._session = session
             await self._until_renewal(session.run(self._opened))
         finally:
+            self._reset_if_steady()
             self._session = None
             self.is_connected = False
             self._parts.metrics.connected.set(0)
             await stream.close()
-        return timedelta(seconds=clock.monotonic() - started)
+
+    def _reset_if_steady(self) -> None:
+        # Not at the welcome: one that says welcome and dies of it would be asked ten times a second.
+        if self._opened_at is None:
+            return
+        if self._parts.clock.monotonic() - self._opened_at >= STEADY_AFTER.total_seconds():
+            self._backoff.reset()
 
     async def _until_renewal(self, work: Awaitable[None]) -> None:
         session = asyncio.ensure_future(work)
@@ -140,6 +148,6 @@ class SessionService:
 
     def _opened(self) -> None:
         self.is_connected = True
-        self._backoff.reset()
+        self._opened_at = self._parts.clock.monotonic()
         self._parts.metrics.sessions.inc()
         self._parts.metrics.connected.set(1)

@@ -36,7 +36,7 @@ from shared.errors import (
     VerificationError,
 )
 from shared.logs import get_logger
-from shared.orders import ORDER_FORMAT
+from shared.orders import MAX_LEASE, ORDER_FORMAT
 
 logger = get_logger(__name__)
 
@@ -48,8 +48,7 @@ WRITE_DEADLINE: Final = timedelta(seconds=10)
 UPLOAD_RETRY_PAUSE: Final = timedelta(seconds=1)
 MIN_HEARTBEAT: Final = timedelta(milliseconds=100)
 MAX_HEARTBEAT: Final = timedelta(seconds=10)
-MAX_LEASE: Final = timedelta(seconds=60)
-"""What a control plane may ask of this node; beyond it the session is refused."""
+"""What a control plane may ask of this node, as its lease up to `MAX_LEASE`; else the session is refused."""
 
 MAX_CONTROL_MESSAGES: Final = 64
 """Heartbeats and renewals that wait to be written; beyond it the stream is stuck."""
@@ -123,6 +122,7 @@ class Session:
             UnavailableError: The stream is stuck, or its leases are not answered.
             NodeEvictedError: The node's identity has ended.
             VerificationError: The keyset offered does not verify, or is an older one.
+            MalformedError: The control plane sent what no node can read.
             AgentFactoryError: What the control plane said when it refused the session.
         """
         replies = aiter(self._stream)
@@ -177,8 +177,11 @@ class Session:
         if welcome.order_type not in ACCEPTED_ORDER_TYPES:
             raise UnsupportedVersionError(f"orders would be of type {welcome.order_type[:64]!r}")
         check_chain(self._parts.spool, convert.head_from_proto(welcome.last_accepted))
-        heartbeat_every = welcome.heartbeat_every.ToTimedelta()
-        lease = welcome.lease.ToTimedelta()
+        try:
+            heartbeat_every = welcome.heartbeat_every.ToTimedelta()
+            lease = welcome.lease.ToTimedelta()
+        except (ValueError, OverflowError) as error:
+            raise MalformedError(f"the welcome holds a duration that is none: {error}") from error
         if not MIN_HEARTBEAT <= heartbeat_every <= MAX_HEARTBEAT or not heartbeat_every < lease <= MAX_LEASE:
             raise MalformedError(f"heartbeats every {heartbeat_every} with a lease of {lease} are refused")
         self._heartbeat_every, self._lease = heartbeat_every, lease

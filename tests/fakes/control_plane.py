@@ -121,8 +121,14 @@ class ScriptedControlPlane(nodes_pb2_grpc.NodeServiceServicer):
         self.fetches = 0
         self.leaf_ttl = timedelta(hours=24)
         """Of certificates that `enroll_folder` writes; renewed ones live for a day."""
+        self.renewals = 0
+        self.forged_name = ""
+        self.forged_csr = b""
+        """Whom, and for which key, certificates are issued instead."""
         self.acknowledges = True
         self.grants = True
+        self.spoil_welcome: Callable[[nodes_pb2.Welcome], None] = lambda _welcome: None
+        """What a test gets wrong in a welcome."""
         self.refusal: tuple[grpc.StatusCode, str] | None = None
         self.changed = asyncio.Condition()
         self._server: grpc.aio.Server | None = None
@@ -326,6 +332,15 @@ class ScriptedControlPlane(nodes_pb2_grpc.NodeServiceServicer):
         assert commit_body(content, delivery.output.salt) == commitment
         return content
 
+    async def certify(self, csr_der: bytes, node_id: str) -> Any:
+        """Issue a certificate for a node, or the wrong one that a test asks for."""
+        name = self.forged_name or node_id
+        return await self.authority.issue(
+            self.forged_csr or csr_der,
+            spiffe_id=f"spiffe://{INSTALLATION}/node/{name}",
+            ttl=timedelta(hours=24),
+        )
+
     # --- what a node hears
 
     async def Session(self, requests: Any, context: Any) -> AsyncIterator[nodes_pb2.SessionResponse]:  # noqa: N802 - the contract names it
@@ -344,6 +359,7 @@ class ScriptedControlPlane(nodes_pb2_grpc.NodeServiceServicer):
         )
         welcome.heartbeat_every.FromTimedelta(self.heartbeat_every)
         welcome.lease.FromTimedelta(self.lease)
+        self.spoil_welcome(welcome)
         yield nodes_pb2.SessionResponse(welcome=welcome)
         reader = asyncio.create_task(self._read(heard, requests))
         try:
@@ -421,9 +437,8 @@ class ScriptedControlPlane(nodes_pb2_grpc.NodeServiceServicer):
         self, request: Any, context: Any
     ) -> nodes_pb2.RenewNodeCertificateResponse:
         node_id = context.auth_context()["peer_spiffe_id"][0].decode().rpartition("/")[2]
-        leaf = await self.authority.issue(
-            request.csr_der, spiffe_id=f"spiffe://{INSTALLATION}/node/{node_id}", ttl=timedelta(hours=24)
-        )
+        self.renewals += 1
+        leaf = await self.certify(request.csr_der, node_id)
         return nodes_pb2.RenewNodeCertificateResponse(certificate_chain_der=leaf.chain_der)
 
 

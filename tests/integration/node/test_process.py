@@ -7,6 +7,7 @@ import signal
 import socket
 import subprocess
 import sys
+from dataclasses import replace
 from datetime import timedelta
 
 import grpc
@@ -15,17 +16,18 @@ from agentfactory.v1 import nodes_pb2, nodes_pb2_grpc
 
 from control_plane.keys.ca import chain_pem, new_private_key, private_key_pem
 from data_plane.__main__ import main
-from data_plane.enrollment import enroll
+from data_plane.enrollment import enroll, make_csr
 from data_plane.identity import read_identity
 from data_plane.receipts.spool import Spool
 from shared import ids
-from shared.errors import AlreadyExistsError, EnrollmentTokenInvalidError, VerificationError
+from shared.errors import AlreadyExistsError, EnrollmentTokenInvalidError, KeyFormatError, VerificationError
 from shared.outcomes import Outcome
 from shared.paths import NodePaths
 from shared.rpc.errors import wire_error
 from shared.signatures import PublicKey
 from shared.trust import encode_trust
 from tests.fakes.control_plane import INSTALLATION
+from tests.fixtures.keys import rsa_key
 
 
 def one_line(capsys) -> str:
@@ -190,9 +192,7 @@ class Enrollment(nodes_pb2_grpc.NodeServiceServicer):
         )
         self.token = ""
         node_id = ids.new_id(ids.NODE, self.control_plane.clock, self.control_plane.random)
-        leaf = await self.control_plane.authority.issue(
-            request.csr_der, spiffe_id=f"spiffe://{INSTALLATION}/node/{node_id}", ttl=timedelta(hours=24)
-        )
+        leaf = await self.control_plane.certify(request.csr_der, node_id)
         return nodes_pb2.EnrollNodeResponse(
             node_id=node_id, installation=self.installation, certificate_chain_der=leaf.chain_der
         )
@@ -258,6 +258,33 @@ async def test_answer_for_another_installation_is_refused(control_plane, enrollm
     with pytest.raises(VerificationError):
         await give_identity(control_plane, enrollment, tmp_path)
     assert not (tmp_path / "node.json").exists()
+
+
+@pytest.mark.parametrize(
+    "forgery", [{"forged_name": "somebody"}, {"forged_csr": make_csr(new_private_key())}], ids=["name", "key"]
+)
+async def test_certificate_of_another_node_or_key_makes_no_identity(
+    control_plane, enrollment, tmp_path, forgery
+):
+    for name, value in forgery.items():
+        setattr(control_plane, name, value)
+
+    with pytest.raises(KeyFormatError):
+        await give_identity(control_plane, enrollment, tmp_path)
+    assert not (tmp_path / "node.crt").exists()
+    assert not (tmp_path / "node.json").exists()
+
+
+async def test_other_trust_roots_than_the_pinned_ones_are_refused_before_the_token_is_used(
+    control_plane, enrollment, tmp_path
+):
+    other = replace(control_plane.trust, root_key=rsa_key("other root").public)
+    (tmp_path / "trust.json").write_bytes(encode_trust(other))
+    token = enrollment.token
+
+    with pytest.raises(AlreadyExistsError, match="other trust roots"):
+        await give_identity(control_plane, enrollment, tmp_path)
+    assert enrollment.token == token
 
 
 async def test_enrolling_from_the_command_line_reads_the_token_from_standard_input(

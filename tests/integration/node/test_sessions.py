@@ -1,13 +1,16 @@
 """Sessions of a real node: reconnecting, resending, draining, and what ends an identity."""
 
 import asyncio
+import errno
 from dataclasses import replace
-from datetime import timedelta
+from datetime import UTC, datetime, timedelta
 
 import grpc
 import pytest
 from agentfactory.v1 import nodes_pb2
 
+from control_plane.keys.ca import new_private_key
+from data_plane.enrollment import make_csr
 from data_plane.receipts.issuer import _HEAD_DOMAIN
 from shared.errors import (
     NodeEvictedError,
@@ -16,9 +19,11 @@ from shared.errors import (
     SpoolLockedError,
 )
 from shared.keyset import KeyPurpose, KeysetEntry
-from shared.manifest import GrantedLimits
-from shared.outcomes import Outcome
+from shared.manifest import GrantedLimits, RequestedLimits
+from shared.outcomes import LimitName, Outcome
+from tests.fakes.control_plane import publish
 from tests.fixtures.keys import rsa_key
+from tests.integration.node.conftest import ACTOR
 
 LONG = GrantedLimits(wall_ms=60_000)
 
@@ -300,4 +305,112 @@ async def test_certificate_is_renewed_without_a_restart(control_plane, start_nod
     assert session.hello.boot_id == first.hello.boot_id
     renewed = running.settings.paths.certificate.read_bytes()
     assert renewed != before.chain_pem
+    assert (await control_plane.receipt_of(job)).predicate.outcome is Outcome.SUCCEEDED
+
+
+def absurd(field, seconds):
+    def spoil(welcome):
+        getattr(welcome, field).seconds = seconds
+
+    return spoil
+
+
+@pytest.mark.parametrize(
+    "spoil", [absurd("lease", 10**15), absurd("heartbeat_every", 10**15), absurd("lease", -(2**63))]
+)
+async def test_welcome_with_a_duration_that_is_none_costs_a_session_and_not_the_node(
+    control_plane, start_node, actor, spoil
+):
+    control_plane.spoil_welcome = spoil
+    running = await start_node()
+    await control_plane.wait_for(lambda: control_plane.sessions)
+    control_plane.spoil_welcome = lambda _welcome: None
+
+    await works(control_plane, actor)
+    assert not running.task.done()
+
+
+async def test_full_disk_when_a_newer_keyset_comes_costs_a_session_and_not_the_node(
+    control_plane, start_node, actor, monkeypatch
+):
+    def full(*_args):
+        raise OSError(errno.ENOSPC, "no space left on device")
+
+    with monkeypatch.context() as disk:
+        disk.setattr("data_plane.orders.keyset.replace_file", full)
+        running = await start_node()
+        await control_plane.wait_for(lambda: len(control_plane.sessions) >= 2)
+        assert running.node.sessions.is_connected is False
+
+    await works(control_plane, actor)
+    assert not running.task.done()
+
+
+async def test_bug_met_by_one_message_costs_a_session_and_not_the_node(
+    control_plane, start_node, actor, monkeypatch
+):
+    def bug(_self, _granted):
+        raise ZeroDivisionError("a bug")
+
+    running = await start_node()
+    session = await control_plane.session()
+    with monkeypatch.context() as broken:
+        broken.setattr("data_plane.session.stream.Session._take_drain", bug)
+        control_plane.say(session, nodes_pb2.SessionResponse(drain=nodes_pb2.Drain()))
+        await control_plane.session(2)
+
+    await works(control_plane, actor)
+    assert not running.task.done()
+
+
+@pytest.mark.parametrize("at", [datetime(1, 1, 1, tzinfo=UTC), datetime(9999, 12, 31, 23, 59, tzinfo=UTC)])
+async def test_order_of_the_first_or_last_year_is_refused_and_the_node_lives(
+    control_plane, start_node, actor, at
+):
+    running = await start_node()
+    session = await control_plane.session()
+    job = control_plane.job(session, actor, b"exit 0", not_before=at, expires_at=at + timedelta(seconds=30))
+    await control_plane.send(session, job)
+
+    assert (await control_plane.receipt_of(job)).predicate.rejection.check == 8
+    assert not running.task.done()
+
+
+async def test_template_that_asks_for_less_than_was_ordered_is_held_to_it(control_plane, start_node):
+    modest = await publish(ACTOR.read_bytes(), limits=RequestedLimits(output_bytes=1000))
+    await start_node()
+    session = await control_plane.session()
+    job = control_plane.job(session, modest, b"output 100000")
+    await control_plane.send(session, job)
+
+    said = (await control_plane.receipt_of(job)).predicate
+    assert (said.outcome, said.limit) == (Outcome.KILLED, LimitName.OUTPUT_BYTES)
+
+
+@pytest.mark.parametrize(
+    "forgery", [{"forged_name": "somebody"}, {"forged_csr": make_csr(new_private_key())}], ids=["name", "key"]
+)
+async def test_renewed_certificate_of_another_node_or_key_is_never_written(
+    control_plane, start_node, forgery
+):
+    control_plane.leaf_ttl = timedelta(seconds=2)
+    for name, value in forgery.items():
+        setattr(control_plane, name, value)
+    running = await start_node()
+    before = running.settings.paths.certificate.read_bytes()
+    await control_plane.wait_for(lambda: control_plane.renewals)
+    await running.stop()
+
+    assert running.settings.paths.certificate.read_bytes() == before
+
+
+async def works(control_plane, actor) -> None:
+    """The node has a session again and runs an order over it."""
+
+    def newest():
+        return control_plane.sessions[-1] if control_plane.sessions[-1].heartbeats else None
+
+    session = await control_plane.wait_for(newest)
+    job = control_plane.job(session, actor, b"exit 0")
+    await control_plane.send(session, job)
     assert (await control_plane.receipt_of(job)).predicate.outcome is Outcome.SUCCEEDED
