@@ -5,12 +5,16 @@ this node, and nobody can change them after. What sits on the disk is never load
 """
 
 import asyncio
+import contextlib
 import errno
 import fcntl
 import hashlib
 import os
 import re
 import tempfile
+import threading
+from collections.abc import Iterable, Iterator
+from itertools import chain
 from pathlib import Path
 from typing import Final
 
@@ -23,7 +27,7 @@ from data_plane.artifacts.seal import (
     header_length,
     seal,
 )
-from data_plane.sandbox.domain import EngineInfo
+from data_plane.sandbox.domain import MAX_ARTIFACT_BYTES, EngineInfo
 from shared.digests import DIGEST_BYTES, Digest, digest_from_raw, digest_to_raw
 from shared.dsse import MAX_ENVELOPE_BYTES
 from shared.errors import ArtifactInvalidError, DiskFullError, NotFoundError
@@ -32,7 +36,6 @@ from shared.logs import get_logger
 logger = get_logger(__name__)
 
 CHUNK_BYTES: Final = 1024 * 1024
-MAX_ARTIFACT_BYTES: Final = 512 * 1024 * 1024
 
 _FULL: Final = frozenset({errno.ENOSPC, errno.EDQUOT})
 _SEALS: Final = fcntl.F_SEAL_WRITE | fcntl.F_SEAL_SHRINK | fcntl.F_SEAL_GROW | fcntl.F_SEAL_SEAL
@@ -50,6 +53,8 @@ class ArtifactCache:
         self._engine = engine
         self._bound_bytes = bound_bytes
         self._known: set[Digest] = set()
+        self._lock = threading.Lock()
+        """Held by one thread at a time that looks for room and fills it."""
         self.hits = 0
         self.misses = 0
         self.evictions = 0
@@ -95,12 +100,12 @@ class ArtifactCache:
         return await asyncio.to_thread(self._read_envelope, template_digest)
 
     async def store_envelope(self, template_digest: Digest, envelope: bytes) -> None:
-        """Keep a template's envelope.
+        """Keep a template's envelope, evicting what was unused longest.
 
         Raises:
-            DiskFullError: The disk has no room.
+            DiskFullError: The disk, or the cache's bound, has no room.
         """
-        await asyncio.to_thread(self._write, self._envelope_path(template_digest), [envelope])
+        await asyncio.to_thread(self._write_envelope, template_digest, envelope)
 
     def drop(self, module_digest: Digest) -> None:
         """Forget the artifact of a module."""
@@ -143,21 +148,33 @@ class ArtifactCache:
 
     def _store(self, module_digest: Digest, artifact: int) -> None:
         key = self._key(module_digest)
-        size = os.fstat(artifact).st_size
-        content = os.pread(artifact, size, 0)
-        digest = digest_from_raw(hashlib.sha256(content).digest())
+        state, size = hashlib.sha256(), 0
+        for chunk in _chunks(artifact):
+            state.update(chunk)
+            size += len(chunk)
+        digest = digest_from_raw(state.digest())
         made = seal(key, artifact_digest=digest, artifact_bytes=size, mac_key=self._mac_key)
         head = encode_seal(made)
-        self._make_room(len(head) + size)
-        self._write(self._folder / key.file_name, [head, content])
+        with self._lock:
+            self._make_room(len(head) + size)
+            # Read a second time rather than held: what is between is only this node's, and the seal is of
+            # the first time.
+            self._write(self._folder / key.file_name, chain([head], _chunks(artifact)))
         self._known.add(module_digest)
+
+    def _write_envelope(self, template_digest: Digest, envelope: bytes) -> None:
+        with self._lock:
+            self._make_room(len(envelope))
+            self._write(self._envelope_path(template_digest), [envelope])
 
     def _make_room(self, needed: int) -> None:
         if needed > min(self._bound_bytes, MAX_ARTIFACT_BYTES):
-            raise DiskFullError(
-                f"an artifact of {needed} bytes is above the cache's bound of {self._bound_bytes}"
-            )
-        files = [(path, path.stat()) for path in self._folder.iterdir() if path.is_file()]
+            raise DiskFullError(f"a file of {needed} bytes is above the cache's bound of {self._bound_bytes}")
+        files = []
+        for path in self._folder.iterdir():
+            with contextlib.suppress(FileNotFoundError):  # dropped meanwhile
+                if path.is_file():
+                    files.append((path, path.stat()))
         used = sum(found.st_size for _, found in files)
         for path, found in sorted(files, key=lambda file: file[1].st_mtime_ns):
             if used + needed <= self._bound_bytes:
@@ -172,11 +189,12 @@ class ArtifactCache:
     def _read_envelope(self, template_digest: Digest) -> bytes | None:
         try:
             with self._envelope_path(template_digest).open("rb") as file:
+                os.utime(file.fileno())
                 return file.read(MAX_ENVELOPE_BYTES + 1)
         except FileNotFoundError:
             return None
 
-    def _write(self, path: Path, parts: list[bytes]) -> None:
+    def _write(self, path: Path, parts: Iterable[bytes]) -> None:
         part = ""
         try:
             descriptor, part = tempfile.mkstemp(suffix=".part", dir=self._folder)
@@ -203,6 +221,14 @@ def _module_of(path: Path) -> Digest | None:
     if path.suffix != _ARTIFACT_SUFFIX or not _HEX.fullmatch(name):
         return None
     return digest_from_raw(bytes.fromhex(name))
+
+
+def _chunks(descriptor: int) -> Iterator[bytes]:
+    """Yield what a file holds, from its beginning, wherever its descriptor stands."""
+    offset = 0
+    while chunk := os.pread(descriptor, CHUNK_BYTES, offset):
+        yield chunk
+        offset += len(chunk)
 
 
 def _copy(source: int, memory: int, made: Seal) -> None:

@@ -9,6 +9,7 @@ import os
 from collections import OrderedDict
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
+from datetime import timedelta
 from typing import Final
 
 from data_plane.artifacts.cache import ArtifactCache, memory_file
@@ -40,6 +41,10 @@ from shared.packages import VerifiedManifest, verify_manifest, verify_package
 logger = get_logger(__name__)
 
 MAX_TEMPLATES_IN_MEMORY: Final = 1024
+MAX_FAILED_MODULES: Final = 1024
+FAILURE_IS_REMEMBERED: Final = timedelta(minutes=10)
+"""A module that took the compiler down is not compiled again for each order: that may cost minutes of CPU."""
+
 MAX_COMPILATIONS: Final = 1
 """At once: a compilation takes a whole core from the guests."""
 
@@ -62,11 +67,14 @@ class ArtifactService:
         self._keyset = keyset
         self._clock = clock
         self._templates: OrderedDict[Digest, VerifiedManifest] = OrderedDict()
+        self._failed: OrderedDict[Digest, tuple[float, OrderRejectedError]] = OrderedDict()
         self._locks: dict[Digest, tuple[asyncio.Lock, int]] = {}
         self._compilations = asyncio.Semaphore(MAX_COMPILATIONS)
 
     async def prepare(self, order: Order) -> PreparedModule:
         """Return the verified manifest and an opener of the artifact; see `ModulePreparer`.
+
+        A module that did not compile is refused for ten minutes without a look at it.
 
         12. The template has the digest that the order names and a publisher of the keyset signed it.
         13. Its module is the one that the order names; it is compiled from exactly these bytes.
@@ -129,6 +137,13 @@ class ArtifactService:
             raise
         except AgentFactoryError as error:
             raise _rejection(error) from error
+        except OSError as error:
+            # A disk or a limit of this machine alone; another node may well have room.
+            raise OrderRejectedError(
+                f"the module cannot be kept: {error.strerror}",
+                check=Check.MODULE,
+                rejection=RejectionReason.BUSY,
+            ) from error
 
     async def _from_disk(self, order: Order) -> VerifiedManifest | None:
         envelope = await self._cache.read_envelope(order.template_digest)
@@ -143,6 +158,7 @@ class ArtifactService:
         return template if template.digest == order.template_digest else None
 
     async def _from_source(self, order: Order) -> VerifiedManifest:
+        self._refuse_failed(order.module_digest)
         fetched = await self._source.fetch_template(attempt_of(order), order.template_digest)
         trusted = self._keyset.keys_for(KeyPurpose.PUBLISHER, self._clock.now())
         # By the order's digest: another module under the signed name must fail on its bytes, not on a lookup.
@@ -158,6 +174,27 @@ class ArtifactService:
         return signed
 
     async def _compile(self, module_digest: Digest, module: bytes) -> None:
+        try:
+            await self._compile_once(module_digest, module)
+        except (ModuleInvalidError, WorkerCrashedError) as error:
+            failed = _rejection(error)
+            self._failed[module_digest] = (self._clock.monotonic(), failed)
+            while len(self._failed) > MAX_FAILED_MODULES:
+                self._failed.popitem(last=False)
+            raise failed from error
+
+    def _refuse_failed(self, module_digest: Digest) -> None:
+        found = self._failed.get(module_digest)
+        if found is None:
+            return
+        failed_at, error = found
+        if self._clock.monotonic() - failed_at < FAILURE_IS_REMEMBERED.total_seconds():
+            raise OrderRejectedError(
+                f"not tried again, it failed before: {error}", check=error.check, rejection=error.rejection
+            )
+        del self._failed[module_digest]
+
+    async def _compile_once(self, module_digest: Digest, module: bytes) -> None:
         async with self._compilations:
             source = memory_file("module", module)
             try:

@@ -178,3 +178,26 @@ async def test_files_that_are_not_ours_are_left_alone(tmp_path):
     assert cache.digests() == ()
     await store(cache)
     assert await load(cache) == CODE
+
+
+async def test_envelopes_count_against_the_bound_like_artifacts(tmp_path):
+    cache = a_cache(tmp_path, bound_bytes=1 << 20)
+    for number in range(40):
+        await cache.store_envelope(sha256_digest(b"%d" % number), b"e" * 300_000)
+
+    assert sum(path.stat().st_size for path in tmp_path.iterdir()) <= 1 << 20
+    assert await cache.read_envelope(sha256_digest(b"39")) == b"e" * 300_000
+    assert await cache.read_envelope(sha256_digest(b"0")) is None
+
+
+async def test_envelope_that_is_read_stays_longer(tmp_path):
+    cache = a_cache(tmp_path, bound_bytes=1 << 20)
+    for number in range(3):
+        await cache.store_envelope(sha256_digest(b"%d" % number), b"e" * 300_000)
+        os.utime(cache._envelope_path(sha256_digest(b"%d" % number)), ns=(number, number))
+
+    await cache.read_envelope(sha256_digest(b"0"))
+    await cache.store_envelope(sha256_digest(b"3"), b"e" * 300_000)
+
+    assert await cache.read_envelope(sha256_digest(b"0")) is not None
+    assert await cache.read_envelope(sha256_digest(b"1")) is None

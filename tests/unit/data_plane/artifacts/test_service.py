@@ -9,7 +9,7 @@ import pytest
 
 from data_plane.artifacts.cache import ArtifactCache
 from data_plane.artifacts.ports import FetchedTemplate
-from data_plane.artifacts.service import ArtifactService
+from data_plane.artifacts.service import FAILURE_IS_REMEMBERED, ArtifactService
 from data_plane.orders.keyset import NodeKeyset
 from data_plane.orders.verifier import Check
 from shared.digests import sha256_digest
@@ -230,6 +230,21 @@ async def test_module_that_does_not_compile_is_refused_for_good(world, error):
     world.compiler.error = error
 
     assert await refusal(world, one) == (Check.MODULE, RejectionReason.ARTIFACT)
+
+
+async def test_module_that_takes_the_compiler_down_is_not_compiled_for_each_order(world):
+    first, second = await world.publish(), await world.publish(version="1.2.1")
+    world.compiler.error = WorkerCrashedError("memory")
+
+    for one in (first, first, second):
+        assert await refusal(world, one) == (Check.MODULE, RejectionReason.ARTIFACT)
+    assert (world.source.fetches, world.compiler.compilations) == (1, 1)
+
+    world.compiler.error = None
+    world.clock.advance(FAILURE_IS_REMEMBERED - timedelta(microseconds=1))
+    await refusal(world, first)
+    world.clock.advance(timedelta(microseconds=1))
+    assert await world.load(first) == b"compiled:" + MODULE
 
 
 async def test_full_disk_is_a_reason_of_this_node_alone(world, monkeypatch):
