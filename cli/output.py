@@ -40,6 +40,8 @@ EXIT_CODES: tuple[tuple[type[errors.AgentFactoryError], int], ...] = (
     (errors.DeadlineExceededError, UNAVAILABLE),
     (errors.PortInUseError, UNAVAILABLE),
     (errors.SpoolLockedError, UNAVAILABLE),
+    (errors.WorkerCrashedError, UNAVAILABLE),
+    (errors.ArtifactInvalidError, UNAVAILABLE),
     (errors.InternalError, UNAVAILABLE),
 )
 

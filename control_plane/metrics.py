@@ -111,6 +111,10 @@ class ControlMetrics:
         """See `Observer.lease_expired`."""
         self._lease_expiries.inc(count)
 
+    def swept(self, outcome: str, count: int) -> None:
+        """See `Observer.swept`."""
+        self._executions.labels(outcome).inc(count)
+
     def session_opened(self, node_id: NodeId) -> None:  # noqa: ARG002 - a label per node has no bound
         """See `Observer.session_opened`."""
         self._sessions_opened.inc()

@@ -219,11 +219,13 @@ class Dispatcher:
             return
         wakes = self._wakes
         sessions = self._fleet.with_free_slots(now)
-        found = [await self._claim_for(session) for session in sessions]
+        # The least loaded one takes nothing behind work that must run alone, until it can run that. One is
+        # enough: the others go on with the rest.
+        found = [await self._claim_for(session, clears=n == 0) for n, session in enumerate(sessions)]
         if sessions and wakes == self._wakes:
             self._queue_empty = all(found)
 
-    async def _claim_for(self, session: LiveSession) -> bool:
+    async def _claim_for(self, session: LiveSession, *, clears: bool) -> bool:
         """Fill one session; True when nothing was left waiting for it."""
         chosen: list[Placement] = []
 
@@ -234,7 +236,7 @@ class Dispatcher:
 
         started = self._clock.monotonic()
         try:
-            claimed = await self._claim(session, place)
+            claimed = await self._claim(session, place, alone=clears or session.is_idle)
         except SessionSupersededError as error:
             self._take_back(chosen)
             session.end(error)
@@ -250,7 +252,11 @@ class Dispatcher:
         return claimed.queue_empty
 
     async def _claim(
-        self, session: LiveSession, place: Callable[[Sequence[Claimable]], Sequence[Placement]]
+        self,
+        session: LiveSession,
+        place: Callable[[Sequence[Claimable]], Sequence[Placement]],
+        *,
+        alone: bool,
     ) -> Claimed:
         reference = SessionRef(
             node_id=session.node_id,
@@ -260,7 +266,7 @@ class Dispatcher:
         )
         limit = min(MAX_BATCH_ORDERS, self._fleet.free_slots(session, self._clock.monotonic()))
         async with asyncio.timeout(self._options.store_deadline.total_seconds()):
-            return await self._leases.claim(reference, limit=limit, place=place)
+            return await self._leases.claim(reference, limit=limit, place=place, alone=alone)
 
     # --- signing and sending
 

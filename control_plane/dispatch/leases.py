@@ -5,6 +5,7 @@ new boot id, loses an attempt.
 """
 
 import asyncio
+from collections import Counter
 from collections.abc import Sequence
 from datetime import timedelta
 
@@ -17,7 +18,7 @@ from control_plane.dispatch.fleet import Fleet
 from control_plane.dispatch.options import DispatchOptions
 from control_plane.dispatch.ports import Observer
 from control_plane.dispatch.session import AttemptKey, HeldAttempt, LiveSession, WaitingRenewal
-from control_plane.executions.domain import AttemptRef, LostAttempt
+from control_plane.executions.domain import AttemptRef, ExecutionState, LostAttempt
 from control_plane.executions.ports import LeaseStore
 from shared.clock import Clock
 from shared.errors import AgentFactoryError
@@ -149,10 +150,16 @@ class Sweeper:
                 nodes = [session.node_id for session in self._fleet]
                 if nodes:
                     self._dispatcher.cancel(await self._leases.cancel_requests(nodes))
-                await self._leases.expire_deadlines(limit=self._options.sweep_limit)
+                expired = await self._leases.expire_deadlines(limit=self._options.sweep_limit)
+                if expired:
+                    self._observer.swept(ExecutionState.EXPIRED, len(expired))
                 await self._reconcile()
                 if self._grace.is_over(self._clock.monotonic()):
-                    self._lost(await self._leases.expire_leases(limit=self._options.sweep_limit))
+                    self._lost(
+                        await self._leases.expire_leases(
+                            limit=self._options.sweep_limit, database_up_for=self._options.lease
+                        )
+                    )
         except (AgentFactoryError, TimeoutError) as error:
             self._grace.interrupted()
             logger.warning("sweep failed", error=str(error))
@@ -182,6 +189,7 @@ class Sweeper:
         if not attempts:
             return
         self._observer.lease_expired(len(attempts))
+        count_ended(self._observer, attempts)
         for lost in attempts:
             logger.warning(
                 "attempt is lost",
@@ -213,6 +221,12 @@ class Grace:
     def interrupted(self) -> None:
         """The database did not answer: start anew."""
         self._since = None
+
+
+def count_ended(observer: Observer, attempts: Sequence[LostAttempt]) -> None:
+    """Count the executions that ended with a lost attempt: no receipt will come that would count them."""
+    for state, count in Counter(one.state for one in attempts if one.state.is_terminal).items():
+        observer.swept(state, count)
 
 
 def ref_of(message: nodes_pb2.AttemptRef) -> AttemptRef:

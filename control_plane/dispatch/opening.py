@@ -13,6 +13,7 @@ from agentfactory.v1 import nodes_pb2
 
 from control_plane.audit.domain import NewAuditEntry, node_actor
 from control_plane.dispatch.fleet import Fleet
+from control_plane.dispatch.leases import count_ended
 from control_plane.dispatch.options import MAX_CLOCK_SKEW, DispatchOptions
 from control_plane.dispatch.orders import ORDER_TYPES
 from control_plane.dispatch.ports import Keysets, Observer
@@ -142,7 +143,8 @@ class SessionOpener:
             self._observer.node_state(node.node_id, NodeState.QUARANTINED)
         elif isinstance(error, NodeEvictedError) and node.state is not NodeState.EVICTED:
             await self._nodes.save_state(node.evict(), audit=entry)
-            await self._leases.lose_attempts_of_other_boots(node.node_id, NO_BOOT)
+            gone = await self._leases.lose_attempts_of_other_boots(node.node_id, NO_BOOT)
+            count_ended(self._observer, gone)
             self._observer.node_state(node.node_id, NodeState.EVICTED)
         else:
             await self._nodes.record(entry)
@@ -163,7 +165,9 @@ class SessionOpener:
         session_epoch = await self._nodes.open_session(
             opening, audit=self._entry(node, "node.session_opened", boot_id=hello.boot_id)
         )
-        for lost in await self._leases.lose_attempts_of_other_boots(node.node_id, opening.boot_id):
+        gone = await self._leases.lose_attempts_of_other_boots(node.node_id, opening.boot_id)
+        count_ended(self._observer, gone)
+        for lost in gone:
             self._fleet.release(node.node_id, (lost.attempt.execution_id, lost.attempt.fencing_token))
         session = LiveSession(
             node_id=node.node_id,

@@ -26,6 +26,7 @@ JOIN bodies b ON b.body_id = e.input_body_id
 WHERE e.claimable_at <= now() AND e.run_deadline_at > now()
     AND (NOT $1 = ANY(e.excluded_nodes)
         OR e.claimable_at <= now() - interval '{EXCLUSION_LAPSE.total_seconds()} seconds')
+    AND ($3 OR NOT e.runs_alone)
 ORDER BY e.claimable_at, e.execution_id
 LIMIT $2
 FOR UPDATE OF e SKIP LOCKED
@@ -158,8 +159,10 @@ ORDER BY a.execution_id
 EXPIRED_LEASES: Final = """
 SELECT a.execution_id FROM attempts a JOIN executions e USING (execution_id)
 WHERE a.state IN ('leased', 'running') AND a.lease_expires_at < now()
+    AND now() - pg_postmaster_start_time() >= $2
 ORDER BY a.execution_id LIMIT $1 FOR UPDATE OF e SKIP LOCKED
 """
+"""None before Postgres has been up for a while: a restart between two sweeps shows nowhere else (rule 9)."""
 
 OTHER_BOOTS: Final = """
 SELECT a.execution_id FROM attempts a JOIN executions e USING (execution_id)

@@ -73,13 +73,13 @@ class PostgresLeaseStore:
         for held in (self._finishing, self._claiming, self._recording):
             await held.close()
 
-    async def claim(self, session: SessionRef, *, limit: int, place: Place) -> Claimed:
+    async def claim(self, session: SessionRef, *, limit: int, place: Place, alone: bool = True) -> Claimed:
         """See `LeaseStore.claim`."""
         async with self._claiming.use() as connection, connection.transaction():
             newest = await connection.fetchrow(sql.LOCK_SESSION, session.node_id)
             if newest is None or newest["session_epoch"] != session.session_epoch:
                 raise SessionSupersededError(f"node {session.node_id} has a newer session")
-            rows = await connection.fetch(sql.LOCK_CLAIMABLE, session.node_id, limit)
+            rows = await connection.fetch(sql.LOCK_CLAIMABLE, session.node_id, limit, alone)
             claimables = {row["execution_id"]: claimable_of(row) for row in rows}
             placements = tuple(place(tuple(claimables.values())) if claimables else ())
             if placements:
@@ -192,11 +192,13 @@ class PostgresLeaseStore:
         execution = await self._executions.get(stored["tenant_id"], result.execution_id)
         return _answer(result, Disposition.ACCEPTED, execution)
 
-    async def expire_leases(self, *, limit: int) -> Sequence[LostAttempt]:
+    async def expire_leases(
+        self, *, limit: int, database_up_for: timedelta = timedelta(0)
+    ) -> Sequence[LostAttempt]:
         """See `LeaseStore.expire_leases`."""
         return await self._lose(
             sql.EXPIRED_LEASES,
-            (limit,),
+            (limit, database_up_for),
             LossReason.LEASE_EXPIRED,
             # The lease may have been renewed while we waited for its row.
             lost=lambda attempt, now: attempt.lease_expires_at < now,

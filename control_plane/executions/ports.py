@@ -156,10 +156,11 @@ class ExecutionStore(Protocol):
 class LeaseStore(Protocol):
     """Executions as dispatch sees them. Every method raises DatabaseUnavailableError if Postgres is away."""
 
-    async def claim(self, session: SessionRef, *, limit: int, place: Place) -> Claimed:
+    async def claim(self, session: SessionRef, *, limit: int, place: Place, alone: bool = True) -> Claimed:
         """Lock up to `limit` executions that this session may run, let `place` choose, store its choice.
 
-        One transaction (rule 3): skips what others hold, compares the session's epoch.
+        One transaction (rule 3): skips what others hold, compares the session's epoch. Without `alone` it
+        passes over what must run alone: a session that is not idle could not take it.
 
         Raises:
             SessionSupersededError: The node has a newer session.
@@ -186,8 +187,13 @@ class LeaseStore(Protocol):
         unknown is harmless and tells what became of it.
         """
 
-    async def expire_leases(self, *, limit: int) -> Sequence[LostAttempt]:
-        """Lose attempts whose lease has run out by Postgres' time (rule 9)."""
+    async def expire_leases(
+        self, *, limit: int, database_up_for: timedelta = timedelta(0)
+    ) -> Sequence[LostAttempt]:
+        """Lose attempts whose lease has run out by Postgres' time (rule 9).
+
+        None while Postgres itself has been up for less than `database_up_for`.
+        """
 
     async def lose_attempts_of_other_boots(self, node_id: NodeId, boot_id: BootId) -> Sequence[LostAttempt]:
         """The node has started anew: lose what its earlier boots held."""

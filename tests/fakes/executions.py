@@ -257,12 +257,16 @@ class FakeExecutionStore:
 
     # --- as dispatch sees them
 
-    async def claim(self, session: SessionRef, *, limit: int, place: Place) -> Claimed:
+    async def claim(self, session: SessionRef, *, limit: int, place: Place, alone: bool = True) -> Claimed:
         now = self.clock.now()
         if self.sessions.get(session.node_id, (0, ""))[0] != session.session_epoch:
             raise SessionSupersededError(f"node {session.node_id} has a newer session")
         waiting = sorted(
-            (one for one in self._executions.values() if _claimable(one, session.node_id, now)),
+            (
+                one
+                for one in self._executions.values()
+                if _claimable(one, session.node_id, now) and (alone or not one.runs_alone)
+            ),
             key=lambda one: (one.claimable_at, one.execution_id),
         )[:limit]
         found = {one.execution_id: self._claimable_of(one) for one in waiting}
@@ -371,7 +375,9 @@ class FakeExecutionStore:
         execution = self._with_output(self._executions[result.execution_id])
         return _answer(result, disposition, execution if disposition is Disposition.ACCEPTED else None)
 
-    async def expire_leases(self, *, limit: int) -> Sequence[LostAttempt]:
+    async def expire_leases(
+        self, *, limit: int, database_up_for: timedelta = timedelta(0)
+    ) -> Sequence[LostAttempt]:
         now = self.clock.now()
         return self._lose(LossReason.LEASE_EXPIRED, lambda one: one.lease_expires_at < now, limit)
 

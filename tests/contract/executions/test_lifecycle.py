@@ -650,6 +650,22 @@ async def test_rule_7_revoking_a_template_stops_what_waits_and_what_runs(world):
     assert (await world.store.get(TENANT, waiting.run.execution_id)).reason == "TEMPLATE_REVOKED"
 
 
+async def test_what_must_run_alone_can_be_passed_over(world):
+    alone = await run_at_once(world, world.build.execution())
+    await lose(world)
+    await world.pass_time(LONG_BACKOFF)
+    (behind,) = await submit(world, world.build.execution())
+
+    at = session()
+    claimed = await world.leases.claim(
+        at, limit=1, place=lambda works: [world.build.placement(work, at) for work in works], alone=False
+    )
+    (left,) = (await claim(world)).executions
+
+    assert [one.execution_id for one in claimed.placements] == [behind.run.execution_id]
+    assert (left.run.execution_id, left.runs_alone) == (alone.execution_id, True)
+
+
 async def test_a_run_deadline_ends_what_waits_and_stops_what_runs(world):
     placement = await run_at_once(world, world.build.execution(run_deadline=timedelta(minutes=1)))
     (waiting,) = await submit(world, world.build.execution(run_deadline=timedelta(minutes=1)))

@@ -117,6 +117,16 @@ async def test_rule_9_leases_expire_by_the_time_of_postgres(world):
     assert len(await world.leases.expire_leases(limit=10)) == 1
 
 
+async def test_rule_9_no_lease_expires_soon_after_a_restart_of_postgres(world):
+    await run_at_once(world, world.build.execution())
+    await world.pass_time(timedelta(seconds=60))
+    (up,) = await world.fetch("SELECT now() - pg_postmaster_start_time()")
+    longer = up + timedelta(hours=1)
+
+    assert list(await world.leases.expire_leases(limit=10, database_up_for=longer)) == []
+    assert len(await world.leases.expire_leases(limit=10, database_up_for=up)) == 1
+
+
 async def test_an_expired_lease_that_is_renewed_meanwhile_is_not_lost(world):
     placement = await run_at_once(world, world.build.execution())
     await world.pass_time(timedelta(seconds=60))

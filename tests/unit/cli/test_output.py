@@ -24,6 +24,8 @@ from shared import errors
         (errors.DatabaseUnavailableError("x"), 4),
         (errors.DeadlineExceededError("x"), 4),
         (errors.PortInUseError("x"), 4),
+        (errors.WorkerCrashedError("x"), 4),
+        (errors.ArtifactInvalidError("x"), 4),
         (errors.NotFoundError("x"), 2),
         (errors.InvalidInputError("x"), 2),
         (errors.IdempotencyConflictError("x"), 2),

@@ -132,6 +132,20 @@ async def test_rule_1_what_must_run_alone_waits_until_its_node_is_empty_and_then
     assert running.execution_id != alone.run.execution_id
 
 
+async def test_what_must_run_alone_stops_the_claims_of_one_node_only(parts: Parts):
+    first, second = parts.join(slots=4), parts.join(slots=4)
+    await parts.find_queue_empty()
+    parts.take(*(newcomer() for _ in range(4)))
+    assert not first.is_idle
+    assert not second.is_idle
+    alone = build.claimable(runs_alone=True, attempt_number=2, fencing_token=2)
+    behind = [build.claimable() for _ in range(2)]
+    parts.enqueue(alone, *behind)
+    await parts.dispatcher.claim_once()
+    assert parts.leases.queue == [alone]
+    assert not parts.dispatcher.queue_is_empty
+
+
 async def test_what_no_order_can_say_stands_in_nobodys_way(parts: Parts):
     session = parts.join()
     unsayable = build.claimable(run=build.run_spec(agent_id="not an id", profile="unknown"))

@@ -1,5 +1,6 @@
 """Started, renewed, run out."""
 
+from dataclasses import replace
 from datetime import timedelta
 
 import pytest
@@ -7,7 +8,7 @@ from agentfactory.v1 import nodes_pb2
 
 from control_plane.dispatch.leases import Grace, LeaseDesk, Sweeper, message_of
 from control_plane.dispatch.ports import SilentObserver
-from control_plane.executions.domain import AttemptRef, CancelRequest
+from control_plane.executions.domain import AttemptRef, CancelRequest, ExecutionState
 from tests.fixtures import dispatch as build
 from tests.fixtures.scripted_leases import lost
 from tests.unit.control_plane.dispatch.conftest import Parts, newcomer
@@ -209,3 +210,34 @@ async def test_rule_7_the_poll_passes_cancels_on(parts: Parts):
     await sweeper_of(parts).sweep_once()
     [outgoing] = session.outbox.take_unread()
     assert outgoing.message.cancel.reason == "TEMPLATE_REVOKED"
+
+
+# --- counted
+
+
+class Ends(SilentObserver):
+    def __init__(self) -> None:
+        self.counted: list[tuple[str, int]] = []
+
+    def swept(self, outcome: str, count: int) -> None:
+        self.counted.append((str(outcome), count))
+
+
+async def test_what_a_sweep_ends_is_counted_by_its_outcome(parts: Parts):
+    parts.join()
+    await parts.find_queue_empty()
+    [one, other] = parts.take(newcomer(), newcomer())
+    ends = Ends()
+    sweeper = Sweeper(
+        fleet=parts.fleet,
+        dispatcher=parts.dispatcher,
+        leases=parts.leases,
+        options=build.options(),
+        clock=parts.clock,
+        observer=ends,
+    )
+    await sweep_for(sweeper, parts, 4)
+    parts.leases.expired = [replace(lost(one), state=ExecutionState.LOST), lost(other)]
+    parts.leases.past_deadline = [build.execution_id()]
+    await sweeper.sweep_once()
+    assert ends.counted == [("expired", 1), ("lost", 1)]
