@@ -12,6 +12,7 @@ from agentfactory.v1 import nodes_pb2
 from control_plane.keys.ca import new_private_key
 from data_plane.enrollment import make_csr
 from data_plane.receipts.issuer import _HEAD_DOMAIN
+from data_plane.session.service import FIRST_BACKOFF
 from shared.errors import (
     NodeEvictedError,
     NodeQuarantinedError,
@@ -276,6 +277,16 @@ async def test_refused_session_is_tried_again(control_plane, start_node):
     control_plane.refusal = None
 
     assert await control_plane.session()
+
+
+async def test_control_plane_that_says_welcome_and_goes_is_asked_ever_less_often(control_plane, start_node):
+    running = await start_node()
+    for count in range(1, 5):
+        control_plane.say(await control_plane.session(count), None)
+
+    async with asyncio.timeout(20):
+        while running.node.sessions._backoff._ceiling < FIRST_BACKOFF * 16:
+            await asyncio.sleep(0.01)
 
 
 async def test_second_control_plane_takes_over(control_plane, start_node, actor):
