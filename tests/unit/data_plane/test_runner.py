@@ -19,7 +19,7 @@ from data_plane.orders.keyset import NodeKeyset
 from data_plane.orders.ledger import OrderLedger
 from data_plane.receipts.issuer import ReceiptIssuer
 from data_plane.runner import OrderRunner
-from data_plane.sandbox.domain import Trap
+from data_plane.sandbox.domain import Resources, Trap
 from data_plane.session.leases import Leases
 from shared.errors import (
     ArtifactInvalidError,
@@ -487,3 +487,22 @@ async def test_answer_of_an_order_uses_the_room_that_was_reserved_for_it(world, 
     ran, replayed = drafts
     assert ran is not None
     assert replayed is None
+
+
+@pytest.mark.parametrize(
+    "nonsense", [{"exit_code": "x"}, {"exit_code": 1, "resources": Resources(cpu=timedelta(microseconds=-5))}]
+)
+async def test_receipt_that_nobody_could_read_takes_no_number_and_the_node_goes_on(world, nonsense):
+    async def lies(_request):
+        return world.sandbox.result(Outcome.FAILED, **nonsense)
+
+    world.sandbox.guest, honest = lies, world.sandbox.guest
+    async with world.running():
+        await world.take(order())
+        assert await world.receipts() == []
+        world.sandbox.guest = honest
+        await world.take(order(nonce=b"2" * 16, fencing_token=99))
+        (said,) = await world.receipts()
+
+    assert (said.sequence, said.outcome) == (1, Outcome.SUCCEEDED)
+    assert world.holds_nothing

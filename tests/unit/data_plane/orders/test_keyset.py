@@ -1,5 +1,6 @@
 """The node's keyset: verified under the pinned root, kept across restarts, never older than the newest seen."""
 
+import errno
 from dataclasses import replace
 from datetime import timedelta
 
@@ -9,6 +10,7 @@ from data_plane.orders.keyset import NodeKeyset
 from shared.errors import (
     KeyRevokedError,
     RollbackError,
+    UnavailableError,
     UnknownKeyError,
     VerificationError,
 )
@@ -112,3 +114,18 @@ async def test_revoked_key(path):
     assert keyset.keys_for(KeyPurpose.ORDER, START + timedelta(hours=1)) == {}
     with pytest.raises(KeyRevokedError):
         keyset.require(KeyPurpose.ORDER, ORDER_KEY.key_id, START + timedelta(hours=1))
+
+
+async def test_keyset_that_a_full_disk_cannot_keep_is_not_in_force(path, monkeypatch):
+    keyset, newer = holder(path), await envelope(version=3)
+
+    def full(*_args):
+        raise OSError(errno.ENOSPC, "no space left on device")
+
+    with monkeypatch.context() as disk:
+        disk.setattr("data_plane.orders.keyset.replace_file", full)
+        with pytest.raises(UnavailableError, match="keyset 3"):
+            keyset.offer(newer)
+    assert keyset.version == 0
+
+    assert keyset.offer(newer)
