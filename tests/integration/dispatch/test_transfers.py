@@ -1,5 +1,6 @@
 """Artifacts, inputs and outputs beside the session: only for who holds the lease (rule 6)."""
 
+import asyncio
 from collections.abc import AsyncIterator
 from typing import Any
 
@@ -7,6 +8,7 @@ import grpc
 import pytest
 from agentfactory.v1 import nodes_pb2, orders_pb2
 
+from control_plane.transfers import IDLE_DEADLINE
 from shared.digests import commit_body, sha256_digest
 from shared.errors import AgentFactoryError, InvalidInputError, PermissionDeniedError, ResourceExhaustedError
 from shared.order_codec import decode_order
@@ -199,7 +201,8 @@ async def test_a_node_that_stalls_its_uploads_keeps_no_other_node_from_uploading
     honest = await one.ready_node()
     await evil.beat(free_slots=0)
     await one.submit(work())
-    await upload(honest, attempt_of(await honest.next_order()))
+    async with asyncio.timeout(IDLE_DEADLINE.total_seconds() / 2):  # before the silence ends the others
+        await upload(honest, attempt_of(await honest.next_order()))
     for call in stalled:
         call.cancel()
 

@@ -1,9 +1,11 @@
 """The rules table against the contract: every RPC has a row, and every row is an RPC."""
 
+from datetime import timedelta
+
 from agentfactory.v1 import agents_pb2, audit_pb2, executions_pb2, nodes_pb2, templates_pb2
 
 from control_plane.access.domain import Audit, Role
-from control_plane.access.rules import RULES
+from control_plane.access.rules import HEALTH_WATCH_DEADLINE, RULES
 from control_plane.servers import SERVICES
 
 FILES = (agents_pb2, audit_pb2, executions_pb2, nodes_pb2, templates_pb2)
@@ -26,6 +28,11 @@ def test_only_enrollment_is_open_to_strangers():
     assert [method for method, rule in OURS.items() if rule.anonymous] == [
         "/agentfactory.v1.NodeService/EnrollNode"
     ]
+
+
+def test_what_strangers_may_call_does_not_last():
+    assert all(rule.deadline <= HEALTH_WATCH_DEADLINE for rule in RULES.values() if rule.anonymous)
+    assert timedelta(0) < HEALTH_WATCH_DEADLINE <= timedelta(minutes=5)
 
 
 def test_a_node_may_call_nothing_but_the_service_of_nodes():
