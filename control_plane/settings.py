@@ -7,6 +7,7 @@ from typing import ClassVar, Literal
 from pydantic import Field, SecretStr
 
 from shared.logs import LogStyle
+from shared.orders import MAX_LEASE
 from shared.settings import Plane, PlaneSettings, default_data_dir
 
 _SECOND = timedelta(seconds=1)
@@ -33,7 +34,7 @@ class ControlSettings(PlaneSettings):
     replica_id: str = Field(default="", max_length=64, description="Empty: a random one per start.")
     zone: str = Field(default="", max_length=63)
     heartbeat_every: timedelta = Field(default=_SECOND, ge=timedelta(milliseconds=100), le=10 * _SECOND)
-    lease: timedelta = Field(default=4 * _SECOND, ge=timedelta(milliseconds=300), le=120 * _SECOND)
+    lease: timedelta = Field(default=4 * _SECOND, ge=timedelta(milliseconds=300), le=MAX_LEASE)
     order_life: timedelta = Field(default=60 * _SECOND, gt=timedelta(0), le=60 * _SECOND)
     max_session_age: timedelta = Field(default=timedelta(minutes=10), ge=_SECOND, le=timedelta(hours=12))
     default_run_deadline: timedelta = Field(
