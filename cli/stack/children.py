@@ -5,11 +5,9 @@ only the parent, which then stops the children in the right order.
 """
 
 import asyncio
-import ctypes
 import os
 import signal
-import sys
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import timedelta
 from pathlib import Path
@@ -17,14 +15,11 @@ from typing import Final
 
 from shared.errors import UnavailableError
 
-PR_SET_PDEATHSIG: Final = 1
 STOP_GRACE: Final = timedelta(seconds=20)
 """From the polite signal to SIGKILL."""
 MAX_LOG_BYTES: Final = 16 * 1024 * 1024
 """A log above this is moved aside, once, at the next start."""
 TAIL_BYTES: Final = 16 * 1024
-
-_libc = ctypes.CDLL(None, use_errno=True) if sys.platform == "linux" else None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -67,17 +62,15 @@ class Child:
         )
 
 
-def _die_with_parent(stop_signal: signal.Signals) -> Callable[[], None]:
-    parent = os.getpid()
+def _launched(spec: ChildSpec) -> list[str]:
+    """Return the command that starts the child bound to its parent's life, as the user it runs as.
 
-    def prepare() -> None:
-        if _libc is not None:
-            _libc.prctl(PR_SET_PDEATHSIG, int(stop_signal), 0, 0, 0)
-            # The parent may have died before prctl: then nobody would send the signal.
-            if os.getppid() != parent:
-                os._exit(1)
-
-    return prepare
+    `setpriv` (util-linux) does both and then becomes the child. Code of our own between fork and exec would
+    run beside the locks of gRPC's threads, and now and then crash there.
+    """
+    identity = [f"--reuid={spec.user}", f"--regid={spec.user}", "--clear-groups"] if spec.user else []
+    death = f"--pdeathsig={spec.stop_signal.name.removeprefix('SIG')}"
+    return ["setpriv", death, *identity, "--", *spec.arguments]
 
 
 async def spawn(spec: ChildSpec) -> Child:
@@ -93,16 +86,12 @@ async def spawn(spec: ChildSpec) -> Child:
         start = log.tell()
         try:
             process = await asyncio.create_subprocess_exec(
-                *spec.arguments,
+                *_launched(spec),
                 stdin=asyncio.subprocess.DEVNULL,
                 stdout=log,
                 stderr=log,
                 env=dict(spec.environment),
                 start_new_session=True,
-                preexec_fn=_die_with_parent(spec.stop_signal),
-                user=spec.user,
-                group=spec.user,
-                extra_groups=[] if spec.user else None,
             )
         except OSError as error:
             raise UnavailableError(f"cannot start {spec.name}: {error.strerror}") from error
