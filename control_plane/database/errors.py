@@ -24,6 +24,8 @@ _AWAY: Final = (
     asyncpg.IdleInTransactionSessionTimeoutError,
     asyncpg.ReadOnlySQLTransactionError,
     asyncpg.exceptions.InterfaceError,
+    # What a connection answers between the server's farewell and the end of its socket.
+    asyncpg.exceptions.InternalClientError,
     PoolTimeoutError,
     OSError,
     TimeoutError,

@@ -123,6 +123,9 @@ class PostgresDatabase:
                 raw = await _driver_connection(connection)
                 try:
                     yield raw
+                except asyncpg.exceptions.InternalClientError:
+                    await connection.invalidate()  # it looks open, and nothing can be asked any more
+                    raise
                 finally:
                     await self._give_back(connection, raw)
 
