@@ -114,20 +114,8 @@ def _to_message(order: Order) -> orders_pb2.Order:
             version=order.engine.version or "",
             config_digest=order.engine.config_digest or "",
         ),
-        limits=common_pb2.Limits(
-            wall_ms=order.limits.wall_ms,
-            cpu_ms=order.limits.cpu_ms,
-            memory_bytes=order.limits.memory_bytes,
-            output_bytes=order.limits.output_bytes,
-            log_bytes=order.limits.log_bytes,
-            open_files=order.limits.open_files,
-        ),
-        capabilities=common_pb2.Capabilities(
-            http=[
-                common_pb2.HttpCapability(method=http.method, url=http.url)
-                for http in order.capabilities.http
-            ]
-        ),
+        limits=limits_to_proto(order.limits),
+        capabilities=capabilities_to_proto(order.capabilities),
         host_call_grants=order.host_call_grants,
         decision_id=order.decision_id,
         policy_digest=order.policy_digest,
@@ -168,10 +156,8 @@ def _from_message(message: orders_pb2.Order) -> Order:
         seed=message.seed,
         clock_start_at=_datetime(message.clock_start_at),
         engine=_engine(message.engine),
-        limits=_limits(message.limits),
-        capabilities=Capabilities(
-            http=tuple(HttpCapability(method=http.method, url=http.url) for http in message.capabilities.http)
-        ),
+        limits=limits_from_proto(message.limits),
+        capabilities=capabilities_from_proto(message.capabilities),
         host_call_grants=tuple(message.host_call_grants),
         decision_id=parse_id(DECISION, message.decision_id),
         policy_digest=parse_digest(message.policy_digest),
@@ -193,7 +179,24 @@ def _engine(message: orders_pb2.EngineConstraint) -> EngineConstraint:
     )
 
 
-def _limits(message: common_pb2.Limits) -> GrantedLimits:
+def limits_to_proto(limits: GrantedLimits) -> common_pb2.Limits:
+    """Return granted limits as the contract carries them."""
+    return common_pb2.Limits(
+        wall_ms=limits.wall_ms,
+        cpu_ms=limits.cpu_ms,
+        memory_bytes=limits.memory_bytes,
+        output_bytes=limits.output_bytes,
+        log_bytes=limits.log_bytes,
+        open_files=limits.open_files,
+    )
+
+
+def limits_from_proto(message: common_pb2.Limits) -> GrantedLimits:
+    """Return what `limits_to_proto` was given.
+
+    Raises:
+        InvalidInputError: A limit is not one that can be granted.
+    """
     return GrantedLimits(
         wall_ms=message.wall_ms,
         cpu_ms=message.cpu_ms,
@@ -202,6 +205,18 @@ def _limits(message: common_pb2.Limits) -> GrantedLimits:
         log_bytes=message.log_bytes,
         open_files=message.open_files,
     )
+
+
+def capabilities_to_proto(capabilities: Capabilities) -> common_pb2.Capabilities:
+    """Return granted capabilities as the contract carries them."""
+    return common_pb2.Capabilities(
+        http=[common_pb2.HttpCapability(method=one.method, url=one.url) for one in capabilities.http]
+    )
+
+
+def capabilities_from_proto(message: common_pb2.Capabilities) -> Capabilities:
+    """Return what `capabilities_to_proto` was given."""
+    return Capabilities(http=tuple(HttpCapability(method=one.method, url=one.url) for one in message.http))
 
 
 def _required(name: str, value: str) -> str:

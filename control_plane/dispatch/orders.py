@@ -5,15 +5,16 @@ from dataclasses import dataclass
 from datetime import datetime
 from typing import Final
 
-from agentfactory.v1 import common_pb2, nodes_pb2, orders_pb2
+from agentfactory.v1 import nodes_pb2, orders_pb2
 
 from control_plane.dispatch.options import MAX_MESSAGE_BYTES, DispatchOptions
 from control_plane.dispatch.session import LiveSession, Outgoing
 from control_plane.executions.domain import INLINE_BODY_BYTES, Claimable, Placement, RunSpec, StoredBody
+from control_plane.executions.encoding import capabilities_of_bytes, limits_of_bytes
 from shared.digests import parse_digest, sha256_digest
 from shared.errors import InternalError
 from shared.ids import OrderId
-from shared.manifest import Capabilities, GrantedLimits, HttpCapability, Profile
+from shared.manifest import Profile
 from shared.order_codec import encode_order
 from shared.orders import ORDER_FORMAT, EngineConstraint, Order
 from shared.receipts import AttemptIdentity, ExpectedReceipt
@@ -108,8 +109,8 @@ def _order(work: Claimable, session: LiveSession, parts: OrderParts, options: Di
             version=session.engine.version,
             config_digest=parse_digest(session.engine.config_digest),
         ),
-        limits=_limits(run.limits),
-        capabilities=_capabilities(run.capabilities),
+        limits=limits_of_bytes(run.limits),
+        capabilities=capabilities_of_bytes(run.capabilities),
         decision_id=run.decision_id,
         policy_digest=parse_digest(run.policy_digest),
         traceparent=run.traceparent,
@@ -119,25 +120,6 @@ def _order(work: Claimable, session: LiveSession, parts: OrderParts, options: Di
         lease=options.lease,
         heartbeat_number=session.heartbeat_number,
         retry_is_safe=run.retry_is_safe,
-    )
-
-
-def _limits(encoded: bytes) -> GrantedLimits:
-    limits = common_pb2.Limits.FromString(encoded)
-    return GrantedLimits(
-        wall_ms=limits.wall_ms,
-        cpu_ms=limits.cpu_ms,
-        memory_bytes=limits.memory_bytes,
-        output_bytes=limits.output_bytes,
-        log_bytes=limits.log_bytes,
-        open_files=limits.open_files,
-    )
-
-
-def _capabilities(encoded: bytes) -> Capabilities:
-    capabilities = common_pb2.Capabilities.FromString(encoded)
-    return Capabilities(
-        http=tuple(HttpCapability(method=one.method, url=one.url) for one in capabilities.http)
     )
 
 
