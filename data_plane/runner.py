@@ -66,9 +66,6 @@ _tracer = trace.get_tracer("data_plane.runner")
 REMEMBERED_ROOTS: Final = 64
 """Verified batch roots: the orders of one batch may come in several messages."""
 
-MAX_LOADS: Final = 2
-"""Tries to load an artifact: the second one compiled anew."""
-
 
 class OrderRunner:
     """The node's way of one order; `run` owns the tasks, `receive` and `stop` are called beside it."""

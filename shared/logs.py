@@ -18,22 +18,6 @@ MAX_ITEMS: Final = 32
 MAX_NESTING: Final = 4
 MASK: Final = "***"
 
-EXECUTION_ID: Final = "execution_id"
-ATTEMPT_NUMBER: Final = "attempt_number"
-ORDER_ID: Final = "order_id"
-NODE_ID: Final = "node_id"
-BOOT_ID: Final = "boot_id"
-TENANT_ID: Final = "tenant_id"
-AGENT_ID: Final = "agent_id"
-TEMPLATE_DIGEST: Final = "template_digest"
-MODULE_DIGEST: Final = "module_digest"
-CALLER: Final = "caller"
-METHOD: Final = "method"
-REASON: Final = "reason"
-OUTCOME: Final = "outcome"
-DURATION_MS: Final = "duration_ms"
-TRACEPARENT: Final = "traceparent"
-
 _SECRET_WORDS: Final = (
     "password",
     "passwd",

@@ -25,7 +25,6 @@ MAX_DECODED_MANIFESTS: Final = 64
 MAX_MODULE_BYTES: Final = 64 * 1024 * 1024
 MAX_HTTP_CAPABILITIES: Final = 64
 MAX_URL_CHARS: Final = 2048
-MAX_VERSION_CHARS: Final = 128
 
 NAME: Final = re.compile(r"[a-z][a-z0-9-]{0,62}")
 VERSION: Final = re.compile(  # Semantic Versioning 2.0.0

@@ -8,7 +8,6 @@ from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, 
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from datetime import timedelta
-from typing import Final
 
 import structlog
 from agentfactory.v1 import nodes_pb2
@@ -34,9 +33,6 @@ from shared.ids import NodeId
 from shared.signatures import Signer
 
 logger = structlog.get_logger(__name__)
-
-MAX_HEARD_NODES: Final = 4096
-"""Nodes whose change waits to be looked at; more than that and all own sessions are looked at."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

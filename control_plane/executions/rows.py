@@ -20,7 +20,6 @@ from control_plane.executions.domain import (
     StoredBody,
 )
 from control_plane.executions.lifecycle import Attempt, Execution
-from shared.digests import Digest
 from shared.errors import InvalidInputError
 from shared.ids import EXECUTION, ExecutionId, parse_id
 
@@ -243,8 +242,3 @@ def execution_id_of_token(token: str) -> ExecutionId:
         return parse_id(EXECUTION, text)
     except (binascii.Error, ValueError, InvalidInputError) as error:
         raise InvalidInputError("page_token is not one that a list returned") from error
-
-
-def digest_or_none(body: StoredBody | None) -> Digest | None:
-    """Return a body's commitment, if there is a body."""
-    return body.commitment if body else None
