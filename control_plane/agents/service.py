@@ -1,7 +1,5 @@
 """Creates, finds, updates and removes agents. Knows no gRPC and no SQL."""
 
-import base64
-import binascii
 from dataclasses import dataclass, replace
 from typing import Final
 
@@ -10,6 +8,7 @@ from control_plane.agents.ports import AgentStore, Templates
 from control_plane.audit.domain import NewAuditEntry
 from control_plane.audit.ports import AuditLog
 from control_plane.database.ports import Database
+from control_plane.paging import BAD_TOKEN, DEFAULT_PAGE_SIZE, MAX_PAGE_SIZE, decode_token, encode_token
 from control_plane.policy.domain import Decision, PolicyInput, Question, Subject
 from control_plane.policy.gate import PolicyGate
 from control_plane.policy.ports import DecisionLog
@@ -30,8 +29,6 @@ from shared.manifest import NAME, decode_manifest
 
 AGENTS_CHANNEL: Final = "af_agents"
 MAX_PARAMETERS_BYTES: Final = 64 * 1024
-DEFAULT_PAGE_SIZE: Final = 50
-MAX_PAGE_SIZE: Final = 500
 _NO_PARAMETERS: Final = b"{}"
 
 
@@ -134,7 +131,7 @@ class AgentService:
             found = await self._store.list(tx, tenant_id, after=after, limit=size + 1)
         more = len(found) > size
         return AgentPage(
-            agents=tuple(found[:size]), next_page_token=_token_of(found[size - 1].name) if more else ""
+            agents=tuple(found[:size]), next_page_token=encode_token(found[size - 1].name) if more else ""
         )
 
     async def update(self, subject: Subject, change: AgentUpdate) -> Agent:
@@ -268,15 +265,8 @@ def _same_or_taken(existing: Agent, version: TemplateVersion, parameters: bytes)
     return existing
 
 
-def _token_of(name: str) -> str:
-    return base64.urlsafe_b64encode(name.encode()).decode().rstrip("=")
-
-
 def _name_of(token: str) -> str:
-    try:
-        name = base64.urlsafe_b64decode(token + "=" * (-len(token) % 4)).decode()
-    except (binascii.Error, UnicodeDecodeError) as error:
-        raise InvalidInputError("page_token is not one that a list returned") from error
+    name = decode_token(token)
     if not NAME.fullmatch(name):
-        raise InvalidInputError("page_token is not one that a list returned")
+        raise InvalidInputError(BAD_TOKEN)
     return name

@@ -6,7 +6,7 @@ from typing import Protocol
 
 from control_plane.audit.domain import AuditEntry, NewAuditEntry
 from control_plane.database.ports import Transaction
-from control_plane.executions.domain import Page
+from control_plane.paging import Page
 from shared.ids import AuditEntryId, ExecutionId, OrderId, ReceiptId, TenantId
 
 

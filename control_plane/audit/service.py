@@ -7,12 +7,10 @@ from typing import Final
 
 from control_plane.audit.domain import AuditEntry
 from control_plane.audit.ports import AuditCursor, AuditStore, ReceiptEvidence
-from control_plane.executions.domain import Page
+from control_plane.paging import DEFAULT_PAGE_SIZE, MAX_PAGE_SIZE, Page
 from shared.errors import InvalidInputError, ResourceExhaustedError
 from shared.ids import AUDIT_ENTRY, EXECUTION, RECEIPT, TenantId, parse_id
 
-DEFAULT_PAGE_SIZE: Final = 50
-MAX_PAGE_SIZE: Final = 500
 WATCH_BATCH: Final = 200
 """Entries that a watcher reads at once."""
 POLL_SECONDS: Final = 1.0

@@ -1,7 +1,5 @@
 """Audit entries and receipts in Postgres. Adds and reads; nothing here can change or remove."""
 
-import base64
-import binascii
 from collections.abc import Mapping, Sequence
 from typing import Any, Final
 
@@ -22,7 +20,7 @@ from control_plane.database.tables import (
     template_versions,
 )
 from control_plane.database.unit_of_work import PostgresDatabase, connection_of
-from control_plane.executions.domain import Page
+from control_plane.paging import BAD_TOKEN, Page, decode_token, encode_token
 from shared.errors import InvalidInputError, NotFoundError
 from shared.ids import AUDIT_ENTRY, AuditEntryId, ExecutionId, ReceiptId, TenantId, parse_id
 
@@ -77,7 +75,7 @@ class PostgresAuditStore:
             rows = (await connection.execute(query)).mappings().all()
         items = tuple(AuditEntry(**row) for row in rows[:page_size])
         more = len(rows) > page_size
-        return Page(items=items, next_page_token=_token_of(items[-1].audit_entry_id) if more else "")
+        return Page(items=items, next_page_token=encode_token(items[-1].audit_entry_id) if more else "")
 
     async def after(
         self, tenant_id: TenantId, cursor: AuditCursor, *, limit: int
@@ -177,12 +175,8 @@ def _values(entry: NewAuditEntry) -> Mapping[str, Any]:
     }
 
 
-def _token_of(audit_entry_id: AuditEntryId) -> str:
-    return base64.urlsafe_b64encode(audit_entry_id.encode()).decode().rstrip("=")
-
-
 def _id_of_token(token: str) -> AuditEntryId:
     try:
-        return parse_id(AUDIT_ENTRY, base64.urlsafe_b64decode(token + "=" * (-len(token) % 4)).decode())
-    except (binascii.Error, ValueError, InvalidInputError) as error:
-        raise InvalidInputError("page_token is not one that a list returned") from error
+        return parse_id(AUDIT_ENTRY, decode_token(token))
+    except InvalidInputError as error:
+        raise InvalidInputError(BAD_TOKEN) from error

@@ -6,7 +6,7 @@ How an execution changes is in lifecycle.py.
 from dataclasses import dataclass
 from datetime import datetime, timedelta
 from enum import StrEnum
-from typing import Final, Generic, TypeVar
+from typing import Final
 
 from shared import outcomes, receipts
 from shared.digests import Digest
@@ -24,8 +24,6 @@ from shared.ids import (
     ReceiptId,
     TenantId,
 )
-
-T = TypeVar("T")
 
 Outcome = outcomes.Outcome
 ResourcesUsed = receipts.ResourcesUsed
@@ -406,12 +404,3 @@ class LiveAttempt:
     module_digest: Digest
     input_body_id: BodyId
     input_bytes: int
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Page(Generic[T]):
-    """One page of a list."""
-
-    items: tuple[T, ...]
-    next_page_token: str
-    """Empty when this is the last one."""

@@ -18,7 +18,6 @@ from control_plane.executions.domain import (
     LiveAttempt,
     LostAttempt,
     NewExecution,
-    Page,
     Placement,
     SessionRef,
     SignedBatchRecord,
@@ -26,6 +25,7 @@ from control_plane.executions.domain import (
     UploadQuota,
 )
 from control_plane.executions.lifecycle import Execution, Finished
+from control_plane.paging import Page
 from shared.digests import Digest
 from shared.ids import BodyId, BootId, ExecutionId, NodeId, TenantId
 

@@ -1,7 +1,5 @@
 """Rows to values and back, for the two stores. Holds no connection and no decision."""
 
-import base64
-import binascii
 import hashlib
 import hmac
 from collections.abc import Sequence
@@ -20,6 +18,7 @@ from control_plane.executions.domain import (
     StoredBody,
 )
 from control_plane.executions.lifecycle import Attempt, Execution
+from control_plane.paging import BAD_TOKEN, decode_token
 from shared.errors import InvalidInputError
 from shared.ids import EXECUTION, ExecutionId, parse_id
 
@@ -226,11 +225,6 @@ def request_hmac(key: bytes, fingerprint: bytes) -> bytes:
     return hmac.new(key, fingerprint, hashlib.sha256).digest()
 
 
-def page_token_of(execution_id: ExecutionId) -> str:
-    """Return the opaque token of the page behind this execution."""
-    return base64.urlsafe_b64encode(execution_id.encode()).decode().rstrip("=")
-
-
 def execution_id_of_token(token: str) -> ExecutionId:
     """Return the last execution of the page before.
 
@@ -238,7 +232,6 @@ def execution_id_of_token(token: str) -> ExecutionId:
         InvalidInputError: The token is not one of ours.
     """
     try:
-        text = base64.urlsafe_b64decode(token + "=" * (-len(token) % 4)).decode()
-        return parse_id(EXECUTION, text)
-    except (binascii.Error, ValueError, InvalidInputError) as error:
-        raise InvalidInputError("page_token is not one that a list returned") from error
+        return parse_id(EXECUTION, decode_token(token))
+    except InvalidInputError as error:
+        raise InvalidInputError(BAD_TOKEN) from error

@@ -20,13 +20,13 @@ from control_plane.executions.domain import (
     ExecutionState,
     IdempotencyKey,
     NewExecution,
-    Page,
     RunSpec,
     StoredBody,
 )
 from control_plane.executions.encoding import capabilities_bytes, limits_bytes
 from control_plane.executions.lifecycle import Execution
 from control_plane.executions.ports import ExecutionStore, Placer
+from control_plane.paging import DEFAULT_PAGE_SIZE, MAX_PAGE_SIZE, Page
 from control_plane.policy.domain import Decision, PolicyInput, Question, Subject
 from control_plane.policy.ports import Policy
 from shared.clock import Clock, Random
@@ -40,8 +40,6 @@ from shared.errors import (
 )
 from shared.ids import AUDIT_ENTRY, BODY, EXECUTION, BodyId, ExecutionId, TenantId, new_id
 
-DEFAULT_PAGE_SIZE: Final = 50
-MAX_PAGE_SIZE: Final = 500
 _STALE_TRIES: Final = 2
 """An agent that changed between resolving and accepting is resolved once more."""
 

@@ -40,7 +40,6 @@ from control_plane.executions.domain import (
     EndReason,
     ExecutionState,
     NewExecution,
-    Page,
     PendingReason,
     Placement,
 )
@@ -52,10 +51,10 @@ from control_plane.executions.rows import (
     attempt_of,
     execution_id_of_token,
     execution_of,
-    page_token_of,
     request_hmac,
 )
 from control_plane.executions.transitions import cancel_request_of, lock_executions, save_executions
+from control_plane.paging import Page, encode_token
 from shared.clock import Clock, Random
 from shared.digests import Digest
 from shared.errors import NotFoundError
@@ -163,7 +162,7 @@ class PostgresExecutionStore(PostgresBodyStore):
             rows = (await connection.execute(query)).mappings().all()
         items = tuple(execution_of(row) for row in rows[:page_size])
         more = len(rows) > page_size
-        return Page(items=items, next_page_token=page_token_of(items[-1].execution_id) if more else "")
+        return Page(items=items, next_page_token=encode_token(items[-1].execution_id) if more else "")
 
     async def states_of(self, execution_ids: Sequence[ExecutionId]) -> Mapping[ExecutionId, ExecutionState]:
         """See `ExecutionStore.states_of`."""

@@ -17,6 +17,7 @@ from control_plane.nodes.domain import (
     hash_token,
 )
 from control_plane.nodes.ports import LiveSessions, NodeStore, RefusalLog
+from control_plane.paging import DEFAULT_PAGE_SIZE, MAX_PAGE_SIZE
 from shared.clock import Clock, Random
 from shared.errors import (
     AgentFactoryError,
@@ -35,8 +36,6 @@ DEFAULT_TOKEN_LIFE: Final = timedelta(hours=1)
 MAX_TOKEN_LIFE: Final = timedelta(days=7)
 TOKEN_BYTES: Final = 32
 TOKEN_PREFIX: Final = "aft_"  # noqa: S105 - how every token begins, no secret
-DEFAULT_PAGE_SIZE: Final = 50
-MAX_PAGE_SIZE: Final = 500
 
 _NO_BOOT: Final = BootId("")
 

@@ -1,18 +1,12 @@
 """Finds template versions and their contents: for people, for agents, for nodes. Changes nothing."""
 
-import base64
-import binascii
-from typing import Final
-
 from control_plane.database.ports import Database
+from control_plane.paging import BAD_TOKEN, DEFAULT_PAGE_SIZE, MAX_PAGE_SIZE, decode_token, encode_token
 from control_plane.templates.domain import TemplatePage, TemplateRef, TemplateState, TemplateVersion
 from control_plane.templates.ports import TemplateStore
 from shared.digests import Digest
 from shared.errors import InvalidInputError, NotFoundError, TemplateRevokedError
 from shared.ids import TEMPLATE_VERSION, TemplateVersionId, TenantId, parse_id
-
-DEFAULT_PAGE_SIZE: Final = 50
-MAX_PAGE_SIZE: Final = 500
 
 
 class TemplateCatalog:
@@ -47,7 +41,7 @@ class TemplateCatalog:
         more = len(found) > size
         return TemplatePage(
             versions=tuple(found[:size]),
-            next_page_token=_token_of(found[size - 1].template_version_id) if more else "",
+            next_page_token=encode_token(found[size - 1].template_version_id) if more else "",
         )
 
     async def envelope(self, tenant_id: TenantId, template_digest: Digest) -> bytes:
@@ -77,13 +71,8 @@ class TemplateCatalog:
         return module
 
 
-def _token_of(identifier: TemplateVersionId) -> str:
-    return base64.urlsafe_b64encode(identifier.encode()).decode().rstrip("=")
-
-
 def _id_of(token: str) -> TemplateVersionId:
     try:
-        text = base64.urlsafe_b64decode(token + "=" * (-len(token) % 4)).decode()
-        return parse_id(TEMPLATE_VERSION, text)
-    except (binascii.Error, UnicodeDecodeError, InvalidInputError) as error:
-        raise InvalidInputError("page_token is not one that a list returned") from error
+        return parse_id(TEMPLATE_VERSION, decode_token(token))
+    except InvalidInputError as error:
+        raise InvalidInputError(BAD_TOKEN) from error

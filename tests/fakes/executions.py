@@ -27,7 +27,6 @@ from control_plane.executions.domain import (
     LossReason,
     LostAttempt,
     NewExecution,
-    Page,
     Placement,
     SessionRef,
     SignedBatchRecord,
@@ -36,7 +35,8 @@ from control_plane.executions.domain import (
 )
 from control_plane.executions.lifecycle import Attempt, Execution, Finished
 from control_plane.executions.ports import Place
-from control_plane.executions.rows import execution_id_of_token, page_token_of, request_hmac
+from control_plane.executions.rows import execution_id_of_token, request_hmac
+from control_plane.paging import Page, encode_token
 from shared.clock import Clock
 from shared.digests import Digest
 from shared.errors import NotFoundError, PermissionDeniedError, ResourceExhaustedError, SessionSupersededError
@@ -158,7 +158,7 @@ class FakeExecutionStore:
             and (before is None or one.execution_id < before)
         ]
         items = tuple(found[:page_size])
-        token = page_token_of(items[-1].execution_id) if len(found) > page_size else ""
+        token = encode_token(items[-1].execution_id) if len(found) > page_size else ""
         return Page(items=items, next_page_token=token)
 
     async def states_of(self, execution_ids: Sequence[ExecutionId]) -> Mapping[ExecutionId, ExecutionState]:
