@@ -118,8 +118,18 @@ class Replica:
         node = self.client((await self.add_node()).node_id)
         await node.connect(**hello)
         await node.beat()
+        await self.heard(node)
         await self.until(lambda: self.dispatch.placer.queue_is_empty)
         return node
+
+    async def heard(self, node: ScriptedNode) -> None:
+        """Wait until the newest heartbeat of a node counts: what it offers decides where orders go."""
+
+        def counts() -> bool:
+            session = self.dispatch._fleet.get(node.node_id)
+            return session is not None and session.heartbeat_number >= node.heartbeats
+
+        await self.until(counts)
 
     async def submit(self, *works: NewExecution) -> list[Accepted]:
         """Accept executions as the execution service does: place, store, commit or release."""

@@ -200,6 +200,7 @@ async def test_a_node_that_stalls_its_uploads_keeps_no_other_node_from_uploading
         await call.write(nodes_pb2.UploadOutputRequest(header=header))
     honest = await one.ready_node()
     await evil.beat(free_slots=0)
+    await one.heard(evil)
     await one.submit(work())
     async with asyncio.timeout(IDLE_DEADLINE.total_seconds() / 2):  # before the silence ends the others
         await upload(honest, attempt_of(await honest.next_order()))
@@ -218,6 +219,7 @@ async def test_a_node_that_does_not_read_its_module_keeps_no_other_from_reading(
         await call.read()
     honest = await one.ready_node()
     await evil.beat(free_slots=0)
+    await one.heard(evil)
     await one.submit(work())
     parts = await artifact(honest, attempt_of(await honest.next_order()))
     assert sum(len(part.chunk) for part in parts) == 4 + (16 << 20)
