@@ -48,6 +48,10 @@ check: $(READY) $(BUF) ## formatting, lint, types, import rules, contract drift,
 bench: $(READY) ## measure against the bars; writes build/bench/*.json, exits 1 when a bar is missed
 	@$(BIN)/python -m tests.bench
 
+.PHONY: chaos
+chaos: $(READY) ## every fault, one after the other, under load (about 15 minutes); writes build/chaos.json
+	@$(BIN)/python -m tests.chaos
+
 .PHONY: proto
 proto: $(READY) $(BUF) ## generate protos/gen from protos/agentfactory and lint the contract
 	@$(BIN)/python protos/generate.py

@@ -56,7 +56,7 @@ async def wreak_havoc(stack: TestStack, dice: random.Random) -> None:
 
 
 @pytest.mark.timeout(300)
-async def test_chaos_nothing_accepted_is_lost_and_everything_ends_once():
+async def test_chaos_nothing_accepted_is_lost_and_everything_ends_once() -> None:
     accepted: dict[str, str] = {}
     stop = asyncio.Event()
     async with running_stack(nodes=2) as stack:

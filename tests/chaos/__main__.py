@@ -1,0 +1,42 @@
+"""``python -m tests.chaos [FAULT …]``: every fault, or those that are named. Exits 1 when a bar is missed.
+
+With all faults it takes about 15 minutes; each has a system of its own.
+"""
+
+import argparse
+import asyncio
+import sys
+
+from tests.chaos.faults.table import FAULTS, SHORT
+from tests.chaos.report import publish
+from tests.chaos.row import Row
+from tests.chaos.run import run_fault
+
+
+async def run(names: list[str]) -> list[Row]:
+    rows = []
+    for number, name in enumerate(names, 1):
+        sys.stdout.write(f"· {number}/{len(names)} {FAULTS[name].says}\n")
+        sys.stdout.flush()
+        row = await run_fault(FAULTS[name]())
+        rows.append(row)
+        result = "ok" if row.ok else "; ".join(row.failures)
+        sys.stdout.write(f"    {row.took_seconds:.0f} s, {row.acknowledged} acknowledged: {result}\n")
+        sys.stdout.flush()
+    return rows
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(prog="python -m tests.chaos", description=__doc__)
+    parser.add_argument("faults", nargs="*", metavar="FAULT", help=f"of {', '.join(FAULTS)}")
+    parser.add_argument("--short", action="store_true", help=f"only {', '.join(SHORT)}")
+    given = parser.parse_args()
+    names = list(SHORT) if given.short else given.faults or list(FAULTS)
+    unknown = [name for name in names if name not in FAULTS]
+    if unknown:
+        parser.error(f"there is no fault {unknown[0]!r}")
+    return publish(asyncio.run(run(names)), names)
+
+
+if __name__ == "__main__":
+    sys.exit(main())
