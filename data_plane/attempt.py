@@ -30,6 +30,14 @@ class StopReason(Enum):
     CANCELLED = "cancelled"
     LEASE_LOST = "lease"
     NODE_STOPS = "stop"
+    WAITED_TOO_LONG = "waited"
+
+
+_STOPPED: Final = {
+    StopReason.LEASE_LOST: ("the lease ran out; whatever the guest did is void", RejectionReason.STALE),
+    StopReason.NODE_STOPS: ("the node stops; whatever the guest did is void", RejectionReason.DRAINING),
+    StopReason.WAITED_TOO_LONG: ("other guests keep every slot busy for too long", RejectionReason.BUSY),
+}
 
 
 @dataclass(slots=True, kw_only=True, eq=False)
@@ -41,19 +49,19 @@ class Running:
     admission: Admission = field(repr=False)
     order_digest: Digest
     received_at: datetime
+    queued_at: float
+    """Monotonic second."""
     started_at: datetime | None = None
     stopped: StopReason | None = None
     task: "asyncio.Task[None] | None" = field(default=None, repr=False)
+    """The slot that carries it out; None while it waits for one."""
     is_stoppable: bool = False
-    """False before its task has begun: a task cancelled then would never write its receipt."""
+    """Whether its slot may be interrupted now."""
 
 
 def stop_rejection(reason: StopReason) -> OrderRejectedError:
     """Return why a run is void: for a reason of this node alone, so that the execution goes on elsewhere."""
-    if reason is StopReason.LEASE_LOST:
-        problem, word = "the lease ran out; whatever the guest did is void", RejectionReason.STALE
-    else:
-        problem, word = "the node stops; whatever the guest did is void", RejectionReason.DRAINING
+    problem, word = _STOPPED[reason]
     return OrderRejectedError(problem, check=Check.ROOM, rejection=word)
 
 

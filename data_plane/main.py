@@ -112,7 +112,9 @@ async def build_node(settings: NodeSettings, stack: AsyncExitStack) -> tuple[Nod
     stack.push_async_callback(spool.close)
     issuer = ReceiptIssuer(spool=spool, key=identity.receipt_key, facts=facts, random=random)
     leases = Leases()
-    admissions = Admissions(slots=settings.slots, leases=leases, spool=spool, ceilings=facts.ceilings)
+    admissions = Admissions(
+        slots=settings.slots, queue=settings.queue, leases=leases, spool=spool, ceilings=facts.ceilings
+    )
     outbox = Outbox(spool=spool, clock=clock)
     link = ControlPlaneLink(
         targets=settings.control_planes,

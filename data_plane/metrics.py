@@ -74,7 +74,11 @@ class NodeMetrics:
         )
         self.connected = Gauge("agentfactory_node_connected", "Whether a session is open", registry=registry)
         self.slots = Gauge("agentfactory_node_slots", "Slots of this node", registry=registry)
-        self.free_slots = Gauge("agentfactory_node_free_slots", "Slots that are free", registry=registry)
+        self.free_slots = Gauge(
+            "agentfactory_node_free_slots",
+            "Orders that it wants now",
+            registry=registry,
+        )
         self.workers = Gauge("agentfactory_node_workers", "Sandbox workers", ["state"], registry=registry)
         self.worker_events = Gauge(
             "agentfactory_node_worker_events", "Workers since start, by what became of them", ["event"],

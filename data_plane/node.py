@@ -115,7 +115,7 @@ class Node:
         """Bring the gauges up to date."""
         stats, metrics = self.sandbox.stats(), self.metrics
         metrics.slots.set(self.admissions.slots)
-        metrics.free_slots.set(self.admissions.free_slots)
+        metrics.free_slots.set(self.admissions.free_places(now=self.clock.monotonic()))
         for state, count in (("busy", stats.busy), ("warm", stats.warm), ("spare", stats.spares)):
             metrics.workers.labels(state).set(count)
         for event, count in (
@@ -172,6 +172,7 @@ class Node:
             for attempt in self.leases.expired(now=now):
                 logger.warning("a lease ran out", execution_id=attempt.execution_id)
                 self.runner.stop(attempt, StopReason.LEASE_LOST)
+            self.runner.return_overdue()
             pause = LEASE_WATCH.total_seconds()
             next_end = self.leases.next_end()
             if next_end is not None:

@@ -5,10 +5,10 @@ run is stopped from outside by `stop`: cancelled, out of lease, or because the n
 """
 
 import asyncio
-from collections import OrderedDict
+from collections import OrderedDict, deque
 from collections.abc import Sequence
-from datetime import datetime
-from typing import Final
+from datetime import datetime, timedelta
+from typing import Final, NoReturn
 
 from opentelemetry import trace
 from opentelemetry.context import Context
@@ -63,6 +63,9 @@ from shared.telemetry import parse_traceparent
 logger = get_logger(__name__)
 _tracer = trace.get_tracer("data_plane.runner")
 
+MAX_QUEUED: Final = timedelta(seconds=2)
+"""How long an order may wait for a slot here before it goes back, for another node to have it."""
+
 REMEMBERED_ROOTS: Final = 64
 """Verified batch roots: the orders of one batch may come in several messages."""
 
@@ -100,7 +103,10 @@ class OrderRunner:
         self._clock = clock
         self._roots: OrderedDict[tuple[int, Digest], VerifiedOrderRoot] = OrderedDict()
         self._running: dict[AttemptRef, Running] = {}
+        self._queue: deque[Running] = deque()  # bounded by the admissions
+        self._idle_slots: deque[asyncio.Future[None]] = deque()
         self._tasks: asyncio.TaskGroup | None = None
+        self._takes_orders = True
         self._unfinished = 0
         self._all_finished = asyncio.Event()
         self._all_finished.set()
@@ -113,18 +119,24 @@ class OrderRunner:
         """
         async with asyncio.TaskGroup() as tasks:
             self._tasks = tasks
+            slots = [tasks.create_task(self._serve_slot()) for _ in range(self._admissions.slots)]
             await ended.wait()
-            self._tasks = None
+            self._takes_orders = False
+            await self.finished()
+            for slot in slots:
+                slot.cancel()
 
     async def finished(self) -> None:
         """Return once no order is on its way."""
         await self._all_finished.wait()
 
     def receive(self, envelope: bytes, deliveries: Sequence[Delivery]) -> None:
-        """Take the orders of one message: checks 1 to 11 at once, the rest in a task each.
+        """Take the orders of one message: checks 1 to 11 at once, the rest when a slot is free.
 
         Deliveries after the end of `run` are ignored: their leases run out.
         """
+        if self._tasks is None or not self._takes_orders:
+            return
         received_at = self._clock.now()
         with self._metrics.timed(Stage.VERIFY):
             try:
@@ -143,13 +155,22 @@ class OrderRunner:
         if running is None or running.stopped is not None:
             return
         running.stopped = reason
-        if running.task is not None and running.is_stoppable:
+        if running in self._queue:
+            self._queue.remove(running)
+            self._conclude(running, self._stopped_report(running, reason))
+        elif running.task is not None and running.is_stoppable:
             running.task.cancel()
 
     def stop_all(self, reason: StopReason) -> None:
-        """Stop every run."""
+        """Stop every run, and every order that waits for one."""
         for attempt in list(self._running):
             self.stop(attempt, reason)
+
+    def return_overdue(self) -> None:
+        """Give orders back that have waited too long: other guests last longer than they were expected to."""
+        oldest = self._clock.monotonic() - MAX_QUEUED.total_seconds()
+        while self._queue and self._queue[0].queued_at <= oldest:
+            self.stop(self._queue[0].admission.attempt, StopReason.WAITED_TOO_LONG)
 
     def _root(self, envelope: bytes, now: datetime) -> VerifiedOrderRoot:
         keys = self._keyset.keys_for(KeyPurpose.ORDER, now)
@@ -191,44 +212,75 @@ class OrderRunner:
             admission=admission,
             order_digest=sha256_digest(delivery.order),
             received_at=received_at,
+            queued_at=self._clock.monotonic(),
         )
+        self._one_begun()
         self._running[admission.attempt] = running
-        running.task = self._start(self._carry_out(running))
+        self._queue.append(running)
+        while self._idle_slots:
+            slot = self._idle_slots.popleft()
+            if not slot.done():
+                slot.set_result(None)
+                break
 
-    def _start(self, work: "asyncio._CoroutineLike[None]") -> "asyncio.Task[None] | None":
-        if self._tasks is None:
-            work.close()
-            return None
+    async def _serve_slot(self) -> NoReturn:
+        """Carry out one order after the other. Ends by being cancelled while it waits for the next."""
+        while True:
+            while not self._queue:
+                woken = asyncio.get_running_loop().create_future()
+                self._idle_slots.append(woken)
+                await woken
+            running = self._queue.popleft()
+            running.task = asyncio.current_task()
+            self._admissions.begin(running.admission, now=self._clock.monotonic())
+            try:
+                report = await self._carry_out(running)
+            finally:
+                self._admissions.end(running.admission, now=self._clock.monotonic())
+            self._conclude(running, report)
+
+    def _start(self, work: "asyncio._CoroutineLike[None]") -> None:
+        assert self._tasks is not None
+        self._one_begun()
+        self._tasks.create_task(work).add_done_callback(self._one_finished)
+
+    def _one_begun(self) -> None:
         self._unfinished += 1
         self._all_finished.clear()
-        task = self._tasks.create_task(work)
-        task.add_done_callback(self._one_finished)
-        return task
 
-    def _one_finished(self, _task: "asyncio.Task[None]") -> None:
+    def _one_finished(self, _task: "asyncio.Task[None] | None" = None) -> None:
         self._unfinished -= 1
         if self._unfinished == 0:
             self._all_finished.set()
 
-    async def _carry_out(self, running: Running) -> None:
+    async def _carry_out(self, running: Running) -> Report:
+        with _tracer.start_as_current_span(
+            "run order", context=_context_of(running.order), attributes={"order.id": running.order.id}
+        ) as span:
+            report = await self._report_of(running)
+            span.set_attribute("order.outcome", report.outcome)
+            return report
+
+    def _conclude(self, running: Running, report: Report) -> None:
+        """Let the next order in while the receipt of this one is written."""
+        running.admission.leave()
+        self._start(self._keep_receipt(running, report))
+        self._one_finished()
+
+    async def _keep_receipt(self, running: Running, report: Report) -> None:
         try:
-            with _tracer.start_as_current_span(
-                "run order", context=_context_of(running.order), attributes={"order.id": running.order.id}
-            ) as span:
-                report = await self._report_of(running)
-                span.set_attribute("order.outcome", report.outcome)
-            running.admission.free_slot()
             await self._issue(report, running.admission.reservation)
         finally:
-            running.admission.free_slot()
-            running.admission.reservation.release()
-            self._leases.end(running.admission.attempt)
-            self._running.pop(running.admission.attempt, None)
+            self._forget(running)
+
+    def _forget(self, running: Running) -> None:
+        running.admission.leave()
+        running.admission.reservation.release()
+        self._leases.end(running.admission.attempt)
+        self._running.pop(running.admission.attempt, None)
 
     async def _report_of(self, running: Running) -> Report:
         """Do what can be stopped; afterwards `stop` has no effect any more."""
-        if running.stopped is not None:
-            return self._stopped_report(running, running.stopped)
         running.is_stoppable = True
         try:
             self._require_lease(running)

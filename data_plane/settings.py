@@ -30,6 +30,8 @@ class NodeSettings(PlaneSettings):
     zone: str = Field(default="", max_length=63)
     slots: int = Field(default_factory=lambda: max(1, os.cpu_count() or 1), ge=1, le=MAX_SLOTS)
     """Guests that run at once."""
+    queue: int = Field(default=128, ge=0, le=MAX_SLOTS)
+    """Orders that may wait here for a slot; fewer when guests run long, none from 100 ms on."""
     max_warm_workers: int | None = Field(default=None, ge=1, le=4 * MAX_SLOTS)
     """Loaded sandbox workers that are kept; by default four per slot."""
 

@@ -221,12 +221,26 @@ class Dispatcher:
         sessions = self._fleet.with_free_slots(now)
         # The least loaded one takes nothing behind work that must run alone, until it can run that. One is
         # enough: the others go on with the rest.
-        found = [await self._claim_for(session, clears=n == 0) for n, session in enumerate(sessions)]
+        clears = sessions[0] if sessions else None
+        empty = False
+        # Slots before queues: no order waits on one node while a slot of another is free.
+        for places in (LiveSession.idle_slots, self._free_slots):
+            if empty or (len(sessions) == 1 and places == LiveSession.idle_slots):
+                continue
+            found = [
+                await self._claim_for(session, limit=limit, clears=session is clears)
+                for session in sessions
+                if (limit := places(session)) > 0
+            ]
+            empty = all(found)
         if sessions and wakes == self._wakes:
-            self._queue_empty = all(found)
+            self._queue_empty = empty
 
-    async def _claim_for(self, session: LiveSession, *, clears: bool) -> bool:
-        """Fill one session; True when nothing was left waiting for it."""
+    def _free_slots(self, session: LiveSession) -> int:
+        return self._fleet.free_slots(session, self._clock.monotonic())
+
+    async def _claim_for(self, session: LiveSession, *, limit: int, clears: bool) -> bool:
+        """Give one session up to `limit` orders; True when nothing was left waiting for it."""
         chosen: list[Placement] = []
 
         def place(works: Sequence[Claimable]) -> Sequence[Placement]:
@@ -236,7 +250,7 @@ class Dispatcher:
 
         started = self._clock.monotonic()
         try:
-            claimed = await self._claim(session, place, alone=clears or session.is_idle)
+            claimed = await self._claim(session, place, limit=limit, alone=clears or session.is_idle)
         except SessionSupersededError as error:
             self._take_back(chosen)
             session.end(error)
@@ -256,6 +270,7 @@ class Dispatcher:
         session: LiveSession,
         place: Callable[[Sequence[Claimable]], Sequence[Placement]],
         *,
+        limit: int,
         alone: bool,
     ) -> Claimed:
         reference = SessionRef(
@@ -264,9 +279,10 @@ class Dispatcher:
             session_epoch=session.session_epoch,
             heartbeat_number=session.heartbeat_number,
         )
-        limit = min(MAX_BATCH_ORDERS, self._fleet.free_slots(session, self._clock.monotonic()))
         async with asyncio.timeout(self._options.store_deadline.total_seconds()):
-            return await self._leases.claim(reference, limit=limit, place=place, alone=alone)
+            return await self._leases.claim(
+                reference, limit=min(MAX_BATCH_ORDERS, limit), place=place, alone=alone
+            )
 
     # --- signing and sending
 

@@ -159,7 +159,10 @@ class SessionEndpoint:
         session.node_is_draining = heartbeat.draining
         session.remember_cached(parse_digest(digest) for digest in heartbeat.cached_digests)
         session.take_heartbeat(
-            number=heartbeat.number, free_slots=heartbeat.free_slots, now=self._clock.monotonic()
+            number=heartbeat.number,
+            free_slots=heartbeat.free_slots,
+            capacity=heartbeat.capacity,
+            now=self._clock.monotonic(),
         )
         self._dispatcher.slots_offered()
 

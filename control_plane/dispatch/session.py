@@ -117,6 +117,8 @@ class LiveSession:
     _held: dict[AttemptKey, HeldAttempt] = field(default_factory=dict)
     _cached: OrderedDict[Digest, None] = field(default_factory=OrderedDict)
     _unexplained: int = 0
+    _capacity: int = 0
+    """Orders that it wants to hold at once: slots, and a queue whose length it decides."""
 
     def __post_init__(self) -> None:
         self.outbox = Outbox(
@@ -129,13 +131,17 @@ class LiveSession:
     # --- what it offers
 
     def free_slots(self, now: float) -> int:
-        """Return how many orders it may get at monotonic second `now`."""
+        """Return how many orders it may get at monotonic second `now`, its queue included."""
         if self.draining or self.node_is_draining or self.outbox.is_closed or self.heartbeat_at is None:
             return 0
         if now - self.heartbeat_at >= MAX_OFFER_AGE.total_seconds():
             return 0
         if any(attempt.runs_alone for attempt in self._held.values()):
             return 0
+        return max(0, self._capacity - len(self._held) - self._unexplained)
+
+    def idle_slots(self) -> int:
+        """Return how many more guests could run there at once: orders beyond that would wait in its queue."""
         return max(0, self.slots - len(self._held) - self._unexplained)
 
     @property
@@ -175,14 +181,16 @@ class LiveSession:
 
     # --- what it says
 
-    def take_heartbeat(self, *, number: int, free_slots: int, now: float) -> None:
-        """Note an offer. Slots that the node calls busy and nobody here explains are not offered.
+    def take_heartbeat(self, *, number: int, free_slots: int, now: float, capacity: int = 0) -> None:
+        """Note an offer. Places that the node calls busy and nobody here explains are not offered.
 
         Orders and receipts on their way make the node's count lower than ours: no reason to offer more.
+        A node that names no capacity has its slots.
         """
         self.heartbeat_number = number
         self.heartbeat_at = now
-        busy = self.slots - min(free_slots, self.slots)
+        self._capacity = capacity or self.slots
+        busy = self._capacity - min(free_slots, self._capacity)
         self._unexplained = max(0, busy - len(self._held))
 
     def head_moved(self, head: SpoolHead) -> bool:

@@ -242,16 +242,18 @@ class Session:
         new = [digest for digest in parts.cache.digests() if digest not in self._told_digests]
         new = new[:MAX_HEARTBEAT_DIGESTS]
         self._told_digests.update(new)
+        now = parts.clock.monotonic()
         heartbeat = nodes_pb2.Heartbeat(
             number=number,
-            free_slots=parts.admissions.free_slots,
+            free_slots=parts.admissions.free_places(now=now),
+            capacity=parts.admissions.capacity(now=now),
             spool_head=convert.head_to_proto(parts.issuer.signed_head()),
             keyset_version=parts.keyset.version,
             cached_digests=new,
             draining=parts.admissions.draining,
         )
         # Counted from before it is written: the node's count of a lease must never be the longer one.
-        parts.leases.heartbeat_sent(number, at=parts.clock.monotonic())
+        parts.leases.heartbeat_sent(number, at=now)
         self._queue(nodes_pb2.SessionRequest(heartbeat=heartbeat))
 
     def _queue_renewal(self) -> None:

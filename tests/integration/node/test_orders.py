@@ -232,8 +232,8 @@ async def test_order_of_the_boot_before(control_plane, start_node, actor):
     assert receipt.predicate.rejection.check == 7
 
 
-async def test_order_beyond_the_slots_is_refused_as_busy(control_plane, start_node, actor):
-    await start_node(slots=1)
+async def test_order_beyond_slots_and_queue_is_refused_as_busy(control_plane, start_node, actor):
+    await start_node(slots=1, queue=0)
     session = await control_plane.session()
     jobs = [control_plane.job(session, actor, b"sleep 300") for _ in range(2)]
 

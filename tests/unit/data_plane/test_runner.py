@@ -83,7 +83,7 @@ class Announced:
 
 
 class World:
-    def __init__(self, folder, **changes) -> None:
+    def __init__(self, folder, queue=0, **changes) -> None:
         self.clock, self.spool, self.modules, self.announced = (
             FakeClock(),
             FakeSpool(),
@@ -100,7 +100,7 @@ class World:
             path=folder / "keyset.dsse",
         )
         self.admissions = Admissions(
-            slots=2, leases=self.leases, spool=self.spool, ceilings=self.facts.ceilings
+            slots=2, queue=queue, leases=self.leases, spool=self.spool, ceilings=self.facts.ceilings
         )
         self.runner = OrderRunner(
             facts=self.facts,
@@ -151,11 +151,7 @@ class World:
 
     @property
     def holds_nothing(self) -> bool:
-        return (
-            self.admissions.free_slots == 2
-            and self.spool.reserved_bytes == 0
-            and self.leases.next_end() is None
-        )
+        return self.admissions.is_idle and self.spool.reserved_bytes == 0 and self.leases.next_end() is None
 
 
 @pytest.fixture
@@ -406,7 +402,7 @@ async def test_slot_is_free_while_the_receipt_is_written(world, monkeypatch):
     real = world.spool.append
 
     async def slow(draft):
-        seen.append(world.admissions.free_slots)
+        seen.append(world.admissions.is_idle)
         return await real(draft)
 
     monkeypatch.setattr(world.spool, "append", slow)
@@ -414,7 +410,7 @@ async def test_slot_is_free_while_the_receipt_is_written(world, monkeypatch):
         await world.take(order())
         await world.receipts()
 
-    assert seen == [2]
+    assert seen == [True]
 
 
 async def test_guest_that_traps_is_named(world):
@@ -506,3 +502,74 @@ async def test_receipt_that_nobody_could_read_takes_no_number_and_the_node_goes_
 
     assert (said.sequence, said.outcome) == (1, Outcome.SUCCEEDED)
     assert world.holds_nothing
+
+
+async def blocked(world, count: int) -> list:
+    """Have orders taken by a node of two slots whose guests never end."""
+
+    async def forever(_request):
+        await asyncio.Event().wait()
+
+    world.sandbox.guest = forever
+    taken = orders(count)
+    await world.take(*taken)
+    await world.until(lambda: len(world.sandbox.requests) == 2)
+    return taken
+
+
+async def test_orders_beyond_the_slots_wait_and_run_in_turn(tmp_path):
+    world = World(tmp_path, queue=3)
+    async with world.running():
+        world.modules.gate.clear()
+        await world.take(*orders(5))
+        await asyncio.sleep(0)
+        assert (world.sandbox.requests, world.announced.runs) == ([], [])
+        world.modules.gate.set()
+        said = await world.receipts()
+
+    assert [one.outcome for one in said] == [Outcome.SUCCEEDED] * 5
+    assert world.holds_nothing
+
+
+async def test_order_that_waits_in_the_queue_is_cancelled_at_once(tmp_path):
+    world = World(tmp_path, queue=1)
+    async with world.running():
+        *_, waiting = await blocked(world, 3)
+        world.runner.stop(attempt_of(waiting), StopReason.CANCELLED)
+        await world.until(lambda: world.announced.receipts)
+        assert attempt_of(waiting) not in world.announced.runs
+        world.runner.stop_all(StopReason.NODE_STOPS)
+        said = await world.receipts()
+
+    assert said[0].outcome is Outcome.CANCELLED
+    assert world.holds_nothing
+
+
+async def test_order_that_waits_too_long_goes_back_for_another_node(tmp_path):
+    world = World(tmp_path, queue=1)
+    async with world.running():
+        await blocked(world, 3)
+        world.clock.advance(runner_module.MAX_QUEUED - timedelta(microseconds=1))
+        world.runner.return_overdue()
+        assert world.announced.receipts == []
+        world.clock.advance(timedelta(microseconds=1))
+        world.runner.return_overdue()
+        await world.until(lambda: world.announced.receipts)
+        world.runner.stop_all(StopReason.NODE_STOPS)
+        said = await world.receipts()
+
+    assert said[0].rejection.reason is RejectionReason.BUSY
+    assert said[0].rejection.reason.concerns_node_alone
+
+
+async def test_order_whose_lease_ends_in_the_queue_starts_nothing(tmp_path):
+    world = World(tmp_path, queue=1)
+    async with world.running():
+        first, *_ = await blocked(world, 3)
+        world.clock.advance(timedelta(seconds=4))
+        world.runner.stop(attempt_of(first), StopReason.CANCELLED)
+        await world.until(lambda: len(world.announced.receipts) == 2)
+        world.runner.stop_all(StopReason.NODE_STOPS)
+        await world.receipts()
+
+    assert len(world.sandbox.requests) == 2

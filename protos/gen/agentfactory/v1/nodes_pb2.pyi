@@ -358,11 +358,17 @@ class Heartbeat(_message.Message):
     KEYSET_VERSION_FIELD_NUMBER: _builtins.int
     CACHED_DIGESTS_FIELD_NUMBER: _builtins.int
     DRAINING_FIELD_NUMBER: _builtins.int
+    CAPACITY_FIELD_NUMBER: _builtins.int
     number: _builtins.int
     """Grows by one; an order echoes the one that offered its slot."""
     free_slots: _builtins.int
+    """Orders the node wants now: free slots, and free places of its short queue."""
     keyset_version: _builtins.int
     draining: _builtins.bool
+    capacity: _builtins.int
+    """Orders the node wants to hold at once now, its queue included; absent: its slots. Changes with the length
+    of its guests' runs.
+    """
     @_builtins.property
     def spool_head(self) -> Global___SpoolHead: ...
     @_builtins.property
@@ -378,10 +384,11 @@ class Heartbeat(_message.Message):
         keyset_version: _builtins.int = ...,
         cached_digests: _abc.Iterable[_builtins.str] | None = ...,
         draining: _builtins.bool = ...,
+        capacity: _builtins.int = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["spool_head", b"spool_head"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["cached_digests", b"cached_digests", "draining", b"draining", "free_slots", b"free_slots", "keyset_version", b"keyset_version", "number", b"number", "spool_head", b"spool_head"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["cached_digests", b"cached_digests", "capacity", b"capacity", "draining", b"draining", "free_slots", b"free_slots", "keyset_version", b"keyset_version", "number", b"number", "spool_head", b"spool_head"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
