@@ -10,7 +10,7 @@ from contextlib import AsyncExitStack, ExitStack, asynccontextmanager, contextma
 from dataclasses import dataclass
 from typing import Any, NoReturn
 
-from control_plane.database.notifications import Channel, Notifications
+from control_plane.database.notifications import Channel, Subscriptions
 from control_plane.installation.files import read_server_names
 from control_plane.queue_store import QueueGauge
 from control_plane.servers import Address, Front, serving
@@ -77,7 +77,7 @@ async def _serve(
         for store in services.stores:
             stack.push_async_callback(store.close)
         await stack.enter_async_context(_running(*services.loops, watch.run, renewal.run))
-        stack.enter_context(_subscriptions(base.notifications, services))
+        stack.enter_context(_subscribed(base.subscriptions, services))
         await stack.enter_async_context(services.dispatch.running())
         admin_port = await stack.enter_async_context(admin)
         grpc_port, enroll_port = await stack.enter_async_context(served)
@@ -101,17 +101,18 @@ async def _running(*loops: Callable[[], Coroutine[Any, Any, NoReturn]]) -> Async
 
 
 @contextmanager
-def _subscriptions(notifications: Notifications, services: Services) -> Iterator[None]:
+def _subscribed(subscriptions: Subscriptions, services: Services) -> Iterator[None]:
     with ExitStack() as stack:
         for channel, subscriber in (
             (Channel.EXECUTIONS, services.completions.changed),
+            (Channel.STARTS, services.completions.started),
             (Channel.AGENTS, services.directory.changed),
             (Channel.QUEUE, services.dispatch.heard_queue),
             (Channel.CANCELS, services.dispatch.heard_cancels),
             (Channel.NODES, services.dispatch.heard_nodes),
             (Channel.KEYSETS, services.dispatch.heard_keysets),
         ):
-            stack.enter_context(notifications.subscribed(channel, subscriber))
+            stack.enter_context(subscriptions.subscribed(channel, subscriber))
         yield
 
 

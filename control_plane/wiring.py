@@ -34,7 +34,12 @@ from control_plane.audit.store import PostgresAuditStore
 from control_plane.audit.throttle import RefusalLog
 from control_plane.database.engine import PoolBounds, create_engine
 from control_plane.database.migrate import require_current_schema
-from control_plane.database.notifications import Channel, Notifications, PostgresNotifier
+from control_plane.database.notifications import (
+    Channel,
+    Notifications,
+    PostgresNotifier,
+    Subscriptions,
+)
 from control_plane.database.unit_of_work import HeldConnection, PostgresDatabase
 from control_plane.dispatch.options import DispatchOptions
 from control_plane.dispatch.service import Dispatch
@@ -88,6 +93,7 @@ class Base:
     registry: CollectorRegistry
     notifier: PostgresNotifier
     notifications: Notifications
+    subscriptions: Subscriptions
     database: PostgresDatabase
     audit: PostgresAuditStore
     refusals: RefusalLog
@@ -124,11 +130,12 @@ async def open_base(settings: ControlSettings) -> AsyncIterator[Base]:
         application="agentfactory-control-plane",
         bounds=PoolBounds(connections=settings.database_connections, wait=settings.database_wait),
     )
-    notifier = PostgresNotifier(HeldConnection(engine))
+    clock, random, registry = SystemClock(), SystemRandom(), CollectorRegistry()
+    subscriptions = Subscriptions(replica=random.token_bytes(8).hex())
+    notifier = PostgresNotifier(HeldConnection(engine), subscriptions)
     database = PostgresDatabase(engine, notifier=notifier)
     try:
         await require_current_schema(engine)
-        clock, random, registry = SystemClock(), SystemRandom(), CollectorRegistry()
         audit = PostgresAuditStore(database)
         paths = InstallationPaths(data_dir=settings.data_dir)
         if not paths.root_public_key.exists():
@@ -149,7 +156,8 @@ async def open_base(settings: ControlSettings) -> AsyncIterator[Base]:
             metrics=ControlMetrics(registry),
             registry=registry,
             notifier=notifier,
-            notifications=Notifications(engine),
+            notifications=Notifications(engine, subscriptions),
+            subscriptions=subscriptions,
             database=database,
             audit=audit,
             refusals=RefusalLog(audit=audit, clock=clock, random=random),
@@ -210,7 +218,7 @@ def build(base: Base, signer: FileSigner) -> Services:
         nodes=_node_servicer(base, stores, dispatch, catalog),
         fleet=FleetServicer(nodes=_node_service(base, stores, dispatch)),
         audit=AuditServicer(
-            AuditService(base.audit, subscribe=partial(base.notifications.subscribed, Channel.AUDIT))
+            AuditService(base.audit, subscribe=partial(base.subscriptions.subscribed, Channel.AUDIT))
         ),
     )
     return Services(

@@ -1,4 +1,7 @@
-"""NOTIFY and LISTEN: replicas wake each other. Carries hints, never truth: every subscriber also polls."""
+"""NOTIFY and LISTEN: replicas wake each other. Carries hints, never truth: every subscriber also polls.
+
+Subscribers of the own replica are told in memory. Postgres is asked to tell others only while others listen.
+"""
 
 import asyncio
 import contextlib
@@ -23,6 +26,9 @@ HEALTH_TIMEOUT_SECONDS: Final = 5.0
 FIRST_RECONNECT_SECONDS: Final = 0.1
 MAX_RECONNECT_SECONDS: Final = 5.0
 
+OTHERS_CHECK_SECONDS: Final = 1.0
+"""How long it is believed that nobody else listens. Whoever begins to listen polls by itself."""
+
 POLL: Final = ""
 """A payload that says only: look yourself."""
 
@@ -37,6 +43,8 @@ class Channel(StrEnum):
 
     EXECUTIONS = "af_executions"
     """Ids of executions that changed."""
+    STARTS = "af_starts"
+    """Ids of executions whose guest has started: of no interest to those who wait for an end."""
     QUEUE = "af_queue"
     """Something became claimable."""
     CANCELS = "af_cancels"
@@ -51,18 +59,60 @@ class Channel(StrEnum):
     """There is a newer keyset."""
 
 
+class Subscriptions:
+    """Who in this process wants to hear of which channel."""
+
+    def __init__(self, *, replica: str) -> None:
+        self.replica = replica
+        """A name that no other process has: by it a process knows its own notifications."""
+        self._subscribers: dict[str, set[Subscriber]] = {channel: set() for channel in Channel}
+
+    @contextlib.contextmanager
+    def subscribed(self, channel: Channel, subscriber: Subscriber) -> Iterator[None]:
+        """Call `subscriber` for the length of the block."""
+        self._subscribers[channel].add(subscriber)
+        try:
+            yield
+        finally:
+            self._subscribers[channel].discard(subscriber)
+
+    def deliver(self, channel: str, parts: Sequence[str]) -> None:
+        """Tell the subscribers of a channel."""
+        for subscriber in tuple(self._subscribers.get(channel, ())):
+            subscriber(parts)
+
+    def everybody_polls(self) -> None:
+        """Something may have been missed."""
+        for channel in Channel:
+            self.deliver(channel, ())
+
+
 class PostgresNotifier:
     """Sends notifications after commits, gathered. Losing one is harmless."""
 
-    def __init__(self, connection: HeldConnection) -> None:
+    def __init__(self, connection: HeldConnection, subscriptions: Subscriptions) -> None:
         self._connection = connection
+        self._subscriptions = subscriptions
         self._waiting: dict[str, dict[str, None]] = {}
         self._something = asyncio.Event()
+        self._nobody_until = 0.0
 
     def notify(self, channel: str, payloads: Sequence[str] = ()) -> None:
         """See `Notifier.notify`."""
+        asyncio.get_running_loop().call_soon(self._subscriptions.deliver, channel, tuple(payloads))
+        self.notify_others(channel, payloads)
+
+    def notify_others(self, channel: str, payloads: Sequence[str] = ()) -> None:
+        """See `Notifier.notify_others`."""
+        if self.knows_of_nobody:
+            return
         self._waiting.setdefault(channel, {}).update(dict.fromkeys(payloads or (POLL,)))
         self._something.set()
+
+    @property
+    def knows_of_nobody(self) -> bool:
+        """Whether no other replica listened a moment ago."""
+        return asyncio.get_running_loop().time() < self._nobody_until
 
     async def run(self) -> NoReturn:
         """Send until cancelled."""
@@ -80,15 +130,28 @@ class PostgresNotifier:
             await self._connection.close()
 
     async def _send(self, waiting: dict[str, dict[str, None]]) -> None:
+        replica = self._subscriptions.replica
         channels = list(waiting)
-        payloads = [_joined(list(parts)) for parts in waiting.values()]
+        payloads = [f"{replica}{_FROM}{_joined(list(parts))}" for parts in waiting.values()]
+        began = asyncio.get_running_loop().time()
         async with self._connection.use() as connection:
-            await connection.execute(_NOTIFY, channels, payloads)
+            sent = await connection.fetch(_NOTIFY, channels, payloads, f"{_LISTENER}{replica}")
+        if not sent:
+            self._nobody_until = began + OTHERS_CHECK_SECONDS
 
 
-_NOTIFY: Final = (
-    "SELECT pg_notify(channel, payload) FROM unnest($1::text[], $2::text[]) AS n (channel, payload)"
-)
+_LISTENER: Final = "agentfactory-listen-"
+"""Application name of the connection on which a replica listens, its own name behind."""
+
+_FROM: Final = "|"
+
+_NOTIFY: Final = f"""
+SELECT pg_notify(channel, payload) FROM unnest($1::text[], $2::text[]) AS n (channel, payload)
+WHERE EXISTS (
+    SELECT FROM pg_stat_activity
+    WHERE datname = current_database() AND starts_with(application_name, '{_LISTENER}')
+        AND application_name <> $3)
+"""  # noqa: S608 - constants of our own; values are parameters
 
 
 def _joined(parts: list[str]) -> str:
@@ -99,18 +162,9 @@ def _joined(parts: list[str]) -> str:
 class Notifications:
     """Listens on a connection of its own, outside the pool, and connects again by itself."""
 
-    def __init__(self, engine: AsyncEngine) -> None:
+    def __init__(self, engine: AsyncEngine, subscriptions: Subscriptions) -> None:
         self._engine = engine
-        self._subscribers: dict[str, set[Subscriber]] = {channel: set() for channel in Channel}
-
-    @contextlib.contextmanager
-    def subscribed(self, channel: Channel, subscriber: Subscriber) -> Iterator[None]:
-        """Call `subscriber` for the length of the block."""
-        self._subscribers[channel].add(subscriber)
-        try:
-            yield
-        finally:
-            self._subscribers[channel].discard(subscriber)
+        self._subscriptions = subscriptions
 
     async def run(self) -> NoReturn:
         """Listen until cancelled. After every connect all subscribers are told to poll."""
@@ -130,7 +184,7 @@ class Notifications:
             try:
                 for channel in Channel:
                     await connection.add_listener(channel, self._received)
-                self._everybody_polls()
+                self._subscriptions.everybody_polls()
                 await _until_broken(connection)
             finally:
                 connection.terminate()
@@ -142,19 +196,15 @@ class Notifications:
         connection: DriverConnection = await connect(
             **options,
             timeout=HEALTH_TIMEOUT_SECONDS,
-            server_settings={"application_name": "agentfactory-listen"},
+            server_settings={"application_name": f"{_LISTENER}{self._subscriptions.replica}"},
         )
         return connection
 
     def _received(self, _connection: Any, _pid: int, channel: str, payload: Any) -> None:
-        parts = [part for part in str(payload).split(",") if part]
-        for subscriber in tuple(self._subscribers.get(channel, ())):
-            subscriber(parts)
-
-    def _everybody_polls(self) -> None:
-        for subscribers in self._subscribers.values():
-            for subscriber in tuple(subscribers):
-                subscriber(())
+        sender, mark, said = str(payload).rpartition(_FROM)
+        if mark and sender == self._subscriptions.replica:
+            return  # its own subscribers know already
+        self._subscriptions.deliver(channel, [part for part in said.split(",") if part])
 
 
 async def _until_broken(connection: DriverConnection) -> None:

@@ -24,7 +24,10 @@ class Database(Protocol):
 
 
 class Notifier(Protocol):
-    """Tells other replicas, soon and at most once per group."""
+    """Tells subscribers, soon: those of this replica and of others."""
 
     def notify(self, channel: str, payloads: Sequence[str] = ()) -> None:
         """Queue a notification; never blocks, never raises."""
+
+    def notify_others(self, channel: str, payloads: Sequence[str] = ()) -> None:
+        """The same for other replicas alone: this one learns it in another way."""

@@ -24,10 +24,14 @@ _log = get_logger(__name__)
 class Watch:
     """One caller's interest in one execution."""
 
-    __slots__ = ("_changed", "_known", "execution_id", "seen")
+    __slots__ = ("_changed", "_known", "awaits_end", "execution_id", "seen")
 
-    def __init__(self, execution_id: ExecutionId, seen: ExecutionState | None = None) -> None:
+    def __init__(
+        self, execution_id: ExecutionId, seen: ExecutionState | None = None, *, awaits_end: bool = False
+    ) -> None:
         self.execution_id = execution_id
+        self.awaits_end = awaits_end
+        """Whether nothing but its end is of interest."""
         self.seen = seen
         """The last state that its caller was told."""
         self._changed = asyncio.Event()
@@ -61,15 +65,15 @@ class Completions:
         return self._count
 
     @contextmanager
-    def watch(self, execution_id: ExecutionId) -> Iterator[Watch]:
-        """Be told of changes for the length of the block.
+    def watch(self, execution_id: ExecutionId, *, awaits_end: bool = False) -> Iterator[Watch]:
+        """Be told of changes for the length of the block; with `awaits_end` of those that may be the end.
 
         Raises:
             ResourceExhaustedError: Too many callers wait already.
         """
         if self._count >= self._max_watches:
             raise ResourceExhaustedError(f"{self._max_watches} callers of this replica wait already")
-        watch = Watch(execution_id)
+        watch = Watch(execution_id, awaits_end=awaits_end)
         self._watches.setdefault(execution_id, set()).add(watch)
         self._count += 1
         try:
@@ -95,6 +99,13 @@ class Completions:
             for watch in self._watches.get(ExecutionId(execution_id), ()):
                 watch.tell(None)
 
+    def started(self, execution_ids: Sequence[str]) -> None:
+        """The guests of these have started: nothing to those who await an end."""
+        for execution_id in execution_ids:
+            for watch in self._watches.get(ExecutionId(execution_id), ()):
+                if not watch.awaits_end:
+                    watch.tell(None)
+
     async def run(self, store: ExecutionStore) -> NoReturn:
         """Poll until cancelled: the fallback for hints that were lost."""
         while True:
@@ -115,5 +126,5 @@ class Completions:
             states = await store.states_of(ids[first : first + MAX_POLLED])
             for execution_id, state in states.items():
                 for watch in self._watches.get(execution_id, ()):
-                    if watch.seen is not state:
+                    if watch.seen is not state and (state.is_terminal or not watch.awaits_end):
                         watch.tell(None)

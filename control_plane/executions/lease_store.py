@@ -132,7 +132,9 @@ class PostgresLeaseStore:
         async with self._database.driver() as connection, connection.transaction():
             await connection.execute(sql.RELAXED_COMMIT)
             rows = await connection.fetch(sql.START, *arguments, [self._audit_id() for _ in attempts])
-        self._tell([row["execution_id"] for row in rows])
+        if rows:
+            self._database.notifier.notify(Channel.STARTS, [row["execution_id"] for row in rows])
+            self._database.notifier.notify(Channel.AUDIT)
 
     async def renew(
         self, node_id: NodeId, attempts: Sequence[AttemptRef], *, lease: timedelta
@@ -152,7 +154,11 @@ class PostgresLeaseStore:
         for places in in_rounds(results):
             finished = await self._finish([results[n] for n in places])
             answers |= zip(places, finished, strict=True)
-        self._tell([one.execution.execution_id for one in answers.values() if one.execution is not None])
+        changed = [one.execution.execution_id for one in answers.values() if one.execution is not None]
+        if changed:
+            # Who waits here gets the execution itself from what this returns, without another look.
+            self._database.notifier.notify_others(Channel.EXECUTIONS, changed)
+            self._database.notifier.notify(Channel.AUDIT)
         return [answers[n] for n in range(len(results))]
 
     async def _finish(self, results: Sequence[AttemptResult]) -> list[Finished]:
@@ -321,11 +327,6 @@ class PostgresLeaseStore:
 
     def _audit_id(self) -> AuditEntryId:
         return new_id(AUDIT_ENTRY, self._clock, self._random)
-
-    def _tell(self, execution_ids: Sequence[str]) -> None:
-        if execution_ids:
-            self._database.notifier.notify(Channel.EXECUTIONS, execution_ids)
-            self._database.notifier.notify(Channel.AUDIT)
 
 
 async def _ids(connection: AsyncConnection, query: str, arguments: tuple[Any, ...]) -> list[ExecutionId]:

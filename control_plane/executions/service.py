@@ -109,11 +109,11 @@ class ExecutionService:
             UnavailableError: The database is away; nothing was promised.
         """
         execution_id = new_id(EXECUTION, self._clock, self._random)
-        with self._completions.watch(execution_id) as watch:
+        with self._completions.watch(execution_id, awaits_end=True) as watch:
             accepted, execution = await self._submit(subject, request, method, execution_id)
             if accepted.outcome is AcceptOutcome.NEW:
                 return await self._end_of(subject.tenant_id, watch, execution)
-        with self._completions.watch(accepted.execution_id) as watch:
+        with self._completions.watch(accepted.execution_id, awaits_end=True) as watch:
             execution = await self._store.get(subject.tenant_id, accepted.execution_id)
             return await self._end_of(subject.tenant_id, watch, execution)
 

@@ -15,6 +15,9 @@ class Told:
     def notify(self, channel: str, payloads: Any = ()) -> None:
         self.notes.append((channel, tuple(payloads)))
 
+    def notify_others(self, channel: str, payloads: Any = ()) -> None:
+        self.notify(channel, payloads)
+
 
 @dataclass
 class Stage:

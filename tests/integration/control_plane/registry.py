@@ -59,6 +59,8 @@ class Uncounted:
 class NobodyListens:
     def notify(self, channel, payloads=()): ...
 
+    def notify_others(self, channel, payloads=()): ...
+
 
 async def package(
     *,

@@ -1,15 +1,22 @@
 """Bad days of Postgres: it goes away and comes back, connections are cut, notifications go on."""
 
 import asyncio
-from contextlib import asynccontextmanager
+from collections.abc import AsyncIterator
+from contextlib import AsyncExitStack, asynccontextmanager
 from datetime import timedelta
 
 import pytest
 from sqlalchemy import text
 from sqlalchemy.exc import DBAPIError
+from sqlalchemy.ext.asyncio import AsyncEngine
 
 from control_plane.database.engine import PoolBounds, create_engine
-from control_plane.database.notifications import Channel, Notifications, PostgresNotifier
+from control_plane.database.notifications import (
+    Channel,
+    Notifications,
+    PostgresNotifier,
+    Subscriptions,
+)
 from control_plane.database.unit_of_work import HeldConnection, PostgresDatabase
 from control_plane.executions.domain import AcceptOutcome
 from shared.errors import DatabaseUnavailableError
@@ -125,51 +132,91 @@ async def test_a_pool_without_a_free_connection_is_unavailable_after_its_wait(ow
         await engine.dispose()
 
 
-async def test_listeners_hear_each_other_and_poll_after_every_reconnect(own_server, own_database):
+class TwoReplicas:
+    """What one replica says and another hears, over a real server."""
+
+    def __init__(self, engine: AsyncEngine) -> None:
+        self.here, self.there = Subscriptions(replica="here"), Subscriptions(replica="there")
+        self.notifier = PostgresNotifier(HeldConnection(engine), self.here)
+        self.listening = Notifications(engine, self.here), Notifications(engine, self.there)
+        self.heard: asyncio.Queue[tuple[str, ...]] = asyncio.Queue()
+        self.heard_here: list[tuple[str, ...]] = []
+
+    @asynccontextmanager
+    async def running(self, channel: Channel, *, other: bool = True) -> AsyncIterator[None]:
+        async with AsyncExitStack() as stack:
+            stack.enter_context(
+                self.there.subscribed(channel, lambda parts: self.heard.put_nowait(tuple(parts)))
+            )
+            stack.enter_context(
+                self.here.subscribed(channel, lambda parts: self.heard_here.append(tuple(parts)))
+            )
+            await stack.enter_async_context(task_of(self.listening[0].run()))
+            if other:
+                await stack.enter_async_context(task_of(self.listening[1].run()))
+            await stack.enter_async_context(task_of(self.notifier.run()))
+            await stack.enter_async_context(asyncio.timeout(BOUND_SECONDS))
+            if other:
+                assert await self.heard.get() == ()
+            while not self.heard_here:
+                await asyncio.sleep(0.01)
+            self.heard_here.clear()
+            yield
+
+
+@pytest.fixture
+async def replicas(own_server, own_database):
     engine = create_engine(own_server.url(own_database, user=SERVICE), application="test")
-    notifications, notifier = Notifications(engine), PostgresNotifier(HeldConnection(engine))
-    heard: asyncio.Queue[tuple[str, ...]] = asyncio.Queue()
-    try:
-        with notifications.subscribed(Channel.EXECUTIONS, lambda parts: heard.put_nowait(tuple(parts))):
-            async with (
-                task_of(notifications.run()),
-                task_of(notifier.run()),
-                asyncio.timeout(BOUND_SECONDS),
-            ):
-                assert await heard.get() == ()
-                notifier.notify(Channel.EXECUTIONS, ["exe_1", "exe_2"])
-                assert await heard.get() == ("exe_1", "exe_2")
-
-                await cut_connections(own_server, own_database)
-                assert await heard.get() == ()
-                while True:  # the first send after the cut may be lost, as promised
-                    notifier.notify(Channel.EXECUTIONS, ["exe_3"])
-                    try:
-                        async with asyncio.timeout(1):
-                            if await heard.get() == ("exe_3",):
-                                break
-                    except TimeoutError:
-                        continue
-    finally:
-        await engine.dispose()
+    yield TwoReplicas(engine)
+    await engine.dispose()
 
 
-async def test_a_payload_that_is_too_long_says_only_poll(own_server, own_database):
-    engine = create_engine(own_server.url(own_database, user=SERVICE), application="test")
-    notifications, notifier = Notifications(engine), PostgresNotifier(HeldConnection(engine))
-    heard: asyncio.Queue[tuple[str, ...]] = asyncio.Queue()
-    try:
-        with notifications.subscribed(Channel.QUEUE, lambda parts: heard.put_nowait(tuple(parts))):
-            async with (
-                task_of(notifications.run()),
-                task_of(notifier.run()),
-                asyncio.timeout(BOUND_SECONDS),
-            ):
-                assert await heard.get() == ()
-                notifier.notify(Channel.QUEUE, [f"exe_{number:040}" for number in range(500)])
-                assert await heard.get() == ()
-    finally:
-        await engine.dispose()
+async def test_listeners_hear_each_other_and_poll_after_every_reconnect(replicas, own_server, own_database):
+    async with replicas.running(Channel.EXECUTIONS):
+        replicas.notifier.notify(Channel.EXECUTIONS, ["exe_1", "exe_2"])
+        assert await replicas.heard.get() == ("exe_1", "exe_2")
+
+        await cut_connections(own_server, own_database)
+        assert await replicas.heard.get() == ()
+        while True:  # the first send after the cut may be lost, as promised
+            replicas.notifier.notify(Channel.EXECUTIONS, ["exe_3"])
+            try:
+                async with asyncio.timeout(1):
+                    if await replicas.heard.get() == ("exe_3",):
+                        break
+            except TimeoutError:
+                continue
+
+
+async def test_the_own_replica_hears_at_once_and_once(replicas):
+    async with replicas.running(Channel.EXECUTIONS):
+        replicas.notifier.notify(Channel.EXECUTIONS, ["exe_1"])
+        replicas.notifier.notify_others(Channel.EXECUTIONS, ["exe_2"])
+        heard = set()
+        while heard != {"exe_1", "exe_2"}:
+            heard.update(await replicas.heard.get())
+        replicas.notifier.notify_others(Channel.EXECUTIONS, ["exe_3"])
+        assert await replicas.heard.get() == ("exe_3",)
+        assert replicas.heard_here == [("exe_1",)]
+
+
+async def test_a_lone_replica_tells_itself_without_a_statement_until_another_listens(replicas):
+    async with replicas.running(Channel.QUEUE, other=False):
+        replicas.notifier.notify(Channel.QUEUE)
+        while not replicas.notifier.knows_of_nobody:
+            await asyncio.sleep(0.01)
+        assert replicas.heard_here == [()]
+        async with task_of(replicas.listening[1].run()):
+            assert await replicas.heard.get() == ()
+            while replicas.heard.empty():  # after a second at the latest it is known that somebody listens
+                replicas.notifier.notify(Channel.QUEUE)
+                await asyncio.sleep(0.05)
+
+
+async def test_a_payload_that_is_too_long_says_only_poll(replicas):
+    async with replicas.running(Channel.QUEUE):
+        replicas.notifier.notify(Channel.QUEUE, [f"exe_{number:040}" for number in range(500)])
+        assert await replicas.heard.get() == ()
 
 
 async def test_an_error_of_a_statement_shows_none_of_its_parameters(own_server, own_database):

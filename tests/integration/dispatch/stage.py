@@ -13,7 +13,7 @@ from agentfactory.v1 import nodes_pb2_grpc
 from control_plane.audit.store import PostgresAuditStore
 from control_plane.audit.throttle import RefusalLog
 from control_plane.database.engine import create_engine
-from control_plane.database.notifications import Channel, Notifications, PostgresNotifier
+from control_plane.database.notifications import Channel, Notifications, PostgresNotifier, Subscriptions
 from control_plane.database.unit_of_work import PostgresDatabase
 from control_plane.dispatch.ports import SilentObserver
 from control_plane.dispatch.service import Dispatch
@@ -238,7 +238,8 @@ async def replica(database_url: str, *, name: str = "replica-1", **options: Any)
     """Run one replica."""
     engine = create_engine(database_url, application=name)
     notifier_database = PostgresDatabase(engine, notifier=_Silent())
-    notifier = PostgresNotifier(notifier_database.held())
+    subscriptions = Subscriptions(replica=RANDOM.token_bytes(8).hex())
+    notifier = PostgresNotifier(notifier_database.held(), subscriptions)
     database = PostgresDatabase(engine, notifier=notifier)
     audit = PostgresAuditStore(database)
     executions = PostgresExecutionStore(database, audit=audit, clock=CLOCK, random=RANDOM)
@@ -289,12 +290,12 @@ async def replica(database_url: str, *, name: str = "replica-1", **options: Any)
         keysets=keysets,
         waiting=waiting,
     )
-    notifications = Notifications(engine)
+    notifications = Notifications(engine, subscriptions)
     with (
-        notifications.subscribed(Channel.QUEUE, dispatch.heard_queue),
-        notifications.subscribed(Channel.CANCELS, dispatch.heard_cancels),
-        notifications.subscribed(Channel.NODES, dispatch.heard_nodes),
-        notifications.subscribed(Channel.KEYSETS, dispatch.heard_keysets),
+        subscriptions.subscribed(Channel.QUEUE, dispatch.heard_queue),
+        subscriptions.subscribed(Channel.CANCELS, dispatch.heard_cancels),
+        subscriptions.subscribed(Channel.NODES, dispatch.heard_nodes),
+        subscriptions.subscribed(Channel.KEYSETS, dispatch.heard_keysets),
     ):
         tasks = [asyncio.create_task(notifications.run()), asyncio.create_task(notifier.run())]
         try:
@@ -317,3 +318,5 @@ async def replica(database_url: str, *, name: str = "replica-1", **options: Any)
 
 class _Silent:
     def notify(self, channel: str, payloads: Any = ()) -> None: ...
+
+    def notify_others(self, channel: str, payloads: Any = ()) -> None: ...
