@@ -37,6 +37,7 @@ from shared.errors import (
     InternalError,
     ReceiptConflictError,
     ReceiptInvalidError,
+    RejectionReason,
     ResourceExhaustedError,
     UnavailableError,
     VerificationError,
@@ -138,7 +139,8 @@ class ReceiptIntake:
             previous=digest_to_raw(predicate.previous) if predicate.previous else b"",
         )
         attempt = await self._attempt(session, predicate)
-        self._free_slot(session, attempt)
+        if predicate.rejection is None or predicate.rejection.reason is not RejectionReason.REPLAY:
+            self._free_slot(session, attempt)  # an order that came twice may be running still
         return self._result(
             session,
             receipt,

@@ -10,6 +10,7 @@ from typing import Final
 
 from shared import outcomes, receipts
 from shared.digests import Digest
+from shared.errors import RejectionReason
 from shared.ids import (
     AgentId,
     AuditEntryId,
@@ -372,6 +373,11 @@ class AttemptResult:
     log: StoredBody | None = None
     started_at: datetime | None = None
     ended_at: datetime
+
+    @property
+    def refuses_a_repeat(self) -> bool:
+        """Whether it only says that its order came twice: the receipt of the first time decides."""
+        return self.outcome is Outcome.REJECTED and self.reason == RejectionReason.REPLAY
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -11,6 +11,7 @@ from typing import Any, Final
 
 from control_plane.executions.domain import REJECTION_BACKOFF, AttemptResult, EndReason, PendingReason
 from control_plane.executions.rows import EXECUTION_COLUMN_NAMES, resources_bytes
+from shared.errors import RejectionReason
 
 _COLUMNS: Final = (
     ("receipt_id", "text"),
@@ -77,7 +78,9 @@ WITH item AS MATERIALIZED (
 ), matched AS MATERIALIZED (
     SELECT i.*, h.tenant_id, h.cancel_requested, h.cancel_reason,
         h.newest_token = i.fencing_token AND h.state IN ('pending', 'running')
-            AND h.attempt_state <> 'finished' AS decides,
+            AND h.attempt_state <> 'finished'
+            AND NOT (i.outcome = 'rejected' AND i.reason IS NOT DISTINCT FROM '{RejectionReason.REPLAY}')
+            AS decides,
         NOT i.counts AND NOT h.cancel_requested AS requeued,
         CASE WHEN NOT (h.cancel_requested AND i.stopped) THEN i.outcome
             WHEN h.cancel_reason = '{EndReason.RUN_DEADLINE}' THEN 'expired' ELSE 'cancelled'

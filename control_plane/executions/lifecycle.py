@@ -142,11 +142,14 @@ class Execution:
         )
 
     def finish(self, result: AttemptResult, *, now: datetime) -> "tuple[Execution, Disposition]":
-        """Rules 1 and 2: the first terminal transition wins; a token that is not the newest is evidence."""
+        """Rules 1 and 2: the first terminal transition wins; a token that is not the newest is evidence.
+
+        So is the rejection of an order that came twice: the attempt may be running still.
+        """
         if self.state.is_terminal or not self.attempts or result.fencing_token != self.fencing_token:
             return self, Disposition.EVIDENCE
         newest = self.attempts[-1]
-        if newest.state is AttemptState.FINISHED:
+        if newest.state is AttemptState.FINISHED or result.refuses_a_repeat:
             return self, Disposition.EVIDENCE
         attempt = replace(
             newest,

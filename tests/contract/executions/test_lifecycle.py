@@ -484,6 +484,18 @@ async def test_a_second_receipt_for_a_rejected_attempt_is_evidence(world):
     assert second.disposition is Disposition.EVIDENCE
 
 
+async def test_the_rejection_of_an_order_that_came_twice_ends_nothing(world):
+    placement = await run_at_once(world, world.build.execution())
+    repeat = world.build.result(placement, Outcome.REJECTED, reason="replay")
+
+    (refused,) = await world.leases.finish([repeat])
+    (finished,) = await world.leases.finish([world.build.result(placement)])
+
+    assert (refused.disposition, refused.execution) == (Disposition.EVIDENCE, None)
+    assert finished.disposition is Disposition.ACCEPTED
+    assert finished.execution.state is ExecutionState.SUCCEEDED
+
+
 # --- losses
 
 
