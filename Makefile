@@ -52,6 +52,10 @@ bench: $(READY) ## measure against the bars; writes build/bench/*.json, exits 1 
 chaos: $(READY) ## every fault, one after the other, under load (about 15 minutes); writes build/chaos.json
 	@$(BIN)/python -m tests.chaos
 
+.PHONY: bench-peers
+bench-peers: .venv-peers/.ready ## measure Agent Factory beside job queues, about 20 minutes; ARGS="--quick celery" for less
+	@.venv-peers/bin/python -m tests.bench.peers $(ARGS)
+
 .PHONY: proto
 proto: $(READY) $(BUF) ## generate protos/gen from protos/agentfactory and lint the contract
 	@$(BIN)/python protos/generate.py
@@ -84,6 +88,11 @@ $(READY): $(UV) pyproject.toml uv.lock $(ENGINE_SOURCES)
 	@$(PYTHON) data_plane/engine/build_engine.py
 	@echo "· environment: .venv from uv.lock"
 	@$(UV) sync --frozen --quiet --python $(PYTHON)
+	@touch $@
+
+.venv-peers/.ready: $(READY)
+	@echo "· environment of the peers: .venv-peers from uv.lock"
+	@UV_PROJECT_ENVIRONMENT=.venv-peers $(UV) sync --frozen --quiet --group peers --python $(PYTHON)
 	@touch $@
 
 $(BUF):

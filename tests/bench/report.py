@@ -52,10 +52,10 @@ def quantile(values: Sequence[float], share: float) -> float:
     return ordered[min(len(ordered) - 1, int(share * len(ordered)))]
 
 
-def publish(name: str, figures: Sequence[Figure]) -> int:
-    """Print and store the figures; return 1 when a bar is missed, else 0."""
+def publish(name: str, figures: Sequence[Figure], *, also: Sequence[Figure] = ()) -> int:
+    """Print and store the figures; return 1 when a bar is missed, else 0. Those of `also` are only stored."""
     RESULTS.mkdir(parents=True, exist_ok=True)
-    rows = [{**asdict(figure), "ratio": figure.ratio} for figure in figures]
+    rows = [{**asdict(figure), "ratio": figure.ratio} for figure in (*figures, *also)]
     (RESULTS / f"{name}.json").write_text(json.dumps(rows, indent=2) + "\n", encoding="utf-8")
     table = Table(title=name)
     for column in ("figure", "value", "beside it", "ratio", "bar", ""):
