@@ -403,7 +403,13 @@ class RejectionReason(StrEnum):
 
 
 _NODE_ALONE = frozenset(
-    {RejectionReason.BUSY, RejectionReason.DRAINING, RejectionReason.STALE, RejectionReason.SPOOL}
+    {
+        RejectionReason.BUSY,
+        RejectionReason.DRAINING,
+        RejectionReason.STALE,
+        RejectionReason.SPOOL,
+        RejectionReason.TIME,  # by this node's clock, which may be the one that is wrong
+    }
 )
 
 
