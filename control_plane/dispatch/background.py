@@ -54,5 +54,8 @@ class Background:
 async def _guarded(work: Coroutine[Any, Any, None], name: str) -> None:
     try:
         await work
+    except UnavailableError as error:
+        # Expected while the database or a key is away; every such task has a poll behind it.
+        logger.warning("background task gave up", task=name, error=str(error))
     except Exception:  # one task's bug must not end the group
         logger.exception("background task failed", task=name)

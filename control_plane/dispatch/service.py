@@ -22,6 +22,7 @@ from control_plane.dispatch.opening import NO_BOOT, SessionOpener
 from control_plane.dispatch.options import DispatchOptions
 from control_plane.dispatch.ports import BodyStore, Completions, Keysets, Observer, OrderLookup
 from control_plane.dispatch.receipts import ReceiptIntake
+from control_plane.dispatch.retry import retrying
 from control_plane.executions.domain import AttemptResult
 from control_plane.executions.lifecycle import Finished
 from control_plane.executions.ports import LeaseStore
@@ -208,8 +209,11 @@ class Dispatch:
     async def node_changed(self, node_id: NodeId) -> None:
         """Act on a node's state: drain it, or end a session that is not trusted or not the newest."""
         session = self._fleet.get(node_id)
-        node = await self._nodes.find(node_id) if session is not None else None
-        if session is None or node is None:
+        if session is None:
+            return
+        # Nothing polls for a node's state, so a hint of NOTIFY must not be lost to an outage.
+        node = await retrying(lambda: self._nodes.find(node_id), what="find a node")
+        if node is None:
             return
         if node.session is not None:
             self._fleet.supersede(node_id, node.session.session_epoch)
