@@ -52,6 +52,10 @@ bench: $(READY) ## measure against the bars; writes build/bench/*.json, exits 1 
 chaos: $(READY) ## every fault, one after the other, under load (about 15 minutes); writes build/chaos.json
 	@$(BIN)/python -m tests.chaos
 
+.PHONY: soak
+soak: $(READY) ## 30 minutes of load (MINUTES=N for others): no process grows; writes build/soak.json
+	@$(BIN)/python -m tests.chaos.soak --minutes $(or $(MINUTES),30)
+
 .PHONY: bench-peers
 bench-peers: .venv-peers/.ready ## measure Agent Factory beside job queues, about 20 minutes; ARGS="--quick celery" for less
 	@.venv-peers/bin/python -m tests.bench.peers $(ARGS)

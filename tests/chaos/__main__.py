@@ -9,7 +9,7 @@ import sys
 
 from tests.chaos.faults.table import FAULTS, SHORT
 from tests.chaos.report import publish
-from tests.chaos.row import Row
+from tests.chaos.row import MAX_P95_MS, Row
 from tests.chaos.run import run_fault
 
 
@@ -18,12 +18,23 @@ async def run(names: list[str]) -> list[Row]:
     for number, name in enumerate(names, 1):
         sys.stdout.write(f"· {number}/{len(names)} {FAULTS[name].says}\n")
         sys.stdout.flush()
-        row = await run_fault(FAULTS[name]())
+        row = await measured(name)
         rows.append(row)
         result = "ok" if row.ok else "; ".join(row.failures)
         sys.stdout.write(f"    {row.took_seconds:.0f} s, {row.acknowledged} acknowledged: {result}\n")
         sys.stdout.flush()
     return rows
+
+
+async def measured(name: str) -> Row:
+    """Run a fault; once more when only times were missed on a machine that kept none before the fault either."""
+    row = await run_fault(FAULTS[name]())
+    busy = (row.p95_before_ms or 0.0) >= MAX_P95_MS
+    if busy and row.failures == row.slow != []:
+        sys.stdout.write(f"    again: p95 was {row.p95_before_ms} ms before the fault, the machine is busy\n")
+        row = await run_fault(FAULTS[name]())
+        row.tries = 2
+    return row
 
 
 def main() -> int:

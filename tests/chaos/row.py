@@ -53,8 +53,12 @@ class Row:
     earlier_per_second: float = 0.0
     proof: str = ""
     failures: list[str] = field(default_factory=list)
+    """What was lost or doubled, and every bar that was missed."""
+    slow: list[str] = field(default_factory=list)
+    """Which of the failures are only about time."""
     notes: list[str] = field(default_factory=list)
     took_seconds: float = 0.0
+    tries: int = 1
 
     @property
     def ok(self) -> bool:
@@ -80,10 +84,11 @@ def fill(row: Row, *, ledger: Ledger, facts: Facts, verdict: Verdict, times: Tim
     ends = [each.ended_at.timestamp() for each in facts.executions if each.ended_at is not None]
     row.earlier_per_second = rate(ends, times.loaded_at, times.injected_at)
     row.recovery_seconds = recovery(ends, row.earlier_per_second, times)
-    row.failures += _missed(row, ledger, nodes_off=nodes_off)
+    row.slow = _slow(row, nodes_off=nodes_off)
+    row.failures += _wrong(row, ledger) + row.slow
 
 
-def _missed(row: Row, ledger: Ledger, *, nodes_off: bool) -> list[str]:
+def _wrong(row: Row, ledger: Ledger) -> list[str]:
     zero = ("lost", "accepted_twice", "stale_accepted", "receipts_missing")
     missed = [f"{name} = {getattr(row, name)}" for name in zero if getattr(row, name)]
     if not row.acknowledged:
@@ -91,6 +96,11 @@ def _missed(row: Row, ledger: Ledger, *, nodes_off: bool) -> list[str]:
     if ledger.unanswered:
         missed.append(f"{ledger.unanswered} calls were never answered")
     missed += [f"{count} callers were told {what}" for what, count in ledger.refusals.items()]
+    return missed
+
+
+def _slow(row: Row, *, nodes_off: bool) -> list[str]:
+    missed = []
     if row.recovery_seconds is None or row.recovery_seconds > MAX_RECOVERY_SECONDS:
         missed.append(f"recovery took {row.recovery_seconds} s, bar {MAX_RECOVERY_SECONDS:g} s")
     if nodes_off and (row.detection_seconds or 0) > MAX_DETECTION_SECONDS:

@@ -3,6 +3,7 @@
 import asyncio
 import time
 from collections.abc import Awaitable
+from dataclasses import dataclass
 from datetime import timedelta
 
 from tests.chaos.facts import open_executions, read_facts
@@ -14,26 +15,39 @@ from tests.chaos.world import NODES, World, running_world
 from tests.e2e.stack import eventually
 
 CAPACITY_CALLERS = 32
-CAPACITY_SECONDS = 3.0
 MAX_RATE = 60.0
 """Beyond it this machine's cores would be the bound, and not the slots."""
 REMAINING = (NODES - 1) / NODES
 LOAD_OF_REMAINING = 0.5
-WARM_UP_SECONDS = 2.0
-EARLIER_SECONDS = 5.0
-OBSERVED_SECONDS = 13.0
-"""After the lifting: the bar of recovery and a little."""
 QUIET_WITHIN = timedelta(seconds=60)
 RUN_WITHIN = timedelta(minutes=4)
 
 
-async def run_fault(fault: Fault) -> Row:
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Pace:
+    """How long each part of a run lasts, in seconds."""
+
+    capacity: float = 3.0
+    warm_up: float = 2.0
+    earlier: float = 5.0
+    """What the throughput after the fault is compared with."""
+    most_hold: float = 60.0
+    observed: float = 13.0
+    """After the lifting: the bar of recovery and a little."""
+
+
+FULL = Pace()
+QUICK = Pace(capacity=1.0, warm_up=1.0, earlier=2.0, most_hold=6.0, observed=6.0)
+"""Long enough to lose something, too short to measure it."""
+
+
+async def run_fault(fault: Fault, pace: Pace = FULL) -> Row:
     """Return the row of one fault; whatever goes wrong on the way is a failure in it."""
     row = Row(fault=fault.name, says=fault.says)
     started = time.monotonic()
     try:
         async with asyncio.timeout(RUN_WITHIN.total_seconds()), running_world(fault.needs) as world:
-            await _run(world, fault, row)
+            await _run(world, fault, row, pace)
     except TimeoutError:
         row.failures.append(f"the run did not end within {RUN_WITHIN}")
     except Exception as error:  # noqa: BLE001 - a run that breaks is a failed row, and the next one goes on
@@ -42,15 +56,15 @@ async def run_fault(fault: Fault) -> Row:
     return row
 
 
-async def _run(world: World, fault: Fault, row: Row) -> None:
+async def _run(world: World, fault: Fault, row: Row, pace: Pace) -> None:
     ledger = Ledger()
     async with world.clients() as clients:
         row.capacity_per_second = round(
-            await measure_capacity(clients, ledger, in_flight=CAPACITY_CALLERS, seconds=CAPACITY_SECONDS), 1
+            await measure_capacity(clients, ledger, in_flight=CAPACITY_CALLERS, seconds=pace.capacity), 1
         )
         row.rate_per_second = round(min(MAX_RATE, row.capacity_per_second * REMAINING * LOAD_OF_REMAINING), 1)
         async with constant_load(clients, ledger, rate=row.rate_per_second):
-            times = await _go_through(world, fault)
+            times = await _go_through(world, fault, pace)
     await quiet(world)
     proving = await _proof(fault.proof(world), row)
     facts = await read_facts(world)
@@ -59,16 +73,16 @@ async def _run(world: World, fault: Fault, row: Row) -> None:
     fill(row, ledger=ledger, facts=facts, verdict=verdict, times=times, nodes_off=fault.takes_nodes_off)
 
 
-async def _go_through(world: World, fault: Fault) -> Times:
-    await asyncio.sleep(WARM_UP_SECONDS)
+async def _go_through(world: World, fault: Fault, pace: Pace) -> Times:
+    await asyncio.sleep(pace.warm_up)
     loaded_at = time.time()
-    await asyncio.sleep(EARLIER_SECONDS)
+    await asyncio.sleep(pace.earlier)
     injected_at = time.time()
     await fault.inject(world)
-    await asyncio.sleep(fault.hold_seconds)
+    await asyncio.sleep(min(fault.hold_seconds, pace.most_hold))
     await fault.lift(world)
     lifted_at = time.time()
-    await asyncio.sleep(OBSERVED_SECONDS)
+    await asyncio.sleep(pace.observed)
     return Times(loaded_at=loaded_at, injected_at=injected_at, lifted_at=lifted_at, ended_at=time.time())
 
 

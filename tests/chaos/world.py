@@ -19,8 +19,6 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import quote
 
-import asyncpg
-
 from cli.client import Client, connect
 from cli.keys import ensure_publisher_key
 from cli.settings import CliSettings
@@ -28,6 +26,7 @@ from cli.stack import local, postgres, probe
 from cli.stack.children import Child, ChildSpec, spawn, stop
 from shared.paths import InstallationPaths, NodePaths
 from tests.chaos.proxy import Place, Proxy, TcpPlace, UnixPlace
+from tests.chaos.standby import Standby, connected, follow
 from tests.e2e.stack import READY, TestStack, kill, show_logs
 
 REPLICAS = 2
@@ -45,6 +44,8 @@ class Needs:
     """The first node reaches both control planes through proxies of ours."""
     database_proxy: bool = False
     """The control planes reach Postgres through a proxy of ours."""
+    standby: bool = False
+    """Postgres has a synchronous standby."""
     node_disk_mib: int = 0
     """The first node's data folder is a file system of its own, of this size."""
     control_plane: str = "control_plane"
@@ -99,16 +100,17 @@ class World:
     nodes: list[ChaosNode] = field(default_factory=list)
     stream_proxies: list[Proxy] = field(default_factory=list)
     database_proxy: Proxy | None = None
+    standby: Standby | None = None
+    """The one that follows, until it is promoted."""
     mounts: list[Path] = field(default_factory=list)
 
     @property
     def data_dir(self) -> Path:
         return self.folder / "data"
 
-    @property
-    def switches(self) -> Path:
-        """Files here turn on what our own compositions do wrong; the folder is named by CHAOS_SWITCHES."""
-        return self.folder / "switches"
+    def switch(self, process: str, name: str) -> Path:
+        """A file that makes a process of our own composition do something wrong; see tests/chaos/processes."""
+        return self.folder / "switches" / process / name
 
     @property
     def processes(self) -> dict[str, Child]:
@@ -143,12 +145,8 @@ class World:
     @asynccontextmanager
     async def sql(self) -> AsyncIterator[Any]:
         """A connection of the database's owner, past every proxy."""
-        connect_to: Any = asyncpg.connect  # not typed
-        connection = await connect_to(self.database.url(), timeout=10)
-        try:
+        async with connected(self.database) as connection:
             yield connection
-        finally:
-            await connection.close(timeout=5)
 
     # --- parts
 
@@ -159,8 +157,8 @@ class World:
         host = quote(str(self.folder / "way"))
         return f"postgresql://{local.SERVICE_ROLE}@/{postgres.DATABASE}?host={host}"
 
-    async def start_replica(self, replica: Replica) -> None:
-        """Start a control plane and wait until it is ready."""
+    async def launch_replica(self, replica: Replica) -> None:
+        """Start a control plane; it is not ready yet."""
         replica.child = await spawn(
             ChildSpec(
                 name="control plane",
@@ -171,12 +169,16 @@ class World:
                     AF_CONTROL_PORT=str(replica.ports.grpc),
                     AF_CONTROL_ENROLL_PORT=str(replica.ports.enroll),
                     AF_CONTROL_ADMIN_PORT=str(replica.ports.control_admin),
-                    CHAOS_SWITCHES=str(self.switches),
+                    CHAOS_SWITCHES=str(self.switch(replica.log.stem, "")),
                 ),
                 log=replica.log,
             )
         )
-        await probe.wait_until_ready(replica.child, replica.ports.control_admin, within=READY)
+
+    async def start_replica(self, replica: Replica) -> None:
+        """Start a control plane and wait until it is ready."""
+        await self.launch_replica(replica)
+        await probe.wait_until_ready(replica.running, replica.ports.control_admin, within=READY)
 
     async def launch_node(self, node: ChaosNode) -> None:
         """Start a node; whether it becomes ready is another question."""
@@ -189,7 +191,7 @@ class World:
                     AF_NODE_CONTROL_PLANES=json.dumps(list(node.targets)),
                     AF_NODE_ADMIN_PORT=str(node.admin_port),
                     AF_NODE_SLOTS=str(SLOTS),
-                    CHAOS_SWITCHES=str(self.switches),
+                    CHAOS_SWITCHES=str(self.switch(node.log.stem, "")),
                 ),
                 log=node.log,
             )
@@ -212,7 +214,6 @@ class World:
     # --- beginning and end
 
     async def _begin(self, stack: AsyncExitStack) -> None:
-        self.switches.mkdir()
         ensure_publisher_key(self.paths.publisher_key)
         await local.initialize(self.data_dir, self.database.url(), self.paths.publisher_public_key)
         if self.needs.database_proxy:
@@ -220,6 +221,8 @@ class World:
             self.database_proxy = await stack.enter_async_context(
                 Proxy(UnixPlace(self.folder / "way" / POSTGRES_SOCKET), self.database_place()).running()
             )
+        if self.needs.standby:
+            self.standby = await follow(self.database)
         async with asyncio.TaskGroup() as group:
             for number in range(REPLICAS):
                 log = self.data_dir / "logs" / f"control-plane-{number}.log"
@@ -272,6 +275,8 @@ class World:
         for child in children:
             if child is not None and child.is_running:
                 await kill(child)
+        if self.standby is not None:
+            await stop(self.standby.child)
         await stop(self.postgres)
         for mount in self.mounts:
             await asyncio.to_thread(subprocess.run, ["umount", "-l", str(mount)], check=False, timeout=10)

@@ -4,7 +4,9 @@ import asyncio
 
 from cli.stack.children import stop
 from tests.chaos.faults.fault import Fault
+from tests.chaos.standby import promote
 from tests.chaos.world import Needs, World
+from tests.e2e.stack import kill
 
 
 class PostgresRestart(Fault):
@@ -53,3 +55,34 @@ class CutConnections(Fault):
     async def lift(self, world: World) -> None:
         assert world.database_proxy is not None
         world.database_proxy.lift()
+
+
+class Failover(Fault):
+    """What was acknowledged is on the standby; the way to Postgres leads there once it is promoted."""
+
+    name = "postgres_failover"
+    says = "Postgres is killed, its synchronous standby promoted"
+    needs = Needs(database_proxy=True, standby=True)
+    hold_seconds = 2.0
+
+    async def inject(self, world: World) -> None:
+        assert world.database_proxy is not None
+        world.database_proxy.refuse()
+        await kill(world.postgres)
+
+    async def lift(self, world: World) -> None:
+        assert world.standby is not None
+        assert world.database_proxy is not None
+        await promote(world.standby)
+        world.database, world.postgres = world.standby.files, world.standby.child
+        world.standby = None
+        world.database_proxy.switch(world.database_place())
+        world.database_proxy.lift()
+
+    async def proof(self, world: World) -> str:
+        async with world.sql() as sql:
+            # A file of the log is named after its timeline first.
+            file = await sql.fetchval("SELECT pg_walfile_name(pg_current_wal_lsn())")
+        timeline = int(file[:8], 16)
+        assert timeline > 1, "Postgres is on its first timeline: nothing was promoted"
+        return f"timeline {timeline}"

@@ -1,6 +1,6 @@
 """Every fault that `make chaos` injects, in order, and the few of the short form."""
 
-from tests.chaos.faults import database, nodes
+from tests.chaos.faults import database, nodes, parts, replicas
 from tests.chaos.faults.fault import Fault
 
 FAULTS: dict[str, type[Fault]] = {
@@ -10,10 +10,20 @@ FAULTS: dict[str, type[Fault]] = {
         nodes.StoppedNode,
         nodes.BlackHole,
         nodes.SlowNode,
+        replicas.KilledReplica,
+        replicas.StoppedReplica,
         database.PostgresRestart,
         database.TerminatedConnections,
         database.CutConnections,
+        database.Failover,
+        parts.KeysAway,
+        parts.ClockOff,
+        parts.FullDisk,
+        parts.CorruptArtifact,
+        parts.ShuffledMessages,
+        replicas.RollingRestart,
+        replicas.BadDay,
     )
 }
 
-SHORT = (nodes.KilledNode.name, database.PostgresRestart.name)
+SHORT = (nodes.KilledNode.name, replicas.BadDay.name)
