@@ -20,7 +20,10 @@ MODULES = {
     "echo": "grpc_echo:GrpcEcho",
     "celery": "celery_redis:CeleryAlways",
     "celery-everysec": "celery_redis:CeleryEverySecond",
+    "procrastinate": "procrastinate_postgres:Procrastinate",
     "pgqueuer": "pgqueuer_postgres:PgQueuerPeer",
+    "nats": "nats_jetstream:NatsJetStream",
+    "temporal": "temporal_dev:Temporal",
 }
 """What may be named on the command line, and where it is."""
 
