@@ -73,7 +73,8 @@ class NatsJetStream(Peer):
 
         async def submit(body: bytes) -> bytes:
             key = uuid4().hex
-            answer = expected[key] = asyncio.get_running_loop().create_future()
+            answer: asyncio.Future[bytes] = asyncio.get_running_loop().create_future()
+            expected[key] = answer
             await stream.publish(JOB + key, body)
             return await answer
 

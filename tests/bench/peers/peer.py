@@ -57,6 +57,8 @@ class Peer(ABC):
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
+        self.children: list[Child] = []
+        """Those that must run until they are stopped."""
 
     @abstractmethod
     async def prepare(self, kept: AsyncExitStack) -> None:
@@ -79,8 +81,13 @@ class Peer(ABC):
                 log=self.folder / "logs" / f"{name}.log",
             )
         )
-        running.push_async_callback(stop, child)
+        self.children.append(child)
+        running.push_async_callback(self._stop_child, child)
         return child
+
+    async def _stop_child(self, child: Child) -> None:
+        self.children.remove(child)
+        await stop(child)
 
     async def worker(self, running: AsyncExitStack, module: str, *arguments: str) -> Child:
         """Start a module of this package as the worker process."""

@@ -11,10 +11,11 @@ import os
 import sys
 import tempfile
 import time
-from collections.abc import Iterator
+from collections.abc import Coroutine, Iterator
 from contextlib import AsyncExitStack
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import Any
 
 from shared.errors import AgentFactoryError
 from tests.bench.peers import job, memory
@@ -26,6 +27,8 @@ IN_FLIGHT = 64
 IN_MEMORY = frozenset({"tmpfs", "ramfs"})
 FILE_BYTES = 1024 * 1024
 BLOCK_BYTES = 8192
+START_SECONDS = 90.0
+WATCH_SECONDS = 0.5
 SLACK_SECONDS = 60.0
 """For the last jobs of a loop, beyond the time that it measures."""
 
@@ -89,12 +92,34 @@ async def visit(name: str, folder: Path, effort: Effort) -> Visit:
         await peer.prepare(kept)
         sync_us = await asyncio.to_thread(fdatasync_us, folder, effort.syncs)
         async with AsyncExitStack() as running:
-            jobs = job.bodies()
-            started = time.perf_counter()
-            system = await peer.start(running)
-            await one_in_flight(system.submit, jobs, count=1, seconds=0)
-            cold_start = time.perf_counter() - started
-            return await _measure(name, peer, system, jobs, effort, cold_start, sync_us)
+            return await watched(peer, _start_and_measure(name, peer, running, effort, sync_us))
+
+
+async def watched(peer: Peer, work: Coroutine[Any, Any, Visit]) -> Visit:
+    """Return what `work` returns.
+
+    Raises:
+        UnavailableError: A process of the peer ended meanwhile; without it the work would wait in vain.
+    """
+    task = asyncio.create_task(work)
+    while not (await asyncio.wait({task}, timeout=WATCH_SECONDS))[0]:
+        ended = [child for child in peer.children if not child.is_running]
+        if ended:
+            task.cancel()
+            raise ended[0].died()
+    return task.result()
+
+
+async def _start_and_measure(
+    name: str, peer: Peer, running: AsyncExitStack, effort: Effort, sync_us: float
+) -> Visit:
+    jobs = job.bodies()
+    started = time.perf_counter()
+    async with asyncio.timeout(START_SECONDS):
+        system = await peer.start(running)
+        await one_in_flight(system.submit, jobs, count=1, seconds=0)
+    cold_start = time.perf_counter() - started
+    return await _measure(name, peer, system, jobs, effort, cold_start, sync_us)
 
 
 async def _measure(
