@@ -84,8 +84,18 @@ class Admissions:
         return self._slots + min(self._queue, room, int(rate * QUEUE_TIME.total_seconds()))
 
     def free_places(self, *, now: float) -> int:
-        """Return how many orders this node wants now; none while it drains."""
-        return 0 if self.draining else max(0, self.capacity(now=now) - self._taken)
+        """Return how many orders this node wants now; none while it drains or has no room for a receipt."""
+        if self.draining or not self._spool_has_room():
+            return 0
+        return max(0, self.capacity(now=now) - self._taken)
+
+    def _spool_has_room(self) -> bool:
+        """Whether an order like the last one would find room; one that would not is better sent elsewhere."""
+        try:
+            self._spool.reserve(self._reserved_bytes).release()
+        except SpoolFullError:
+            return False
+        return True
 
     @property
     def is_idle(self) -> bool:

@@ -14,10 +14,15 @@ SLOTS, QUEUE = 2, 64
 
 
 @pytest.fixture
-def admissions() -> Admissions:
+def spool() -> FakeSpool:
+    return FakeSpool()
+
+
+@pytest.fixture
+def admissions(spool) -> Admissions:
     leases = Leases()
     leases.heartbeat_sent(3, at=0.0)
-    return Admissions(slots=SLOTS, queue=QUEUE, leases=leases, spool=FakeSpool(), ceilings=MAX_LIMITS)
+    return Admissions(slots=SLOTS, queue=QUEUE, leases=leases, spool=spool, ceilings=MAX_LIMITS)
 
 
 def ran(admissions: Admissions, took: timedelta, *, times: int = 50) -> None:
@@ -71,3 +76,10 @@ def test_orders_that_may_write_much_leave_room_in_the_spool(admissions):
 def test_a_node_that_drains_wants_nothing(admissions):
     admissions.draining = True
     assert admissions.free_places(now=0.0) == 0
+
+
+def test_a_node_whose_disk_is_full_asks_for_no_orders_until_there_is_room(admissions, spool):
+    spool.is_full = True
+    assert admissions.free_places(now=0.0) == 0
+    spool.is_full = False
+    assert admissions.free_places(now=0.0) == SLOTS
