@@ -99,14 +99,21 @@ class VerifiedOrderRoot:
     key_ids: frozenset[KeyId]
 
 
-async def sign_batch(
-    orders: Sequence[bytes], signer: Signer, *, installation: str, epoch: int, issued_at: datetime
-) -> SignedOrderBatch:
-    """Sign 1 to 256 encoded orders with one signature; each verifies alone with its path.
+@dataclass(frozen=True, slots=True, kw_only=True)
+class PlannedBatch:
+    """What will be signed, and the path of every order in the sequence that was given."""
+
+    payload: bytes
+    paths: tuple[tuple[bytes, ...], ...]
+
+
+def plan_batch(
+    orders: Sequence[bytes], *, installation: str, epoch: int, issued_at: datetime
+) -> PlannedBatch:
+    """Put 1 to 256 encoded orders under one root: where each stands is known before the root is signed.
 
     Raises:
         InvalidInputError: There are none, too many, or one is larger than 256 KiB.
-        KeyUnavailableError: The key's custodian does not answer.
     """
     if any(len(order) > MAX_ORDER_BYTES for order in orders):
         raise InvalidInputError(f"an order has more than {MAX_ORDER_BYTES} bytes")
@@ -121,10 +128,29 @@ async def sign_batch(
             "issued_at": time_to_text(issued_at),
         }
     )
-    return SignedOrderBatch(
-        envelope=await sign_envelope(ORDERS_TYPE, payload, [signer]),
-        paths=tree.paths,
-    )
+    return PlannedBatch(payload=payload, paths=tree.paths)
+
+
+async def sign_planned(batch: PlannedBatch, signer: Signer) -> bytes:
+    """Return the envelope of the batch's root: one signature for all of its orders.
+
+    Raises:
+        KeyUnavailableError: The key's custodian does not answer.
+    """
+    return await sign_envelope(ORDERS_TYPE, batch.payload, [signer])
+
+
+async def sign_batch(
+    orders: Sequence[bytes], signer: Signer, *, installation: str, epoch: int, issued_at: datetime
+) -> SignedOrderBatch:
+    """Sign 1 to 256 encoded orders with one signature; each verifies alone with its path.
+
+    Raises:
+        InvalidInputError: As `plan_batch`.
+        KeyUnavailableError: The key's custodian does not answer.
+    """
+    planned = plan_batch(orders, installation=installation, epoch=epoch, issued_at=issued_at)
+    return SignedOrderBatch(envelope=await sign_planned(planned, signer), paths=planned.paths)
 
 
 def verify_batch(

@@ -23,6 +23,7 @@ from control_plane.database.unit_of_work import PostgresDatabase, connection_of
 from control_plane.paging import BAD_TOKEN, Page, decode_token, encode_token
 from shared.errors import InvalidInputError, NotFoundError
 from shared.ids import AUDIT_ENTRY, AuditEntryId, ExecutionId, ReceiptId, TenantId, parse_id
+from shared.merkle import HASH_BYTES
 
 _c = audit_entries.c
 _ENTRY: Final = (
@@ -128,7 +129,7 @@ class PostgresAuditStore:
                 receipts.c.order_id,
                 orders.c.content.label("order_content"),
                 func.coalesce(orders.c.leaf_index, 0).label("leaf_index"),
-                orders.c.path,
+                func.coalesce(orders.c.proof, b"").label("proof"),
                 func.coalesce(order_batches.c.envelope, b"").label("batch_envelope"),
                 nodes.c.receipt_public_key,
                 func.coalesce(newest_keyset, b"").label("keyset"),
@@ -149,7 +150,10 @@ class PostgresAuditStore:
             row = (await connection.execute(query)).mappings().one_or_none()
         if row is None:
             raise NotFoundError(f"there is no receipt {receipt_id}")
-        return ReceiptEvidence(**{**row, "path": tuple(row["path"] or ())})
+        values = dict(row)
+        proof = values.pop("proof")
+        path = tuple(proof[at : at + HASH_BYTES] for at in range(0, len(proof), HASH_BYTES))
+        return ReceiptEvidence(**values, path=path)
 
     async def receipt_of(self, tenant_id: TenantId, execution_id: ExecutionId) -> ReceiptId:
         """See `AuditStore.receipt_of`."""

@@ -337,10 +337,11 @@ orders = Table(
     # The exact signed leaf.
     Column("content", LargeBinary, nullable=False),
     Column("digest", Text, nullable=False),
-    # Written when the signature exists, just after the claim has committed.
+    # The signature of the batch comes later, in order_batches. Empty where it was lost before schema 0002.
     Column("batch_id", Text, nullable=True),
     Column("leaf_index", Integer, nullable=True),
-    Column("path", ARRAY(LargeBinary), nullable=True),
+    # The path to the signed root: hashes of 32 bytes behind each other, the leaf's sibling first.
+    Column("proof", LargeBinary, nullable=True),
     _at("created_at", now=True),
     UniqueConstraint("execution_id", "fencing_token"),
 )

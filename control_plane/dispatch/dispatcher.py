@@ -1,7 +1,7 @@
-"""Gives waiting executions to free slots of own sessions, signs their orders in batches and sends them.
+"""Gives waiting executions to free slots of own sessions, and sends their orders once committed and signed.
 
 Implements `Placer`. Every decision about a lease is Postgres'; this keeps counts of slots and a queue of
-orders whose claim has committed. No transaction is open while a key is used (rule 3).
+batches whose claim has committed. No transaction waits for a key (rule 3): signing goes on beside the commit.
 """
 
 import asyncio
@@ -13,13 +13,14 @@ import structlog
 from agentfactory.v1 import nodes_pb2, orders_pb2
 
 from control_plane.dispatch.background import Background
+from control_plane.dispatch.batches import Batch, Batches, Committed
 from control_plane.dispatch.fleet import Fleet
 from control_plane.dispatch.options import MAX_BATCH_ORDERS, DispatchOptions
 from control_plane.dispatch.orders import (
     OrderParts,
     batch_messages,
     build_delivery,
-    build_placement,
+    build_order,
     expected_receipt,
 )
 from control_plane.dispatch.ports import Observer
@@ -30,29 +31,29 @@ from control_plane.executions.domain import (
     Claimable,
     Claimed,
     NewExecution,
-    OrderPath,
     Placement,
     RunSpec,
     SessionRef,
-    SignedBatchRecord,
 )
 from control_plane.executions.ports import LeaseStore
 from shared.clock import Clock, Random
-from shared.dsse import decode_envelope
+from shared.digests import Digest, sha256_digest
 from shared.errors import AgentFactoryError, InvalidInputError, SessionSupersededError
-from shared.ids import ORDER, ORDER_BATCH, NodeId, OrderId, new_id
-from shared.orders import NONCE_BYTES, SignedOrderBatch, sign_batch
-from shared.signatures import Signer
+from shared.ids import ORDER, NodeId, OrderId, new_id
+from shared.orders import NONCE_BYTES
 
 logger = structlog.get_logger(__name__)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class _Committed:
-    """An order whose claim has committed and which is not signed yet."""
+class _Draft:
+    """An order that holds a place on a session and is in no batch yet."""
 
-    placement: Placement
-    run: RunSpec
+    work: Claimable
+    session: LiveSession
+    order_id: OrderId
+    content: bytes
+    digest: Digest
 
 
 class Dispatcher:
@@ -63,7 +64,7 @@ class Dispatcher:
         *,
         fleet: Fleet,
         leases: LeaseStore,
-        signer: Signer,
+        batches: Batches,
         options: DispatchOptions,
         clock: Clock,
         random: Random,
@@ -72,19 +73,18 @@ class Dispatcher:
     ) -> None:
         self._fleet = fleet
         self._leases = leases
-        self._signer = signer
+        self._batches = batches
         self._options = options
         self._clock = clock
         self._random = random
         self._background = background
         self._observer = observer
-        self._outgoing: deque[_Committed] = deque()  # bounded by the slots of all own sessions
+        self._outgoing: deque[Batch] = deque()  # bounded by the places of all own sessions
         self._to_send = asyncio.Event()
         self._to_claim = asyncio.Event()
         self._queue_empty = False
         self._wakes = 0
         self._paused_until = 0.0
-        self._recording: dict[OrderId, asyncio.Task[None]] = {}
 
     @property
     def queue_is_empty(self) -> bool:
@@ -95,14 +95,20 @@ class Dispatcher:
 
     def place(self, executions: Sequence[NewExecution]) -> Sequence[Placement | None]:
         """Take a free slot of an own session for each newcomer, while the queue is known to be empty."""
-        return [self._place_newcomer(new.claimable()) for new in executions]
+        drafts = [self._place_newcomer(new.claimable()) for new in executions]
+        placements = iter(self._placements([draft for draft in drafts if draft is not None]))
+        return [None if draft is None else next(placements) for draft in drafts]
 
     def commit(self, placements: Sequence[Placement], executions: Sequence[NewExecution]) -> None:
-        """Queue committed placements for signing; those of this moment share a signature."""
+        """Queue committed placements: they leave as soon as their batch is signed."""
         self._commit(placements, [new.run for new in executions])
 
     def release(self, placements: Sequence[Placement]) -> None:
-        """Give the slots of placements back that were not committed."""
+        """Give the slots of placements back that were not committed; their orders never leave."""
+        self._batches.drop(placements)
+        self._free_slots_of(placements)
+
+    def _free_slots_of(self, placements: Iterable[Placement]) -> None:
         for placement in placements:
             self.slot_freed(
                 placement.node_id,
@@ -146,7 +152,7 @@ class Dispatcher:
         if not self._queue_empty:
             self._to_claim.set()
 
-    def _place_newcomer(self, work: Claimable) -> Placement | None:
+    def _place_newcomer(self, work: Claimable) -> _Draft | None:
         now = self._clock.monotonic()
         session = None
         if self._queue_empty and now >= self._paused_until:
@@ -154,14 +160,14 @@ class Dispatcher:
         if session is None or work.run.run_deadline_at <= self._clock.now():
             self._queue_empty = False
             return None
-        placement = self._hold(session, work)
-        if placement is None:
+        draft = self._hold(session, work)
+        if draft is None:
             self._queue_empty = False
-        return placement
+        return draft
 
     def _place_claimed(self, session: LiveSession, works: Sequence[Claimable]) -> list[Placement]:
         """Fill free slots in the queue's order; what must run alone waits until nothing else runs."""
-        placements: list[Placement] = []
+        drafts: list[_Draft] = []
         for work in works:
             if self._fleet.free_slots(session, self._clock.monotonic()) <= 0:
                 break
@@ -169,12 +175,32 @@ class Dispatcher:
                 break
             if work.run.run_deadline_at <= self._clock.now():
                 continue
-            placement = self._hold(session, work)
-            if placement is not None:
-                placements.append(placement)
-        return placements
+            draft = self._hold(session, work)
+            if draft is not None:
+                drafts.append(draft)
+        return self._placements(drafts)
 
-    def _hold(self, session: LiveSession, work: Claimable) -> Placement | None:
+    def _placements(self, drafts: Sequence[_Draft]) -> list[Placement]:
+        """Put what was chosen together into one batch, whose signing begins now."""
+        places = self._batches.begin([draft.content for draft in drafts])
+        return [
+            Placement(
+                execution_id=draft.work.run.execution_id,
+                attempt_number=draft.work.attempt_number,
+                fencing_token=draft.work.fencing_token,
+                node_id=draft.session.node_id,
+                boot_id=draft.session.boot_id,
+                session_epoch=draft.session.session_epoch,
+                order_id=draft.order_id,
+                order_content=draft.content,
+                order_digest=draft.digest,
+                batch=place,
+                lease=self._options.lease,
+            )
+            for draft, place in zip(drafts, places, strict=True)
+        ]
+
+    def _hold(self, session: LiveSession, work: Claimable) -> _Draft | None:
         """Take a slot and build the order; None for what no order can say: it waits for its run deadline."""
         parts = OrderParts(
             order_id=new_id(ORDER, self._clock, self._random),
@@ -182,22 +208,23 @@ class Dispatcher:
             now=self._clock.now(),
         )
         try:
-            placement = build_placement(work, session, parts, self._options)
+            content = build_order(work, session, parts, self._options)
         except (InvalidInputError, ValueError) as error:
             # One such execution must not stand in the way of the queue.
             logger.exception("no order can be made", execution_id=work.run.execution_id, error=str(error))
             return None
+        digest = sha256_digest(content)
         session.hold(
             HeldAttempt(
-                execution_id=placement.execution_id,
-                attempt_number=placement.attempt_number,
-                fencing_token=placement.fencing_token,
-                order=expected_receipt(placement, work.run, self._options),
+                execution_id=work.run.execution_id,
+                attempt_number=work.attempt_number,
+                fencing_token=work.fencing_token,
+                order=expected_receipt(work, session, parts.order_id, digest, self._options),
                 runs_alone=work.runs_alone,
                 since=self._clock.monotonic(),
             )
         )
-        return placement
+        return _Draft(work=work, session=session, order_id=parts.order_id, content=content, digest=digest)
 
     # --- claiming
 
@@ -252,12 +279,14 @@ class Dispatcher:
         try:
             claimed = await self._claim(session, place, limit=limit, alone=clears or session.is_idle)
         except SessionSupersededError as error:
+            self._batches.drop(chosen)
             self._take_back(chosen)
             session.end(error)
             return False
         except (AgentFactoryError, TimeoutError) as error:
             logger.warning("claim failed", node_id=session.node_id, error=str(error))
-            self._take_back(chosen)
+            self._batches.drop(chosen)
+            self._take_back(chosen)  # its fate is unknown: what was claimed after all is released
             return False
         self._observer.stage("claim", self._clock.monotonic() - started)
         committed = {placement.order_id for placement in claimed.placements}
@@ -284,91 +313,45 @@ class Dispatcher:
                 reference, limit=min(MAX_BATCH_ORDERS, limit), place=place, alone=alone
             )
 
-    # --- signing and sending
+    # --- sending
 
     def _commit(self, placements: Sequence[Placement], runs: Sequence[RunSpec]) -> None:
-        for placement, run in zip(placements, runs, strict=True):
-            self._outgoing.append(_Committed(placement=placement, run=run))
+        self._outgoing.extend(self._batches.commit(placements, runs))
         if placements:
             self._to_send.set()
 
     async def send_loop(self) -> None:
-        """Sign and send what has committed, as long as there is any. Never returns."""
+        """Send what has committed as soon as it is signed. Never returns."""
         while True:
             await self._to_send.wait()
             await self.send_once()
 
     async def send_once(self) -> None:
-        """Sign and send one batch of what has committed by now."""
-        count = min(MAX_BATCH_ORDERS, len(self._outgoing))
-        orders = [self._outgoing.popleft() for _ in range(count)]
+        """Send the oldest batch that has committed, once it is signed."""
+        batch = self._outgoing.popleft() if self._outgoing else None
         if not self._outgoing:
             self._to_send.clear()
-        if not orders:
+        if batch is None:
             return
-        started = self._clock.monotonic()
-        try:
-            batch = await self._sign(orders)
-        except (AgentFactoryError, TimeoutError) as error:
-            logger.warning("orders could not be signed", orders=len(orders), error=str(error))
+        await batch.settled.wait()
+        if batch.record is None:
             self._paused_until = self._clock.monotonic() + self._options.signing_pause.total_seconds()
-            self._take_back([order.placement for order in orders])
-            return
-        self._observer.stage("sign", self._clock.monotonic() - started)
-        self._send(orders, batch)
+            self._take_back([order.placement for order in batch.committed])
+        else:
+            self._send(batch.committed, batch.record.envelope)
 
-    async def _sign(self, orders: Sequence[_Committed]) -> SignedOrderBatch:
-        async with asyncio.timeout(self._options.sign_deadline.total_seconds()):
-            return await sign_batch(
-                [order.placement.order_content for order in orders],
-                self._signer,
-                installation=self._options.installation,
-                epoch=self._options.epoch,
-                issued_at=self._clock.now(),
-            )
-
-    def _send(self, orders: Sequence[_Committed], batch: SignedOrderBatch) -> None:
+    def _send(self, orders: Sequence[Committed], envelope: bytes) -> None:
         by_session: dict[tuple[NodeId, int], list[tuple[Placement, orders_pb2.OrderDelivery]]] = {}
-        for index, (order, path) in enumerate(zip(orders, batch.paths, strict=True)):
+        for order in orders:
             where = (order.placement.node_id, order.placement.session_epoch)
-            delivery = build_delivery(order.placement, order.run, index=index, path=path)
+            delivery = build_delivery(order.placement, order.run)
             by_session.setdefault(where, []).append((order.placement, delivery))
         for (node_id, session_epoch), mine in by_session.items():
             session = self._fleet.get(node_id)
             current = session is not None and session.session_epoch == session_epoch
-            for outgoing in batch_messages(batch.envelope, mine):
+            for outgoing in batch_messages(envelope, mine):
                 if session is None or not current or not session.outbox.put(outgoing):
                     self._take_back(outgoing.placements)
-        self._record(orders, batch)  # last, so that the orders travel while it is written
-
-    def _record(self, orders: Sequence[_Committed], batch: SignedOrderBatch) -> None:
-        """Write the batch while its orders travel; receipts wait for it (`recorded`)."""
-        record = SignedBatchRecord(
-            batch_id=new_id(ORDER_BATCH, self._clock, self._random),
-            envelope=batch.envelope,
-            key_id=decode_envelope(batch.envelope).signatures[0].key_id,
-            orders=tuple(
-                OrderPath(order_id=order.placement.order_id, leaf_index=index, path=tuple(path))
-                for index, (order, path) in enumerate(zip(orders, batch.paths, strict=True))
-            ),
-        )
-        task = self._background.spawn(
-            retrying(lambda: self._leases.record_batch(record), what="record order batch"),
-            name="record order batch",
-        )
-        order_ids = [path.order_id for path in record.orders]
-        self._recording.update(dict.fromkeys(order_ids, task))
-        task.add_done_callback(lambda _: self._forget_recording(order_ids))
-
-    def _forget_recording(self, order_ids: Iterable[OrderId]) -> None:
-        for order_id in order_ids:
-            self._recording.pop(order_id, None)
-
-    async def recorded(self, order_ids: Iterable[OrderId]) -> None:
-        """Return when the batches of these orders are written: a receipt never precedes its signature."""
-        tasks = {task for order_id in order_ids if (task := self._recording.get(order_id)) is not None}
-        if tasks:
-            await asyncio.wait(tasks)
 
     # --- what did not leave
 
@@ -380,7 +363,7 @@ class Dispatcher:
         """Give slots and leases of orders back that never left: released, uncounted (rule 1)."""
         if not placements:
             return
-        self.release(placements)
+        self._free_slots_of(placements)
         self._background.spawn(self._release_unsent(tuple(placements)), name="release unsent orders")
 
     async def _release_unsent(self, placements: Sequence[Placement]) -> None:

@@ -179,8 +179,8 @@ class Sweeper:
         ]
         if not old:
             return
-        live = await self._leases.orders_of([_ref_of_held(attempt) for _, attempt in old])
-        keys = {(placement.execution_id, placement.fencing_token) for placement in live}
+        live = await self._leases.live_of([_ref_of_held(attempt) for _, attempt in old])
+        keys = {(attempt.execution_id, attempt.fencing_token) for attempt in live}
         for node_id, attempt in old:
             if attempt.key not in keys:
                 self._dispatcher.slot_freed(node_id, attempt)

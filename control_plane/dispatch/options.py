@@ -40,6 +40,8 @@ class DispatchOptions:
     store_deadline: timedelta = timedelta(seconds=10)
     signing_pause: timedelta = timedelta(seconds=1)
     """Rest after a failed signature before slots are used again."""
+    record_linger: timedelta = timedelta(milliseconds=100)
+    """How long a batch's signature waits for a receipt that brings it on record along."""
     start_linger: timedelta = timedelta(milliseconds=20)
     """How long started attempts are collected before they are noted; those that end first need no note."""
     sweep_limit: int = 500

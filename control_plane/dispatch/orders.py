@@ -11,7 +11,7 @@ from control_plane.dispatch.options import MAX_MESSAGE_BYTES, DispatchOptions
 from control_plane.dispatch.session import LiveSession, Outgoing
 from control_plane.executions.domain import INLINE_BODY_BYTES, Claimable, Placement, RunSpec, StoredBody
 from control_plane.executions.encoding import capabilities_of_bytes, limits_of_bytes
-from shared.digests import parse_digest, sha256_digest
+from shared.digests import Digest, parse_digest
 from shared.errors import InternalError
 from shared.ids import OrderId
 from shared.manifest import Profile
@@ -35,10 +35,8 @@ class OrderParts:
     now: datetime
 
 
-def build_placement(
-    work: Claimable, session: LiveSession, parts: OrderParts, options: DispatchOptions
-) -> Placement:
-    """Return the placement of `work` on `session`, its order's bytes included.
+def build_order(work: Claimable, session: LiveSession, parts: OrderParts, options: DispatchOptions) -> bytes:
+    """Return the order for `work` on `session`: the bytes that will be a leaf of a signed batch.
 
     The order names the boot id, starts now and expires after at most `options.order_life`, earlier when the
     run deadline is earlier (rule 4). The first lease counts from the heartbeat that it echoes (rule 9).
@@ -46,37 +44,27 @@ def build_placement(
     Raises:
         InvalidInputError: What the execution says cannot be said in an order; it can run nowhere.
     """
-    content = _ENCODERS[session.order_type](_order(work, session, parts, options))
-    return Placement(
-        execution_id=work.run.execution_id,
-        attempt_number=work.attempt_number,
-        fencing_token=work.fencing_token,
-        node_id=session.node_id,
-        boot_id=session.boot_id,
-        session_epoch=session.session_epoch,
-        order_id=parts.order_id,
-        order_content=content,
-        order_digest=sha256_digest(content),
-        lease=options.lease,
-    )
+    return _ENCODERS[session.order_type](_order(work, session, parts, options))
 
 
-def expected_receipt(placement: Placement, run: RunSpec, options: DispatchOptions) -> ExpectedReceipt:
-    """Return what a receipt for this placement must say."""
+def expected_receipt(
+    work: Claimable, session: LiveSession, order_id: OrderId, order_digest: Digest, options: DispatchOptions
+) -> ExpectedReceipt:
+    """Return what a receipt for this order must say."""
     return ExpectedReceipt(
         installation=options.installation,
-        node_id=placement.node_id,
-        boot_id=placement.boot_id,
-        order_digest=placement.order_digest,
+        node_id=session.node_id,
+        boot_id=session.boot_id,
+        order_digest=order_digest,
         attempt=AttemptIdentity(
-            order_id=placement.order_id,
-            execution_id=placement.execution_id,
-            attempt_number=placement.attempt_number,
-            fencing_token=placement.fencing_token,
+            order_id=order_id,
+            execution_id=work.run.execution_id,
+            attempt_number=work.attempt_number,
+            fencing_token=work.fencing_token,
         ),
-        template_digest=run.template_digest,
-        module_digest=run.module_digest,
-        input_commitment=run.input.commitment,
+        template_digest=work.run.template_digest,
+        module_digest=work.run.module_digest,
+        input_commitment=work.run.input.commitment,
     )
 
 
@@ -123,17 +111,15 @@ def _order(work: Claimable, session: LiveSession, parts: OrderParts, options: Di
     )
 
 
-def build_delivery(
-    placement: Placement, run: RunSpec, *, index: int, path: Sequence[bytes]
-) -> orders_pb2.OrderDelivery:
+def build_delivery(placement: Placement, run: RunSpec) -> orders_pb2.OrderDelivery:
     """Return an order with its place in the batch and what travels beside it.
 
     An input above 64 KiB stays away: the node fetches it (rule 10).
     """
     return orders_pb2.OrderDelivery(
         order=placement.order_content,
-        index=index,
-        path=path,
+        index=placement.batch.leaf_index,
+        path=placement.batch.path,
         input=_input(run.input),
         parameters=run.parameters,
     )

@@ -12,6 +12,7 @@ from agentfactory.v1 import nodes_pb2, orders_pb2
 
 from control_plane.audit.domain import NewAuditEntry, node_actor
 from control_plane.dispatch.background import Background
+from control_plane.dispatch.batches import Batches
 from control_plane.dispatch.dispatcher import Dispatcher
 from control_plane.dispatch.ports import BodyStore, Completions, Observer, OrderLookup
 from control_plane.dispatch.retry import retrying
@@ -42,7 +43,7 @@ from shared.errors import (
     UnavailableError,
     VerificationError,
 )
-from shared.ids import AUDIT_ENTRY, BODY, RECEIPT, new_id
+from shared.ids import AUDIT_ENTRY, BODY, RECEIPT, OrderBatchId, new_id
 from shared.receipt_codec import VerifiedReceipt, verify_receipt
 from shared.receipts import AttemptIdentity, ReceiptPredicate, check_matches
 
@@ -59,6 +60,7 @@ class ReceiptIntake:
         self,
         *,
         dispatcher: Dispatcher,
+        batches: Batches,
         finish: Callable[[AttemptResult], Awaitable[Finished]],
         bodies: BodyStore,
         orders: OrderLookup,
@@ -70,6 +72,7 @@ class ReceiptIntake:
         observer: Observer,
     ) -> None:
         self._dispatcher = dispatcher
+        self._batches = batches
         self._finish = finish
         self._bodies = bodies
         self._orders = orders
@@ -260,6 +263,7 @@ class ReceiptIntake:
             log=log,
             started_at=said.started_at,
             ended_at=said.finished_at,
+            batch=self._batches.unrecorded(attempt.order_id),
         )
 
     # --- recording
@@ -268,13 +272,13 @@ class ReceiptIntake:
         started = self._clock.monotonic()
         recording = _Recording(self._finish, results)
         try:
-            await self._dispatcher.recorded([result.order_id for result in results])
             await retrying(recording.go_on, what="record receipts")
         except AgentFactoryError as error:
             session.end(error)  # the node comes back and sends what is not acknowledged
         finally:
             session.receipts_open.release(size_bytes)
         self._observer.stage("finish", self._clock.monotonic() - started)
+        self._batches.recorded(recording.signatures)
         await self._conclude(session, recording.finished)
         for result, reason in recording.failed:
             await self._note_unrecorded(session, result, reason)
@@ -360,6 +364,8 @@ class _Recording:
         self._finish = finish
         self._open = results
         self.finished: list[Finished] = []
+        self.signatures: set[OrderBatchId] = set()
+        """Batches whose signatures went on record with what is finished."""
         self.failed: list[tuple[AttemptResult, Exception]] = []
 
     async def go_on(self) -> None:
@@ -384,6 +390,8 @@ class _Recording:
                 raise answer
             else:
                 self.finished.append(answer)
+                if result.batch is not None:
+                    self.signatures.add(result.batch.batch_id)
         self._open = again
         if away is not None:
             raise away

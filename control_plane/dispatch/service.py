@@ -14,6 +14,7 @@ from agentfactory.v1 import nodes_pb2
 
 from control_plane.database.group_commit import GroupCommit
 from control_plane.dispatch.background import Background
+from control_plane.dispatch.batches import Batches
 from control_plane.dispatch.dispatcher import Dispatcher
 from control_plane.dispatch.endpoint import SessionEndpoint
 from control_plane.dispatch.fleet import Fleet
@@ -73,10 +74,19 @@ class Dispatch:
         self._fleet = Fleet()
         self._heard: set[NodeId] = set()
         self._finishing = GroupCommit[AttemptResult, Finished](leases.finish, size_of=_size_of)
+        self._batches = Batches(
+            leases=leases,
+            signer=signer,
+            options=options,
+            clock=clock,
+            random=random,
+            background=self._background,
+            observer=observer,
+        )
         self.placer = Dispatcher(
             fleet=self._fleet,
             leases=leases,
-            signer=signer,
+            batches=self._batches,
             options=options,
             clock=clock,
             random=random,
@@ -114,6 +124,7 @@ class Dispatch:
             desk=self._desk,
             receipts=ReceiptIntake(
                 dispatcher=self.placer,
+                batches=self._batches,
                 finish=self._finishing.submit,
                 bodies=bodies,
                 orders=orders,
@@ -138,6 +149,7 @@ class Dispatch:
         async with self._background:
             for work, name in (
                 (self.placer.send_loop, "send orders"),
+                (self._batches.record_loop, "record signatures"),
                 (self.placer.claim_loop, "claim"),
                 (self._desk.start_loop, "note starts"),
                 (self._finishing.run, "finish"),
@@ -154,6 +166,7 @@ class Dispatch:
                 yield
             finally:
                 self.end_sessions()
+                await self._batches.record_once(all_of_them=True)
 
     def serve(
         self, requests: AsyncIterator[nodes_pb2.SessionRequest], *, node_id: NodeId

@@ -57,6 +57,9 @@ _COLUMNS: Final = (
     ("session_epoch", "bigint"),
     ("order_content", "bytea"),
     ("order_digest", "text"),
+    ("batch_id", "text"),
+    ("leaf_index", "integer"),
+    ("proof", "bytea"),
     ("lease", "interval"),
 )
 
@@ -127,8 +130,11 @@ WITH item AS MATERIALIZED (
     SELECT tenant_id, execution_id, 1, 1, node_id, boot_id, session_epoch, order_id, now() + lease
     FROM chosen WHERE placed
 ), new_order AS (
-    INSERT INTO orders (order_id, tenant_id, execution_id, fencing_token, node_id, content, digest)
-    SELECT order_id, tenant_id, execution_id, 1, node_id, order_content, order_digest FROM chosen WHERE placed
+    INSERT INTO orders (order_id, tenant_id, execution_id, fencing_token, node_id, content, digest, batch_id,
+        leaf_index, proof)
+    SELECT order_id, tenant_id, execution_id, 1, node_id, order_content, order_digest, batch_id, leaf_index,
+        proof
+    FROM chosen WHERE placed
 ), new_audit_entry AS (
     INSERT INTO audit_entries (audit_entry_id, tenant_id, actor, action, subject, details)
     SELECT audit_entry_id, tenant_id, caller, 'execution.submitted', execution_id,
@@ -234,7 +240,7 @@ def _details(item: NewExecution) -> str:
 
 def _place(placement: Placement | None) -> tuple[Any, ...]:
     if placement is None:
-        return (None,) * 7
+        return (None,) * 10
     return (
         placement.order_id,
         placement.node_id,
@@ -242,5 +248,8 @@ def _place(placement: Placement | None) -> tuple[Any, ...]:
         placement.session_epoch,
         placement.order_content,
         placement.order_digest,
+        placement.batch.batch_id,
+        placement.batch.leaf_index,
+        b"".join(placement.batch.path),
         placement.lease,
     )

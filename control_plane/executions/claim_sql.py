@@ -42,6 +42,9 @@ _PLACED: Final = (
     ("order_id", "text"),
     ("order_content", "bytea"),
     ("order_digest", "text"),
+    ("batch_id", "text"),
+    ("leaf_index", "integer"),
+    ("proof", "bytea"),
     ("lease", "interval"),
     ("audit_entry_id", "text"),
 )
@@ -62,9 +65,10 @@ WITH item AS MATERIALIZED (
         i.session_epoch, i.order_id, now() + i.lease
     FROM item i JOIN claimed c USING (execution_id)
 ), new_order AS (
-    INSERT INTO orders (order_id, tenant_id, execution_id, fencing_token, node_id, content, digest)
+    INSERT INTO orders (order_id, tenant_id, execution_id, fencing_token, node_id, content, digest, batch_id,
+        leaf_index, proof)
     SELECT i.order_id, c.tenant_id, i.execution_id, i.fencing_token, i.node_id, i.order_content,
-        i.order_digest
+        i.order_digest, i.batch_id, i.leaf_index, i.proof
     FROM item i JOIN claimed c USING (execution_id)
 ), new_audit_entry AS (
     INSERT INTO audit_entries (audit_entry_id, tenant_id, actor, action, subject, details)
@@ -114,30 +118,20 @@ RETURNING a.execution_id, a.attempt_number, a.fencing_token
 RELAXED_COMMIT: Final = "SET LOCAL synchronous_commit = off"
 """For what a crash of Postgres may take back: rule 9 lets leases run on, a start shows as leased again."""
 
-ORDERS_OF: Final = f"""
-SELECT a.execution_id, a.attempt_number, a.fencing_token, a.node_id, a.boot_id, a.session_epoch, a.order_id,
-    o.content, o.digest, a.lease_expires_at - now() AS lease
-FROM {_ATTEMPTS}
+LIVE_OF: Final = f"""
+SELECT a.execution_id, a.attempt_number, a.fencing_token FROM {_ATTEMPTS}
 JOIN attempts a ON a.execution_id = i.execution_id AND a.fencing_token = i.fencing_token
-JOIN orders o ON o.order_id = a.order_id
 WHERE a.state IN ('leased', 'running')
 """  # noqa: S608 - constants of our own; values are parameters
 
-RECORD_BATCH: Final = """
-WITH batch AS (
-    INSERT INTO order_batches (batch_id, envelope, key_id) VALUES ($1, $2, $3) ON CONFLICT DO NOTHING
-)
-UPDATE orders o SET batch_id = $1, leaf_index = i.leaf_index, path = i.path
-FROM (SELECT order_id, leaf_index,
-        ARRAY(SELECT decode(step, 'hex')
-              FROM unnest(string_to_array(steps, ',')) WITH ORDINALITY AS s (step, n) ORDER BY n) AS path
-      FROM unnest($4::text[], $5::integer[], $6::text[]) AS p (order_id, leaf_index, steps)) i
-WHERE o.order_id = i.order_id AND o.batch_id IS NULL
-    AND (SELECT set_config('synchronous_commit', 'off', true)) = 'off'
+RECORD_BATCHES: Final = """
+INSERT INTO order_batches (batch_id, envelope, key_id)
+SELECT batch_id, envelope, key_id FROM unnest($1::text[], $2::bytea[], $3::text[])
+    AS i (batch_id, envelope, key_id)
+WHERE (SELECT set_config('synchronous_commit', 'off', true)) = 'off'
+ON CONFLICT DO NOTHING
 """
-"""Paths come as comma-separated hexadecimal: arrays of arrays of different lengths cannot be sent.
-
-It does not wait for the disk: the commit that accepts a receipt comes later in the same log and takes it
+"""It does not wait for the disk: the commit that accepts a receipt comes later in the same log and takes it
 along.
 """
 
@@ -196,6 +190,9 @@ def claim_arguments(placements: Sequence[Placement], audit_ids: Sequence[str]) -
             one.order_id,
             one.order_content,
             one.order_digest,
+            one.batch.batch_id,
+            one.batch.leaf_index,
+            b"".join(one.batch.path),
             one.lease,
             audit_id,
         )

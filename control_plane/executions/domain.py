@@ -260,6 +260,15 @@ class Claimable:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class BatchPlace:
+    """Where an order stands in its batch; known, and stored with the order, before the batch is signed."""
+
+    batch_id: OrderBatchId
+    leaf_index: int
+    path: tuple[bytes, ...]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Placement:
     """One attempt on one slot of one session, with the bytes of its order."""
 
@@ -272,6 +281,7 @@ class Placement:
     order_id: OrderId
     order_content: bytes
     order_digest: Digest
+    batch: BatchPlace
     lease: timedelta
 
     @property
@@ -326,22 +336,12 @@ class Claimed:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class OrderPath:
-    """The place of an order in its signed batch."""
-
-    order_id: OrderId
-    leaf_index: int
-    path: tuple[bytes, ...]
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
 class SignedBatchRecord:
-    """A signed batch, as it is stored."""
+    """The signature of a batch, as it is stored: the place of each order stands with the order."""
 
     batch_id: OrderBatchId
     envelope: bytes
     key_id: KeyId
-    orders: tuple[OrderPath, ...]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -373,6 +373,8 @@ class AttemptResult:
     log: StoredBody | None = None
     started_at: datetime | None = None
     ended_at: datetime
+    batch: SignedBatchRecord | None = None
+    """The signature of its order, while it is not on record: it is stored with the receipt."""
 
     @property
     def refuses_a_repeat(self) -> bool:

@@ -44,6 +44,9 @@ _COLUMNS: Final = (
     ("log_bytes", "bigint"),
     ("log_content", "bytea"),
     ("started_at", "timestamptz"),
+    ("batch_id", "text"),
+    ("batch_envelope", "bytea"),
+    ("batch_key_id", "text"),
 )
 _ARRAYS: Final = ", ".join(f"${number}::{kind}[]" for number, (_, kind) in enumerate(_COLUMNS, 1))
 _NAMES: Final = ", ".join(name for name, _ in _COLUMNS)
@@ -141,6 +144,11 @@ WITH item AS MATERIALIZED (
         ended_at = CASE WHEN NOT w.requeued THEN now() END
     FROM won w WHERE e.execution_id = w.execution_id
     RETURNING {_RETURNED}
+), new_batch AS (
+    INSERT INTO order_batches (batch_id, envelope, key_id)
+    SELECT DISTINCT ON (batch_id) batch_id, batch_envelope, batch_key_id FROM item
+    WHERE batch_id IS NOT NULL ORDER BY batch_id
+    ON CONFLICT DO NOTHING
 ), moved_head AS (
     UPDATE nodes d SET last_sequence = t.sequence, last_hash = t.hash
     FROM (SELECT DISTINCT ON (node_id) node_id, sequence, hash FROM fresh ORDER BY node_id, sequence DESC) t
@@ -243,4 +251,9 @@ def _values(result: AttemptResult) -> tuple[Any, ...]:
             )
         ),
         result.started_at,
+        *(
+            (None,) * 3
+            if result.batch is None
+            else (result.batch.batch_id, result.batch.envelope, result.batch.key_id)
+        ),
     )

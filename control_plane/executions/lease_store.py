@@ -93,38 +93,21 @@ class PostgresLeaseStore:
             queue_empty=len(rows) < limit and len(placements) == len(rows),
         )
 
-    async def record_batch(self, batch: SignedBatchRecord) -> None:
-        """See `LeaseStore.record_batch`."""
+    async def record_batches(self, batches: Sequence[SignedBatchRecord]) -> None:
+        """See `LeaseStore.record_batches`."""
         async with self._recording.use() as connection:
             await connection.execute(
-                sql.RECORD_BATCH,
-                batch.batch_id,
-                batch.envelope,
-                batch.key_id,
-                [order.order_id for order in batch.orders],
-                [order.leaf_index for order in batch.orders],
-                [",".join(step.hex() for step in order.path) for order in batch.orders],
+                sql.RECORD_BATCHES,
+                [batch.batch_id for batch in batches],
+                [batch.envelope for batch in batches],
+                [batch.key_id for batch in batches],
             )
 
-    async def orders_of(self, attempts: Sequence[AttemptRef]) -> Sequence[Placement]:
-        """See `LeaseStore.orders_of`."""
+    async def live_of(self, attempts: Sequence[AttemptRef]) -> Sequence[AttemptRef]:
+        """See `LeaseStore.live_of`."""
         async with self._database.driver() as connection:
-            rows = await connection.fetch(sql.ORDERS_OF, *sql.attempt_arguments(attempts))
-        return [
-            Placement(
-                execution_id=row["execution_id"],
-                attempt_number=row["attempt_number"],
-                fencing_token=row["fencing_token"],
-                node_id=row["node_id"],
-                boot_id=row["boot_id"],
-                session_epoch=row["session_epoch"],
-                order_id=row["order_id"],
-                order_content=row["content"],
-                order_digest=row["digest"],
-                lease=row["lease"],
-            )
-            for row in rows
-        ]
+            rows = await connection.fetch(sql.LIVE_OF, *sql.attempt_arguments(attempts))
+        return [_attempt_ref(row) for row in rows]
 
     async def start(self, attempts: Sequence[AttemptRef]) -> None:
         """See `LeaseStore.start`."""

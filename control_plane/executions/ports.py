@@ -43,7 +43,7 @@ class Placer(Protocol):
         """
 
     def commit(self, placements: Sequence[Placement], executions: Sequence[NewExecution]) -> None:
-        """They are committed: sign their batch, send it, record it. `executions` match by position."""
+        """They are committed: send them as soon as their batch is signed. `executions` match by position."""
 
     def release(self, placements: Sequence[Placement]) -> None:
         """The placements were not committed, or their session was superseded: give the slots back."""
@@ -166,11 +166,11 @@ class LeaseStore(Protocol):
             SessionSupersededError: The node has a newer session.
         """
 
-    async def record_batch(self, batch: SignedBatchRecord) -> None:
-        """Store a signed batch and the place of its orders in it; repeating it is harmless."""
+    async def record_batches(self, batches: Sequence[SignedBatchRecord]) -> None:
+        """Store the signatures of batches; repeating it is harmless."""
 
-    async def orders_of(self, attempts: Sequence[AttemptRef]) -> Sequence[Placement]:
-        """Return the stored placements of live attempts, e.g. to send again what a broken stream lost."""
+    async def live_of(self, attempts: Sequence[AttemptRef]) -> Sequence[AttemptRef]:
+        """Return those that are still leased or running."""
 
     async def start(self, attempts: Sequence[AttemptRef]) -> None:
         """Apply `Execution.start`; those that are not leased any more are left alone."""
@@ -181,7 +181,9 @@ class LeaseStore(Protocol):
         """Extend the leases that the node still holds, from now by Postgres' time; returns those."""
 
     async def finish(self, results: Sequence[AttemptResult]) -> Sequence[Finished]:
-        """Store receipts and apply `Execution.finish`, in one transaction; answers in order.
+        """Store receipts, their batches' signatures, and apply `Execution.finish`, in one transaction.
+
+        Answers in order.
 
         A second receipt for one attempt waits for a transaction of its own. Repeating a call whose fate is
         unknown is harmless and tells what became of it.

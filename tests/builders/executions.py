@@ -6,6 +6,7 @@ from datetime import timedelta
 from control_plane.executions.domain import (
     AttemptRef,
     AttemptResult,
+    BatchPlace,
     Claimable,
     DecisionRecord,
     IdempotencyKey,
@@ -25,6 +26,7 @@ from shared.ids import (
     DECISION,
     EXECUTION,
     ORDER,
+    ORDER_BATCH,
     RECEIPT,
     AgentId,
     BootId,
@@ -129,7 +131,12 @@ class Builder:
         )
 
     def placement(
-        self, work: NewExecution | Claimable, at: SessionRef | None = None, *, lease: timedelta = LEASE
+        self,
+        work: NewExecution | Claimable,
+        at: SessionRef | None = None,
+        *,
+        lease: timedelta = LEASE,
+        batch: BatchPlace | None = None,
     ) -> Placement:
         work = work.claimable() if isinstance(work, NewExecution) else work
         at = at or session()
@@ -144,6 +151,8 @@ class Builder:
             order_id=new_id(ORDER, self.clock, self.random),
             order_content=content,
             order_digest=sha256_digest(content),
+            batch=batch
+            or BatchPlace(batch_id=new_id(ORDER_BATCH, self.clock, self.random), leaf_index=0, path=()),
             lease=lease,
         )
 

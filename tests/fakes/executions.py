@@ -284,16 +284,12 @@ class FakeExecutionStore:
             queue_empty=len(waiting) < limit and len(placements) == len(waiting),
         )
 
-    async def record_batch(self, batch: SignedBatchRecord) -> None:
-        self.batches.setdefault(batch.batch_id, batch)
+    async def record_batches(self, batches: Sequence[SignedBatchRecord]) -> None:
+        for batch in batches:
+            self.batches.setdefault(batch.batch_id, batch)
 
-    async def orders_of(self, attempts: Sequence[AttemptRef]) -> Sequence[Placement]:
-        wanted = {(one.execution_id, one.fencing_token) for one in attempts}
-        return [
-            one
-            for one in self._placements.values()
-            if (one.execution_id, one.fencing_token) in wanted and self._live(one.attempt) is not None
-        ]
+    async def live_of(self, attempts: Sequence[AttemptRef]) -> Sequence[AttemptRef]:
+        return [one for one in attempts if self._live(one) is not None]
 
     async def start(self, attempts: Sequence[AttemptRef]) -> None:
         for ref in attempts:

@@ -252,16 +252,13 @@ async def test_rule_3_the_newest_session_wins_a_claim(world):
     assert len((await claim(world, session(epoch=2))).placements) == 1
 
 
-async def test_an_order_can_be_read_back_while_its_attempt_lives(world):
+async def test_an_attempt_lives_until_it_is_finished(world):
     placement = await run_at_once(world, world.build.execution())
+    assert list(await world.leases.live_of([placement.attempt])) == [placement.attempt]
 
-    (found,) = await world.leases.orders_of([placement.attempt])
+    await world.leases.finish([world.build.result(placement)])
 
-    assert (found.order_id, found.order_content, found.order_digest) == (
-        placement.order_id,
-        placement.order_content,
-        placement.order_digest,
-    )
+    assert list(await world.leases.live_of([placement.attempt])) == []
 
 
 # --- start and finish

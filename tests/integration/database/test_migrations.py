@@ -87,12 +87,43 @@ async def test_a_signed_order_cannot_be_rewritten_by_the_service(database_url):
     engine = create_engine(database_url, application="test")
     try:
         async with engine.connect() as connection:
-            with pytest.raises(ProgrammingError):
-                await connection.execute(text("UPDATE orders SET content = ''"))
-            await connection.rollback()
-            await connection.execute(text("UPDATE orders SET batch_id = NULL"))
+            for column in ("content", "batch_id", "leaf_index", "proof"):
+                with pytest.raises(ProgrammingError):
+                    await connection.execute(text(f"UPDATE orders SET {column} = NULL"))
+                await connection.rollback()
     finally:
         await engine.dispose()
+
+
+async def test_paths_of_orders_survive_the_way_to_one_value_and_back(owner_url):
+    await downgrade(owner_url, "0001")
+    engine = create_engine(owner_url, application="test")
+    columns = "order_id, tenant_id, execution_id, fencing_token, node_id, content, digest, batch_id, leaf_index, path"
+    written = [
+        ("ord_1", [b"\x01" * 32, b"\x02" * 32]),
+        ("ord_2", []),
+        ("ord_3", None),
+    ]
+    async with engine.begin() as connection:
+        for number, (order_id, path) in enumerate(written):
+            await connection.execute(
+                text(
+                    f"INSERT INTO orders ({columns}) VALUES (:id, 'default', :id, :n, 'nod_1', '', 'd', 'obt_1', 0, :path)"
+                ),
+                {"id": order_id, "n": number, "path": path},
+            )
+    await upgrade(owner_url)
+    async with engine.connect() as connection:
+        proofs = (
+            (await connection.execute(text("SELECT proof FROM orders ORDER BY order_id"))).scalars().all()
+        )
+    await downgrade(owner_url, "0001")
+    async with engine.connect() as connection:
+        paths = (await connection.execute(text("SELECT path FROM orders ORDER BY order_id"))).scalars().all()
+    await engine.dispose()
+
+    assert proofs == [b"\x01" * 32 + b"\x02" * 32, b"", None]
+    assert paths == [path for _, path in written]
 
 
 async def test_a_database_without_our_schema_is_refused_with_what_to_do(empty_url):

@@ -9,9 +9,9 @@ from sqlalchemy import text
 from control_plane.database.notifications import Channel
 from control_plane.executions.domain import (
     AcceptOutcome,
+    BatchPlace,
     Disposition,
     ExecutionState,
-    OrderPath,
     Outcome,
     PendingReason,
     SignedBatchRecord,
@@ -197,22 +197,24 @@ async def test_rule_6_after_an_unsafe_call_a_lost_attempt_is_retried_only_if_tha
     assert states == {unsafe: ExecutionState.LOST, safe: ExecutionState.PENDING}
 
 
-async def test_a_signed_batch_is_stored_once_with_the_path_of_each_order(world):
-    placements = [await run_at_once(world, world.build.execution()) for _ in range(2)]
+def a_signature() -> SignedBatchRecord:
+    return SignedBatchRecord(batch_id=OrderBatchId("obt_1"), envelope=b"envelope", key_id=KeyId("sha256:k"))
+
+
+async def test_the_signature_of_a_batch_is_stored_once_with_its_first_receipts(world):
     paths = ((b"\x01" * 32, b"\x02" * 32), ())
-    batch = SignedBatchRecord(
-        batch_id=OrderBatchId("obt_1"),
-        envelope=b"envelope",
-        key_id=KeyId("sha256:k"),
-        orders=tuple(
-            OrderPath(order_id=one.order_id, leaf_index=index, path=path)
-            for index, (one, path) in enumerate(zip(placements, paths, strict=True))
-        ),
-    )
-    await world.leases.record_batch(batch)
-    await world.leases.record_batch(batch)
-    result = world.build.result(placements[0])
-    await world.leases.finish([result])
+    items = [world.build.execution() for _ in paths]
+    placements = [
+        world.build.placement(
+            item, batch=BatchPlace(batch_id=a_signature().batch_id, leaf_index=index, path=path)
+        )
+        for index, (item, path) in enumerate(zip(items, paths, strict=True))
+    ]
+    await world.store.accept(items, placements)
+    results = [world.build.result(one, batch=a_signature()) for one in placements]
+    result = results[0]
+    await world.leases.finish(results)
+    await world.leases.record_batches([a_signature()])
 
     evidence = await world.audit.get_receipt(TENANT, ReceiptId(result.receipt_id))
 
@@ -221,7 +223,14 @@ async def test_a_signed_batch_is_stored_once_with_the_path_of_each_order(world):
     assert (evidence.envelope, evidence.receipt_public_key) == (result.envelope, b"public key")
     assert evidence.template_envelope == b"template envelope"
     assert await world.audit.receipt_of(TENANT, placements[0].execution_id) == result.receipt_id
-    assert await world.fetch("SELECT path FROM orders WHERE leaf_index = 1") == [[]]
+    assert await world.fetch("SELECT proof FROM orders WHERE leaf_index = 1") == [b""]
+    assert await world.fetch("SELECT count(*) FROM order_batches") == [1]
+
+
+async def test_the_signature_of_a_batch_without_receipts_is_stored_by_itself(world):
+    await world.leases.record_batches([a_signature()])
+    await world.leases.record_batches([a_signature()])
+    assert await world.fetch("SELECT envelope FROM order_batches") == [b"envelope"]
 
 
 async def test_groups_of_the_largest_size_are_stored(world):

@@ -7,6 +7,7 @@ from typing import Any
 import pytest
 
 from control_plane.dispatch.background import Background
+from control_plane.dispatch.batches import Batches
 from control_plane.dispatch.dispatcher import Dispatcher
 from control_plane.dispatch.fleet import Fleet
 from control_plane.dispatch.ports import SilentObserver
@@ -53,6 +54,7 @@ class Parts:
     """A dispatcher and everything around it."""
 
     dispatcher: Dispatcher
+    batches: Batches
     background: Background
     leases: ScriptedLeases
     fleet: Fleet
@@ -88,19 +90,29 @@ class Parts:
 
 @pytest.fixture
 async def parts() -> AsyncIterator[Parts]:
-    clock, leases, fleet = FakeClock(), ScriptedLeases(), Fleet()
+    clock, leases, fleet, random = FakeClock(), ScriptedLeases(), Fleet(), FakeRandom()
     async with Background() as background:
+        batches = Batches(
+            leases=leases,
+            signer=signer(rsa_key("orders")),
+            options=build.options(),
+            clock=clock,
+            random=random,
+            background=background,
+            observer=SilentObserver(),
+        )
         yield Parts(
             dispatcher=Dispatcher(
                 fleet=fleet,
                 leases=leases,
-                signer=signer(rsa_key("orders")),
+                batches=batches,
                 options=build.options(),
                 clock=clock,
-                random=FakeRandom(),
+                random=random,
                 background=background,
                 observer=SilentObserver(),
             ),
+            batches=batches,
             background=background,
             leases=leases,
             fleet=fleet,

@@ -196,7 +196,7 @@ async def test_orders_of_one_moment_share_a_signature_over_several_nodes(parts: 
     await parts.find_queue_empty()
     parts.take(*(newcomer() for _ in range(4)))
     await parts.dispatcher.send_once()
-    await parts.settle()
+    await parts.batches.record_once(all_of_them=True)
     [record] = parts.leases.batches
     assert record.key_id == rsa_key("orders").key_id
     for session in sessions:
@@ -214,7 +214,7 @@ async def test_orders_of_one_moment_share_a_signature_over_several_nodes(parts: 
 
 
 async def test_a_batch_is_bounded(parts: Parts, monkeypatch: pytest.MonkeyPatch):
-    monkeypatch.setattr("control_plane.dispatch.dispatcher.MAX_BATCH_ORDERS", 2)
+    monkeypatch.setattr("control_plane.dispatch.batches.MAX_BATCH_ORDERS", 2)
     session = parts.join(slots=3)
     await parts.find_queue_empty()
     parts.take(*(newcomer() for _ in range(3)))
@@ -262,7 +262,7 @@ class AwaySigner:
 
 async def test_orders_that_cannot_be_signed_are_released_uncounted_and_slots_rest(parts: Parts):
     custody = AwaySigner()
-    parts.dispatcher._signer = custody
+    parts.batches._signer = custody
     session = parts.join()
     await parts.find_queue_empty()
     [placement] = parts.take(newcomer())
@@ -316,15 +316,52 @@ async def test_an_order_that_was_read_stays_with_its_lease(parts: Parts):
     assert parts.leases.released == []
 
 
-async def test_a_receipt_waits_for_the_record_of_its_orders_signature(parts: Parts):
+async def test_a_signature_is_on_record_with_the_first_receipt_or_a_moment_later(parts: Parts):
     parts.join()
     await parts.find_queue_empty()
     [placement] = parts.take(newcomer())
     await parts.dispatcher.send_once()
+    record = parts.batches.unrecorded(placement.order_id)
+    assert record is not None
+    assert record.batch_id == placement.batch.batch_id
+
+    await parts.batches.record_once()
+    assert parts.leases.batches == [], "a receipt may still bring it along"
+    parts.clock.advance(build.options().record_linger)
+    parts.leases.away = True
+    await parts.batches.record_once()
+    assert parts.batches.unrecorded(placement.order_id) == record
+    parts.leases.away = False
+    await parts.batches.record_once()
+
+    assert parts.leases.batches == [record]
+    assert parts.batches.unrecorded(placement.order_id) is None
+    await parts.batches.record_once()
+    assert parts.leases.batches == [record]
+
+
+async def test_a_batch_of_which_nothing_was_committed_is_forgotten(parts: Parts):
+    parts.join()
+    await parts.find_queue_empty()
+    [placement] = parts.dispatcher.place([newcomer()])
+    assert placement is not None
+    parts.dispatcher.release([placement])
+    await parts.settle()
+    await parts.batches.record_once(all_of_them=True)
     assert parts.leases.batches == []
-    await parts.dispatcher.recorded([placement.order_id])
-    assert [path.order_id for path in parts.leases.batches[0].orders] == [placement.order_id]
-    await parts.dispatcher.recorded([placement.order_id])  # and never waits for what is done
+    assert not parts.batches._open
+
+
+async def test_orders_that_could_not_be_signed_leave_no_batch_behind(parts: Parts):
+    parts.batches._signer = AwaySigner()
+    parts.join()
+    await parts.find_queue_empty()
+    parts.take(newcomer())
+    await parts.dispatcher.send_once()
+    await parts.settle()
+    await parts.batches.record_once(all_of_them=True)
+    assert not parts.batches._open
+    assert not parts.batches._of_order
 
 
 # --- the order itself

@@ -132,6 +132,7 @@ def door(parts: Parts) -> Door:
         ),
         receipts=ReceiptIntake(
             dispatcher=dispatcher,
+            batches=parts.batches,
             finish=_finish_one(parts),
             bodies=NothingUploaded(),
             orders=nodes,
