@@ -6,6 +6,9 @@ from typing import Any
 
 from data_plane.receipts.spool import Spool
 from data_plane.settings import GIBIBYTE
+from shared.digests import digest_to_raw
+from shared.receipt_codec import verify_receipt
+from shared.signatures import PublicKey
 from tests.chaos.world import ChaosNode, World
 
 ENDED_STATES = frozenset(
@@ -50,6 +53,10 @@ class ReceiptFact:
     execution_id: str
     fencing_token: int
     accepted: bool
+    outcome: str
+    """What the node signed."""
+    previous: bytes | None
+    """Hash of the receipt before, as the node signed it."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -82,7 +89,8 @@ _ATTEMPTS = """
 SELECT execution_id, fencing_token, node_id, state, receipt_id, ended_at FROM attempts
 """
 _RECEIPTS = """
-SELECT receipt_id, node_id, sequence, hash, execution_id, fencing_token, accepted FROM receipts
+SELECT receipt_id, node_id, sequence, hash, execution_id, fencing_token, accepted, envelope, receipt_public_key
+FROM receipts JOIN nodes USING (node_id)
 """
 _OPEN = "SELECT count(*) FROM executions WHERE state IN ('pending', 'running')"
 
@@ -101,13 +109,21 @@ async def read_facts(world: World) -> Facts:
     return Facts(
         executions=tuple(ExecutionFact(**row) for row in executions if row["execution_id"] is not None),
         attempts=tuple(AttemptFact(**row) for row in attempts),
-        receipts=tuple(ReceiptFact(**row) for row in receipts),
+        receipts=tuple(_receipt(**row) for row in receipts),
         spools=tuple([await _spool(node) for node in world.nodes]),
     )
 
 
 async def _rows(sql: Any, query: str, *values: object) -> list[Any]:
     return list(await sql.fetch(query, *values))
+
+
+def _receipt(*, envelope: bytes, receipt_public_key: bytes, **row: Any) -> ReceiptFact:
+    """Verify a receipt as anybody outside could; raises VerificationError when it is none of its node's."""
+    key = PublicKey.from_spki_der(receipt_public_key)
+    said = verify_receipt(envelope, node_id=row["node_id"], node_key=key).predicate
+    previous = None if said.previous is None else digest_to_raw(said.previous)
+    return ReceiptFact(**row, outcome=said.outcome, previous=previous)
 
 
 async def _spool(node: ChaosNode) -> SpoolFact:

@@ -2,19 +2,21 @@
 
 1. Lost: an acknowledged execution that is not on record, has not ended, or has not succeeded; an answer that the
    record contradicts.
-2. Accepted twice: two executions of one request, two accepted receipts, finished attempts or endings of one execution.
+2. Accepted twice: two executions of one request; two accepted results, finished attempts or endings of one execution;
+   two accepted receipts of one attempt. (A refusal is accepted too, and another attempt may follow it.)
 3. Stale: a result of another attempt than the newest one, or of a node that did not hold it.
-4. Missing: a receipt that a node, an execution or an attempt names and the table does not hold.
+4. Missing: a receipt that a node, an execution, an attempt or the next receipt names and the table does not hold.
 """
 
 from collections import Counter, defaultdict
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 
-from tests.chaos.facts import ENDED_STATES, ExecutionFact, Facts
+from tests.chaos.facts import ENDED_STATES, ExecutionFact, Facts, ReceiptFact, SpoolFact
 from tests.chaos.load import SUCCEEDED, Call
 
 MAX_NOTES = 12
+RESULTS = frozenset({"succeeded", "failed", "trapped", "killed"})
 
 
 @dataclass(slots=True, kw_only=True)
@@ -83,12 +85,15 @@ def _find_doubles(verdict: Verdict, acknowledged: Iterable[Call], facts: Facts) 
             verdict.accepted_twice += 1
             verdict.note(f"twice: request {call.request_id} became {sorted(call.execution_ids)}")
     requests = Counter(execution.request_id for execution in facts.executions)
-    accepted = Counter(receipt.execution_id for receipt in facts.receipts if receipt.accepted)
+    accepted = [receipt for receipt in facts.receipts if receipt.accepted]
+    results = Counter(receipt.execution_id for receipt in accepted if receipt.outcome in RESULTS)
+    answers = Counter(f"{receipt.execution_id}/{receipt.fencing_token}" for receipt in accepted)
     finished = Counter(attempt.execution_id for attempt in facts.attempts if attempt.state == "finished")
     endings = Counter({execution.execution_id: execution.endings for execution in facts.executions})
     for what, counts in (
         ("executions of one request", requests),
-        ("accepted receipts", accepted),
+        ("accepted results", results),
+        ("accepted receipts of one attempt", answers),
         ("finished attempts", finished),
         ("endings", endings),
     ):
@@ -101,15 +106,15 @@ def _find_doubles(verdict: Verdict, acknowledged: Iterable[Call], facts: Facts) 
 def _find_stale(verdict: Verdict, facts: Facts) -> None:
     """Compare the receipt that decided each execution with its newest attempt."""
     attempts = {(each.execution_id, each.fencing_token): each for each in facts.attempts}
-    deciding = {receipt.execution_id: receipt for receipt in facts.receipts if receipt.accepted}
+    accepted = {receipt.receipt_id: receipt for receipt in facts.receipts if receipt.accepted}
     for execution in facts.executions:
         if execution.state != "succeeded":
             continue
-        receipt = deciding.get(execution.execution_id)
-        if receipt is None or receipt.receipt_id != execution.receipt_id:
-            continue  # no receipt of that name: it is counted as missing
+        receipt = accepted.get(execution.receipt_id or "")
+        if receipt is None:
+            continue  # it is counted as missing
         attempt = attempts.get((execution.execution_id, receipt.fencing_token))
-        newest = receipt.fencing_token == execution.fencing_token
+        newest = receipt.fencing_token == execution.fencing_token and receipt.outcome == execution.state
         if not newest or attempt is None or attempt.node_id != receipt.node_id or attempt.state != "finished":
             verdict.stale_accepted += 1
             verdict.note(
@@ -129,15 +134,23 @@ def _find_missing(verdict: Verdict, facts: Facts) -> None:
         if attempt.receipt_id is not None and attempt.receipt_id not in every:
             verdict.receipts_missing += 1
             verdict.note(f"missing: receipt {attempt.receipt_id} of an attempt of {attempt.execution_id}")
-    by_node: dict[str, dict[int, bytes]] = defaultdict(dict)
+    by_node: dict[str, dict[int, ReceiptFact]] = defaultdict(dict)
     for receipt in facts.receipts:
-        by_node[receipt.node_id][receipt.sequence] = receipt.hash
+        by_node[receipt.node_id][receipt.sequence] = receipt
     for spool in facts.spools:
-        table = by_node[spool.node_id]
-        gone = [number for number in range(1, spool.sequence + 1) if number not in table]
-        if gone:
-            verdict.receipts_missing += len(gone)
-            verdict.note(f"missing: {len(gone)} receipts of {spool.node_id}, the first is {gone[0]}")
-        elif spool.sequence and table[spool.sequence] != spool.hash:
+        _find_gaps(verdict, spool, by_node[spool.node_id])
+
+
+def _find_gaps(verdict: Verdict, spool: SpoolFact, table: dict[int, ReceiptFact]) -> None:
+    """Follow the chain of one node from its first receipt to the newest on its disk."""
+    gone = [number for number in range(1, spool.sequence + 1) if number not in table]
+    if gone:
+        verdict.receipts_missing += len(gone)
+        verdict.note(f"missing: {len(gone)} receipts of {spool.node_id}, the first is {gone[0]}")
+    elif spool.sequence and table[spool.sequence].hash != spool.hash:
+        verdict.receipts_missing += 1
+        verdict.note(f"missing: receipt {spool.sequence} of {spool.node_id} is another one on record")
+    for number in range(2, spool.sequence + 1):
+        if number in table and number - 1 in table and table[number].previous != table[number - 1].hash:
             verdict.receipts_missing += 1
-            verdict.note(f"missing: receipt {spool.sequence} of {spool.node_id} is another one on record")
+            verdict.note(f"missing: receipt {number} of {spool.node_id} follows another one than on record")

@@ -66,9 +66,9 @@ async def _run(world: World, fault: Fault, row: Row, pace: Pace) -> None:
         async with constant_load(clients, ledger, rate=row.rate_per_second):
             times = await _go_through(world, fault, pace)
     await quiet(world)
-    proving = await _proof(fault.proof(world), row)
+    row.proof = await _proof(fault.proof(world), row)
+    await world.stop_nodes()
     facts = await read_facts(world)
-    row.proof = proving
     verdict = judge(ledger.calls, facts)
     fill(row, ledger=ledger, facts=facts, verdict=verdict, times=times, nodes_off=fault.takes_nodes_off)
 
@@ -95,9 +95,8 @@ async def _proof(proving: Awaitable[str], row: Row) -> str:
 
 
 async def quiet(world: World) -> None:
-    """Wait until every execution has ended, then stop the nodes: they deliver what they still hold."""
+    """Wait until every execution has ended."""
     await eventually(lambda: open_executions(world), lambda count: count == 0, "the end of all", QUIET_WITHIN)
-    await world.stop_nodes()
 
 
 def _first_of(error: BaseException) -> BaseException:

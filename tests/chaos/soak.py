@@ -128,6 +128,7 @@ async def soak(minutes: float) -> int:
         async with constant_load(clients, ledger, rate=RATE):
             samples = await watch(world, minutes * 60)
         await quiet(world)
+        await world.stop_nodes()
         verdict = judge(ledger.calls, await read_facts(world))
     rows = [growth(name, found) for name, found in samples.items()]
     latencies = [

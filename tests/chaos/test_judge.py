@@ -56,6 +56,8 @@ def receipt(number: int) -> ReceiptFact:
         execution_id=f"exe_{number}",
         fencing_token=10 + number,
         accepted=True,
+        outcome="succeeded",
+        previous=bytes([number - 1]) if number > 1 else None,
     )
 
 
@@ -115,17 +117,27 @@ def test_two_executions_of_one_request_are_accepted_twice() -> None:
 
 
 def test_a_second_accepted_receipt_is_accepted_twice() -> None:
-    second = replace(receipt(1), receipt_id="rcp_9", sequence=COUNT + 1)
+    second = replace(receipt(COUNT + 1), execution_id="exe_1", fencing_token=11)
     facts = replace(
         FACTS,
         receipts=(second, *FACTS.receipts),
         spools=(SpoolFact(node_id="nod_a", sequence=COUNT + 1, hash=second.hash),),
     )
-    assert counts(judge(CALLS, facts)) == (0, 1, 0, 0)
+    assert counts(judge(CALLS, facts)) == (0, 2, 0, 0)  # of the execution, and of the attempt
+
+
+def test_a_refusal_before_the_result_is_no_second_result() -> None:
+    refusal = replace(receipt(COUNT + 1), execution_id="exe_1", fencing_token=5, outcome="rejected")
+    facts = replace(
+        FACTS,
+        receipts=(refusal, *FACTS.receipts),
+        spools=(SpoolFact(node_id="nod_a", sequence=COUNT + 1, hash=refusal.hash),),
+    )
+    assert judge(CALLS, facts).is_clean
 
 
 def test_late_evidence_is_no_second_result() -> None:
-    late = replace(receipt(1), receipt_id="rcp_9", sequence=COUNT + 1, accepted=False)
+    late = replace(receipt(COUNT + 1), execution_id="exe_1", fencing_token=5, accepted=False)
     facts = replace(
         FACTS,
         receipts=(*FACTS.receipts, late),
@@ -172,3 +184,14 @@ def test_a_receipt_that_only_the_node_knows_is_missing() -> None:
 def test_a_receipt_of_another_chain_is_missing() -> None:
     other = SpoolFact(node_id="nod_a", sequence=COUNT, hash=b"other")
     assert judge(CALLS, replace(FACTS, spools=(other,))).receipts_missing == 1
+
+
+def test_a_receipt_that_follows_another_one_than_on_record_is_missing() -> None:
+    torn = replace(FACTS.receipts[1], previous=b"other")
+    verdict = judge(CALLS, replace(FACTS, receipts=(FACTS.receipts[0], torn, FACTS.receipts[2])))
+    assert verdict.receipts_missing == 1
+
+
+def test_a_success_whose_receipt_says_something_else_is_stale() -> None:
+    failed = replace(FACTS.receipts[0], outcome="failed")
+    assert judge(CALLS, replace(FACTS, receipts=(failed, *FACTS.receipts[1:]))).stale_accepted == 1
