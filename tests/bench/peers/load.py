@@ -89,6 +89,8 @@ async def many_in_flight(
         await under_load()
         going = False
     took = sample.between(start, end)
+    if not took:
+        raise AssertionError(f"not one of {in_flight} jobs was answered in {seconds:g} s")
     return Loaded(rate=len(took) / (end - start), took=took, jobs=len(sample.took))
 
 

@@ -47,7 +47,7 @@ class Effort:
 
 
 THOROUGH = Effort()
-QUICK = Effort(warm_up_jobs=10, alone_jobs=50, alone=2.0, warm_up=0.7, loaded=2.0, half=2.0, syncs=50)
+QUICK = Effort(warm_up_jobs=10, alone_jobs=50, alone=2.0, warm_up=1.0, loaded=3.0, half=2.0, syncs=50)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
