@@ -4,7 +4,7 @@ from collections.abc import Sequence
 from dataclasses import replace
 
 from control_plane.audit.domain import NewAuditEntry
-from control_plane.nodes.domain import EnrollmentToken, Node, NodeSession
+from control_plane.nodes.domain import EnrollmentToken, Node, NodeSession, SpoolHead
 from control_plane.nodes.ports import AttemptOwner, SessionBeat, SessionOpening
 from shared.clock import Clock
 from shared.digests import Digest
@@ -91,6 +91,12 @@ class FakeNodeStore:
         self._nodes[node.node_id] = replace(node, session=session)
         self.audit.append(audit)
         return session_epoch
+
+    def accepted(self, node_id: NodeId, head: SpoolHead) -> None:
+        """A receipt was recorded beside this store: the newest one is where the node's chain stands."""
+        node = self._nodes[node_id]
+        if head.sequence > node.last_accepted.sequence:
+            self._nodes[node_id] = replace(node, last_accepted=head)
 
     async def close_session(self, node_id: NodeId, session_epoch: int) -> None:
         node = self._nodes[node_id]

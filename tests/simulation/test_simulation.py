@@ -1,0 +1,48 @@
+"""The system lives through faults in virtual time, and defects that are planted on purpose are found.
+
+Long runs: ``python -m tests.simulation --seeds 10000``.
+"""
+
+import pytest
+
+from tests.simulation.mutations import MUTATIONS
+from tests.simulation.search import Tally, first_violation, lives, report
+from tests.simulation.world import Simulator
+
+LIVES = range(1, 121)
+BUDGET = range(1, 301)
+"""Seeds within which each planted defect must be found; most are within thirty."""
+
+MIN_FAULTS = 1500
+"""Of the short form: fewer would mean that the faults have gone quiet."""
+
+
+@pytest.fixture(scope="module")
+def simulator():
+    with Simulator() as one:
+        yield one
+
+
+def test_nothing_is_lost_and_nothing_happens_twice(simulator):
+    tally = Tally()
+    for life in lives(LIVES, simulator=simulator):
+        tally.add(life)
+        if life.violation is not None:
+            pytest.fail(report(life), pytrace=False)
+
+    assert tally.lives == len(LIVES)
+    assert tally.faults.total() >= MIN_FAULTS
+    assert tally.outcomes["succeeded"] > tally.lives
+
+
+@pytest.mark.parametrize("mutation", MUTATIONS)
+def test_a_planted_defect_is_found_and_its_seed_finds_it_again(simulator, mutation):
+    found = first_violation(BUDGET, mutation=mutation, simulator=simulator)
+    assert found is not None
+
+    again = first_violation(range(found.seed, found.seed + 1), mutation=mutation, simulator=simulator)
+    healthy = first_violation(range(found.seed, found.seed + 1), simulator=simulator)
+
+    assert again is not None
+    assert (str(again.violation), again.trace.digest()) == (str(found.violation), found.trace.digest())
+    assert healthy is None
