@@ -12,6 +12,9 @@ from tests.chaos.report import publish
 from tests.chaos.row import MAX_P95_MS, Row
 from tests.chaos.run import run_fault
 
+MAX_OTHERS_CORES = 0.5
+"""Times are not to be believed when others use more of this machine."""
+
 
 async def run(names: list[str]) -> list[Row]:
     rows = []
@@ -27,11 +30,14 @@ async def run(names: list[str]) -> list[Row]:
 
 
 async def measured(name: str) -> Row:
-    """Run a fault; once more when only times were missed on a machine that kept none before the fault either."""
+    """Run a fault; once more when only times were missed on a machine that was busy with something else."""
     row = await run_fault(FAULTS[name]())
-    busy = (row.p95_before_ms or 0.0) >= MAX_P95_MS
+    busy = row.others_cores > MAX_OTHERS_CORES or (row.p95_before_ms or 0.0) >= MAX_P95_MS
     if busy and row.failures == row.slow != []:
-        sys.stdout.write(f"    again: p95 was {row.p95_before_ms} ms before the fault, the machine is busy\n")
+        sys.stdout.write(
+            f"    again, the machine is busy: others use {row.others_cores} cores,"
+            f" p95 was {row.p95_before_ms} ms before the fault and {row.p95_ms} ms while it held\n"
+        )
         row = await run_fault(FAULTS[name]())
         row.tries = 2
     return row

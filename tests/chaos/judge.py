@@ -2,8 +2,8 @@
 
 1. Lost: an acknowledged execution that is not on record, has not ended, or has not succeeded; an answer that the
    record contradicts.
-2. Accepted twice: two executions of one request; two accepted results, finished attempts or endings of one execution;
-   two accepted receipts of one attempt. (A refusal is accepted too, and another attempt may follow it.)
+2. Accepted twice: two executions of one request; two accepted results, attempts with a result, or endings of one
+   execution; two accepted receipts of one attempt. (A refusal is accepted too, and another attempt may follow it.)
 3. Stale: a result of another attempt than the newest one, or of a node that did not hold it.
 4. Missing: a receipt that a node, an execution, an attempt or the next receipt names and the table does not hold.
 """
@@ -88,13 +88,18 @@ def _find_doubles(verdict: Verdict, acknowledged: Iterable[Call], facts: Facts) 
     accepted = [receipt for receipt in facts.receipts if receipt.accepted]
     results = Counter(receipt.execution_id for receipt in accepted if receipt.outcome in RESULTS)
     answers = Counter(f"{receipt.execution_id}/{receipt.fencing_token}" for receipt in accepted)
-    finished = Counter(attempt.execution_id for attempt in facts.attempts if attempt.state == "finished")
+    refused = {receipt.receipt_id for receipt in accepted if receipt.outcome not in RESULTS}
+    finished = Counter(
+        attempt.execution_id
+        for attempt in facts.attempts
+        if attempt.state == "finished" and attempt.receipt_id not in refused
+    )
     endings = Counter({execution.execution_id: execution.endings for execution in facts.executions})
     for what, counts in (
         ("executions of one request", requests),
         ("accepted results", results),
         ("accepted receipts of one attempt", answers),
-        ("finished attempts", finished),
+        ("attempts with a result", finished),
         ("endings", endings),
     ):
         for name, count in counts.items():

@@ -36,7 +36,16 @@ def publish(rows: Sequence[Row], expected: Sequence[str]) -> int:
 def table(rows: Sequence[Row]) -> Table:
     found = Table(title="what was survived")
     columns = ["fault", "acknowledged", "lost", "twice", "stale", "receipts missing"]
-    columns += ["p95 before", "p95 (ms)", "slowest", "noticed (s)", "recovered (s)", "proof", ""]
+    columns += [
+        "p95 before",
+        "p95 (ms)",
+        "slowest",
+        "noticed (s)",
+        "recovered (s)",
+        "others (cores)",
+        "proof",
+        "",
+    ]
     for column in columns:
         found.add_column(column, justify="left" if column in {"fault", "proof"} else "right")
     for row in rows:
@@ -48,7 +57,7 @@ def table(rows: Sequence[Row]) -> Table:
                 for count in (row.lost, row.accepted_twice, row.stale_accepted, row.receipts_missing)
             ),
             *(_number(value) for value in (row.p95_before_ms, row.p95_ms, row.slowest_ms)),
-            *(_number(value) for value in (row.detection_seconds, row.recovery_seconds)),
+            *(_number(value) for value in (row.detection_seconds, row.recovery_seconds, row.others_cores)),
             row.proof,
             "ok" if row.ok else "[red]failed[/red]",
         )

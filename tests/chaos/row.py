@@ -51,6 +51,8 @@ class Row:
     capacity_per_second: float = 0.0
     rate_per_second: float = 0.0
     earlier_per_second: float = 0.0
+    others_cores: float = 0.0
+    """How many of this machine's cores were busy meanwhile with what is none of ours."""
     proof: str = ""
     failures: list[str] = field(default_factory=list)
     """What was lost or doubled, and every bar that was missed."""

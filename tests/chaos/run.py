@@ -1,10 +1,14 @@
 """Runs one fault: a world of its own, load, injection, hold, lifting, recovery, and the judge's row."""
 
 import asyncio
+import contextlib
+import shutil
 import time
 from collections.abc import Awaitable
 from dataclasses import dataclass
 from datetime import timedelta
+
+import psutil
 
 from tests.chaos.facts import open_executions, read_facts
 from tests.chaos.faults.fault import Fault
@@ -12,8 +16,9 @@ from tests.chaos.judge import judge
 from tests.chaos.load import Ledger, constant_load, measure_capacity
 from tests.chaos.row import Row, Times, fill
 from tests.chaos.world import NODES, World, running_world
-from tests.e2e.stack import eventually
+from tests.e2e.stack import ROOT, eventually
 
+LOGS = ROOT / "build" / "chaos"
 CAPACITY_CALLERS = 32
 MAX_RATE = 60.0
 """Beyond it this machine's cores would be the bound, and not the slots."""
@@ -47,7 +52,10 @@ async def run_fault(fault: Fault, pace: Pace = FULL) -> Row:
     started = time.monotonic()
     try:
         async with asyncio.timeout(RUN_WITHIN.total_seconds()), running_world(fault.needs) as world:
-            await _run(world, fault, row, pace)
+            try:
+                await _run(world, fault, row, pace)
+            finally:
+                keep_logs(world, fault.name)
     except TimeoutError:
         row.failures.append(f"the run did not end within {RUN_WITHIN}")
     except Exception as error:  # noqa: BLE001 - a run that breaks is a failed row, and the next one goes on
@@ -63,8 +71,12 @@ async def _run(world: World, fault: Fault, row: Row, pace: Pace) -> None:
             await measure_capacity(clients, ledger, in_flight=CAPACITY_CALLERS, seconds=pace.capacity), 1
         )
         row.rate_per_second = round(min(MAX_RATE, row.capacity_per_second * REMAINING * LOAD_OF_REMAINING), 1)
+        before = cpu_seconds()
         async with constant_load(clients, ledger, rate=row.rate_per_second):
             times = await _go_through(world, fault, pace)
+        row.others_cores = others_cores(
+            before, cpu_seconds(), times.ended_at - times.loaded_at + pace.warm_up
+        )
     await quiet(world)
     row.proof = await _proof(fault.proof(world), row)
     await world.stop_nodes()
@@ -84,6 +96,29 @@ async def _go_through(world: World, fault: Fault, pace: Pace) -> Times:
     lifted_at = time.time()
     await asyncio.sleep(pace.observed)
     return Times(loaded_at=loaded_at, injected_at=injected_at, lifted_at=lifted_at, ended_at=time.time())
+
+
+def keep_logs(world: World, name: str) -> None:
+    """Keep what every process said of the last run of this fault."""
+    kept = LOGS / name
+    shutil.rmtree(kept, ignore_errors=True)
+    shutil.copytree(world.data_dir / "logs", kept)
+
+
+def cpu_seconds() -> tuple[float, float]:
+    """Return the CPU time of this whole machine, and that of this process and of all that it has started."""
+    machine = psutil.cpu_times()
+    me = psutil.Process()
+    mine = sum(me.cpu_times()[:4])  # those that have ended count as their parent's
+    for child in me.children(recursive=True):
+        with contextlib.suppress(psutil.NoSuchProcess):
+            mine += sum(child.cpu_times()[:4])
+    return sum(machine) - machine.idle - machine.iowait, mine
+
+
+def others_cores(before: tuple[float, float], after: tuple[float, float], seconds: float) -> float:
+    """Return how many cores were busy with others' work; what a killed process used counts as others'."""
+    return round(max(0.0, (after[0] - before[0]) - (after[1] - before[1])) / seconds, 2)
 
 
 async def _proof(proving: Awaitable[str], row: Row) -> str:

@@ -128,8 +128,10 @@ def test_a_second_accepted_receipt_is_accepted_twice() -> None:
 
 def test_a_refusal_before_the_result_is_no_second_result() -> None:
     refusal = replace(receipt(COUNT + 1), execution_id="exe_1", fencing_token=5, outcome="rejected")
+    refused = replace(attempt(COUNT + 1), execution_id="exe_1", fencing_token=5)
     facts = replace(
         FACTS,
+        attempts=(refused, *FACTS.attempts),
         receipts=(refusal, *FACTS.receipts),
         spools=(SpoolFact(node_id="nod_a", sequence=COUNT + 1, hash=refusal.hash),),
     )
