@@ -17,7 +17,9 @@ from agentfactory.v1.executions_pb2 import (
 )
 
 from cli.client import Client
-from cli.stack.children import stop
+from cli.stack import local
+from cli.stack.children import Child, ChildSpec, spawn, stop
+from tests.bench.peers.bare import SAID, bare_spec
 from tests.bench.peers.job import module_bytes
 from tests.bench.peers.load import Submit
 from tests.bench.peers.peer import SLOTS, Peer, System
@@ -66,6 +68,24 @@ class AgentFactory(Peer):
         assert stack.control_plane is not None
         for child in (stack.nodes[0].running, stack.control_plane, stack.postgres):
             await stop(child)
+
+
+class AgentFactoryBare(AgentFactory):
+    """The same without policy and receipts: what everything on is divided by. See `bare`."""
+
+    async def start(self, running: AsyncExitStack) -> System:
+        setattr(local, "spawn", _spawn_bare)  # noqa: B010 - it is imported there, not exported
+        running.callback(setattr, local, "spawn", spawn)
+        system = await super().start(running)
+        for child in (self._stack.control_plane, self._stack.nodes[0].child):
+            assert child is not None
+            log = child.spec.log.read_bytes()[child.log_start :]
+            assert SAID.encode() in log, f"{child.spec.name} runs with everything on"
+        return system
+
+
+async def _spawn_bare(spec: ChildSpec) -> Child:
+    return await spawn(bare_spec(spec))
 
 
 def request(body: bytes) -> ExecutionRequest:

@@ -17,6 +17,7 @@ ROOT = Path(__file__).resolve().parents[3]
 SLOTS = 2
 MODULES = {
     "agent-factory": "agent_factory:AgentFactory",
+    "agent-factory-bare": "agent_factory:AgentFactoryBare",
     "echo": "grpc_echo:GrpcEcho",
     "celery": "celery_redis:CeleryAlways",
     "celery-everysec": "celery_redis:CeleryEverySecond",
