@@ -22,7 +22,7 @@ from tests.bench.peers import chart, figures, servers
 from tests.bench.peers.figures import METRICS, Visits
 from tests.bench.peers.peer import MODULES, NEEDS
 from tests.bench.peers.visit import Visit, read
-from tests.bench.report import RESULTS, publish, spread
+from tests.bench.report import RESULTS, median, publish, spread
 
 REPEATS = 3
 VISIT_TIMEOUT = timedelta(minutes=5)
@@ -72,7 +72,7 @@ def visit_all(names: Sequence[str], *, repeats: int, quick: bool) -> Visits:
                 found.append(one)
                 sys.stdout.write(
                     f"· round {turn + 1} of {repeats}: {name}: {one.loaded_per_s:,.0f}/s,"
-                    f" p50 {one.alone_p50_ms:.1f} ms ({time.monotonic() - started:.0f} s)\n"
+                    f" p50 {one.alone_p50_ms:.1f} ms; others used {one.others_cpus:.1f} CPUs ({time.monotonic() - started:.0f} s)\n"
                 )
                 sys.stdout.flush()
     return Visits(found)
@@ -81,7 +81,7 @@ def visit_all(names: Sequence[str], *, repeats: int, quick: bool) -> Visits:
 def show(visits: Visits) -> None:
     """Print a line for each peer: medians over the rounds, and how far the throughputs lie apart."""
     table = Table(title="peers: medians")
-    table.add_column("peer")
+    table.add_column("peer", no_wrap=True)
     for metric in METRICS:
         table.add_column(f"{metric.label}, {metric.unit}", justify="right")
     table.add_column("spread of the rate", justify="right")
@@ -89,6 +89,11 @@ def show(visits: Visits) -> None:
         cells = [f"{visits.middle(peer, metric):,.1f}" for metric in METRICS]
         table.add_row(peer, *cells, f"{spread(visits.values(peer, figures.LOADED)):.0%}")
     Console(width=150, file=sys.stdout).print(table)
+    busy = median([visit.others_cpus for visit in visits.all()])
+    if busy > figures.QUIET_CPUS:
+        sys.stderr.write(
+            f"others kept {busy:.1f} CPUs busy meanwhile: these figures say little, repeat them on a quiet machine\n"
+        )
 
 
 def main() -> int:

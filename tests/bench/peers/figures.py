@@ -37,6 +37,7 @@ METRICS = (
     MEMORY,
     Metric(label="cold start", unit="s", read=lambda visit: visit.cold_start_s),
 )
+CLIENT = Metric(label="client at 64 in flight", unit="CPUs", read=lambda visit: visit.client_cpus)
 
 AT_LEAST = (
     ("celery", 2.5),
@@ -51,6 +52,10 @@ STREAMED_AT_LEAST = 0.5
 ALONE_AT_MOST = 1.4
 HALF_P95_MS = 20.0
 MEMORY_MB = 320.0
+
+
+QUIET_CPUS = 0.2
+"""More than this used by others, in the middle of the visits, and the figures are not worth much."""
 
 
 class Visits:
@@ -96,7 +101,7 @@ def plain(visits: Visits) -> list[Figure]:
     figures = [
         _figure(visits, peer, metric, figure=f"{peer}: {metric.label}")
         for peer in visits.peers
-        for metric in METRICS
+        for metric in (*METRICS, CLIENT)
     ]
     syncs = [visit.fdatasync_p50_us for visit in visits.all()]
     disk = Figure(
@@ -106,7 +111,15 @@ def plain(visits: Visits) -> list[Figure]:
         repeats=len(syncs),
         spread=spread(syncs),
     )
-    return [*figures, disk]
+    others = [visit.others_cpus for visit in visits.all()]
+    machine = Figure(
+        figure="used by others meanwhile",
+        value=median(others),
+        unit="CPUs",
+        repeats=len(others),
+        spread=spread(others),
+    )
+    return [*figures, disk, machine]
 
 
 def _figure(

@@ -20,6 +20,7 @@ from typing import Any
 from shared.errors import AgentFactoryError
 from tests.bench.peers import job, memory
 from tests.bench.peers.load import Submit, many_in_flight, one_in_flight, open_loop, schedule
+from tests.bench.peers.machine import Used
 from tests.bench.peers.peer import MODULES, Peer, System, make
 from tests.bench.report import quantile
 
@@ -67,6 +68,10 @@ class Visit:
     memory_mb: dict[str, float]
     """By process tree, at 64 in flight."""
     fdatasync_p50_us: float
+    client_cpus: float
+    """What the client used at 64 in flight: near 1 it, not the peer, would be the bound."""
+    others_cpus: float
+    """CPUs that others kept busy meanwhile."""
     jobs: int
     """All that were sent; every one came back right."""
     streamed_per_s: float | None = None
@@ -139,6 +144,9 @@ async def _measure(
     async def look() -> None:
         used.update(await asyncio.to_thread(memory.trees_bytes, system.roots))
 
+    roots = tuple(system.roots.values())
+    before = Used.now(roots)
+
     async def loaded(submit: Submit) -> tuple[float, float]:
         async with asyncio.timeout(effort.warm_up + effort.loaded + SLACK_SECONDS):
             found = await many_in_flight(
@@ -151,9 +159,12 @@ async def _measure(
             )
         return found.rate, quantile(found.took, 0.95) * 1e3
 
+    client = time.process_time(), time.perf_counter()
     rate, loaded_p95 = await loaded(system.submit)
+    client_cpus = (time.process_time() - client[0]) / (time.perf_counter() - client[1])
     async with asyncio.timeout(effort.half + SLACK_SECONDS):
         half = await open_loop(system.submit, jobs, schedule(rate / 2, effort.half))
+    others = Used.now(roots).others_since(before)
     memory_mb = {tree: size / 1e6 for tree, size in used.items()}
     streamed = (await loaded(system.streamed))[0] if system.streamed is not None else None
     return Visit(
@@ -169,6 +180,8 @@ async def _measure(
         half_p95_ms=quantile(half, 0.95) * 1e3,
         memory_mb=memory_mb,
         fdatasync_p50_us=sync_us,
+        client_cpus=client_cpus,
+        others_cpus=others,
         jobs=job.number_of(next(jobs)),
         streamed_per_s=streamed,
     )

@@ -20,6 +20,8 @@ OURS = Visit(
     half_p95_ms=10,
     memory_mb={"postgres": 100, "control plane": 120, "node": 80},
     fdatasync_p50_us=150,
+    client_cpus=0.3,
+    others_cpus=0.1,
     jobs=10000,
     streamed_per_s=2000,
 )
@@ -88,9 +90,9 @@ def test_medians_over_the_visits_count_and_not_the_best():
 
 
 def test_without_a_peer_there_is_no_bar_about_it():
-    assert [
-        figure.figure for figure in bars(Visits([OURS]))
-    ] == ["memory of control plane + node + Postgres at 64 in flight"]
+    assert [figure.figure for figure in bars(Visits([OURS]))] == [
+        "memory of control plane + node + Postgres at 64 in flight"
+    ]
     assert bars(Visits([ECHO, PGQUEUER])) == []
 
 
