@@ -21,6 +21,7 @@ from data_plane.receipts.issuer import ReceiptIssuer
 from data_plane.receipts.ports import ReceiptSpool
 from data_plane.session import convert
 from data_plane.session.chain import check_chain
+from data_plane.session.clock_watch import ClockWatch
 from data_plane.session.leases import Leases
 from data_plane.session.outbox import Outbox
 from data_plane.session.ports import OrderTaker, OutputSink
@@ -99,6 +100,7 @@ class Session:
         self._parts = parts
         self._counter = counter
         self._stream = stream
+        self._clock_watch = ClockWatch(parts.clock)
         self._control: deque[nodes_pb2.SessionRequest] = deque()
         self._heartbeat_every = MIN_HEARTBEAT
         self._lease = MAX_LEASE
@@ -119,7 +121,7 @@ class Session:
         """Say hello, then serve until the stream ends; `opened` is called once the node is welcome.
 
         Raises:
-            UnavailableError: The stream is stuck, or its leases are not answered.
+            UnavailableError: The stream is stuck, its leases are not answered, or the clock here was set.
             NodeEvictedError: The node's identity has ended.
             VerificationError: The keyset offered does not verify, or is an older one.
             MalformedError: The control plane sent what no node can read.
@@ -233,6 +235,7 @@ class Session:
             self._queue_renewal()
             self._parts.outbox.resend_unanswered()
             await asyncio.sleep(self._heartbeat_every.total_seconds())
+            self._clock_watch.check()
             self._check_answers()
 
     def _queue_heartbeat(self) -> None:

@@ -13,6 +13,7 @@ from control_plane.keys.ca import new_private_key
 from data_plane.enrollment import make_csr
 from data_plane.receipts.issuer import _HEAD_DOMAIN
 from data_plane.session.service import FIRST_BACKOFF
+from shared.clock import SystemClock
 from shared.errors import (
     NodeEvictedError,
     NodeQuarantinedError,
@@ -287,6 +288,24 @@ async def test_control_plane_that_says_welcome_and_goes_is_asked_ever_less_often
     async with asyncio.timeout(20):
         while running.node.sessions._backoff._ceiling < FIRST_BACKOFF * 16:
             await asyncio.sleep(0.01)
+
+
+async def test_clock_that_is_set_while_a_session_is_open_is_shown_to_the_control_plane(
+    control_plane, start_node, monkeypatch
+):
+    ahead = [timedelta(0)]
+
+    class SetClock(SystemClock):
+        def now(self):
+            return super().now() + ahead[0]
+
+    monkeypatch.setattr("data_plane.main.SystemClock", SetClock)
+    await start_node()
+    await control_plane.session()
+    ahead[0] = timedelta(minutes=5)
+
+    said = (await control_plane.session(2)).hello.now.ToDatetime(tzinfo=UTC)
+    assert said - datetime.now(UTC) > timedelta(minutes=4)
 
 
 async def test_second_control_plane_takes_over(control_plane, start_node, actor):
