@@ -36,8 +36,29 @@ class KeysAway(Fault):
             turn_off(world.switch(replica.log.stem, KEYS_AWAY))
 
 
+class ClockJumps(Fault):
+    """While the node runs: its session was let in when its clock was right."""
+
+    name = "clock_jumps"
+    says = "the clock of a running node jumps 5 minutes ahead"
+    needs = OWN_NODE
+    takes_nodes_off = True
+    AHEAD_SECONDS: ClassVar[float] = 300.0
+
+    async def inject(self, world: World) -> None:
+        turn_on(world.switch(world.nodes[0].log.stem, CLOCK_AHEAD_SECONDS), self.AHEAD_SECONDS)
+
+    async def lift(self, world: World) -> None:
+        turn_off(world.switch(world.nodes[0].log.stem, CLOCK_AHEAD_SECONDS))
+
+    async def proof(self, world: World) -> str:
+        refused = warnings(world.nodes[0], '"rejection": "time"')
+        assert refused, "the node refused no order for its time"
+        return f"{refused} orders refused"
+
+
 class ClockOff(Fault):
-    """The clock jumps while the node runs; then the node starts anew, with the wrong clock."""
+    """The node starts anew, with the wrong clock."""
 
     name = "clock_off"
     says = "the clock of one node of four is 5 minutes off"

@@ -18,6 +18,7 @@ FAULTS: dict[str, type[Fault]] = {
         database.Failover,
         parts.KeysAway,
         parts.ClockOff,
+        parts.ClockJumps,
         parts.FullDisk,
         parts.CorruptArtifact,
         parts.ShuffledMessages,
