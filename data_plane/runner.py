@@ -152,8 +152,10 @@ class OrderRunner:
     def stop(self, attempt: AttemptRef, reason: StopReason) -> None:
         """Stop the run of an attempt; without effect when it has ended or is unknown."""
         running = self._running.get(attempt)
-        if running is None or running.stopped is not None:
-            return
+        if running is not None and running.stopped is None:
+            self._stop(running, reason)
+
+    def _stop(self, running: Running, reason: StopReason) -> None:
         running.stopped = reason
         if running in self._queue:
             self._queue.remove(running)
@@ -170,7 +172,7 @@ class OrderRunner:
         """Give orders back that have waited too long: other guests last longer than they were expected to."""
         oldest = self._clock.monotonic() - MAX_QUEUED.total_seconds()
         while self._queue and self._queue[0].queued_at <= oldest:
-            self.stop(self._queue[0].admission.attempt, StopReason.WAITED_TOO_LONG)
+            self._stop(self._queue[0], StopReason.WAITED_TOO_LONG)
 
     def _root(self, envelope: bytes, now: datetime) -> VerifiedOrderRoot:
         keys = self._keyset.keys_for(KeyPurpose.ORDER, now)
