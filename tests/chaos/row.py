@@ -12,7 +12,8 @@ MAX_DETECTION_SECONDS = 5.0
 MAX_RECOVERY_SECONDS = 10.0
 RECOVERED_SHARE = 0.9
 """Of the earlier throughput; arrivals are constant, so less is a system that does not keep up."""
-WINDOW_SECONDS = 2.0
+WINDOW_SECONDS = 3.0
+"""Long enough that a stall of this machine is not taken for an outage."""
 STEP_SECONDS = 0.25
 
 
