@@ -35,14 +35,17 @@ def database_url(url: str) -> URL:
     """
     try:
         parsed = make_url(url)
-    except ArgumentError as error:
+    except (ArgumentError, ValueError) as error:  # the second for a port that is no number
         raise SettingsError("the database url is not a url", hint=_URL_HINT) from error
     if parsed.get_backend_name() not in {"postgresql", "postgres"}:
         raise SettingsError(f"the database url names {parsed.drivername!r}, not postgresql", hint=_URL_HINT)
     return parsed.set(drivername=_DRIVER)
 
 
-_URL_HINT: Final = "write it as postgresql://user:password@host:5432/database"
+_URL_HINT: Final = (
+    "write it as postgresql://user:password@host:5432/database; a primary and its standbys as"
+    " postgresql://user:password@/database?host=a:5432&host=b:5432&target_session_attrs=primary"
+)
 
 
 def create_engine(url: str, *, application: str, bounds: PoolBounds | None = None) -> AsyncEngine:
