@@ -151,7 +151,12 @@ class World:
     # --- parts
 
     def database_url(self) -> str:
-        """The URL that control planes are given."""
+        """The URL that control planes are given: with a standby, they find the primary of the two themselves."""
+        if self.standby is not None:
+            sockets = (self.database.socket, self.standby.files.socket)
+            hosts = "&".join(f"host={quote(str(socket))}:5432" for socket in sockets)
+            base = f"postgresql://{local.SERVICE_ROLE}@/{postgres.DATABASE}"
+            return f"{base}?{hosts}&target_session_attrs=primary"
         if self.database_proxy is None:
             return self.database.url(user=local.SERVICE_ROLE)
         host = quote(str(self.folder / "way"))

@@ -58,26 +58,21 @@ class CutConnections(Fault):
 
 
 class Failover(Fault):
-    """What was acknowledged is on the standby; the way to Postgres leads there once it is promoted."""
+    """What was acknowledged is on the standby; control planes name both and find the one that is the primary."""
 
     name = "postgres_failover"
     says = "Postgres is killed, its synchronous standby promoted"
-    needs = Needs(database_proxy=True, standby=True)
+    needs = Needs(standby=True)
     hold_seconds = 2.0
 
     async def inject(self, world: World) -> None:
-        assert world.database_proxy is not None
-        world.database_proxy.refuse()
         await kill(world.postgres)
 
     async def lift(self, world: World) -> None:
         assert world.standby is not None
-        assert world.database_proxy is not None
         await promote(world.standby)
         world.database, world.postgres = world.standby.files, world.standby.child
         world.standby = None
-        world.database_proxy.switch(world.database_place())
-        world.database_proxy.lift()
 
     async def proof(self, world: World) -> str:
         async with world.sql() as sql:
