@@ -11,6 +11,8 @@ from dataclasses import dataclass, field
 
 from tests.bench.peers.job import require_right
 
+LONGEST = 10
+
 Submit = Callable[[bytes], Awaitable[bytes]]
 """Hands one body over, durably, and returns the durable output."""
 
@@ -64,7 +66,8 @@ async def many_in_flight(
 ) -> Loaded:
     """Keep `in_flight` callers busy, each of which waits for its answer; measure `seconds` after the warm-up.
 
-    `under_load` is awaited after the window, while the load goes on.
+    The window of a slow system grows until every caller had an answer in it on average, up to `LONGEST` times:
+    less would measure in which gust of answers it ends. `under_load` is awaited after the window, while the load goes on.
     """
     sample = Sample()
     going = True
@@ -84,13 +87,17 @@ async def many_in_flight(
             group.create_task(caller())
         await asyncio.sleep(warm_up)
         start = time.perf_counter()
-        await asyncio.sleep(seconds)
+        before = len(sample.took)
+        for _ in range(LONGEST):
+            await asyncio.sleep(seconds)
+            if len(sample.took) - before >= in_flight:
+                break
         end = time.perf_counter()
         await under_load()
         going = False
     took = sample.between(start, end)
     if not took:
-        raise AssertionError(f"not one of {in_flight} jobs was answered in {seconds:g} s")
+        raise AssertionError(f"not one of {in_flight} jobs was answered in {end - start:.1f} s")
     return Loaded(rate=len(took) / (end - start), took=took, jobs=len(sample.took))
 
 

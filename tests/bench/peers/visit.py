@@ -19,7 +19,7 @@ from typing import Any
 
 from shared.errors import AgentFactoryError
 from tests.bench.peers import job, memory
-from tests.bench.peers.load import Submit, many_in_flight, one_in_flight, open_loop, schedule
+from tests.bench.peers.load import LONGEST, Submit, many_in_flight, one_in_flight, open_loop, schedule
 from tests.bench.peers.machine import Used
 from tests.bench.peers.peer import MODULES, Peer, System, make
 from tests.bench.report import quantile
@@ -148,7 +148,7 @@ async def _measure(
     before = Used.now(roots)
 
     async def loaded(submit: Submit) -> tuple[float, float]:
-        async with asyncio.timeout(effort.warm_up + effort.loaded + SLACK_SECONDS):
+        async with asyncio.timeout(effort.warm_up + effort.loaded * LONGEST + SLACK_SECONDS):
             found = await many_in_flight(
                 submit,
                 jobs,

@@ -68,6 +68,16 @@ async def test_many_in_flight_holds_that_many_and_measures_the_window_alone():
     assert found.rate == pytest.approx(len(found.took) / 0.1, rel=0.5)
 
 
+async def test_the_window_of_a_slow_system_grows_until_every_caller_had_an_answer():
+    async def slow(body):
+        await asyncio.sleep(0.05)
+        return body.upper()
+
+    found = await many_in_flight(slow, bodies(), in_flight=3, warm_up=0, seconds=0.02, under_load=nothing)
+
+    assert len(found.took) >= 3
+
+
 def test_a_window_takes_its_start_and_leaves_its_end():
     sample = Sample(ended_at=[0.9, 1.0, 1.9, 2.0], took=[1, 2, 3, 4])
 
@@ -76,7 +86,7 @@ def test_a_window_takes_its_start_and_leaves_its_end():
 
 async def test_a_window_without_an_answer_is_no_figure():
     async def late(body):
-        await asyncio.sleep(0.2)
+        await asyncio.sleep(0.5)
         return body.upper()
 
     with pytest.raises(AssertionError, match="not one of 2 jobs"):
