@@ -79,6 +79,14 @@ class _Placements(dict[str, Placement]):
         super().__setitem__(key, placement)
 
 
+@dataclass
+class CrashPoint:
+    """Kills the sender of a statement: just before it takes effect, or just after."""
+
+    kill: Callable[[Process], None]
+    after: bool
+
+
 class Database:
     """The one truth."""
 
@@ -100,6 +108,8 @@ class Database:
         self.listeners: list[Callable[[str, Sequence[str]], None]] = []
         self._away_until = 0.0
         self._up_since = 0.0
+        self.crash_points: dict[str, CrashPoint] = {}
+        """By statement: whoever sends it next dies of it."""
 
     def add_node(self, node: Node) -> None:
         self.nodes._nodes[node.node_id] = node
@@ -135,6 +145,10 @@ class Database:
         self, process: Process, name: str, effect: Callable[[], Any], answer: "asyncio.Future[Any]"
     ) -> None:
         chance = self._chance.of(f"{name} fate")
+        point = self.crash_points.pop(name, None) if process.is_running else None
+        if point is not None and not point.after:
+            self._trace.fault("killed before a statement", f"{name} of {process.name}")
+            point.kill(process)
         if process.state is ProcessState.DEAD and (name == "claim" or chance.happens(0.5)):
             return  # its connection went with it, and so did the transaction
         if process.state is ProcessState.PAUSED and name == "claim":
@@ -157,6 +171,9 @@ class Database:
             except Exception as problem:  # noqa: BLE001 - the caller's, as a driver would hand it
                 error = problem
             self._notify()
+            if point is not None and point.after:
+                self._trace.fault("killed after a statement", f"{name} of {process.name}")
+                point.kill(process)
             if chance.happens(self.wire.lost_after):
                 self._trace.fault("commit unknown", f"{name} of {process.name}")
                 error = DatabaseUnavailableError("the connection broke at the commit")

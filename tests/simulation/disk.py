@@ -30,6 +30,8 @@ class Disk:
         self.folder = folder
         self.slow = 1.0
         self.is_full = False
+        self.crash_point: Callable[[], None] | None = None
+        """Called, once, when the next write is about to end."""
         self._node_id = node_id
         self._loop = loop
         self._chance = chance
@@ -158,6 +160,9 @@ class _Worker:
 
     def _first_is_done(self) -> None:
         self._is_busy = False
+        crash, self._disk.crash_point = self._disk.crash_point, None
+        if crash is not None and self._jobs and not self._is_dead:
+            crash()
         if self._jobs and not self._is_dead:
             self._do_first()
             self._next()

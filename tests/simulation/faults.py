@@ -6,7 +6,8 @@ from datetime import timedelta
 from typing import TYPE_CHECKING
 
 from tests.simulation.chance import Chance
-from tests.simulation.database import Wire
+from tests.simulation.database import CrashPoint, Wire
+from tests.simulation.loop import Process
 from tests.simulation.network import Weather
 from tests.simulation.node import SimulatedNode
 from tests.simulation.replica import Replica
@@ -15,6 +16,8 @@ if TYPE_CHECKING:
     from tests.simulation.world import World
 
 STOP_LOOK_SECONDS = 0.1
+STATEMENTS = ("accept", "claim", "finish", "finish", "renew", "open session", "release_unsent")
+"""At whose commits replicas are killed on purpose."""
 
 
 @dataclass
@@ -41,9 +44,10 @@ class Faults:
         world.trace.note("-- everything heals")
         world.network.heal()
         world.database.wire = Wire()
+        world.database.crash_points.clear()
         world.custody.away_until = 0.0
         for node in world.nodes:
-            node.disk.slow, node.disk.is_full = 1.0, False
+            node.disk.slow, node.disk.is_full, node.disk.crash_point = 1.0, False, None
             node.clock.offset = timedelta(0)
         for one in (*world.nodes, *world.replicas):
             one.process.resume()
@@ -61,16 +65,43 @@ class Faults:
 
         self.world.loop.at(seconds, unless_healed)
 
+    def _node(self, chance: Chance) -> SimulatedNode:
+        """Mostly one that runs a guest: others have less to lose."""
+        busy = [node for node in self.world.nodes if self.world.watch.runs_a_guest(node.process)]
+        return chance.one_of(busy if busy and chance.happens(0.7) else self.world.nodes)
+
     def _note(self, kind: str, text: str) -> None:
         self.world.trace.fault(kind, text)
 
     # --- processes
 
     def kill_node(self, chance: Chance) -> None:
-        self._kill(chance, chance.one_of(self.world.nodes))
+        self._kill(chance, self._node(chance))
 
     def kill_replica(self, chance: Chance) -> None:
         self._kill(chance, chance.one_of(self.world.replicas))
+
+    def kill_at_a_statement(self, chance: Chance) -> None:
+        """Kill the replica that next sends such a statement, at the moment of its commit."""
+        world = self.world
+
+        def kill(process: Process) -> None:
+            for replica in world.replicas:
+                if replica.process is process and not world.heals:
+                    self._kill(chance, replica)
+
+        name = chance.one_of(STATEMENTS)
+        world.database.crash_points[name] = CrashPoint(kill, after=chance.happens(0.5))
+
+    def kill_at_a_write(self, chance: Chance) -> None:
+        """Kill a node while it writes its next receipt."""
+        node = self._node(chance)
+
+        def kill() -> None:
+            if not self.world.heals:
+                self._kill(chance, node)
+
+        node.disk.crash_point = kill
 
     def _kill(self, chance: Chance, one: SimulatedNode | Replica) -> None:
         if not one.process.is_alive:
@@ -88,7 +119,7 @@ class Faults:
         self._later(down, start)
 
     def pause_node(self, chance: Chance) -> None:
-        self._pause(chance, chance.one_of(self.world.nodes))
+        self._pause(chance, self._node(chance))
 
     def pause_replica(self, chance: Chance) -> None:
         self._pause(chance, chance.one_of(self.world.replicas))
@@ -102,7 +133,7 @@ class Faults:
         self._later(still, one.process.resume)
 
     def restart_node(self, chance: Chance) -> None:
-        self._restart(chance.one_of(self.world.nodes))
+        self._restart(self._node(chance))
 
     def restart_replica(self, chance: Chance) -> None:
         self._restart(chance.one_of(self.world.replicas))
@@ -135,13 +166,13 @@ class Faults:
             connection.cut()
 
     def black_link(self, chance: Chance) -> None:
-        one, other = chance.one_of(self.world.nodes), chance.one_of(self.world.replicas)
+        one, other = self._node(chance), chance.one_of(self.world.replicas)
         seconds = chance.between(0.2, 20)
         self._note("black link", f"{one.name}-{other.name} for {seconds:.2f} s")
         self.world.network.link(one.name, other.name).go_black(seconds)
 
     def black_node(self, chance: Chance) -> None:
-        node, seconds = chance.one_of(self.world.nodes), chance.between(0.2, 12)
+        node, seconds = self._node(chance), chance.between(0.2, 12)
         self._note("black node", f"{node.name} for {seconds:.2f} s")
         for replica in self.world.replicas:
             self.world.network.link(node.name, replica.name).go_black(seconds)
@@ -156,7 +187,7 @@ class Faults:
         seconds = chance.between(0.5, 6)
         weather = Weather(
             lost=chance.one_of((0, 0.05, 0.3)),
-            twice=chance.one_of((0, 0.1, 0.4)),
+            twice=chance.one_of((0, 0.2, 0.5)),
             overtaken=chance.one_of((0, 0.1, 0.4)),
             slow=chance.one_of((0, 0.05, 0.2)),
         )
@@ -199,7 +230,7 @@ class Faults:
         self.world.custody.away_until = self.world.loop.time() + seconds
 
     def slow_disk(self, chance: Chance) -> None:
-        node, seconds = chance.one_of(self.world.nodes), chance.between(0.5, 5)
+        node, seconds = self._node(chance), chance.between(0.5, 5)
         self._note("slow disk", f"{node.name} for {seconds:.2f} s")
         node.disk.slow = chance.one_of((20, 200, 2000))
 
@@ -209,7 +240,7 @@ class Faults:
         self._later(seconds, mend)
 
     def full_disk(self, chance: Chance) -> None:
-        node, seconds = chance.one_of(self.world.nodes), chance.between(0.5, 6)
+        node, seconds = self._node(chance), chance.between(0.5, 6)
         self._note("full disk", f"{node.name} for {seconds:.2f} s")
         node.disk.is_full = True
 
@@ -219,7 +250,7 @@ class Faults:
         self._later(seconds, mend)
 
     def wrong_clock(self, chance: Chance) -> None:
-        node, seconds = chance.one_of(self.world.nodes), chance.between(0.5, 6)
+        node, seconds = self._node(chance), chance.between(0.5, 6)
         offset = chance.one_of((-300, -25, -3, 3, 25, 300))
         self._note("wrong clock", f"{node.name} by {offset} s for {seconds:.2f} s")
         node.clock.offset = timedelta(seconds=offset)
@@ -234,6 +265,10 @@ KINDS = (
     Faults.kill_node,
     Faults.kill_node,
     Faults.kill_replica,
+    Faults.kill_at_a_statement,
+    Faults.kill_at_a_statement,
+    Faults.kill_at_a_write,
+    Faults.kill_at_a_write,
     Faults.pause_node,
     Faults.pause_replica,
     Faults.restart_node,

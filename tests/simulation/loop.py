@@ -7,7 +7,6 @@ one runs later, as after SIGSTOP and SIGCONT.
 
 import asyncio
 import heapq
-import warnings
 from collections import deque
 from collections.abc import Callable, Coroutine, Sequence
 from contextvars import Context, ContextVar, copy_context
@@ -17,9 +16,12 @@ from typing import Any
 
 from tests.fakes.clock import START
 
+MAX_STEPS = 300_000
+"""Of one life: a hundred times what one takes."""
+
 
 class DeadlockError(Exception):
-    """Nothing is ready and no timer will ever fire."""
+    """Nothing will ever happen again, or the same happens without end."""
 
 
 class ProcessState(StrEnum):
@@ -102,12 +104,36 @@ class VirtualLoop(asyncio.BaseEventLoop):
     def __init__(self) -> None:
         super().__init__()
         self._virtual_now = 0.0
+        self._timers: list[tuple[float, int, asyncio.TimerHandle]] = []
+        self._timers_made = 0
         self._ends = False
         self.steps = 0
         self.task_failed: Callable[[Process, BaseException | None], None] | None = None
 
     def time(self) -> float:
         return self._virtual_now
+
+    def call_at(
+        self,
+        when: float,
+        callback: Callable[..., object],
+        *args: object,
+        context: Context | None = None,
+    ) -> asyncio.TimerHandle:
+        """As of every loop, on a heap that compares numbers: what is due at one moment keeps its order."""
+        handle = asyncio.TimerHandle(when, callback, args, self, context)
+        self._timers_made += 1
+        heapq.heappush(self._timers, (when, self._timers_made, handle))
+        return handle
+
+    def call_later(
+        self,
+        delay: float,
+        callback: Callable[..., object],
+        *args: object,
+        context: Context | None = None,
+    ) -> asyncio.TimerHandle:
+        return self.call_at(self._virtual_now + delay, callback, *args, context=context)
 
     def at(self, delay: float, call: Callable[..., object], *arguments: object) -> asyncio.TimerHandle:
         """Call later, outside of all processes: the network, the disk and the database go on by themselves."""
@@ -130,19 +156,17 @@ class VirtualLoop(asyncio.BaseEventLoop):
         self._ends = True
         self.task_failed = None
         self.set_exception_handler(lambda _loop, _context: None)
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore", RuntimeWarning)  # of coroutines that never began
-            for _ in range(5):
-                for process in processes:
-                    self.requeue(process.release())
-                left = [task for task in asyncio.all_tasks(self) if not task.done()]
-                if not left:
-                    return
-                for task in left:
-                    task.cancel()
-                self.run_until_complete(self._idle())
-            for task in asyncio.all_tasks(self):
-                task._log_destroy_pending = False
+        for _ in range(5):
+            for process in processes:
+                self.requeue(process.release())
+            left = [task for task in asyncio.all_tasks(self) if not task.done()]
+            if not left:
+                return
+            for task in left:
+                task.cancel()
+            self.run_until_complete(self._idle())
+        for task in asyncio.all_tasks(self):
+            task._log_destroy_pending = False
 
     async def _idle(self) -> None:
         for _ in range(30):
@@ -152,17 +176,17 @@ class VirtualLoop(asyncio.BaseEventLoop):
 
     def _run_once(self) -> None:
         ready = self._ready  # type: ignore[attr-defined]
-        scheduled = self._scheduled  # type: ignore[attr-defined]
-        while scheduled and scheduled[0]._cancelled:
-            heapq.heappop(scheduled)._scheduled = False
+        timers = self._timers
+        if self.steps > MAX_STEPS and not self._ends:
+            raise DeadlockError(f"{self.steps} steps were taken by second {self._virtual_now:.3f}")
+        while timers and timers[0][2]._cancelled:
+            heapq.heappop(timers)
         if not ready:
-            if not scheduled:
+            if not timers:
                 raise DeadlockError("nothing will ever happen again")
-            self._virtual_now = max(self._virtual_now, scheduled[0]._when)
-        while scheduled and scheduled[0]._when <= self._virtual_now:
-            handle = heapq.heappop(scheduled)
-            handle._scheduled = False
-            ready.append(handle)
+            self._virtual_now = max(self._virtual_now, timers[0][0])
+        while timers and timers[0][0] <= self._virtual_now:
+            ready.append(heapq.heappop(timers)[2])
         for _ in range(len(ready)):
             handle = ready.popleft()
             if handle._cancelled:

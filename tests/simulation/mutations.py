@@ -3,7 +3,6 @@
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import replace
-from datetime import timedelta
 from typing import Any
 from unittest.mock import patch
 
@@ -39,8 +38,8 @@ def _the_spool_drops_its_newest(self):
     return replace(recovered, entries=recovered.entries[:-1])
 
 
-def _leases_last_longer_here(self, number, attempts, *, lease):
-    return _granted(self, number, attempts, lease=lease + timedelta(seconds=2))
+def _leases_last_twice_as_long(self, number, attempts, *, lease):
+    return _granted(self, number, attempts, lease=2 * lease)
 
 
 def _what_left_is_taken_back(self, session):
@@ -65,7 +64,7 @@ MUTATIONS: dict[str, Mutation] = {
     "acceptance ignores the fencing token": (Execution, "finish", _acceptance_ignores_the_token),
     "the ledger forgets what it has seen": (OrderLedger, "accept", _the_ledger_forgets),
     "the spool drops a receipt at restart": (SegmentStore, "_recover", _the_spool_drops_its_newest),
-    "a node counts its leases too long": (Leases, "granted", _leases_last_longer_here),
+    "a node counts its leases twice as long": (Leases, "granted", _leases_last_twice_as_long),
     "orders that left are taken back": (Dispatcher, "session_ended", _what_left_is_taken_back),
     "receipts are acknowledged before they are stored": (
         ReceiptIntake,

@@ -3,6 +3,7 @@
 import asyncio
 from collections.abc import AsyncGenerator, AsyncIterator, Sequence
 from dataclasses import dataclass, replace
+from datetime import timedelta
 
 from agentfactory.v1 import nodes_pb2
 
@@ -24,6 +25,8 @@ from tests.simulation.loop import Process, VirtualLoop, WorldClock
 from tests.unit.shared.builders import INSTALLATION
 
 SIGN_SECONDS = 0.0005
+RECORD_LINGER = timedelta(milliseconds=250)
+"""Longer than in earnest: it is a poll, and time without news costs most here."""
 
 
 @dataclass
@@ -80,7 +83,10 @@ class Replica:
             signer=self._custody,
             completions=self.completions,
             options=DispatchOptions(
-                installation=INSTALLATION, epoch=1, replica_id=f"{self.name}.{self._boots}"
+                installation=INSTALLATION,
+                epoch=1,
+                replica_id=f"{self.name}.{self._boots}",
+                record_linger=RECORD_LINGER,
             ),
             clock=clock,
             random=random,

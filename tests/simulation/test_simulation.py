@@ -9,9 +9,9 @@ from tests.simulation.mutations import MUTATIONS
 from tests.simulation.search import Tally, first_violation, lives, report
 from tests.simulation.world import Simulator
 
-LIVES = range(1, 121)
+LIVES = range(1, 101)
 BUDGET = range(1, 301)
-"""Seeds within which each planted defect must be found; most are within thirty."""
+"""Seeds within which each planted defect must be found; most are within sixty."""
 
 MIN_FAULTS = 1500
 """Of the short form: fewer would mean that the faults have gone quiet."""

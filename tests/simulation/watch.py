@@ -182,6 +182,9 @@ class Watch:
     def guest_ends(self, run: GuestRun) -> None:
         self._guests.remove(run)
 
+    def runs_a_guest(self, process: Process) -> bool:
+        return any(run.process is process for run in self._guests)
+
     def process_died(self, process: Process) -> None:
         """Its guests died with it."""
         self._guests = [run for run in self._guests if run.process is not process]

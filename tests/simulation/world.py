@@ -48,9 +48,9 @@ class Shape:
     replicas: int = 2
     clients: int = 3
     requests: int = 2
-    seconds: float = 6.0
+    seconds: float = 10.0
     """Of trouble; then everything heals."""
-    faults: int = 9
+    faults: int = 10
 
 
 DEFAULT_SHAPE = Shape()
@@ -146,12 +146,14 @@ class Simulator:
         folder.mkdir()
         loop = VirtualLoop()
         asyncio.set_event_loop(loop)
-        try:
-            return _live(loop, seed, shape, folder, self._logs)
-        finally:
-            asyncio.set_event_loop(None)
-            loop.close()
-            shutil.rmtree(folder)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", RuntimeWarning)  # of coroutines that a kill kept from beginning
+            try:
+                return _live(loop, seed, shape, folder, self._logs)
+            finally:
+                asyncio.set_event_loop(None)
+                loop.close()
+                shutil.rmtree(folder)
 
 
 def _collect() -> None:

@@ -174,6 +174,12 @@ def tests(*folders: str) -> Callable[[Run], None]:
     return stage
 
 
+def simulation(run: Run) -> None:
+    """Not measured: it would cost half of its lives. Equal hashes make a life the same in every process."""
+    arguments = [sys.executable, "-m", "pytest", "-q", "tests/simulation"]
+    run.command("tests/simulation", arguments, environment={"PYTHONHASHSEED": "0"})
+
+
 def coverage(run: Run) -> None:
     if not any(ROOT.glob(".coverage.*")):
         return
@@ -188,6 +194,7 @@ STAGES: dict[str, Callable[[Run], None]] = {
     "rust": rust,
     "servers": servers,
     "unit": tests("tests/unit", "tests/property"),
+    "simulation": simulation,
     "contract": tests("tests/contract"),
     "integration": tests("tests/integration"),
     "e2e": tests("tests/e2e"),
