@@ -13,6 +13,7 @@ from control_plane.executions.domain import Accepted, NewExecution
 from control_plane.executions.lifecycle import Execution
 from control_plane.executions.ports import ExecutionStore, Placer
 from control_plane.nodes.domain import NodeState
+from shared.gathering import Gathering
 from shared.ids import NodeId
 
 LATENCY_BUCKETS: Final = (
@@ -131,8 +132,15 @@ class ControlMetrics:
 class MeasuredAcceptor(Acceptor):
     """An `Acceptor` whose stage is measured: from asking to the commit that answers."""
 
-    def __init__(self, *, store: ExecutionStore, placer: Placer, metrics: ControlMetrics) -> None:
-        super().__init__(store=store, placer=placer)
+    def __init__(
+        self,
+        *,
+        store: ExecutionStore,
+        placer: Placer,
+        metrics: ControlMetrics,
+        gathering: Gathering | None = None,
+    ) -> None:
+        super().__init__(store=store, placer=placer, gathering=gathering)
         self._metrics = metrics
 
     async def accept(self, item: NewExecution) -> Accepted:

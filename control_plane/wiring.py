@@ -74,6 +74,7 @@ from control_plane.templates.store import PostgresTemplateStore
 from control_plane.upkeep import Housekeeping
 from shared.clock import SystemClock, SystemRandom
 from shared.errors import SettingsError
+from shared.gathering import Gathering
 from shared.ids import SESSION, new_id
 from shared.key_files import read_private_key
 from shared.keyset import KeyPurpose
@@ -197,7 +198,12 @@ def build(base: Base, signer: FileSigner) -> Services:
     policy = _policy(base)
     catalog = TemplateCatalog(database=base.database, store=stores.templates)
     directory = CachedAgentDirectory(database=base.database, agents=stores.agents, templates=catalog)
-    acceptor = MeasuredAcceptor(store=stores.executions, placer=dispatch.placer, metrics=base.metrics)
+    acceptor = MeasuredAcceptor(
+        store=stores.executions,
+        placer=dispatch.placer,
+        metrics=base.metrics,
+        gathering=Gathering(lambda: completions.waiting),
+    )
     executions = ExecutionService(
         store=stores.executions,
         acceptor=acceptor,
@@ -332,6 +338,7 @@ def _dispatch(base: Base, stores: _Stores, completions: Completions, signer: Fil
         clock=base.clock,
         random=base.random,
         observer=base.metrics,
+        gathering=Gathering(lambda: completions.waiting),
     )
 
 

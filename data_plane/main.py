@@ -40,6 +40,7 @@ from shared.errors import (
     NotFoundError,
     VerificationError,
 )
+from shared.gathering import Gathering
 from shared.ids import BOOT, BootId, new_id
 from shared.key_files import read_secret_file, write_secret_file
 from shared.logs import get_logger
@@ -107,11 +108,15 @@ async def build_node(settings: NodeSettings, stack: AsyncExitStack) -> tuple[Nod
     )
     keyset.load()
     cache = _cache(settings, engine, random)
-    spool = Spool.open(paths.spool, bound_bytes=settings.spool_bytes)
+    leases = Leases()
+    spool = Spool.open(
+        paths.spool,
+        bound_bytes=settings.spool_bytes,
+        gathering=Gathering(lambda: len(leases)),
+    )
     # The node closes it when it ends; this is for a start that fails further down.
     stack.push_async_callback(spool.close)
     issuer = ReceiptIssuer(spool=spool, key=identity.receipt_key, facts=facts, random=random)
-    leases = Leases()
     admissions = Admissions(
         slots=settings.slots, queue=settings.queue, leases=leases, spool=spool, ceilings=facts.ceilings
     )

@@ -1,7 +1,7 @@
-"""Many small writes share one commit, without a timer. Knows nothing of what is written.
+"""Many small writes share one commit. Knows nothing of what is written.
 
 The next group forms while the commit of the previous one runs, so a lone caller never waits for company and a
-crowd shares the cost of durability.
+crowd shares the cost of durability. A large crowd gathers for some milliseconds (`shared.gathering`).
 """
 
 import asyncio
@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from typing import Final, Generic, NoReturn, TypeVar
 
 from shared.errors import DatabaseUnavailableError, ResourceExhaustedError, UnavailableError
+from shared.gathering import Gathering
 
 T = TypeVar("T")
 R = TypeVar("R")
@@ -46,7 +47,9 @@ class GroupCommit(Generic[T, R]):
         max_bytes: int = MAX_GROUP_BYTES,
         max_waiting: int = MAX_WAITING_ITEMS,
         tries: int = FLUSH_TRIES,
+        gathering: Gathering | None = None,
     ) -> None:
+        self._gathering = gathering
         self._flush = flush
         self._size_of = size_of
         self._max_items = max_items
@@ -55,6 +58,8 @@ class GroupCommit(Generic[T, R]):
         self._tries = tries
         self._waiting: deque[_Waiting[T, R]] = deque()
         self._arrived = asyncio.Event()
+        self._enough = 0
+        self._gathered: asyncio.Future[None] | None = None
         self._closed = False
 
     async def submit(self, item: T) -> R:
@@ -72,6 +77,10 @@ class GroupCommit(Generic[T, R]):
         answer: asyncio.Future[R] = asyncio.get_running_loop().create_future()
         self._waiting.append(_Waiting(item, self._size_of(item), answer))
         self._arrived.set()
+        if self._gathering is not None:
+            self._gathering.arrived(answer.get_loop().time())
+            if self._gathered is not None and len(self._waiting) >= self._enough:
+                self._stop_gathering()
         return await answer
 
     async def run(self) -> NoReturn:
@@ -80,6 +89,7 @@ class GroupCommit(Generic[T, R]):
         try:
             while True:
                 await self._arrived.wait()
+                await self._gather()
                 group = self._next_group()
                 if group:
                     await self._commit(group)
@@ -90,6 +100,26 @@ class GroupCommit(Generic[T, R]):
             for waiting in (*group, *self._waiting):
                 _fail(waiting, UnavailableError("this control plane is stopping"))
             self._waiting.clear()
+
+    async def _gather(self) -> None:
+        """Wait until a group is worth its commit, but not longer than the linger."""
+        if self._gathering is None:
+            return
+        self._enough = min(self._gathering.worth(), self._max_items)
+        if len(self._waiting) >= self._enough:
+            return
+        loop = asyncio.get_running_loop()
+        self._gathered = loop.create_future()
+        timer = loop.call_later(self._gathering.linger, self._stop_gathering)
+        try:
+            await self._gathered
+        finally:
+            timer.cancel()
+            self._gathered = None
+
+    def _stop_gathering(self) -> None:
+        if self._gathered is not None and not self._gathered.done():
+            self._gathered.set_result(None)
 
     def _next_group(self) -> list[_Waiting[T, R]]:
         group: list[_Waiting[T, R]] = []

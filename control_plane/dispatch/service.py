@@ -31,6 +31,7 @@ from control_plane.nodes.domain import NodeState
 from control_plane.nodes.ports import NodeStore, SessionBeat
 from shared.clock import Clock, Random
 from shared.errors import AgentFactoryError, NodeQuarantinedError
+from shared.gathering import Gathering
 from shared.ids import NodeId
 from shared.signatures import Signer
 
@@ -64,6 +65,7 @@ class Dispatch:
         clock: Clock,
         random: Random,
         observer: Observer,
+        gathering: Gathering | None = None,
     ) -> None:
         self._options = options
         self._clock = clock
@@ -73,7 +75,9 @@ class Dispatch:
         self._background = Background()
         self._fleet = Fleet()
         self._heard: set[NodeId] = set()
-        self._finishing = GroupCommit[AttemptResult, Finished](leases.finish, size_of=_size_of)
+        self._finishing = GroupCommit[AttemptResult, Finished](
+            leases.finish, size_of=_size_of, gathering=gathering
+        )
         self._batches = Batches(
             leases=leases,
             signer=signer,

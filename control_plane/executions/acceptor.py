@@ -7,6 +7,7 @@ from control_plane.database.group_commit import GroupCommit
 from control_plane.executions.domain import Accepted, AcceptOutcome, NewExecution, Placement
 from control_plane.executions.ports import ExecutionStore, Placer
 from shared.errors import DatabaseUnavailableError
+from shared.gathering import Gathering
 
 STORE_TRIES: Final = 2
 """A group whose commit has an unknown fate is stored once more, with the same ids and placements."""
@@ -15,11 +16,13 @@ STORE_TRIES: Final = 2
 class Acceptor:
     """The only way by which executions come into being."""
 
-    def __init__(self, *, store: ExecutionStore, placer: Placer) -> None:
+    def __init__(self, *, store: ExecutionStore, placer: Placer, gathering: Gathering | None = None) -> None:
         self._store = store
         self._placer = placer
         # Repeating is done here, where the placements of the first try are known.
-        self._group = GroupCommit[NewExecution, Accepted](self._flush, size_of=_size_of, tries=1)
+        self._group = GroupCommit[NewExecution, Accepted](
+            self._flush, size_of=_size_of, tries=1, gathering=gathering
+        )
 
     async def accept(self, item: NewExecution) -> Accepted:
         """Return what became of it, after its commit; whatever runs, runs after that.

@@ -23,6 +23,7 @@ from data_plane.receipts.segments import (
     SegmentStore,
 )
 from shared.errors import NotFoundError, SpoolCorruptError, SpoolFullError
+from shared.gathering import Gathering
 from shared.logs import get_logger
 
 logger = get_logger(__name__)
@@ -65,8 +66,17 @@ class _Waiting:
 class Spool:
     """A `ReceiptSpool` on a folder. Used from one event loop."""
 
-    def __init__(self, store: SegmentStore, recovered: Recovered, *, bound_bytes: int) -> None:
+    def __init__(
+        self,
+        store: SegmentStore,
+        recovered: Recovered,
+        *,
+        bound_bytes: int,
+        gathering: Gathering | None = None,
+    ) -> None:
         self._store = store
+        self._gathering = gathering
+        self._timer: asyncio.TimerHandle | None = None
         self._bound_bytes = bound_bytes
         self._reserved_bytes = 0
         self._entries: OrderedDict[int, Entry] = OrderedDict(
@@ -84,7 +94,14 @@ class Spool:
         self._thread = ThreadPoolExecutor(max_workers=1, thread_name_prefix="spool")
 
     @classmethod
-    def open(cls, folder: Path, *, bound_bytes: int, segment_bytes: int = DEFAULT_SEGMENT_BYTES) -> Self:
+    def open(
+        cls,
+        folder: Path,
+        *,
+        bound_bytes: int,
+        segment_bytes: int = DEFAULT_SEGMENT_BYTES,
+        gathering: Gathering | None = None,
+    ) -> Self:
         """Lock and recover the spool in `folder`, making it when it is not there. Blocks while it reads.
 
         Raises:
@@ -93,7 +110,7 @@ class Spool:
             DiskFullError: There is no room for the first segment.
         """
         store, recovered = SegmentStore.open(folder, segment_bytes=segment_bytes)
-        return cls(store, recovered, bound_bytes=bound_bytes)
+        return cls(store, recovered, bound_bytes=bound_bytes, gathering=gathering)
 
     @property
     def head(self) -> SpoolHead:
@@ -143,8 +160,10 @@ class Spool:
         waiting = _Waiting(draft=draft, done=asyncio.get_running_loop().create_future())
         self._pending.append(waiting)
         self._idle.clear()
+        if self._gathering is not None:
+            self._gathering.arrived(waiting.done.get_loop().time())
         if not self._writing:
-            self._write_next_group()
+            self._write_when_worth()
         # The receipt is written whatever becomes of the caller, so a cancelled caller must not end it.
         return await asyncio.shield(waiting.done)
 
@@ -201,7 +220,18 @@ class Spool:
         await asyncio.to_thread(self._thread.shutdown)
         self._store.close()
 
+    def _write_when_worth(self) -> None:
+        """Write what is pending, at the latest when the linger is over."""
+        if self._gathering is None or len(self._pending) >= self._gathering.worth():
+            self._write_next_group()
+        elif self._timer is None:
+            loop = asyncio.get_running_loop()
+            self._timer = loop.call_later(self._gathering.linger, self._write_next_group)
+
     def _write_next_group(self) -> None:
+        if self._timer is not None:
+            self._timer.cancel()
+            self._timer = None
         group, self._pending = self._pending[:MAX_GROUP], self._pending[MAX_GROUP:]
         self._writing = True
         loop = asyncio.get_running_loop()
@@ -219,10 +249,12 @@ class Spool:
         for waiting, outcome in zip(group, outcomes, strict=True):
             self._settle(waiting, outcome)
         self._writing = False
-        if self._pending:
+        if not self._pending:
+            self._idle.set()
+        elif self._closed:
             self._write_next_group()
         else:
-            self._idle.set()
+            self._write_when_worth()
 
     def _settle(self, waiting: _Waiting, outcome: SpooledReceipt | Exception) -> None:
         if isinstance(outcome, SpooledReceipt):

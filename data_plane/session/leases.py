@@ -27,6 +27,9 @@ class Leases:
         self._renewals: OrderedDict[int, tuple[float, frozenset[AttemptRef]]] = OrderedDict()
         self._ends: dict[AttemptRef, float] = {}
 
+    def __len__(self) -> int:
+        return len(self._ends)
+
     def heartbeat_sent(self, number: int, *, at: float) -> None:
         """Note when a heartbeat left; orders echo its number."""
         self._heartbeats[number] = at

@@ -177,3 +177,33 @@ async def test_stopping_tells_everybody_who_waits():
         with pytest.raises(UnavailableError):
             await group.submit(3)
     assert [type(answer) for answer in answers] == [UnavailableError, UnavailableError]
+
+
+class Crowd:
+    """A `Gathering` that says what a test wants."""
+
+    def __init__(self, worth, linger):
+        self.size, self.linger = worth, linger
+
+    def arrived(self, now): ...
+
+    def worth(self):
+        return self.size
+
+
+async def test_a_crowd_gathers_until_its_group_is_worth_a_commit():
+    flush = Flush()
+    async with running(flush, gathering=Crowd(3, linger=BOUND)) as (group, _):
+        first = start(group, 1, 2)
+        for _ in range(10):
+            await asyncio.sleep(0)
+        assert flush.groups == []
+        answers = await asyncio.gather(*first, group.submit(3))
+    assert answers == [10, 20, 30]
+    assert flush.groups == [[1, 2, 3]]
+
+
+async def test_a_group_that_nobody_joins_is_committed_after_the_linger():
+    flush = Flush()
+    async with running(flush, gathering=Crowd(100, linger=0.001)) as (group, _):
+        assert await group.submit(1) == 10
