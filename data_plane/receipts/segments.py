@@ -6,9 +6,7 @@ above 64 KiB.
 """
 
 import contextlib
-import errno
 import fcntl
-import hashlib
 import os
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
@@ -16,6 +14,7 @@ from pathlib import Path
 from typing import Final, Self
 
 from data_plane.files import sync_folder, write_all
+from data_plane.receipts.body_files import BodyFiles, disk_full, file_name
 from data_plane.receipts.domain import (
     EMPTY_HEAD,
     MAX_ENVELOPE_BYTES,
@@ -47,7 +46,6 @@ from shared.logs import get_logger
 logger = get_logger(__name__)
 
 DEFAULT_SEGMENT_BYTES: Final = 2 * 1024 * 1024
-_FULL: Final = frozenset({errno.ENOSPC, errno.EDQUOT})
 _CREATE: Final = os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC
 _OPEN: Final = os.O_RDWR | os.O_CLOEXEC
 
@@ -75,6 +73,8 @@ class _Segment:
     """Where the next record goes."""
     live: set[int] = field(default_factory=set)
     """Records in it that nobody has acknowledged."""
+    dropped: set[str] = field(default_factory=set)
+    """Files of acknowledged records: their marks go with the segment."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -92,14 +92,13 @@ class SegmentStore:
         if segment_bytes < SEGMENT_HEADER_BYTES + MAX_RECORD_BYTES:
             raise ValueError(f"a segment of {segment_bytes} bytes cannot hold the largest record")
         self._folder = folder
-        self._bodies = folder / "bodies"
+        self._bodies = BodyFiles(folder / "bodies")
         self._lock = lock
         self.segment_bytes = segment_bytes
         self._segments: list[_Segment] = []
         self._entries: dict[int, Entry] = {}
-        self._body_bytes: dict[str, int] = {}
         self._head = EMPTY_HEAD
-        self.used_bytes = 0
+        self._segment_bytes_used = 0
 
     @classmethod
     def open(cls, folder: Path, *, segment_bytes: int) -> tuple[Self, Recovered]:
@@ -136,7 +135,7 @@ class SegmentStore:
                 if draft.reservation is None:
                     self._require_room(draft, len(record), unreserved_bound)
                 segment = self._segment_for(len(record), buffer)
-                files = self._write_bodies(draft)
+                files = self._bodies.write(_with_files(draft))
             except (DiskFullError, SpoolFullError, InternalError) as error:
                 outcomes.append(error)
                 continue
@@ -165,27 +164,26 @@ class SegmentStore:
 
     def read_body(self, body: SpooledBody) -> bytes:
         """Return a body that has a file; see `Spool.read_body` for what is raised."""
-        try:
-            return (self._bodies / _file_name(body.commitment)).read_bytes()
-        except FileNotFoundError as error:
-            raise NotFoundError(f"body {body.commitment} is not in the spool any more") from error
+        return self._bodies.read(body)
 
     def drop(self, entries: Iterable[Entry]) -> None:
         """Forget acknowledged receipts: their bodies at once, a segment when all of its receipts are."""
-        for entry in entries:
-            self._entries.pop(entry.sequence, None)
-            for name in entry.files:
-                (self._bodies / name).unlink(missing_ok=True)
-                self.used_bytes -= self._body_bytes.pop(name, 0)
-            for segment in self._segments:
-                if segment.first == entry.segment:
-                    segment.live.discard(entry.sequence)
+        gone = list(entries)
+        self._bodies.drop([name for entry in gone for name in entry.files])
+        for entry in gone:
+            self._let_go(entry)
         # The newest segment stays: it carries the head of the chain.
         for segment in [held for held in self._segments[:-1] if not held.live]:
             self._segments.remove(segment)
             os.close(segment.descriptor)
             segment.path.unlink()
-            self.used_bytes -= self.segment_bytes
+            self._segment_bytes_used -= self.segment_bytes
+            self._bodies.forget(segment.dropped)
+
+    @property
+    def used_bytes(self) -> int:
+        """Bytes of all files."""
+        return self._segment_bytes_used + self._bodies.used_bytes
 
     def free_bytes(self) -> int:
         """Return what the file system has left for this process."""
@@ -218,31 +216,15 @@ class SegmentStore:
             raise InternalError(f"a spool record has {len(record)} bytes, the bound is {MAX_RECORD_BYTES}")
         return receipt, record
 
-    def _write_bodies(self, draft: ReceiptDraft) -> tuple[str, ...]:
-        """Store what does not travel inline, synchronised; returns the files' names."""
-        bodies = [body for body in (draft.output, draft.log) if body is not None and not body.travels_inline]
-        written: list[str] = []
-        try:
-            for body in bodies:
-                written.append(_file_name(body.commitment))
-                _write_file(self._bodies / written[-1], body.content)
-            if bodies:
-                sync_folder(self._bodies)
-        except OSError as error:
-            for name in written:
-                (self._bodies / name).unlink(missing_ok=True)
-            raise _disk_full(error, self._bodies) from error
-        for name, body in zip(written, bodies, strict=True):
-            self._body_bytes[name] = len(body.content)
-            self.used_bytes += len(body.content)
-        return tuple(written)
+    def _let_go(self, entry: Entry) -> None:
+        self._entries.pop(entry.sequence, None)
+        for segment in self._segments:
+            if segment.first == entry.segment:
+                segment.live.discard(entry.sequence)
+                segment.dropped.update(entry.files)
 
     def _require_room(self, draft: ReceiptDraft, length: int, bound: int) -> None:
-        growth = sum(
-            len(body.content)
-            for body in (draft.output, draft.log)
-            if body is not None and not body.travels_inline
-        )
+        growth = sum(len(body.content) for body in _with_files(draft))
         if self._segments[-1].end + length > self.segment_bytes:
             growth += self.segment_bytes
         if growth and self.used_bytes + growth > bound:
@@ -302,10 +284,10 @@ class SegmentStore:
         except OSError as error:
             os.close(descriptor)
             part.unlink(missing_ok=True)
-            raise _disk_full(error, self._folder) from error
+            raise disk_full(error, self._folder) from error
         segment = _Segment(first=first, path=path, descriptor=descriptor, end=SEGMENT_HEADER_BYTES)
         self._segments.append(segment)
-        self.used_bytes += self.segment_bytes
+        self._segment_bytes_used += self.segment_bytes
         return segment
 
     def _recover(self) -> Recovered:
@@ -316,7 +298,10 @@ class SegmentStore:
             self._recover_segment(path, is_last=path == paths[-1])
         if not self._segments:
             self._new_segment()
-        self._recover_bodies()
+        for sequence in self._bodies.recover(
+            {entry.sequence: entry.files for entry in self._entries.values() if entry.files}
+        ):
+            self._let_go(self._entries[sequence])  # it was acknowledged before the start
         return Recovered(head=self._head, entries=tuple(self._entries.values()))
 
     def _recover_segment(self, path: Path, *, is_last: bool) -> None:
@@ -341,11 +326,11 @@ class SegmentStore:
                 segment=segment.first,
                 offset=located.offset,
                 length=located.length,
-                files=tuple(_file_name(body.commitment) for body in receipt.uploads),
+                files=tuple(file_name(body.commitment) for body in receipt.uploads),
             )
             segment.live.add(receipt.sequence)
             segment.end = located.offset + located.length
-        self.used_bytes += size
+        self._segment_bytes_used += size
         if is_last:
             self._clear_tail(segment, data)
         elif data[segment.end :].strip(b"\0"):
@@ -367,19 +352,7 @@ class SegmentStore:
         os.ftruncate(segment.descriptor, segment.end)
         write_all(segment.descriptor, bytes(self.segment_bytes - segment.end), offset=segment.end)
         os.fsync(segment.descriptor)
-        self.used_bytes += self.segment_bytes - len(data)
-
-    def _recover_bodies(self) -> None:
-        wanted = {name for entry in self._entries.values() for name in entry.files}
-        for path in self._bodies.iterdir():
-            if path.name in wanted:
-                self._body_bytes[path.name] = path.stat().st_size
-                self.used_bytes += self._body_bytes[path.name]
-            else:
-                path.unlink()
-        missing = wanted - self._body_bytes.keys()
-        if missing:
-            raise SpoolCorruptError(f"the spool lacks the body {min(missing)} of a receipt that it holds")
+        self._segment_bytes_used += self.segment_bytes - len(data)
 
     def _path(self, first: int) -> Path:
         return self._folder / f"{first:020d}.segment"
@@ -396,20 +369,6 @@ def _spooled(body: Body | None) -> SpooledBody | None:
     )
 
 
-def _file_name(commitment: str) -> str:
-    return hashlib.sha256(commitment.encode()).hexdigest()
-
-
-def _disk_full(error: OSError, folder: Path) -> Exception:
-    if error.errno in _FULL:
-        return DiskFullError(f"no space for receipts left in {folder}")
-    return error
-
-
-def _write_file(path: Path, content: bytes) -> None:
-    descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, 0o600)
-    try:
-        write_all(descriptor, content)
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
+def _with_files(draft: ReceiptDraft) -> list[Body]:
+    """Return the bodies of a draft that do not travel inline."""
+    return [body for body in (draft.output, draft.log) if body is not None and not body.travels_inline]

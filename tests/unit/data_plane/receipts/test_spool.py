@@ -202,6 +202,32 @@ async def test_large_output_survives_a_restart(tmp_path):
     await again.close()
 
 
+@pytest.mark.parametrize("emptied", [True, False])
+async def test_restart_after_a_large_output_was_acknowledged(tmp_path, emptied):
+    spool = open_spool(tmp_path)
+    await spool.append(draft("a", output=b"x" * 70_000))
+    other = await spool.append(draft("b", output=b"y" * 70_000, log=b"z" * 80_000))
+    head, before = spool.head, spool.used_bytes
+    spool.acknowledge([1])
+    await spool.close()
+    (mark,) = (path for path in (tmp_path / "bodies").iterdir() if path.suffix)
+    assert mark.stat().st_size == 0
+    if not emptied:  # killed between marking and giving the room back
+        mark.write_bytes(b"x" * 70_000)
+
+    again = open_spool(tmp_path)
+
+    assert (again.head, again.unacknowledged(), again.used_bytes) == (head, [2], before - 70_000)
+    assert await again.read(2) == other
+    assert mark.stat().st_size == 0
+    again.acknowledge([2])
+    for _ in range(2):  # into a segment of its own: the first one goes with its marks
+        await again.append(draft("c" * 60_000, output=b"o" * 60_000, log=b"l" * 60_000))
+    again.acknowledge([3])
+    await again.close()
+    assert not list((tmp_path / "bodies").iterdir())
+
+
 async def test_receipt_whose_output_is_gone_is_no_receipt(tmp_path):
     spool = open_spool(tmp_path)
     await spool.append(draft(output=os.urandom(200_000)))
