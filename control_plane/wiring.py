@@ -45,6 +45,7 @@ from control_plane.dispatch.options import DispatchOptions
 from control_plane.dispatch.service import Dispatch
 from control_plane.executions.bodies import BodyService
 from control_plane.executions.completions import Completions
+from control_plane.executions.crowd import Crowd
 from control_plane.executions.lease_store import PostgresLeaseStore
 from control_plane.executions.service import ExecutionOptions, ExecutionService
 from control_plane.executions.servicer import ExecutionServicer
@@ -218,7 +219,11 @@ def build(base: Base, signer: FileSigner) -> Services:
     stopper = TemplateStopper(executions=stores.executions, placer=dispatch.placer, completions=completions)
     bodies = BodyService(store=stores.executions, clock=base.clock, random=base.random)
     servicers = _Servicers(
-        executions=ExecutionServicer(executions, bodies),
+        executions=ExecutionServicer(
+            executions,
+            bodies,
+            Crowd(service=executions, acceptor=acceptor, completions=completions, store=stores.executions),
+        ),
         templates=_templates(base, stores, policy, catalog, stopper),
         agents=_agents(base, stores, policy, catalog),
         nodes=_node_servicer(base, stores, dispatch, catalog),

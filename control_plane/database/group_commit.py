@@ -70,18 +70,26 @@ class GroupCommit(Generic[T, R]):
             UnavailableError: The database is away, or this process stops; the item's fate may be unknown.
             Exception: Whatever `flush` raised for this item alone.
         """
-        if self._closed:
-            raise UnavailableError("this control plane is stopping")
-        if len(self._waiting) >= self._max_waiting:
-            raise ResourceExhaustedError(f"{self._max_waiting} writes wait for the database already")
+        return await self.enqueue(item)
+
+    def enqueue(self, item: T) -> "asyncio.Future[R]":
+        """Like `submit`, without a coroutine: the answer comes with the future, a refusal too."""
         answer: asyncio.Future[R] = asyncio.get_running_loop().create_future()
+        if self._closed:
+            answer.set_exception(UnavailableError("this control plane is stopping"))
+            return answer
+        if len(self._waiting) >= self._max_waiting:
+            answer.set_exception(
+                ResourceExhaustedError(f"{self._max_waiting} writes wait for the database already")
+            )
+            return answer
         self._waiting.append(_Waiting(item, self._size_of(item), answer))
         self._arrived.set()
         if self._gathering is not None:
             self._gathering.arrived(answer.get_loop().time())
             if self._gathered is not None and len(self._waiting) >= self._enough:
                 self._stop_gathering()
-        return await answer
+        return answer
 
     async def run(self) -> NoReturn:
         """Flush groups until cancelled; then everybody who still waits is told that nothing was promised."""

@@ -309,7 +309,7 @@ class ReceiptIntake:
                 self._completions.complete(one.execution)
         recorded = [one.sequence for one in finished if one.disposition.is_recorded]
         if recorded:
-            session.send(nodes_pb2.SessionResponse(receipt_ack=nodes_pb2.ReceiptAck(sequences=recorded)))
+            session.acknowledge(recorded)
         if any(one.execution and one.execution.state is ExecutionState.PENDING for one in finished):
             self._background.spawn(self._wake_later(), name="wake after a rejection")
         for one in finished:

@@ -129,7 +129,7 @@ class Dispatch:
             receipts=ReceiptIntake(
                 dispatcher=self.placer,
                 batches=self._batches,
-                finish=self._finishing.submit,
+                finish=self._finishing.enqueue,
                 bodies=bodies,
                 orders=orders,
                 nodes=nodes,

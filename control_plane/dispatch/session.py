@@ -3,6 +3,7 @@
 Memory of one replica only: Postgres decides who holds a lease; this decides whom to ask next.
 """
 
+import asyncio
 from collections import OrderedDict
 from collections.abc import Iterable
 from dataclasses import dataclass, field
@@ -38,6 +39,10 @@ MAX_REMEMBERED_DIGESTS: Final = 8192
 
 MAX_OFFER_AGE: Final = timedelta(milliseconds=2500)
 """Age at which a heartbeat offers nothing any more: the first lease counts from it, and lasts 4 s."""
+
+ACK_LINGER: Final = timedelta(milliseconds=20)
+"""How long acknowledgements are collected: nobody waits for them but room in the node's spool."""
+MAX_ACKS_PER_MESSAGE: Final = 1024
 
 AttemptKey = tuple[ExecutionId, int]
 """Execution and fencing token: what names an attempt."""
@@ -117,6 +122,9 @@ class LiveSession:
     _held: dict[AttemptKey, HeldAttempt] = field(default_factory=dict)
     _cached: OrderedDict[Digest, None] = field(default_factory=OrderedDict)
     _unexplained: int = 0
+    _acknowledged: list[int] = field(default_factory=list)
+    """Receipts on record of which the node will be told in a moment."""
+    _acknowledging: asyncio.TimerHandle | None = None
     _capacity: int = 0
     """Orders that it wants to hold at once: slots, and a queue whose length it decides."""
 
@@ -223,10 +231,29 @@ class LiveSession:
 
     # --- what is said to it
 
+    def acknowledge(self, sequences: Iterable[int]) -> None:
+        """Tell the node, in a moment and together with others, that these receipts are on record."""
+        self._acknowledged.extend(sequences)
+        if self._acknowledging is None:
+            loop = asyncio.get_running_loop()
+            self._acknowledging = loop.call_later(ACK_LINGER.total_seconds(), self._send_acks)
+
+    def _send_acks(self) -> None:
+        self._acknowledging = None
+        while self._acknowledged:
+            sequences, self._acknowledged = (
+                self._acknowledged[:MAX_ACKS_PER_MESSAGE],
+                self._acknowledged[MAX_ACKS_PER_MESSAGE:],
+            )
+            self.send(nodes_pb2.SessionResponse(receipt_ack=nodes_pb2.ReceiptAck(sequences=sequences)))
+
     def send(self, message: nodes_pb2.SessionResponse, placements: tuple[Placement, ...] = ()) -> bool:
         """Queue a message; False when the session is over."""
         return self.outbox.put(Outgoing(message=message, placements=placements))
 
     def end(self, error: AgentFactoryError | None = None) -> None:
         """End the stream; attempts and leases are not touched by it."""
+        if self._acknowledging is not None:
+            self._acknowledging.cancel()
+            self._send_acks()
         self.outbox.close(error)

@@ -1,5 +1,6 @@
 """Stores new executions in groups, placed at once where a slot is free (design section 4.3, rule 3)."""
 
+import asyncio  # noqa: TC003 - imports stay in one place
 from collections.abc import Sequence
 from typing import Final, NoReturn
 
@@ -32,6 +33,10 @@ class Acceptor:
             UnavailableError: The database is away or this process stops; nothing was promised.
         """
         return await self._group.submit(item)
+
+    def enqueue(self, item: NewExecution) -> "asyncio.Future[Accepted]":
+        """Like `accept`, without a coroutine: the answer comes with the future, a refusal too."""
+        return self._group.enqueue(item)
 
     async def run(self) -> NoReturn:
         """Store groups until cancelled."""

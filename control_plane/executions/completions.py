@@ -50,6 +50,46 @@ class Watch:
         self._changed.set()
 
 
+class CrowdWatch:
+    """One caller's interest in the ends of many executions."""
+
+    def __init__(self) -> None:
+        self._told: dict[ExecutionId, Execution | None] = {}
+        self._changed = asyncio.Event()
+
+    def tell(self, execution_id: ExecutionId, execution: Execution | None) -> None:
+        """Wake the caller; a later change replaces what it has not read yet."""
+        self._told[execution_id] = execution
+        self._changed.set()
+
+    def wake(self) -> None:
+        """Have `changed` return, with nothing new if there is none."""
+        self._changed.set()
+
+    async def changed(self) -> list[tuple[ExecutionId, Execution | None]]:
+        """Return what has changed since the last call; each execution, when it is known whole."""
+        await self._changed.wait()
+        self._changed.clear()
+        told, self._told = self._told, {}
+        return list(told.items())
+
+
+class _Member(Watch):
+    """The place of one execution in a crowd."""
+
+    __slots__ = ("_crowd",)
+
+    def __init__(self, execution_id: ExecutionId, crowd: CrowdWatch) -> None:
+        self.execution_id = execution_id
+        self.awaits_end = True
+        self.seen = None
+        self._crowd = crowd
+
+    def tell(self, execution: Execution | None) -> None:
+        """See `Watch.tell`."""
+        self._crowd.tell(self.execution_id, execution)
+
+
 class Completions:
     """Wakes waiting callers: by results of this replica, by NOTIFY of others, and by a slow poll."""
 
@@ -74,16 +114,41 @@ class Completions:
         if self._count >= self._max_watches:
             raise ResourceExhaustedError(f"{self._max_watches} callers of this replica wait already")
         watch = Watch(execution_id, awaits_end=awaits_end)
-        self._watches.setdefault(execution_id, set()).add(watch)
-        self._count += 1
+        self._add(watch)
         try:
             yield watch
         finally:
-            self._count -= 1
-            others = self._watches[execution_id]
-            others.discard(watch)
-            if not others:
-                del self._watches[execution_id]
+            self._remove(watch)
+
+    @contextmanager
+    def watch_crowd(self, execution_ids: Sequence[ExecutionId]) -> Iterator[CrowdWatch]:
+        """Be told of the ends of all of these for the length of the block.
+
+        Raises:
+            ResourceExhaustedError: Too many callers wait already.
+        """
+        if self._count + len(execution_ids) > self._max_watches:
+            raise ResourceExhaustedError(f"{self._max_watches} callers of this replica wait already")
+        crowd = CrowdWatch()
+        members = [_Member(execution_id, crowd) for execution_id in execution_ids]
+        for member in members:
+            self._add(member)
+        try:
+            yield crowd
+        finally:
+            for member in members:
+                self._remove(member)
+
+    def _add(self, watch: Watch) -> None:
+        self._watches.setdefault(watch.execution_id, set()).add(watch)
+        self._count += 1
+
+    def _remove(self, watch: Watch) -> None:
+        self._count -= 1
+        others = self._watches[watch.execution_id]
+        others.discard(watch)
+        if not others:
+            del self._watches[watch.execution_id]
 
     def complete(self, execution: Execution) -> None:
         """The execution changed and its change is committed. Never blocks, never raises."""

@@ -117,6 +117,18 @@ class ExecutionService:
             execution = await self._store.get(subject.tenant_id, accepted.execution_id)
             return await self._end_of(subject.tenant_id, watch, execution)
 
+    async def prepare(self, subject: Subject, request: RunRequest, *, method: str) -> NewExecution:
+        """Return a request as it would be stored: its input read, its agent resolved, allowed by policy.
+
+        Raises:
+            As `execute`, before anything is stored.
+        """
+        execution_id = new_id(EXECUTION, self._clock, self._random)
+        body = await self._input(subject.tenant_id, request)
+        agent = await self._agents.resolve(subject.tenant_id, request.agent)
+        decision = await self._decide(subject, agent, body)
+        return self._new_execution(subject, request, method, execution_id, agent, body, decision)
+
     async def submit(self, subject: Subject, request: RunRequest, *, method: str) -> Execution:
         """Like `execute`, without waiting for the end."""
         execution_id = new_id(EXECUTION, self._clock, self._random)

@@ -15,6 +15,7 @@ from control_plane.executions.convert import (
     request_from_proto,
     states_from_proto,
 )
+from control_plane.executions.crowd import Crowd
 from control_plane.executions.service import ExecutionService
 from control_plane.executions.streaming import serve_stream
 from control_plane.policy.domain import Subject
@@ -26,8 +27,9 @@ from shared.rpc.identity import caller
 class ExecutionServicer(executions_pb2_grpc.ExecutionServiceServicer):
     """Serves `ExecutionService`."""
 
-    def __init__(self, service: ExecutionService, bodies: BodyService) -> None:
+    def __init__(self, service: ExecutionService, bodies: BodyService, crowd: Crowd) -> None:
         self._service = service
+        self._crowd = crowd
         self._bodies = bodies
 
     async def Execute(self, request: pb.ExecuteRequest, _: Any) -> pb.ExecuteResponse:
@@ -45,7 +47,7 @@ class ExecutionServicer(executions_pb2_grpc.ExecutionServiceServicer):
     async def StreamExecutions(
         self, requests: AsyncIterator[pb.StreamExecutionsRequest], _: Any
     ) -> AsyncGenerator[pb.StreamExecutionsResponse]:
-        async with aclosing(serve_stream(self._service, _subject(), requests)) as responses:
+        async with aclosing(serve_stream(self._crowd, _subject(), requests)) as responses:
             async for response in responses:
                 yield response
 

@@ -2,16 +2,17 @@
 
 import asyncio
 from collections import deque
-from collections.abc import AsyncGenerator, AsyncIterator
+from collections.abc import AsyncGenerator, AsyncIterator, Sequence
+from contextlib import aclosing
 from typing import Final
 
 from agentfactory.v1 import executions_pb2 as pb
 
 from control_plane.executions.convert import error_to_proto, execution_to_proto, request_from_proto
-from control_plane.executions.service import ExecutionService
+from control_plane.executions.crowd import Crowd
+from control_plane.executions.service import RunRequest  # noqa: TC001 - imports stay in one place
 from control_plane.policy.domain import Subject
-from shared.errors import AgentFactoryError, InternalError
-from shared.logs import get_logger
+from shared.errors import AgentFactoryError
 
 MAX_IN_FLIGHT: Final = 1024
 """Executions of one stream whose answer the caller has not taken; beyond it no request is read."""
@@ -21,17 +22,15 @@ MAX_MESSAGE_BYTES: Final = 2 * 1024 * 1024
 
 METHOD: Final = "StreamExecutions"
 
-_log = get_logger(__name__)
-
 
 async def serve_stream(
-    service: ExecutionService, subject: Subject, requests: AsyncIterator[pb.StreamExecutionsRequest]
+    crowd: Crowd, subject: Subject, requests: AsyncIterator[pb.StreamExecutionsRequest]
 ) -> AsyncGenerator[pb.StreamExecutionsResponse]:
     """Yield answers until every request of the stream has one.
 
     When the caller goes away its waiting ends; accepted executions go on.
     """
-    stream = _Stream(service, subject)
+    stream = _Stream(crowd, subject)
     reading = asyncio.create_task(stream.read(requests))
     try:
         while (results := await stream.next_results()) is not None:
@@ -44,22 +43,25 @@ async def serve_stream(
 
 
 class _Stream:
-    def __init__(self, service: ExecutionService, subject: Subject) -> None:
-        self._service = service
+    def __init__(self, crowd: Crowd, subject: Subject) -> None:
+        self._crowd = crowd
         self._subject = subject
-        self._slots = asyncio.Semaphore(MAX_IN_FLIGHT)
+        self._room = MAX_IN_FLIGHT
+        self._freed = asyncio.Event()
         self._ended: deque[pb.ExecutionResult] = deque()
         self._something = asyncio.Event()
         self._reading = True
 
     async def read(self, requests: AsyncIterator[pb.StreamExecutionsRequest]) -> None:
-        """Start an execution for every request; returns when all have ended."""
+        """Start what each message asks for, together; returns when all have ended."""
         try:
             async with asyncio.TaskGroup() as tasks:
                 async for message in requests:
-                    for request in message.executions:
-                        await self._slots.acquire()
-                        tasks.create_task(self._run(request))
+                    left = list(message.executions)
+                    while left:
+                        count = await self._room_for(len(left))
+                        some, left = left[:count], left[count:]
+                        tasks.create_task(self._run(some))
         finally:
             self._reading = False
             self._something.set()
@@ -82,20 +84,37 @@ class _Stream:
 
     def taken(self, count: int) -> None:
         """So many results went out: as many requests more may be read."""
-        for _ in range(count):
-            self._slots.release()
+        self._room += count
+        self._freed.set()
 
-    async def _run(self, request: pb.ExecutionRequest) -> None:
-        self._ended.append(await self._answer(request))
+    async def _room_for(self, wanted: int) -> int:
+        """Take room for some of them, at least one."""
+        while self._room == 0:
+            self._freed.clear()
+            await self._freed.wait()
+        count = min(wanted, self._room)
+        self._room -= count
+        return count
+
+    async def _run(self, messages: Sequence[pb.ExecutionRequest]) -> None:
+        requests: list[RunRequest] = []
+        asked: list[str] = []
+        for message in messages:
+            try:
+                requests.append(request_from_proto(message))
+                asked.append(message.request_id)
+            except AgentFactoryError as error:
+                self._end(pb.ExecutionResult(request_id=message.request_id, error=error_to_proto(error)))
+        results = self._crowd.execute(self._subject, requests, method=METHOD)
+        async with aclosing(results):
+            async for position, result in results:
+                request_id = asked[position]
+                if isinstance(result, AgentFactoryError):
+                    self._end(pb.ExecutionResult(request_id=request_id, error=error_to_proto(result)))
+                else:
+                    execution = execution_to_proto(result)
+                    self._end(pb.ExecutionResult(request_id=request_id, execution=execution))
+
+    def _end(self, result: pb.ExecutionResult) -> None:
+        self._ended.append(result)
         self._something.set()
-
-    async def _answer(self, request: pb.ExecutionRequest) -> pb.ExecutionResult:
-        try:
-            execution = await self._service.execute(self._subject, request_from_proto(request), method=METHOD)
-        except AgentFactoryError as error:
-            return pb.ExecutionResult(request_id=request.request_id, error=error_to_proto(error))
-        except Exception:  # noqa: BLE001 - one broken request must not end the others of its stream
-            _log.exception("an execution on a stream failed")
-            masked = error_to_proto(InternalError("internal error"))
-            return pb.ExecutionResult(request_id=request.request_id, error=masked)
-        return pb.ExecutionResult(request_id=request.request_id, execution=execution_to_proto(execution))

@@ -9,6 +9,7 @@ import pytest
 from control_plane.executions.acceptor import Acceptor
 from control_plane.executions.bodies import BodyService
 from control_plane.executions.completions import Completions
+from control_plane.executions.crowd import Crowd
 from control_plane.executions.service import ExecutionService, RunRequest
 from control_plane.policy.domain import Subject
 from control_plane.transfers import TransferSlots
@@ -44,6 +45,7 @@ class Stack:
     policy: SaidPolicy
     service: ExecutionService
     bodies: BodyService
+    crowd: Crowd
 
     async def finish(self, placement, *arguments, **changes):
         """The node's answer arrives, as dispatch would hand it on."""
@@ -82,6 +84,7 @@ async def stack():
         store=store, clock=clock, random=random, slots=TransferSlots(1, wait=timedelta(milliseconds=20))
     )
     accepting = asyncio.create_task(acceptor.run())
-    yield Stack(build, store, placer, completions, agents, policy, service, bodies)
+    crowd = Crowd(service=service, acceptor=acceptor, completions=completions, store=store)
+    yield Stack(build, store, placer, completions, agents, policy, service, bodies, crowd)
     accepting.cancel()
     await asyncio.gather(accepting, return_exceptions=True)

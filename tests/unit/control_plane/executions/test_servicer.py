@@ -21,7 +21,7 @@ def servicer(stack):
     token = set_caller(
         Caller(identity=CALLER, kind="caller", name="ann", tenant_id=TENANT, roles=frozenset({"caller"}))
     )
-    yield ExecutionServicer(stack.service, stack.bodies)
+    yield ExecutionServicer(stack.service, stack.bodies, stack.crowd)
     reset_caller(token)
 
 
