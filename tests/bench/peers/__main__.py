@@ -90,6 +90,8 @@ def show(visits: Visits) -> None:
         cells = [f"{visits.middle(peer, metric):,.1f}" for metric in METRICS]
         table.add_row(peer, *cells, f"{spread(visits.values(peer, figures.LOADED)):.0%}")
     Console(width=150, file=sys.stdout).print(table)
+    sync = median([visit.fdatasync_p50_us for visit in visits.all()])
+    sys.stdout.write(f"fdatasync of 8 KiB on this disk, p50: {sync:,.0f} µs\n")
     busy = median([visit.others_cpus for visit in visits.all()])
     if busy > figures.QUIET_CPUS:
         sys.stderr.write(
