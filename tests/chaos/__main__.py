@@ -8,7 +8,7 @@ import asyncio
 import sys
 
 from tests.chaos.faults.table import FAULTS, SHORT
-from tests.chaos.report import publish
+from tests.chaos.report import publish, store
 from tests.chaos.row import MAX_P95_MS, Row
 from tests.chaos.run import cpu_seconds, others_cores, run_fault
 
@@ -28,6 +28,7 @@ async def run(names: list[str]) -> list[Row]:
         patience = await wait_for_quiet(patience)
         row = await measured(name)
         rows.append(row)
+        store(rows)
         result = "ok" if row.ok else "; ".join(row.failures)
         sys.stdout.write(f"    {row.took_seconds:.0f} s, {row.acknowledged} acknowledged: {result}\n")
         sys.stdout.flush()

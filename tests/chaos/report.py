@@ -16,10 +16,7 @@ RESULT = ROOT / "build" / "chaos.json"
 
 def publish(rows: Sequence[Row], expected: Sequence[str]) -> int:
     """Print and store the rows; return 1 when one failed or is missing, else 0."""
-    RESULT.parent.mkdir(parents=True, exist_ok=True)
-    RESULT.write_text(
-        json.dumps([{**asdict(row), "ok": row.ok} for row in rows], indent=2) + "\n", encoding="utf-8"
-    )
+    store(rows)
     Console(width=170, file=sys.stdout).print(table(rows))
     missing = [name for name in expected if name not in {row.fault for row in rows}]
     for row in rows:
@@ -31,6 +28,13 @@ def publish(rows: Sequence[Row], expected: Sequence[str]) -> int:
         sys.stdout.write(f"{name}: has no row\n")
     sys.stdout.flush()
     return 1 if missing or not all(row.ok for row in rows) else 0
+
+
+def store(rows: Sequence[Row]) -> None:
+    """Write what is known so far: a run that is broken off leaves its rows."""
+    found = [{**asdict(row), "ok": row.ok} for row in rows]
+    RESULT.parent.mkdir(parents=True, exist_ok=True)
+    RESULT.write_text(json.dumps(found, indent=2) + "\n", encoding="utf-8")
 
 
 def table(rows: Sequence[Row]) -> Table:

@@ -10,6 +10,7 @@ from datetime import timedelta
 
 import psutil
 
+from cli.stack import probe
 from tests.chaos.facts import open_executions, read_facts
 from tests.chaos.faults.fault import Fault
 from tests.chaos.judge import judge
@@ -19,6 +20,7 @@ from tests.chaos.world import NODES, World, running_world
 from tests.e2e.stack import ROOT, eventually
 
 LOGS = ROOT / "build" / "chaos"
+UNACKNOWLEDGED = "agentfactory_node_spool_receipts"
 CAPACITY_CALLERS = 32
 MAX_RATE = 60.0
 """Beyond it this machine's cores would be the bound, and not the slots."""
@@ -138,8 +140,21 @@ async def _proof(proving: Awaitable[str], row: Row) -> str:
 
 
 async def quiet(world: World) -> None:
-    """Wait until every execution has ended."""
+    """Wait until every execution has ended, and every node is back and has delivered its receipts."""
     await eventually(lambda: open_executions(world), lambda count: count == 0, "the end of all", QUIET_WITHIN)
+    await eventually(
+        lambda: holding_back(world), lambda names: not names, "the last receipt of all", QUIET_WITHIN
+    )
+
+
+async def holding_back(world: World) -> list[str]:
+    """Return the nodes that do not answer, or have receipts that nobody has acknowledged."""
+    found = []
+    for node in world.nodes:
+        answer = await probe.get(node.admin_port, "/metrics")
+        if answer is None or f"\n{UNACKNOWLEDGED} 0.0\n" not in answer.body:
+            found.append(node.node_id)
+    return found
 
 
 def _first_of(error: BaseException) -> BaseException:
