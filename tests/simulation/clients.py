@@ -2,6 +2,7 @@
 
 import asyncio
 from dataclasses import dataclass
+from datetime import timedelta
 
 from control_plane.executions.lifecycle import Execution
 from control_plane.executions.service import RunRequest
@@ -16,7 +17,7 @@ from shared.ids import TenantId
 from tests.simulation.chance import Chance
 from tests.simulation.loop import Process, VirtualLoop
 from tests.simulation.network import Network
-from tests.simulation.node import guest_output
+from tests.simulation.node import guest_input, guest_output
 from tests.simulation.replica import Replica
 from tests.simulation.watch import Trace, Watch
 
@@ -24,6 +25,10 @@ CALL_SECONDS = 6.0
 PAUSE_SECONDS = 0.4
 GUEST_MILLISECONDS = ((0, 100), (0, 500), (200, 3000), (3000, 12000))
 """How long guests run: from less than a heartbeat to several leases."""
+LARGE_OUTPUTS = 0.15
+HURRIED = 0.1
+"""With a run deadline of seconds."""
+
 RETRYABLE = (UnavailableError, DeadlineExceededError, ResourceExhaustedError)
 TENANT = TenantId("default")
 
@@ -58,18 +63,21 @@ class Client:
 
     async def _one(self, request_id: str) -> None:
         milliseconds = self.chance.whole(*self.chance.one_of(GUEST_MILLISECONDS))
-        stdin = f"{milliseconds} {request_id}".encode()
+        stdin = guest_input(milliseconds, request_id, is_large=self.chance.happens(LARGE_OUTPUTS))
+        deadline = timedelta(seconds=self.chance.between(1, 8)) if self.chance.happens(HURRIED) else None
         request = RunRequest(
             agent="redact",
             request_id=request_id,
             inline=stdin,
             body_id=None,
-            run_deadline=None,
+            run_deadline=deadline,
             traceparent="",
         )
         # Some wait for the end in their call, some come back for it.
         waits = self.chance.happens(0.5)
         execution = await self._until_told(request, waits=waits)
+        if deadline is not None:
+            self.watch.hurried.add(execution.execution_id)
         self.outputs[execution.execution_id] = guest_output(stdin)
         self.watch.promised(request_id, execution.execution_id)
         self.trace.note(f"{request_id} is promised {execution.execution_id[-6:]}, {milliseconds} ms")

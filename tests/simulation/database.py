@@ -13,11 +13,12 @@ from typing import Any
 from control_plane.executions.domain import AttemptResult, LostAttempt, Placement
 from control_plane.executions.lifecycle import Execution, Finished
 from control_plane.nodes.domain import Node, SpoolHead
-from control_plane.nodes.ports import SessionOpening
+from control_plane.nodes.ports import AttemptOwner, SessionOpening
 from shared.clock import Clock
 from shared.digests import Digest
-from shared.errors import DatabaseUnavailableError
-from shared.ids import AGENT, ExecutionId, NodeId, new_id
+from shared.errors import DatabaseUnavailableError, PermissionDeniedError
+from shared.ids import AGENT, ExecutionId, NodeId, TenantId, new_id
+from shared.manifest import DEFAULT_LIMITS
 from shared.receipts import AttemptIdentity
 from tests.builders.executions import TEMPLATE
 from tests.fakes.clock import FakeClock, FakeRandom
@@ -274,6 +275,25 @@ class StoreView:
 
         return await self._call("expire leases", effect)
 
+    async def owner_of_attempt(
+        self, node_id: NodeId, execution_id: ExecutionId, fencing_token: int
+    ) -> AttemptOwner:
+        def effect() -> AttemptOwner:
+            for one in self._database.executions._placements.values():
+                if (one.node_id, one.execution_id, one.fencing_token) == (
+                    node_id,
+                    execution_id,
+                    fencing_token,
+                ):
+                    return AttemptOwner(
+                        tenant_id=TenantId("default"),
+                        output_bytes=DEFAULT_LIMITS.output_bytes,
+                        log_bytes=DEFAULT_LIMITS.log_bytes,
+                    )
+            raise PermissionDeniedError(f"attempt {fencing_token} was never given to node {node_id}")
+
+        return await self._call("owner of attempt", effect)
+
     async def find_order(self, node_id: NodeId, order_digest: Digest) -> AttemptIdentity | None:
         def effect() -> AttemptIdentity | None:
             for one in self._database.executions._placements.values():
@@ -291,7 +311,9 @@ class StoreView:
 
 def output_of(database: Database, execution: Execution) -> bytes | None:
     """What the store has as the output of an execution."""
-    return database.executions._with_output(execution).output
+    if execution.output_body_id is None:
+        return None
+    return database.executions._bodies[execution.output_body_id].body.content
 
 
 def _at_once(work: Coroutine[Any, Any, Any]) -> Any:

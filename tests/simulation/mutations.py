@@ -12,6 +12,7 @@ from control_plane.dispatch.dispatcher import Dispatcher
 from control_plane.dispatch.receipts import ReceiptIntake
 from control_plane.executions.lifecycle import Execution
 from data_plane.orders.ledger import OrderLedger
+from data_plane.receipts.body_files import BodyFiles
 from data_plane.receipts.segments import SegmentStore
 from data_plane.session.leases import Leases
 from data_plane.session.outbox import Outbox
@@ -60,6 +61,12 @@ def _a_new_stream_begins_with_nothing(self):
     self.changed.set()
 
 
+def _dropped_bodies_leave_no_mark(self, names):
+    for name in names:
+        (self._folder / name).unlink(missing_ok=True)
+        self.used_bytes -= self._sizes.pop(name, 0)
+
+
 MUTATIONS: dict[str, Mutation] = {
     "acceptance ignores the fencing token": (Execution, "finish", _acceptance_ignores_the_token),
     "the ledger forgets what it has seen": (OrderLedger, "accept", _the_ledger_forgets),
@@ -71,6 +78,7 @@ MUTATIONS: dict[str, Mutation] = {
         "_record",
         _acknowledged_before_it_is_stored,
     ),
+    "dropped bodies leave no mark": (BodyFiles, "drop", _dropped_bodies_leave_no_mark),
     "a new stream begins with nothing to send": (Outbox, "restart", _a_new_stream_begins_with_nothing),
 }
 

@@ -1,6 +1,7 @@
 """A node of the simulated system: the real node over all its boots, on a fake sandbox, a disk and a network."""
 
 import asyncio
+from collections.abc import AsyncIterator
 from contextvars import ContextVar
 from dataclasses import dataclass, field
 from datetime import timedelta
@@ -10,26 +11,31 @@ from pathlib import Path
 
 from prometheus_client import CollectorRegistry
 
+from control_plane.executions.domain import AttemptRef as KnownAttempt
 from control_plane.keys.ca import new_private_key, private_key_pem
 from control_plane.nodes.domain import Node as KnownNode
+from control_plane.nodes.transfers import OutputHeader
 from data_plane.artifacts.ports import PreparedModule
 from data_plane.identity import Certificate, NodeIdentity
 from data_plane.metrics import NodeMetrics
 from data_plane.node import Node
 from data_plane.orders.admission import Admissions
+from data_plane.orders.domain import AttemptRef
 from data_plane.orders.keyset import NodeKeyset
 from data_plane.orders.ledger import OrderLedger
 from data_plane.orders.verifier import NodeFacts
+from data_plane.receipts.domain import INLINE_BODY_BYTES, SpooledBody
 from data_plane.receipts.issuer import ReceiptIssuer
 from data_plane.runner import OrderRunner
 from data_plane.sandbox.domain import RunRequest, RunResult, SandboxStats
 from data_plane.session.leases import Leases
 from data_plane.session.outbox import Outbox
+from data_plane.session.remote import UPLOAD_DEADLINE
 from data_plane.session.service import SessionService
 from data_plane.session.stream import SessionParts
 from data_plane.taker import RunnerTaker
 from shared.digests import Digest
-from shared.errors import UnavailableError
+from shared.errors import AgentFactoryError, UnavailableError
 from shared.ids import BOOT, NODE, InstallationId, TenantId, new_id
 from shared.manifest import GrantedLimits, Profile
 from shared.orders import Order
@@ -62,13 +68,20 @@ def _tls_key() -> bytes:
     return private_key_pem(new_private_key())
 
 
+def guest_input(milliseconds: int, name: str, *, is_large: bool) -> bytes:
+    """What tells a guest how long to run and how much to say."""
+    return f"{milliseconds} {'large' if is_large else 'small'} {name}".encode()
+
+
 def guest_seconds(stdin: bytes) -> float:
-    """How long the guest of this input runs: its first word says so."""
+    """How long the guest of this input runs."""
     return int(stdin.split()[0]) / 1000
 
 
 def guest_output(stdin: bytes) -> bytes:
-    return b"seen " + stdin
+    """What the guest of this input says; large outputs do not travel with their receipts."""
+    filling = b"." * (INLINE_BODY_BYTES + 1) if b" large " in stdin else b""
+    return b"seen " + stdin + filling
 
 
 @dataclass
@@ -125,6 +138,10 @@ class _Sandbox:
         )
 
 
+async def _pieces(content: bytes) -> AsyncIterator[bytes]:
+    yield content
+
+
 @dataclass
 class _Link:
     """Implements what a node needs of its way to the control plane."""
@@ -134,9 +151,10 @@ class _Link:
     node_id: str
     replicas: "cycle[Replica]"
     target: str = ""
+    _replica: Replica | None = None
 
     async def open_session(self) -> Connection:
-        replica = next(self.replicas)
+        self._replica = replica = next(self.replicas)
         self.target = replica.name
         return await self.network.connect(self.process, replica, self.node_id)
 
@@ -145,8 +163,25 @@ class _Link:
     async def fetch_input(self, attempt: object, size_bytes: int) -> bytes:
         raise UnavailableError("inputs of the simulation are small")
 
-    async def upload_body(self, attempt: object, body: object, content: bytes) -> None:
-        raise UnavailableError("outputs of the simulation are small")
+    async def upload_body(self, attempt: AttemptRef, body: SpooledBody, content: bytes) -> None:
+        replica = self._replica
+        assert replica is not None
+        header = OutputHeader(
+            attempt=KnownAttempt(
+                execution_id=attempt.execution_id,
+                attempt_number=attempt.attempt_number,
+                fencing_token=attempt.fencing_token,
+            ),
+            commitment=body.commitment,
+            salt=body.salt,
+            size_bytes=body.size_bytes,
+        )
+
+        async def store() -> None:
+            await replica.transfers.store_output(self.node_id, header, _pieces(content))
+
+        deadline = UPLOAD_DEADLINE.total_seconds()
+        await self.network.request(self.process.name, replica, store, deadline=deadline)
 
     async def renew_certificate(self, csr_der: bytes) -> tuple[bytes, ...]:
         raise UnavailableError("certificates of the simulation last")
@@ -192,7 +227,11 @@ class SimulatedNode:
         """Start the process (again), with what is on its disk."""
         self.boots += 1
         self.process = Process(self.loop, self.name)
-        self.node = self._build(self.chance.of(f"boot {self.boots}"))
+        try:
+            self.node = self._build(self.chance.of(f"boot {self.boots}"))
+        except AgentFactoryError as error:
+            self.watch.violate("a node can start again", f"{self.name}: {type(error).__name__}: {error}")
+            raise
         self.main = self.process.spawn(self.node.run())
 
     def kill(self) -> None:

@@ -14,6 +14,7 @@ from control_plane.dispatch.service import Dispatch
 from control_plane.executions.acceptor import Acceptor
 from control_plane.executions.completions import Completions
 from control_plane.executions.service import ExecutionService
+from control_plane.nodes.transfers import NodeTransfers
 from shared.errors import KeyUnavailableError
 from shared.ids import NodeId, TenantId
 from shared.signatures import Signature
@@ -102,6 +103,9 @@ class Replica:
             policy=SaidPolicy(clock, random),
             clock=clock,
             random=random,
+        )
+        self.transfers = NodeTransfers(
+            leases=view, executions=view, templates=view, owners=view, clock=clock, random=random
         )
         self._view = view
         self._main = self.process.spawn(self._run())

@@ -9,11 +9,11 @@ from tests.simulation.mutations import MUTATIONS
 from tests.simulation.search import Tally, first_violation, lives, report
 from tests.simulation.world import Simulator
 
-LIVES = range(1, 101)
+LIVES = range(1, 81)
 BUDGET = range(1, 301)
 """Seeds within which each planted defect must be found; most are within sixty."""
 
-MIN_FAULTS = 1500
+MIN_FAULTS = 1200
 """Of the short form: fewer would mean that the faults have gone quiet."""
 
 

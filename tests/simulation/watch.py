@@ -1,6 +1,7 @@
 """What must hold, whatever fails: looked at when anything changes, and once more when the world has healed.
 
 Judges what the parts did; takes no part. Knows nothing of how the parts work, only of what they promise.
+Once there is a log, what it promises belongs here too: every receipt that the store has is a leaf, once.
 """
 
 import hashlib
@@ -84,6 +85,9 @@ class Watch:
         self.answers: dict[str, Execution] = {}
         """What clients were told at the end of an execution."""
         self.cancelled: set[str] = set()
+        """Whose end was asked for."""
+        self.hurried: set[str] = set()
+        """Which have a run deadline of seconds."""
         self.written: dict[str, dict[int, bytes]] = defaultdict(dict)
         """Receipts that are on the disk of a node for good: hashes by sequence."""
         self.stored: dict[str, dict[int, tuple[bytes, bytes]]] = defaultdict(dict)
@@ -263,6 +267,8 @@ class Watch:
             self.violate("everything ends after healing", f"{name} is {execution.state} still")
         if execution.state is ExecutionState.CANCELLED and name not in self.cancelled:
             self.violate("only the caller cancels", f"{name} is cancelled, nobody asked for it")
+        if execution.state is ExecutionState.EXPIRED and name not in self.hurried:
+            self.violate("only deadlines expire", f"{name} is expired")
         if execution.state is ExecutionState.LOST and execution.counted_attempts < execution.max_attempts:
             self.violate("attempts are counted", f"{name} is lost after {execution.counted_attempts}")
         if execution.state is ExecutionState.SUCCEEDED and contents.get(name) != outputs.get(name):

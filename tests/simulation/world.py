@@ -18,6 +18,7 @@ from unittest.mock import patch
 
 import structlog
 
+from shared.errors import AgentFactoryError
 from shared.keyset import KeyPurpose, sign_keyset
 from tests.fakes.clock import START
 from tests.fixtures.keys import rsa_key, signer
@@ -173,10 +174,14 @@ def _live(loop: VirtualLoop, seed: int, shape: Shape, folder: Path, logs: "_Logs
     loop.task_failed = lambda process, error: world.watch.violate(
         "no task fails", f"{process.name}: {type(error).__name__}: {error}"
     )
+    loop.set_exception_handler(lambda _loop, context: _callback_failed(world.watch, context))
     try:
         loop.run_until_complete(_go_on(world, Faults(world, Chance(f"{seed}/faults")), shape))
     except DeadlockError as error:
         world.watch.violate("something always happens", str(error))
+    except AgentFactoryError:
+        if world.watch.violation is None:  # what a violation brought about is in the trace
+            raise
     if world.watch.violation is None:
         contents = {name: output_of(world.database, one) for name, one in world.watch.executions.items()}
         outputs: dict[str, bytes] = {}
@@ -195,6 +200,12 @@ def _live(loop: VirtualLoop, seed: int, shape: Shape, folder: Path, logs: "_Logs
     logs.world = None
     _take_down(world)
     return life
+
+
+def _callback_failed(watch: Watch, context: dict[str, Any]) -> None:
+    error = context.get("exception")
+    if error is not None and "never retrieved" not in context["message"]:
+        watch.violate("no callback fails", f"{context['message']}: {type(error).__name__}: {error}")
 
 
 async def _begin(loop: VirtualLoop, chance: Chance, shape: Shape, folder: Path) -> World:
