@@ -19,9 +19,9 @@ LABELS = {
 }
 STREAM_LABEL = "Agent Factory, streamed"
 PANELS = (
-    ("executions per second, 64 in flight: more is better", LOADED),
-    ("p50 in ms, 1 in flight: less is better", ALONE_P50),
-    ("p95 in ms, open loop at half of the rate: less is better", HALF_P95),
+    ("executions per second, 64 in flight\nmore is better", LOADED),
+    ("p50 in ms, 1 in flight\nless is better", ALONE_P50),
+    ("p95 in ms, open loop at half of the rate\nless is better", HALF_P95),
 )
 INK, GRID = "#1f2430", "#d8dde6"
 OURS_COLOUR, PEER_COLOUR = "#1f6feb", "#6b7686"
