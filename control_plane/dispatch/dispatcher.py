@@ -316,9 +316,12 @@ class Dispatcher:
     # --- sending
 
     def _commit(self, placements: Sequence[Placement], runs: Sequence[RunSpec]) -> None:
-        self._outgoing.extend(self._batches.commit(placements, runs))
-        if placements:
-            self._to_send.set()
+        for batch in self._batches.commit(placements, runs):
+            if batch.settled.is_set() and not self._outgoing:
+                self._send_batch(batch)  # signed before the commit came back, as it is nearly always
+            else:
+                self._outgoing.append(batch)
+                self._to_send.set()
 
     async def send_loop(self) -> None:
         """Send what has committed as soon as it is signed. Never returns."""
@@ -334,6 +337,9 @@ class Dispatcher:
         if batch is None:
             return
         await batch.settled.wait()
+        self._send_batch(batch)
+
+    def _send_batch(self, batch: Batch) -> None:
         if batch.record is None:
             self._paused_until = self._clock.monotonic() + self._options.signing_pause.total_seconds()
             self._take_back([order.placement for order in batch.committed])

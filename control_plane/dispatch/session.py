@@ -120,6 +120,8 @@ class LiveSession:
     """Monotonic second of the newest heartbeat; None before the first: no offer yet."""
     outbox: Outbox[Outgoing] = field(init=False)
     _held: dict[AttemptKey, HeldAttempt] = field(default_factory=dict)
+    _held_alone: set[AttemptKey] = field(default_factory=set)
+    """Those of `_held` beside which nothing may run."""
     _cached: OrderedDict[Digest, None] = field(default_factory=OrderedDict)
     _unexplained: int = 0
     _acknowledged: list[int] = field(default_factory=list)
@@ -144,7 +146,7 @@ class LiveSession:
             return 0
         if now - self.heartbeat_at >= MAX_OFFER_AGE.total_seconds():
             return 0
-        if any(attempt.runs_alone for attempt in self._held.values()):
+        if self._held_alone:
             return 0
         return max(0, self._capacity - len(self._held) - self._unexplained)
 
@@ -177,14 +179,18 @@ class LiveSession:
     def inherit(self, older: "LiveSession") -> None:
         """Take over what an older session of the same process holds."""
         if older.boot_id == self.boot_id:
-            self._held.update({attempt.key: attempt for attempt in older.held()})
+            for attempt in older.held():
+                self.hold(attempt)
 
     def hold(self, attempt: HeldAttempt) -> None:
         """Count a slot as taken."""
         self._held[attempt.key] = attempt
+        if attempt.runs_alone:
+            self._held_alone.add(attempt.key)
 
     def release(self, key: AttemptKey) -> bool:
         """Give a slot back; False when it was not held."""
+        self._held_alone.discard(key)
         return self._held.pop(key, None) is not None
 
     # --- what it says
