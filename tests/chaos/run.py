@@ -76,12 +76,10 @@ async def _run(world: World, fault: Fault, row: Row, pace: Pace) -> None:
             await measure_capacity(clients, ledger, in_flight=CAPACITY_CALLERS, seconds=pace.capacity), 1
         )
         row.rate_per_second = rate_for(row.capacity_per_second)
-        before = cpu_seconds()
+        before, started = cpu_seconds(), time.monotonic()
         async with constant_load(clients, ledger, rate=row.rate_per_second):
             times = await _go_through(world, fault, pace)
-        row.others_cores = others_cores(
-            before, cpu_seconds(), times.ended_at - times.loaded_at + pace.warm_up
-        )
+        row.others_cores = others_cores(before, cpu_seconds(), time.monotonic() - started)
     await quiet(world)
     row.proof = await _proof(fault.proof(world), row)
     await world.stop_nodes()
