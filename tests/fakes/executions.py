@@ -326,6 +326,7 @@ class FakeExecutionStore:
         return renewed
 
     async def finish(self, results: Sequence[AttemptResult]) -> Sequence[Finished]:
+        await self.record_batches([result.batch for result in results if result.batch is not None])
         return [self._finish(result) for result in results]
 
     def _finish(self, result: AttemptResult) -> Finished:

@@ -58,6 +58,7 @@ def main() -> int:
     say(_summary(tally, time.monotonic() - started))
     say(f"faults: {_counts(tally.faults)}")
     say(f"ends: {_counts(tally.outcomes)}")
+    say(f"signatures: {tally.unsigned} of {tally.orders} orders have a receipt and no signature on record")
     say(f"broken: {', '.join(map(str, broken)) or 'none'}")
     return 1 if broken else 0
 

@@ -135,6 +135,19 @@ class Database:
     def up_for(self) -> timedelta:
         return timedelta(seconds=self.loop.time() - self._up_since)
 
+    @property
+    def orders(self) -> int:
+        return len(self.executions._placements)
+
+    @property
+    def unsigned_orders(self) -> int:
+        """How many orders were answered and have no signature on record."""
+        answered = {result.order_id for result, _ in self.executions._receipts.values()}
+        return sum(
+            one.order_id in answered and one.batch.batch_id not in self.executions.batches
+            for one in self.executions._placements.values()
+        )
+
     async def call(self, process: Process, name: str, effect: Callable[[], Any]) -> Any:
         """Send a statement and wait for its answer."""
         answer = self.loop.create_future()

@@ -17,6 +17,8 @@ class Tally:
     outcomes: Counter[str] = field(default_factory=Counter)
     steps: int = 0
     seconds: float = 0.0
+    orders: int = 0
+    unsigned: int = 0
 
     def add(self, life: Life) -> None:
         self.lives += 1
@@ -24,6 +26,8 @@ class Tally:
         self.outcomes.update(life.outcomes)
         self.steps += life.steps
         self.seconds += life.seconds
+        self.orders += life.orders
+        self.unsigned += life.unsigned
 
 
 def lives(

@@ -69,6 +69,9 @@ class Life:
     """Of the simulated clock."""
     executions: int
     outcomes: dict[str, int]
+    orders: int
+    unsigned: int
+    """Orders with a receipt whose batch has no signature on record: their replica died before it wrote it."""
 
     @property
     def faults(self) -> int:
@@ -196,6 +199,8 @@ def _live(loop: VirtualLoop, seed: int, shape: Shape, folder: Path, logs: "_Logs
         seconds=loop.time(),
         executions=len(world.watch.executions),
         outcomes={str(state): count for state, count in world.watch.outcomes.items()},
+        orders=world.database.orders,
+        unsigned=world.database.unsigned_orders,
     )
     logs.world = None
     _take_down(world)
