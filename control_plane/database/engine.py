@@ -85,6 +85,12 @@ def session_settings(application: str, bounds: PoolBounds) -> dict[str, str]:
         "jit": "off",
         # Parameters are arrays of unknown length: a plan made for one call is no better than a kept one.
         "plan_cache_mode": "force_generic_plan",
+        # A kept plan may be older than what is in the tables: one that was made while they were empty reads
+        # them from end to end, and costs more with every execution until they are analysed. Our statements
+        # find few rows by keys, so plans are held to indexes and loops over them.
+        "enable_seqscan": "off",
+        "enable_hashjoin": "off",
+        "enable_mergejoin": "off",
     }
 
 

@@ -69,7 +69,8 @@ _NODES: Final = 1 + [name for name, _ in _COLUMNS].index("node_id")
 
 _UPLOADED_THERE: Final = """
     WHERE i.content IS NOT NULL
-        OR EXISTS (SELECT FROM bodies b WHERE b.body_id = i.body_id AND b.tenant_id = i.tenant_id)"""
+        OR (SELECT count(*) FROM bodies b WHERE b.body_id = i.body_id AND b.tenant_id = i.tenant_id) = 1"""
+# Not EXISTS: that one may be answered from a hash of the whole table.
 _USE_UPLOADED: Final = """
 ), used_body AS (
     UPDATE bodies b SET expires_at = NULL FROM chosen c

@@ -53,11 +53,14 @@ _NAMES: Final = ", ".join(name for name, _ in _COLUMNS)
 _RETURNED: Final = ", ".join(f"e.{name}" for name in EXECUTION_COLUMN_NAMES)
 _BACKOFF: Final = f"interval '{REJECTION_BACKOFF.total_seconds()} seconds'"
 
+# Not EXISTS: that one may be answered from a hash of the whole table.
 _UPLOADED_THERE: Final = """
         (i.output_body_id IS NULL OR i.output_content IS NOT NULL
-            OR EXISTS (SELECT FROM bodies b WHERE b.body_id = i.output_body_id AND b.tenant_id = h.tenant_id))
+            OR (SELECT count(*) FROM bodies b
+                WHERE b.body_id = i.output_body_id AND b.tenant_id = h.tenant_id) = 1)
         AND (i.log_body_id IS NULL OR i.log_content IS NOT NULL
-            OR EXISTS (SELECT FROM bodies b WHERE b.body_id = i.log_body_id AND b.tenant_id = h.tenant_id))"""
+            OR (SELECT count(*) FROM bodies b
+                WHERE b.body_id = i.log_body_id AND b.tenant_id = h.tenant_id) = 1)"""
 _USE_UPLOADED: Final = """
 ), used_body AS (
     UPDATE bodies b SET expires_at = NULL FROM won w

@@ -1,0 +1,55 @@
+"""The statements of the hot path find rows by index, however empty the tables were when their plans were made."""
+
+import re
+from datetime import timedelta
+from typing import Any
+
+import pytest
+
+from control_plane.executions import accept_sql, claim_sql, finish_sql
+from tests.builders.executions import node
+from tests.fixtures.execution_worlds import PostgresWorld
+
+GROWING = ("executions", "attempts", "orders", "receipts", "bodies", "decisions", "idempotency_keys")
+_SCAN = re.compile(rf"Seq Scan on (?:{'|'.join(GROWING)})\b")
+
+_MANY = 10
+"""What Postgres takes for the length of an array it does not know."""
+_ATTEMPTS: tuple[Any, ...] = (["exe_1"] * _MANY, [1] * _MANY)
+STATEMENTS: dict[str, tuple[str, tuple[Any, ...]]] = {
+    "resolve": (accept_sql.RESOLVE, tuple(["x"] * _MANY for _ in range(5))),
+    "stored receipts": (finish_sql.STORED_RECEIPTS, (["nod_1"] * _MANY, [1] * _MANY)),
+    "start": (claim_sql.START, (*_ATTEMPTS, ["aud_1"] * _MANY)),
+    "renew": (claim_sql.RENEW, (*_ATTEMPTS, node(), timedelta(seconds=1))),
+    "live": (claim_sql.LIVE_OF, _ATTEMPTS),
+    "claimable": (claim_sql.LOCK_CLAIMABLE, (node(), 10, True)),
+    "live attempt": (claim_sql.LIVE_ATTEMPT, ("exe_1", 1, 1, node())),
+    "cancel requests": (claim_sql.CANCEL_REQUESTS, ([node()],)),
+    "expired leases": (claim_sql.EXPIRED_LEASES, (10, timedelta(0))),
+    "past deadline": (claim_sql.PAST_DEADLINE, (10,)),
+}
+
+
+async def plan(world: PostgresWorld, statement: str, arguments: tuple[Any, ...]) -> str:
+    async with world.database.driver() as connection:
+        rows = await connection.fetch(f"EXPLAIN {statement}", *arguments)
+    return "\n".join(row["QUERY PLAN"] for row in rows)
+
+
+@pytest.mark.parametrize("name", STATEMENTS)
+async def test_no_statement_reads_a_growing_table_from_end_to_end(world: PostgresWorld, name: str) -> None:
+    assert not _SCAN.findall(await plan(world, *STATEMENTS[name]))
+
+
+@pytest.mark.parametrize("statement", [accept_sql.ACCEPT, accept_sql.ACCEPT_UPLOADED])
+async def test_accepting_reads_no_growing_table_from_end_to_end(world: PostgresWorld, statement: str) -> None:
+    items = [world.build.execution() for _ in range(_MANY)]
+    arguments = accept_sql.accept_arguments(items, [world.build.placement(item) for item in items])
+    assert not _SCAN.findall(await plan(world, statement, tuple(arguments)))
+
+
+@pytest.mark.parametrize("statement", [finish_sql.FINISH, finish_sql.FINISH_UPLOADED])
+async def test_finishing_reads_no_growing_table_from_end_to_end(world: PostgresWorld, statement: str) -> None:
+    placements = [world.build.placement(world.build.execution()) for _ in range(_MANY)]
+    arguments = finish_sql.finish_arguments([world.build.result(one) for one in placements])
+    assert not _SCAN.findall(await plan(world, statement, tuple(arguments)))
