@@ -1,7 +1,11 @@
 """Chance that repeats: independent streams of one seed, so that a new draw somewhere moves nothing elsewhere."""
 
 import random
+from collections.abc import Sequence
 from functools import cached_property
+from typing import TypeVar
+
+T = TypeVar("T")
 
 
 class Chance:
@@ -32,7 +36,7 @@ class Chance:
         """A whole number from `low` to `high`, both included."""
         return self._random.randint(low, high)
 
-    def one_of(self, values):
+    def one_of(self, values: Sequence[T]) -> T:
         return self._random.choice(values)
 
     def latency(self, typical: float) -> float:

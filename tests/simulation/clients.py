@@ -92,7 +92,7 @@ class Client:
             replica = self.chance.one_of(self.replicas)
             call = replica.executions.execute if waits else replica.executions.submit
             try:
-                return await self.network.request(
+                told: Execution = await self.network.request(
                     self.name,
                     replica,
                     lambda: call(self.subject, request, method="Execute"),  # noqa: B023 - called at once
@@ -100,6 +100,8 @@ class Client:
                 )
             except RETRYABLE as error:
                 self.trace.note(f"{request.request_id} again: {error}")
+            else:
+                return told
             await asyncio.sleep(self.chance.between(0, PAUSE_SECONDS))
 
     async def _cancel(self, execution: Execution) -> None:

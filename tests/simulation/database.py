@@ -8,7 +8,7 @@ import asyncio  # noqa: TC003 - imports stay in one place
 from collections.abc import Callable, Coroutine, Sequence
 from dataclasses import dataclass
 from datetime import timedelta
-from typing import Any
+from typing import Any, TypeVar
 
 from control_plane.executions.domain import AttemptResult, LostAttempt, Placement
 from control_plane.executions.lifecycle import Execution, Finished
@@ -17,7 +17,7 @@ from control_plane.nodes.ports import AttemptOwner, SessionOpening
 from shared.clock import Clock
 from shared.digests import Digest
 from shared.errors import DatabaseUnavailableError, PermissionDeniedError
-from shared.ids import AGENT, ExecutionId, NodeId, TenantId, new_id
+from shared.ids import AGENT, ExecutionId, NodeId, OrderId, TenantId, new_id
 from shared.manifest import DEFAULT_LIMITS
 from shared.receipts import AttemptIdentity
 from tests.builders.executions import TEMPLATE
@@ -27,6 +27,8 @@ from tests.fakes.nodes import FakeNodeStore
 from tests.simulation.chance import Chance
 from tests.simulation.loop import Process, ProcessState, VirtualLoop
 from tests.simulation.watch import Trace, Watch
+
+T = TypeVar("T")
 
 AGENT_ID = new_id(AGENT, FakeClock(), FakeRandom("agent"))
 """Of the one agent there is."""
@@ -69,12 +71,12 @@ class _Executions(dict[ExecutionId, Execution]):
         self._watch.changed(before, after)
 
 
-class _Placements(dict[str, Placement]):
+class _Placements(dict[OrderId, Placement]):
     def __init__(self, watch: Watch) -> None:
         super().__init__()
         self._watch = watch
 
-    def __setitem__(self, key: str, placement: Placement) -> None:
+    def __setitem__(self, key: OrderId, placement: Placement) -> None:
         if key not in self:
             self._watch.placed(placement.execution_id, placement.fencing_token)
         super().__setitem__(key, placement)
@@ -148,9 +150,9 @@ class Database:
             for one in self.executions._placements.values()
         )
 
-    async def call(self, process: Process, name: str, effect: Callable[[], Any]) -> Any:
+    async def call(self, process: Process, name: str, effect: Callable[[], T]) -> T:
         """Send a statement and wait for its answer."""
-        answer = self.loop.create_future()
+        answer: asyncio.Future[T] = self.loop.create_future()
         delay = min(self._chance.of(name).latency(THERE_SECONDS * self.wire.slow), MAX_STATEMENT_SECONDS)
         self.loop.at(delay, self._execute, process, name, effect, answer)
         return await answer
@@ -236,7 +238,7 @@ class StoreView:
         setattr(self, name, call)
         return call
 
-    async def _call(self, name: str, effect: Callable[[], Any]) -> Any:
+    async def _call(self, name: str, effect: Callable[[], T]) -> T:
         return await self._database.call(self._process, name, effect)
 
     async def newest(self) -> tuple[int, bytes]:
@@ -329,12 +331,13 @@ def output_of(database: Database, execution: Execution) -> bytes | None:
     return database.executions._bodies[execution.output_body_id].body.content
 
 
-def _at_once(work: Coroutine[Any, Any, Any]) -> Any:
+def _at_once(work: Coroutine[Any, Any, T]) -> T:
     """Run a fake's method, which never waits."""
     try:
         work.send(None)
     except StopIteration as stop:
-        return stop.value
+        answer: T = stop.value
+        return answer
     raise AssertionError("a fake store waits for something")
 
 

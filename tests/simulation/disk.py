@@ -6,6 +6,7 @@ from collections.abc import Callable
 from concurrent.futures import Future
 from pathlib import Path
 from typing import Any, Self
+from unittest.mock import patch
 
 from data_plane.receipts import spool as spool_module
 from data_plane.receipts.segments import SegmentStore
@@ -47,11 +48,8 @@ class Disk:
         for entry in recovered.entries:
             self._watch.receipt_written(self._node_id, entry.sequence, entry.hash)
         made = _Threads(_Worker(self, process))
-        before, spool_module.ThreadPoolExecutor = spool_module.ThreadPoolExecutor, made
-        try:
+        with patch.object(spool_module, "ThreadPoolExecutor", made):
             spool = Spool(store, recovered, bound_bytes=SPOOL_BYTES)
-        finally:
-            spool_module.ThreadPoolExecutor = before
         self._worker = made.worker
         return spool
 

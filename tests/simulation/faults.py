@@ -49,7 +49,7 @@ class Faults:
         for node in world.nodes:
             node.disk.slow, node.disk.is_full, node.disk.crash_point = 1.0, False, None
             node.clock.offset = timedelta(0)
-        for one in (*world.nodes, *world.replicas):
+        for one in world.system:
             one.process.resume()
             if not one.process.is_alive:
                 one.boot()
@@ -180,8 +180,9 @@ class Faults:
     def black_replica(self, chance: Chance) -> None:
         replica, seconds = chance.one_of(self.world.replicas), chance.between(0.2, 8)
         self._note("black replica", f"{replica.name} for {seconds:.2f} s")
-        for one in (*self.world.nodes, *self.world.clients):
-            self.world.network.link(one.name, replica.name).go_black(seconds)
+        names = [node.name for node in self.world.nodes] + [client.name for client in self.world.clients]
+        for name in names:
+            self.world.network.link(name, replica.name).go_black(seconds)
 
     def bad_weather(self, chance: Chance) -> None:
         seconds = chance.between(0.5, 6)

@@ -142,7 +142,9 @@ class VirtualLoop(asyncio.BaseEventLoop):
     def requeue(self, handles: Sequence[asyncio.Handle] | deque[asyncio.Handle]) -> None:
         self._ready.extend(handles)  # type: ignore[attr-defined]
 
-    def run_in_executor(self, executor: Any, func: Callable[..., Any], *args: Any) -> "asyncio.Future[Any]":
+    def run_in_executor(  # type: ignore[override]
+        self, executor: Any, func: Callable[..., Any], *args: Any
+    ) -> "asyncio.Future[Any]":
         """There are no threads: it runs at once."""
         done = self.create_future()
         try:
@@ -166,7 +168,7 @@ class VirtualLoop(asyncio.BaseEventLoop):
                 task.cancel()
             self.run_until_complete(self._idle())
         for task in asyncio.all_tasks(self):
-            task._log_destroy_pending = False
+            task._log_destroy_pending = False  # type: ignore[attr-defined]
 
     async def _idle(self) -> None:
         for _ in range(30):

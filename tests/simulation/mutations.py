@@ -26,42 +26,42 @@ _session_ended = Dispatcher.session_ended
 _record = ReceiptIntake._record
 
 
-def _acceptance_ignores_the_token(self, result, *, now):
+def _acceptance_ignores_the_token(self: Any, result: Any, *, now: Any) -> Any:
     return _finish(self, replace(result, fencing_token=self.fencing_token), now=now)
 
 
-def _the_ledger_forgets(self, order, *, now):
+def _the_ledger_forgets(self: Any, order: Any, *, now: Any) -> Any:
     return None
 
 
-def _the_spool_drops_its_newest(self):
+def _the_spool_drops_its_newest(self: Any) -> Any:
     recovered = _recover(self)
     return replace(recovered, entries=recovered.entries[:-1])
 
 
-def _leases_last_twice_as_long(self, number, attempts, *, lease):
+def _leases_last_twice_as_long(self: Any, number: Any, attempts: Any, *, lease: Any) -> Any:
     return _granted(self, number, attempts, lease=2 * lease)
 
 
-def _what_left_is_taken_back(self, session):
+def _what_left_is_taken_back(self: Any, session: Any) -> Any:
     _session_ended(self, session)
     orders = self._leases._database.executions._placements.values()
     held = {attempt.key for attempt in session.held()}
     self._take_back([one for one in orders if (one.execution_id, one.fencing_token) in held])
 
 
-async def _acknowledged_before_it_is_stored(self, session, results, size_bytes):
+async def _acknowledged_before_it_is_stored(self: Any, session: Any, results: Any, size_bytes: Any) -> Any:
     sequences = [one.sequence for one in results]
     session.send(nodes_pb2.SessionResponse(receipt_ack=nodes_pb2.ReceiptAck(sequences=sequences)))
     await _record(self, session, results, size_bytes)
 
 
-def _a_new_stream_begins_with_nothing(self):
+def _a_new_stream_begins_with_nothing(self: Any) -> Any:
     self._sent.clear()
     self.changed.set()
 
 
-def _dropped_bodies_leave_no_mark(self, names):
+def _dropped_bodies_leave_no_mark(self: Any, names: Any) -> Any:
     for name in names:
         (self._folder / name).unlink(missing_ok=True)
         self.used_bytes -= self._sizes.pop(name, 0)

@@ -8,6 +8,7 @@ from datetime import timedelta
 from functools import cache
 from itertools import cycle
 from pathlib import Path
+from typing import Any, cast
 
 from prometheus_client import CollectorRegistry
 
@@ -36,7 +37,7 @@ from data_plane.session.stream import SessionParts
 from data_plane.taker import RunnerTaker
 from shared.digests import Digest
 from shared.errors import AgentFactoryError, UnavailableError
-from shared.ids import BOOT, NODE, InstallationId, TenantId, new_id
+from shared.ids import BOOT, NODE, InstallationId, NodeId, TenantId, new_id
 from shared.manifest import GrantedLimits, Profile
 from shared.orders import Order
 from shared.outcomes import Outcome
@@ -148,7 +149,7 @@ class _Link:
 
     network: Network
     process: Process
-    node_id: str
+    node_id: NodeId
     replicas: "cycle[Replica]"
     target: str = ""
     _replica: Replica | None = None
@@ -294,7 +295,7 @@ class SimulatedNode:
             keyset=keyset,
             leases=leases,
             admissions=admissions,
-            cache=modules,
+            cache=cast("Any", modules),
             spool=spool,
             issuer=issuer,
             outbox=outbox,
@@ -306,13 +307,13 @@ class SimulatedNode:
         return Node(
             identity=self._identity(),
             paths=NodePaths(data_dir=self.folder),
-            link=link,
+            link=cast("Any", link),
             sessions=SessionService(connector=link, parts=parts, random=chance.of("backoff")),
             runner=runner,
             admissions=admissions,
             leases=leases,
             spool=spool,
-            cache=modules,
+            cache=cast("Any", modules),
             sandbox=sandbox,
             metrics=metrics,
             clock=self.clock,

@@ -1,7 +1,7 @@
 """A control-plane replica of the simulated system: the real dispatch and execution services in one process."""
 
 import asyncio
-from collections.abc import AsyncGenerator, AsyncIterator, Sequence
+from collections.abc import AsyncGenerator, AsyncIterator, Callable, Sequence
 from dataclasses import dataclass, replace
 from datetime import timedelta
 
@@ -132,7 +132,7 @@ class Replica:
     def _heard(self, channel: str, payloads: Sequence[str]) -> None:
         if not self.process.is_alive:
             return
-        handlers = {
+        handlers: dict[str, Callable[[Sequence[str]], None]] = {
             "executions": self.completions.changed,
             "queue": self.dispatch.heard_queue,
             "cancels": self.dispatch.heard_cancels,

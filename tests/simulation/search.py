@@ -46,9 +46,12 @@ def lives(
             yield from (own.live(seed, shape=shape) for seed in seeds)
 
 
-def first_violation(seeds: range, **options) -> Life | None:
+def first_violation(
+    seeds: range, *, mutation: str | None = None, simulator: Simulator | None = None
+) -> Life | None:
     """The first life that breaks a rule; None when none does."""
-    return next((life for life in lives(seeds, **options) if life.violation is not None), None)
+    found = lives(seeds, mutation=mutation, simulator=simulator)
+    return next((life for life in found if life.violation is not None), None)
 
 
 def report(life: Life, *, mutation: str | None = None, last: int = 120) -> str:

@@ -3,6 +3,8 @@
 Long runs: ``python -m tests.simulation --seeds 10000``.
 """
 
+from collections.abc import Iterator
+
 import pytest
 
 from tests.simulation.mutations import MUTATIONS
@@ -18,12 +20,12 @@ MIN_FAULTS = 1200
 
 
 @pytest.fixture(scope="module")
-def simulator():
+def simulator() -> Iterator[Simulator]:
     with Simulator() as one:
         yield one
 
 
-def test_nothing_is_lost_and_nothing_happens_twice(simulator):
+def test_nothing_is_lost_and_nothing_happens_twice(simulator: Simulator) -> None:
     tally = Tally()
     for life in lives(LIVES, simulator=simulator):
         tally.add(life)
@@ -36,7 +38,7 @@ def test_nothing_is_lost_and_nothing_happens_twice(simulator):
 
 
 @pytest.mark.parametrize("mutation", MUTATIONS)
-def test_a_planted_defect_is_found_and_its_seed_finds_it_again(simulator, mutation):
+def test_a_planted_defect_is_found_and_its_seed_finds_it_again(simulator: Simulator, mutation: str) -> None:
     found = first_violation(BUDGET, mutation=mutation, simulator=simulator)
     assert found is not None
 

@@ -6,11 +6,12 @@ Once there is a log, what it promises belongs here too: every receipt that the s
 
 import hashlib
 from collections import Counter, defaultdict
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 
 from control_plane.executions.domain import Disposition, ExecutionState, Outcome
 from control_plane.executions.lifecycle import Execution, Finished
+from shared.ids import ExecutionId
 from shared.orders import Order
 from tests.simulation.loop import Process, VirtualLoop, current_process
 
@@ -78,7 +79,7 @@ class Watch:
         self._loop = loop
         self._trace = trace
         self.violation: ViolationError | None = None
-        self.executions: dict[str, Execution] = {}
+        self.executions: Mapping[ExecutionId, Execution] = {}
         """The store's, as it is."""
         self.acknowledged: dict[str, str] = {}
         """Execution by request: what clients were promised."""
@@ -187,6 +188,7 @@ class Watch:
         self._guests.remove(run)
 
     def runs_a_guest(self, process: Process) -> bool:
+        """Whether a guest runs there now."""
         return any(run.process is process for run in self._guests)
 
     def process_died(self, process: Process) -> None:
@@ -241,7 +243,7 @@ class Watch:
             for sequence in receipts
         )
 
-    def conclude(self, outputs: dict[str, bytes], contents: dict[str, bytes]) -> None:
+    def conclude(self, outputs: dict[str, bytes], contents: Mapping[ExecutionId, bytes | None]) -> None:
         """The world has healed: look at everything once more.
 
         `outputs` are what guests give for each execution's input, `contents` what the store has.
@@ -260,7 +262,7 @@ class Watch:
             self._conclude_chain(node_id)
 
     def _conclude_one(
-        self, execution: Execution, outputs: dict[str, bytes], contents: dict[str, bytes]
+        self, execution: Execution, outputs: dict[str, bytes], contents: Mapping[ExecutionId, bytes | None]
     ) -> None:
         name = execution.execution_id
         if not execution.state.is_terminal:

@@ -8,12 +8,13 @@ import shutil
 import sys
 import tempfile
 import warnings
+from collections.abc import MutableMapping
 from contextlib import ExitStack
 from dataclasses import dataclass, field
 from datetime import timedelta
 from functools import cache
 from pathlib import Path
-from typing import Any, Self
+from typing import Any, NoReturn, Self
 from unittest.mock import patch
 
 import structlog
@@ -93,6 +94,10 @@ class World:
     clients: list[Client] = field(default_factory=list)
     processes: list[Process] = field(default_factory=list)
     heals: bool = False
+
+    @property
+    def system(self) -> list[SimulatedNode | Replica]:
+        return [*self.nodes, *self.replicas]
 
     def kill(self, one: SimulatedNode | Replica) -> None:
         """SIGKILL a process; what it had open is closed by its kernel."""
@@ -267,8 +272,7 @@ async def _go_on(world: World, faults: Faults, shape: Shape) -> None:
 
 
 def _take_down(world: World) -> None:
-    for one in (*world.nodes, *world.replicas):
-        world.processes.append(one.process)
+    world.processes += [one.process for one in world.system]
     world.processes.extend(client.process for client in world.clients)
     for node in world.nodes:
         if node.process.is_alive:
@@ -284,7 +288,8 @@ def _keyset() -> bytes:
     try:
         work.send(None)
     except StopIteration as stop:
-        return stop.value
+        envelope: bytes = stop.value
+        return envelope
     raise AssertionError("signing with a key in memory waits for something")
 
 
@@ -294,7 +299,7 @@ class _Logs:
     def __init__(self) -> None:
         self.world: World | None = None
 
-    def __call__(self, _logger: object, method: str, event: dict[str, Any]) -> Any:
+    def __call__(self, _logger: object, method: str, event: MutableMapping[str, Any]) -> NoReturn:
         if self.world is not None:
             text = str(event.get("event"))
             if method in {"exception", "critical"} or (method == "error" and event.get("exc_info")):
