@@ -63,8 +63,7 @@ _COLUMNS: Final = (
     ("lease", "interval"),
 )
 
-_ARRAYS: Final = ", ".join(f"${number}::{kind}[]" for number, (_, kind) in enumerate(_COLUMNS, 1))
-_NAMES: Final = ", ".join(name for name, _ in _COLUMNS)
+_ITEM: Final = ", ".join(f"(${n}::{kind}[])[n] AS {name}" for n, (name, kind) in enumerate(_COLUMNS, 1))
 _NODES: Final = 1 + [name for name, _ in _COLUMNS].index("node_id")
 
 _UPLOADED_THERE: Final = """
@@ -80,7 +79,8 @@ _USE_UPLOADED: Final = """
 def _statement(*, bodies_there: str, use_bodies: str) -> str:
     return f"""
 WITH item AS MATERIALIZED (
-    SELECT * FROM unnest({_ARRAYS}) AS i ({_NAMES})
+    -- By subscript: unnest makes a tuple store for every array, 7 % of the statement.
+    SELECT {_ITEM} FROM generate_subscripts($1::text[], 1) AS n
 ), live AS MATERIALIZED (
     -- Locked: a Hello that moves the epoch waits for us, or we see it (rule 3).
     SELECT node_id, session_epoch, boot_id FROM sessions

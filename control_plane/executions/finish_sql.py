@@ -48,8 +48,7 @@ _COLUMNS: Final = (
     ("batch_envelope", "bytea"),
     ("batch_key_id", "text"),
 )
-_ARRAYS: Final = ", ".join(f"${number}::{kind}[]" for number, (_, kind) in enumerate(_COLUMNS, 1))
-_NAMES: Final = ", ".join(name for name, _ in _COLUMNS)
+_ITEM: Final = ", ".join(f"(${n}::{kind}[])[n] AS {name}" for n, (name, kind) in enumerate(_COLUMNS, 1))
 _RETURNED: Final = ", ".join(f"e.{name}" for name in EXECUTION_COLUMN_NAMES)
 _BACKOFF: Final = f"interval '{REJECTION_BACKOFF.total_seconds()} seconds'"
 
@@ -72,7 +71,8 @@ _USE_UPLOADED: Final = """
 def _statement(*, bodies_there: str, use_bodies: str) -> str:
     return f"""
 WITH item AS MATERIALIZED (
-    SELECT * FROM unnest({_ARRAYS}) WITH ORDINALITY AS i ({_NAMES}, n)
+    -- By subscript: unnest makes a tuple store for every array, 7 % of the statement.
+    SELECT n, {_ITEM} FROM generate_subscripts($1::text[], 1) AS n
 ), held AS MATERIALIZED (
     SELECT i.n, e.tenant_id, e.state, e.fencing_token AS newest_token, e.cancel_requested,
         e.reason AS cancel_reason, a.state AS attempt_state
