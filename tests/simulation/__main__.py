@@ -3,6 +3,7 @@
     python -m tests.simulation --seeds 10000          live so many lives; stops at the first that breaks a rule
     python -m tests.simulation --seed 4711 --trace    live one again and show what happened
     python -m tests.simulation --mutation NAME        with a defect planted on purpose
+    python -m tests.simulation --mutations            each of them in turn: the first seed that finds it
 
 The exit code is 1 when a rule was broken; the last lines then say which, with the seed.
 """
@@ -13,7 +14,7 @@ import sys
 import time
 
 from tests.simulation.mutations import MUTATIONS
-from tests.simulation.search import Tally, lives, report
+from tests.simulation.search import Tally, first_violation, lives, report
 
 PROGRESS_SECONDS = 5.0
 
@@ -33,6 +34,7 @@ def main() -> int:
     parser.add_argument("--first", type=int, default=1, help="seed of the first")
     parser.add_argument("--seed", type=int, help="live this one only")
     parser.add_argument("--mutation", choices=MUTATIONS, help="plant this defect")
+    parser.add_argument("--mutations", action="store_true", help="plant each defect in turn and look for it")
     parser.add_argument("--trace", action="store_true", help="show the whole trace of the last life")
     parser.add_argument("--keep-going", action="store_true", help="go on after a rule was broken")
     arguments = parser.parse_args()
@@ -40,6 +42,8 @@ def main() -> int:
     seeds = range(arguments.first, arguments.first + arguments.seeds)
     if arguments.seed is not None:
         seeds = range(arguments.seed, arguments.seed + 1)
+    if arguments.mutations:
+        return _find_all(seeds)
     tally, broken, life = Tally(), [], None
     started = told = time.monotonic()
     for life in lives(seeds, mutation=arguments.mutation):
@@ -61,6 +65,15 @@ def main() -> int:
     say(f"signatures: {tally.unsigned} of {tally.orders} orders have a receipt and no signature on record")
     say(f"broken: {', '.join(map(str, broken)) or 'none'}")
     return 1 if broken else 0
+
+
+def _find_all(seeds: range) -> int:
+    missed = 0
+    for name in MUTATIONS:
+        life = first_violation(seeds, mutation=name)
+        missed += life is None
+        say(f"{name}: " + ("NOT FOUND" if life is None else f"seed {life.seed}, {life.violation}"))
+    return 1 if missed else 0
 
 
 def _same_hashes() -> None:

@@ -83,6 +83,14 @@ MUTATIONS: dict[str, Mutation] = {
 }
 
 
+SLOW_TO_FIND = {
+    "a node counts its leases twice as long",
+    "orders that left are taken back",
+    "receipts are acknowledged before they are stored",
+}
+"""Left out of the short form."""
+
+
 @contextmanager
 def planted(name: str | None) -> Iterator[None]:
     """Have a defect for the length of the block; without a name have none."""
