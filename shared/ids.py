@@ -43,6 +43,10 @@ _UUID7 = re.compile(r"[0-9a-f]{8}-[0-9a-f]{4}-7[0-9a-f]{3}-[89ab][0-9a-f]{3}-[0-
 _EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 _MILLISECOND = timedelta(milliseconds=1)
 
+_48_BITS: Final = (1 << 48) - 1
+_VERSION_AND_VARIANT: Final = 0x7 << 76 | 0x2 << 62
+_FREE_BITS: Final = ~(0xF << 76 | 0x3 << 62)
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class IdKind(Generic[T]):
@@ -92,8 +96,10 @@ def id_made_at(identifier: str) -> datetime:
     return _EPOCH + (UUID(identifier.partition("_")[2]).int >> 80) * _MILLISECOND
 
 
-def _uuid7(at: datetime, random: bytes) -> UUID:
-    milliseconds = (at - _EPOCH) // _MILLISECOND
-    value = (milliseconds & (1 << 48) - 1) << 80 | int.from_bytes(random, "big")
-    value = value & ~(0xF << 76) | 0x7 << 76
-    return UUID(int=value & ~(0x3 << 62) | 0x2 << 62)
+def _uuid7(at: datetime, random: bytes) -> str:
+    # By hand: `uuid.UUID` and a division of timedeltas cost twice as much, and an execution has ten ids.
+    since = at - _EPOCH
+    milliseconds = (since.days * 86_400 + since.seconds) * 1000 + since.microseconds // 1000
+    value = (milliseconds & _48_BITS) << 80 | int.from_bytes(random, "big")
+    text = f"{value & _FREE_BITS | _VERSION_AND_VARIANT:032x}"
+    return f"{text[:8]}-{text[8:12]}-{text[12:16]}-{text[16:20]}-{text[20:]}"
