@@ -1,7 +1,7 @@
 """Proto to domain and back."""
 
 from collections.abc import Sequence
-from datetime import datetime
+from datetime import UTC, datetime
 from typing import Final
 
 from agentfactory.v1 import common_pb2, executions_pb2
@@ -14,6 +14,8 @@ from shared.errors import AgentFactoryError, InvalidInputError
 from shared.ids import BODY, EXECUTION, ExecutionId, parse_id
 from shared.receipts import ResourcesUsed
 from shared.rpc.status import status_of
+
+_EPOCH: Final = datetime(1970, 1, 1, tzinfo=UTC)
 
 _STATES: Final = {
     state: executions_pb2.ExecutionState.Value(f"EXECUTION_STATE_{state.name}") for state in ExecutionState
@@ -144,6 +146,6 @@ def _resources_to_proto(used: ResourcesUsed) -> common_pb2.ResourcesUsed:
 def _timestamp(at: datetime | None) -> Timestamp | None:
     if at is None:
         return None
-    message = Timestamp()
-    message.FromDatetime(at)
-    return message
+    # By hand: `Timestamp.FromDatetime` costs three times as much, and an execution has six of them.
+    since = at - _EPOCH
+    return Timestamp(seconds=since.days * 86_400 + since.seconds, nanos=since.microseconds * 1000)
