@@ -363,7 +363,8 @@ receipts = Table(
     Column("accepted", Boolean, nullable=False),
     _at("received_at", now=True),
     UniqueConstraint("node_id", "sequence"),
-    Index("ix_receipts_execution_id", "execution_id"),
+    # Stays in the table's own pages, uncompressed; the envelope's storage is set by migration 0003.
+    postgresql_with={"toast_tuple_target": 8160},
 )
 
 nodes = Table(

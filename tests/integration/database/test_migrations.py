@@ -156,3 +156,26 @@ async def test_postgres_away_is_one_clear_line_without_the_password(tmp_path):
 def test_a_url_that_is_not_postgres_is_a_settings_error(url):
     with pytest.raises(SettingsError, match="database url"):
         create_engine(url, application="test")
+
+
+async def test_an_envelope_is_not_moved_out_of_its_row(owner_url):
+    engine = create_engine(owner_url, application="test")
+    try:
+        async with engine.begin() as connection:
+            await connection.execute(
+                text(
+                    "INSERT INTO receipts (receipt_id, tenant_id, node_id, sequence, hash, order_id, execution_id,"
+                    " fencing_token, envelope, accepted)"
+                    " VALUES ('rcp_1', 'default', 'nod_1', 1, '', 'ord_1', 'exe_1', 1, :envelope, true)"
+                ),
+                {"envelope": b"e" * 4000},
+            )
+            moved = await connection.execute(
+                text(
+                    "SELECT pg_column_compression(envelope) IS NOT NULL OR pg_relation_size(c.reltoastrelid) > 0"
+                    " FROM receipts, pg_class c WHERE c.oid = 'receipts'::regclass"
+                )
+            )
+            assert moved.scalar_one() is False
+    finally:
+        await engine.dispose()
