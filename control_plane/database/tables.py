@@ -363,7 +363,7 @@ receipts = Table(
     Column("accepted", Boolean, nullable=False),
     _at("received_at", now=True),
     UniqueConstraint("node_id", "sequence"),
-    # Stays in the table's own pages, uncompressed; the envelope's storage is set by migration 0003.
+    # An envelope stays in its row, uncompressed.
     postgresql_with={"toast_tuple_target": 8160},
 )
 

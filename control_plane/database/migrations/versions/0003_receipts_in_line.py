@@ -14,11 +14,9 @@ depends_on = None
 
 def upgrade() -> None:
     op.execute("ALTER TABLE receipts SET (toast_tuple_target = 8160)")
-    op.execute("ALTER TABLE receipts ALTER COLUMN envelope SET STORAGE EXTERNAL")
     op.drop_index("ix_receipts_execution_id", table_name="receipts")
 
 
 def downgrade() -> None:
     op.create_index("ix_receipts_execution_id", "receipts", ["execution_id"], unique=False)
-    op.execute("ALTER TABLE receipts ALTER COLUMN envelope SET STORAGE EXTENDED")
     op.execute("ALTER TABLE receipts RESET (toast_tuple_target)")
