@@ -49,7 +49,7 @@ bench: $(READY) ## measure against the bars; writes build/bench/*.json, exits 1 
 	@$(BIN)/python -m tests.bench
 
 .PHONY: chaos
-chaos: $(READY) ## every fault, one after the other, under load (about 15 minutes); writes build/chaos.json
+chaos: $(READY) ## every fault, one after the other, under load (about 20 minutes); writes build/chaos.json
 	@$(BIN)/python -m tests.chaos
 
 .PHONY: soak

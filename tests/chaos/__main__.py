@@ -1,6 +1,6 @@
 """``python -m tests.chaos [FAULT …]``: every fault, or those that are named. Exits 1 when a bar is missed.
 
-With all faults it takes about 15 minutes; each has a system of its own.
+With all faults it takes about 20 minutes, more on a busy machine; each has a system of its own.
 """
 
 import argparse
