@@ -24,6 +24,7 @@ MAX_SAFE_INTEGER: Final = 2**53 - 1
 _MAX_INTEGER_CHARS: Final = len("-") + len(str(10**21 - 1))
 # A string that nobody closed reaches to the end: tried again at every quote in it, it would cost the square.
 _STRINGS = re.compile(rb'"(?:[^"\\]|\\.)*+"?', re.DOTALL)
+_PLAIN_ENCODER: Final = json.JSONEncoder(ensure_ascii=False, separators=(",", ":"), sort_keys=True)
 _BRACKETS = re.compile(rb"[\[\]{}]")
 
 
@@ -103,12 +104,15 @@ def _parse(data: bytes, max_bytes: int, max_depth: int) -> tuple[JsonObject, boo
 
 def _is_plain(value: Any) -> bool:
     """Whether the standard library writes `value` as RFC 8785 does, as long as the result is ASCII."""
-    if value is None or isinstance(value, bool | str):
+    if value is None or isinstance(value, (str, bool)):
         return True
     if isinstance(value, int):
         return -MAX_SAFE_INTEGER <= value <= MAX_SAFE_INTEGER
     if isinstance(value, dict):
-        return all(isinstance(key, str) and _is_plain(item) for key, item in value.items())
+        # The usual member is decided here, without a call of its own.
+        return all(
+            isinstance(key, str) and (isinstance(item, str) or _is_plain(item)) for key, item in value.items()
+        )
     return isinstance(value, list) and all(map(_is_plain, value))
 
 
@@ -118,7 +122,7 @@ def _plain_encoding(value: Any) -> bytes | None:
     Without doubles and within ASCII it is RFC 8785's, which differs only in how doubles are written and in
     the order of keys beyond the basic plane, and ten times faster.
     """
-    encoded = json.dumps(value, ensure_ascii=False, separators=(",", ":"), sort_keys=True)
+    encoded = _PLAIN_ENCODER.encode(value)
     return encoded.encode("ascii") if encoded.isascii() else None
 
 

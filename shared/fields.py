@@ -20,7 +20,7 @@ _TIME = re.compile(r"\d{4}-\d{2}-\d{2}T\d{2}:\d{2}:\d{2}\.\d{6}Z", re.ASCII)
 
 def time_to_text(at: datetime) -> str:
     """Return an aware time in the one form that signed JSON uses: UTC, microseconds, ``Z`` (RFC 3339)."""
-    return at.astimezone(UTC).replace(tzinfo=None).isoformat(timespec="microseconds") + "Z"
+    return at.astimezone(UTC).isoformat(timespec="microseconds").removesuffix("+00:00") + "Z"
 
 
 class Fields:

@@ -6,8 +6,8 @@ from datetime import timedelta
 from enum import StrEnum
 from typing import Final, TypeVar
 
-from shared.canonical import JsonObject, canonical_json, parse_canonical
-from shared.digests import Digest, digest_to_raw
+from shared.canonical import MAX_SAFE_INTEGER, JsonObject, canonical_json, parse_canonical
+from shared.digests import Digest, digest_to_raw, parse_digest
 from shared.dsse import IN_TOTO_TYPE, sign_envelope, verify_envelope
 from shared.errors import InvalidInputError, ReceiptInvalidError, RejectionReason
 from shared.fields import Fields, time_to_text
@@ -30,8 +30,14 @@ from shared.signatures import Algorithm, PublicKey, Signer
 
 _MAX_EXIT_CODE: Final = 2**32 - 1
 _MICROSECOND: Final = timedelta(microseconds=1)
-_MAX_MICROSECONDS: Final = timedelta(days=365) // _MICROSECOND
+_NO_TIME: Final = timedelta(0)
+_MAX_DURATION: Final = timedelta(days=365)
+_MAX_MICROSECONDS: Final = _MAX_DURATION // _MICROSECOND
 _HEX: Final = re.compile(r"[0-9a-f]{64}")
+
+_ENGINE_FIELDS: Final = tuple(one.name for one in fields(EngineIdentity))
+_ATTEMPT_FIELDS: Final = tuple(one.name for one in fields(AttemptIdentity))
+_REJECTION_FIELDS: Final = tuple(one.name for one in fields(Rejection))
 
 _Word = TypeVar("_Word", bound=StrEnum)
 
@@ -66,10 +72,8 @@ def encode_readable_receipt(predicate: ReceiptPredicate) -> bytes:
             out of range or malformed.
     """
     check_predicate(predicate)
-    encoded = _encode_predicate(predicate)
-    if _decode_predicate(Fields(encoded, "receipt", error=ReceiptInvalidError)) != predicate:
-        raise ReceiptInvalidError("the receipt reads differently than it was written")
-    return _encode_statement(predicate, encoded)
+    _check_readable(predicate)
+    return _encode_statement(predicate, _encode_predicate(predicate))
 
 
 def _encode_statement(predicate: ReceiptPredicate, encoded: JsonObject) -> bytes:
@@ -145,10 +149,69 @@ def _subject_digest(subject: Fields) -> Digest:
     return Digest(f"sha256:{value}")
 
 
+def _check_readable(predicate: ReceiptPredicate) -> None:
+    """Refuse what `_decode_predicate` would refuse or read differently, without encoding anything."""
+    attempt, engine, rejection = predicate.attempt, predicate.engine, predicate.rejection
+    try:
+        _require_text("installation", predicate.installation, 64)
+        parse_id(NODE, predicate.node_id)
+        parse_id(BOOT, predicate.boot_id)
+        _require_integer("sequence", predicate.sequence, 1)
+        parse_digest(predicate.order_digest)
+        for digest in (
+            predicate.previous,
+            predicate.template_digest,
+            predicate.module_digest,
+            predicate.input_commitment,
+            predicate.output_commitment,
+            predicate.log_commitment,
+        ):
+            if digest is not None:
+                parse_digest(digest)
+        if attempt is not None:
+            parse_id(ORDER, attempt.order_id)
+            parse_id(EXECUTION, attempt.execution_id)
+            _require_integer("attempt_number", attempt.attempt_number, 1)
+            _require_integer("fencing_token", attempt.fencing_token, 1)
+        if engine is not None:
+            _require_text("engine.name", engine.name, 64)
+            _require_text("engine.version", engine.version, 64)
+            parse_digest(engine.config_digest)
+        if rejection is not None:
+            _require_integer("rejection.check", rejection.check, 0, 99)
+            RejectionReason(rejection.reason)
+            _require_text("rejection.message", rejection.message, MAX_DETAIL_CHARS)
+        if predicate.exit_code is not None:
+            _require_integer("exit_code", predicate.exit_code, 0, _MAX_EXIT_CODE)
+        if predicate.limit is not None:
+            LimitName(predicate.limit)
+        if predicate.trap is not None:
+            _require_text("trap", predicate.trap, MAX_DETAIL_CHARS)
+        _check_readable_resources(predicate.resources)
+    except (InvalidInputError, ValueError, TypeError) as error:
+        raise ReceiptInvalidError(f"the receipt could not be read: {error}") from error
+
+
+def _check_readable_resources(used: ResourcesUsed) -> None:
+    if not _NO_TIME <= used.wall <= _MAX_DURATION or not _NO_TIME <= used.cpu <= _MAX_DURATION:
+        raise InvalidInputError(f"a run of {used.wall} and {used.cpu} of CPU time")
+    _require_integer("peak_memory_bytes", used.peak_memory_bytes)
+    _require_integer("output_bytes", used.output_bytes)
+    _require_integer("log_bytes", used.log_bytes)
+
+
+def _require_text(name: str, value: object, max_chars: int) -> None:
+    if not isinstance(value, str) or not 1 <= len(value) <= max_chars:
+        raise InvalidInputError(f"field {name!r} is not a string of 1 to {max_chars} characters")
+
+
+def _require_integer(name: str, value: object, minimum: int = 0, maximum: int = MAX_SAFE_INTEGER) -> None:
+    if not isinstance(value, int) or isinstance(value, bool) or not minimum <= value <= maximum:
+        raise InvalidInputError(f"field {name!r} is not an integer from {minimum} to {maximum}")
+
+
 def _encode_predicate(predicate: ReceiptPredicate) -> JsonObject:
-    times = {"received_at": predicate.received_at, "finished_at": predicate.finished_at}
-    if predicate.started_at is not None:
-        times["started_at"] = predicate.started_at
+    started = predicate.started_at
     encoded: JsonObject = {
         "installation": predicate.installation,
         "node_id": predicate.node_id,
@@ -166,18 +229,20 @@ def _encode_predicate(predicate: ReceiptPredicate) -> JsonObject:
         "limit": predicate.limit,
         "trap": predicate.trap,
         "resources": _encode_resources(predicate.resources),
-        "engine": _record(predicate.engine),
-        "attempt": _record(predicate.attempt),
-        "rejection": _record(predicate.rejection),
-        **{name: time_to_text(at) for name, at in times.items()},
+        "engine": _record(predicate.engine, _ENGINE_FIELDS),
+        "attempt": _record(predicate.attempt, _ATTEMPT_FIELDS),
+        "rejection": _record(predicate.rejection, _REJECTION_FIELDS),
+        "received_at": time_to_text(predicate.received_at),
+        "started_at": None if started is None else time_to_text(started),
+        "finished_at": time_to_text(predicate.finished_at),
     }
     return {name: value for name, value in encoded.items() if value is not None}
 
 
 def _record(
-    value: EngineIdentity | AttemptIdentity | Rejection | None,
+    value: EngineIdentity | AttemptIdentity | Rejection | None, names: tuple[str, ...]
 ) -> JsonObject | None:
-    return None if value is None else {part.name: getattr(value, part.name) for part in fields(value)}
+    return None if value is None else {name: getattr(value, name) for name in names}
 
 
 def _encode_resources(used: ResourcesUsed) -> JsonObject:

@@ -1,13 +1,16 @@
 import json
-from dataclasses import replace
-from datetime import datetime, timedelta
+from dataclasses import is_dataclass, replace
+from datetime import datetime, timedelta, timezone
+from typing import Any
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from shared import ids
 from shared.canonical import canonical_json
 from shared.digests import sha256_digest
-from shared.dsse import IN_TOTO_TYPE, TEMPLATE_TYPE, sign_envelope
+from shared.dsse import IN_TOTO_TYPE, TEMPLATE_TYPE, encode_envelope, envelope_of, pae, sign_envelope
 from shared.errors import (
     MalformedError,
     PayloadTypeError,
@@ -23,12 +26,14 @@ from shared.receipt_codec import encode_readable_receipt, encode_receipt, sign_r
 from shared.receipts import (
     AttemptIdentity,
     ExpectedReceipt,
+    ReceiptPredicate,
     Rejection,
     ResourcesUsed,
     check_follows,
     check_matches,
     receipt_hash,
 )
+from shared.signatures import Signature
 from tests.fakes.clock import START, FakeClock, FakeRandom
 from tests.fixtures.keys import ed25519_key, rsa_key, signer
 from tests.unit.shared.builders import BOOT, INSTALLATION, NODE, a_receipt, a_rejection
@@ -285,3 +290,61 @@ def test_node_signs_no_receipt_that_nobody_can_read(changes):
 def test_receipt_that_can_be_read_is_encoded_like_any_other():
     one = a_receipt()
     assert encode_readable_receipt(one) == encode_receipt(one)
+
+
+_ODD: st.SearchStrategy[Any] = st.one_of(
+    st.none(),
+    st.booleans(),
+    st.integers(-3, 3),
+    st.sampled_from([0.5, 2**32 - 1, 2**32, 2**53 - 1, 2**53, b"x", (), Outcome.KILLED, "wall_ms"]),
+    st.sampled_from([1, 64, 65, 512, 513]).map(lambda length: "x" * length),
+    st.text(max_size=3),
+    st.sampled_from(
+        [NODE, BOOT, NODE.upper(), f"{NODE}\n", ids.new_id(ids.ORDER, FakeClock(), FakeRandom())]
+    ),
+    st.sampled_from([sha256_digest(b"a"), sha256_digest(b"a").upper(), sha256_digest(b"a") + "\n"]),
+    st.sampled_from([timedelta(microseconds=-1), timedelta(days=365), timedelta(days=365, microseconds=1)]),
+    st.sampled_from([START, START.astimezone(timezone(timedelta(hours=5))), START.replace(year=1)]),
+)
+_RECEIPTS = (
+    a_receipt(),
+    a_receipt(sequence=2, previous=sha256_digest(b"before"), log_commitment=sha256_digest(b"log")),
+    a_receipt(outcome=Outcome.FAILED, exit_code=3),
+    a_receipt(outcome=Outcome.TRAPPED, exit_code=None, trap="unreachable"),
+    a_receipt(outcome=Outcome.KILLED, exit_code=None, limit=LimitName.WALL_MS),
+    a_rejection(FORGED),
+)
+
+
+@st.composite
+def receipts_with_one_odd_value(draw) -> ReceiptPredicate:
+    receipt = draw(st.sampled_from(_RECEIPTS))
+    name = draw(st.sampled_from(sorted(ReceiptPredicate.__dataclass_fields__)))
+    part = getattr(receipt, name)
+    if not is_dataclass(part):
+        return replace(receipt, **{name: draw(_ODD)})
+    inner = draw(st.sampled_from(sorted(part.__dataclass_fields__)))
+    return replace(receipt, **{name: replace(part, **{inner: draw(_ODD)})})
+
+
+@given(receipts_with_one_odd_value())
+def test_node_signs_a_receipt_if_and_only_if_its_reader_takes_it_for_the_same(receipt):
+    # Types that no code of ours makes may fail in other ways than by a refusal; signed they are never.
+    try:
+        envelope = envelope_by(encode_readable_receipt(receipt))
+    except Exception:  # noqa: BLE001 - see above
+        envelope = None
+    try:
+        read = verify_receipt(envelope_by(encode_receipt(receipt)), node_id=NODE, node_key=KEY.public)
+    except ReceiptInvalidError as error:
+        is_read = "check 6: receipt is by" in str(error)
+    except Exception:  # noqa: BLE001 - see above
+        is_read = False
+    else:
+        is_read = read.predicate == receipt
+    assert (envelope is not None) == is_read
+
+
+def envelope_by(payload: bytes) -> bytes:
+    made = Signature(key_id=KEY.key_id, key_version=1, value=KEY.sign(pae(IN_TOTO_TYPE, payload)))
+    return encode_envelope(envelope_of(IN_TOTO_TYPE, payload, [made]))
