@@ -3,6 +3,7 @@
 A class's docstring says when it is raised. `shared/rpc/status.py` holds the one table from class to status.
 """
 
+from datetime import timedelta
 from enum import StrEnum
 from typing import ClassVar
 
@@ -16,10 +17,16 @@ class AgentFactoryError(Exception):
     hint: str | None = None
     """What the reader can do next; the class's default unless the raiser knows better."""
 
-    def __init__(self, message: str, *, hint: str | None = None) -> None:
+    retry_after: timedelta | None = None
+    """When the same request may well succeed; None: nobody knows, or it will not by waiting."""
+
+    def __init__(
+        self, message: str, *, hint: str | None = None, retry_after: timedelta | None = None
+    ) -> None:
         super().__init__(message)
         if hint is not None:
             self.hint = hint
+        self.retry_after = retry_after
 
 
 # --- requests ---

@@ -5,9 +5,11 @@ crowd shares the cost of durability. A large crowd gathers for some milliseconds
 """
 
 import asyncio
+import time
 from collections import deque
 from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass
+from datetime import timedelta
 from typing import Final, Generic, NoReturn, TypeVar
 
 from shared.errors import DatabaseUnavailableError, ResourceExhaustedError, UnavailableError
@@ -19,6 +21,8 @@ R = TypeVar("R")
 MAX_GROUP_ITEMS: Final = 256
 MAX_GROUP_BYTES: Final = 1024 * 1024
 MAX_WAITING_ITEMS: Final = 8192
+MIN_RETRY_AFTER: Final = timedelta(milliseconds=100)
+MAX_RETRY_AFTER: Final = timedelta(seconds=30)
 FLUSH_TRIES: Final = 2
 """A flush that lost its connection is repeated once on a new one: its ids tell what became of it."""
 
@@ -61,6 +65,8 @@ class GroupCommit(Generic[T, R]):
         self._enough = 0
         self._gathered: asyncio.Future[None] | None = None
         self._closed = False
+        self._group_seconds = 0.0  # of the newest group
+        self._group_items = 0
 
     async def submit(self, item: T) -> R:
         """Return what `flush` answered for this item, after its commit.
@@ -80,7 +86,10 @@ class GroupCommit(Generic[T, R]):
             return answer
         if len(self._waiting) >= self._max_waiting:
             answer.set_exception(
-                ResourceExhaustedError(f"{self._max_waiting} writes wait for the database already")
+                ResourceExhaustedError(
+                    f"{self._max_waiting} writes wait for the database already",
+                    retry_after=self._retry_after(),
+                )
             )
             return answer
         self._waiting.append(_Waiting(item, self._size_of(item), answer))
@@ -100,7 +109,9 @@ class GroupCommit(Generic[T, R]):
                 await self._gather()
                 group = self._next_group()
                 if group:
+                    started = time.monotonic()
                     await self._commit(group)
+                    self._group_seconds, self._group_items = time.monotonic() - started, len(group)
                 if not self._waiting:
                     self._arrived.clear()
         finally:
@@ -124,6 +135,13 @@ class GroupCommit(Generic[T, R]):
         finally:
             timer.cancel()
             self._gathered = None
+
+    def _retry_after(self) -> timedelta:
+        """How long half of what waits takes at the pace of the newest group."""
+        if not self._group_items:
+            return MIN_RETRY_AFTER
+        seconds = self._group_seconds / self._group_items * self._max_waiting / 2
+        return min(max(timedelta(seconds=seconds), MIN_RETRY_AFTER), MAX_RETRY_AFTER)
 
     def _stop_gathering(self) -> None:
         if self._gathered is not None and not self._gathered.done():

@@ -114,9 +114,12 @@ def execution_to_proto(execution: Execution) -> executions_pb2.Execution:
 
 def error_to_proto(error: AgentFactoryError) -> executions_pb2.ExecutionError:
     """Return a refusal of one request on a stream, with what a failed RPC would carry."""
-    return executions_pb2.ExecutionError(
+    message = executions_pb2.ExecutionError(
         code=status_of(error).value[0], reason=error.reason, message=str(error), hint=error.hint or ""
     )
+    if error.retry_after is not None:
+        message.retry_after.FromTimedelta(error.retry_after)
+    return message
 
 
 def _attempt_to_proto(attempt: Attempt) -> executions_pb2.Attempt:

@@ -1,11 +1,13 @@
 """Errors on the wire, both ways: a typed error to a gRPC status with reason and hint, and back.
 
 The status carries a `google.rpc.ErrorInfo` (domain ``agentfactory``, the class's reason, the hint as
-metadata), packed as `google.rpc.Status` in the trailing metadata that every gRPC library knows.
+metadata) and, where the error knows when to come again, a `google.rpc.RetryInfo`; packed as
+`google.rpc.Status` in the trailing metadata that every gRPC library knows.
 """
 
 from collections.abc import Iterator
 from dataclasses import dataclass
+from datetime import timedelta
 from typing import Any, Final
 
 import grpc
@@ -46,6 +48,10 @@ def wire_error(error: AgentFactoryError) -> WireError:
         info.metadata[HINT_KEY] = error.hint
     status = status_pb2.Status(code=code.value[0], message=message)
     status.details.add().Pack(info)
+    if error.retry_after is not None:
+        retry = error_details_pb2.RetryInfo()
+        retry.retry_delay.FromTimedelta(error.retry_after)
+        status.details.add().Pack(retry)
     return WireError(
         code=code, message=message, trailing_metadata=((DETAILS_KEY, status.SerializeToString()),)
     )
@@ -72,16 +78,18 @@ def error_of(error: grpc.RpcError) -> AgentFactoryError:
     """
     code = error.code()
     message = error.details() or f"the call failed with {code.name}"
-    info = _info_of(error)
+    info, retry_after = _details_of(error)
     if info is None:
         return _bare_error(code, message)
     hint = info.metadata.get(HINT_KEY)
     kind = _by_reason().get(info.reason)
     if kind is None:
-        return RemoteError(message, code=code, remote_reason=info.reason, hint=hint)
+        unknown = RemoteError(message, code=code, remote_reason=info.reason, hint=hint)
+        unknown.retry_after = retry_after
+        return unknown
     # Without the class's own __init__, which may want more: the message has its number already.
     typed = kind.__new__(kind)
-    AgentFactoryError.__init__(typed, message, hint=hint)
+    AgentFactoryError.__init__(typed, message, hint=hint, retry_after=retry_after)
     return typed
 
 
@@ -99,7 +107,11 @@ def reason_of(error: AgentFactoryError) -> str:
     return error.remote_reason if isinstance(error, RemoteError) else error.reason
 
 
-def _info_of(error: grpc.RpcError) -> error_details_pb2.ErrorInfo | None:
+def _details_of(
+    error: grpc.RpcError,
+) -> tuple[error_details_pb2.ErrorInfo | None, timedelta | None]:
+    found: error_details_pb2.ErrorInfo | None = None
+    retry_after: timedelta | None = None
     metadata: Any = error.trailing_metadata()
     for key, value in metadata or ():
         if key != DETAILS_KEY or not isinstance(value, bytes):
@@ -107,12 +119,14 @@ def _info_of(error: grpc.RpcError) -> error_details_pb2.ErrorInfo | None:
         try:
             status = status_pb2.Status.FromString(value)
             for detail in status.details:
-                info = error_details_pb2.ErrorInfo()
+                info, retry = error_details_pb2.ErrorInfo(), error_details_pb2.RetryInfo()
                 if detail.Unpack(info) and info.domain == ERROR_DOMAIN:
-                    return info
+                    found = info
+                elif detail.Unpack(retry):
+                    retry_after = retry.retry_delay.ToTimedelta()
         except DecodeError:
-            return None
-    return None
+            return None, None
+    return found, retry_after
 
 
 def _bare_error(code: grpc.StatusCode, message: str) -> AgentFactoryError:

@@ -7,12 +7,16 @@ lease.
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from datetime import timedelta
 from typing import Final, Self
 
 from shared.errors import ResourceExhaustedError
 
 MAX_CONCURRENT_RPCS: Final = 8192
 """In one server, streams included; gRPC refuses more with RESOURCE_EXHAUSTED."""
+
+RETRY_AFTER: Final = timedelta(seconds=1)
+"""What a refused peer is told: a call ends when its own caller wants, so no rate says more."""
 
 _ANONYMOUS: Final = ""
 
@@ -93,13 +97,18 @@ class InFlight:
             calls, streams = bounds.of_node if peer.is_node else bounds.of_caller, bounds.streams_of_identity
         who = name or "peers without a certificate"
         if peer.calls >= calls:
-            raise ResourceExhaustedError(f"{calls} calls of {who} are under way", hint=_HINT)
+            raise ResourceExhaustedError(
+                f"{calls} calls of {who} are under way", hint=_HINT, retry_after=RETRY_AFTER
+            )
         if stream and peer.streams >= streams:
-            raise ResourceExhaustedError(f"{streams} streams of {who} are under way", hint=_HINT)
+            raise ResourceExhaustedError(
+                f"{streams} streams of {who} are under way", hint=_HINT, retry_after=RETRY_AFTER
+            )
         if not peer.is_node and self._others >= bounds.of_others_than_nodes:
             raise ResourceExhaustedError(
                 f"{bounds.of_others_than_nodes} calls are under way here",
                 hint="try again, or another replica",
+                retry_after=RETRY_AFTER,
             )
 
 

@@ -76,6 +76,28 @@ ATTEMPT_STATE_FINISHED: AttemptState.ValueType  # 3
 ATTEMPT_STATE_LOST: AttemptState.ValueType  # 4
 Global___AttemptState: _TypeAlias = AttemptState  # noqa: Y015
 
+class _Priority:
+    ValueType = _typing.NewType("ValueType", _builtins.int)
+    V: _TypeAlias = ValueType  # noqa: Y015
+
+class _PriorityEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_Priority.ValueType], _builtins.type):
+    DESCRIPTOR: _descriptor.EnumDescriptor
+    PRIORITY_UNSPECIFIED: _Priority.ValueType  # 0
+    """As normal."""
+    PRIORITY_LOW: _Priority.ValueType  # 1
+    PRIORITY_NORMAL: _Priority.ValueType  # 2
+    PRIORITY_HIGH: _Priority.ValueType  # 3
+
+class Priority(_Priority, metaclass=_PriorityEnumTypeWrapper):
+    """Which of its own tenant's waiting executions goes first. Waiting makes up for it: a minute for each step."""
+
+PRIORITY_UNSPECIFIED: Priority.ValueType  # 0
+"""As normal."""
+PRIORITY_LOW: Priority.ValueType  # 1
+PRIORITY_NORMAL: Priority.ValueType  # 2
+PRIORITY_HIGH: Priority.ValueType  # 3
+Global___Priority: _TypeAlias = Priority  # noqa: Y015
+
 class _BodyKind:
     ValueType = _typing.NewType("ValueType", _builtins.int)
     V: _TypeAlias = ValueType  # noqa: Y015
@@ -262,6 +284,7 @@ class ExecutionRequest(_message.Message):
     BODY_ID_FIELD_NUMBER: _builtins.int
     RUN_DEADLINE_FIELD_NUMBER: _builtins.int
     TRACEPARENT_FIELD_NUMBER: _builtins.int
+    PRIORITY_FIELD_NUMBER: _builtins.int
     agent: _builtins.str
     """Name of the agent."""
     request_id: _builtins.str
@@ -273,6 +296,8 @@ class ExecutionRequest(_message.Message):
     """Answer of UploadBody."""
     traceparent: _builtins.str
     """W3C trace context of the caller; carried in the order."""
+    priority: Global___Priority.ValueType
+    """Among the executions of the same tenant; no part of what makes a repeat the same request."""
     @_builtins.property
     def run_deadline(self) -> _duration_pb2.Duration:
         """Bounds the execution from its acceptance to its end; absent: the default of the control plane."""
@@ -286,10 +311,11 @@ class ExecutionRequest(_message.Message):
         body_id: _builtins.str = ...,
         run_deadline: _duration_pb2.Duration | None = ...,
         traceparent: _builtins.str = ...,
+        priority: Global___Priority.ValueType = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["body_id", b"body_id", "inline", b"inline", "input", b"input", "run_deadline", b"run_deadline"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["agent", b"agent", "body_id", b"body_id", "inline", b"inline", "input", b"input", "request_id", b"request_id", "run_deadline", b"run_deadline", "traceparent", b"traceparent"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["agent", b"agent", "body_id", b"body_id", "inline", b"inline", "input", b"input", "priority", b"priority", "request_id", b"request_id", "run_deadline", b"run_deadline", "traceparent", b"traceparent"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     _WhichOneofReturnType_input: _TypeAlias = _typing.Literal["inline", "body_id"]  # noqa: Y015
     _WhichOneofArgType_input: _TypeAlias = _typing.Literal["input", b"input"]  # noqa: Y015
@@ -434,11 +460,16 @@ class ExecutionError(_message.Message):
     REASON_FIELD_NUMBER: _builtins.int
     MESSAGE_FIELD_NUMBER: _builtins.int
     HINT_FIELD_NUMBER: _builtins.int
+    RETRY_AFTER_FIELD_NUMBER: _builtins.int
     code: _builtins.int
     """gRPC status code."""
     reason: _builtins.str
     message: _builtins.str
     hint: _builtins.str
+    @_builtins.property
+    def retry_after(self) -> _duration_pb2.Duration:
+        """When the same request may well succeed; absent: nobody knows, or it will not by waiting."""
+
     def __init__(
         self,
         *,
@@ -446,10 +477,11 @@ class ExecutionError(_message.Message):
         reason: _builtins.str = ...,
         message: _builtins.str = ...,
         hint: _builtins.str = ...,
+        retry_after: _duration_pb2.Duration | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["retry_after", b"retry_after"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["code", b"code", "hint", b"hint", "message", b"message", "reason", b"reason"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["code", b"code", "hint", b"hint", "message", b"message", "reason", b"reason", "retry_after", b"retry_after"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

@@ -5,7 +5,7 @@ from contextlib import asynccontextmanager
 
 import pytest
 
-from control_plane.database.group_commit import GroupCommit
+from control_plane.database.group_commit import MAX_RETRY_AFTER, MIN_RETRY_AFTER, GroupCommit
 from shared.errors import (
     DatabaseUnavailableError,
     InvalidInputError,
@@ -143,8 +143,10 @@ async def test_too_many_that_wait_are_refused():
         await until(lambda: flush.groups)
         rest = start(group, 2, 3)
         await asyncio.sleep(0)
-        with pytest.raises(ResourceExhaustedError):
+        with pytest.raises(ResourceExhaustedError) as refused:
             await group.submit(4)
+        assert refused.value.retry_after is not None
+        assert MIN_RETRY_AFTER <= refused.value.retry_after <= MAX_RETRY_AFTER
         flush.gate.set()
         await asyncio.gather(*first, *rest)
 

@@ -1,5 +1,7 @@
 """Every typed error has a status, and comes back typed at the other end."""
 
+from datetime import timedelta
+
 import grpc
 import pytest
 
@@ -116,3 +118,10 @@ def test_the_first_typed_error_of_a_group_speaks_for_it():
 
 def test_a_subclass_has_a_status_of_its_own():
     assert status_of(errors.DiskFullError("full")) is grpc.StatusCode.RESOURCE_EXHAUSTED
+
+
+@pytest.mark.parametrize("kind", [errors.ResourceExhaustedError, errors.UnavailableError])
+def test_when_to_come_again_goes_over_the_wire(kind):
+    wait = timedelta(milliseconds=250)
+    assert over_the_wire(kind("full", retry_after=wait)).retry_after == wait
+    assert over_the_wire(kind("full")).retry_after is None

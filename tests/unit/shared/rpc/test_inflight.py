@@ -5,7 +5,7 @@ from contextlib import ExitStack
 import pytest
 
 from shared.errors import ResourceExhaustedError
-from shared.rpc.inflight import InFlight, RpcBounds
+from shared.rpc.inflight import RETRY_AFTER, InFlight, RpcBounds
 
 BOUNDS = RpcBounds(
     of_others_than_nodes=6,
@@ -68,3 +68,11 @@ def test_what_has_ended_counts_no_more(held):
 def test_a_caller_that_is_named_like_a_node_is_none(held):
     in_flight = InFlight(BOUNDS)
     open_calls(held, in_flight, "spiffe://local/caller/node", 4)
+
+
+@pytest.mark.parametrize("stream", [True, False])
+def test_who_is_refused_hears_when_to_come_again(held, stream):
+    in_flight = InFlight(BOUNDS)
+    with pytest.raises(ResourceExhaustedError) as refused:
+        open_calls(held, in_flight, ANN, 100, stream=stream)
+    assert refused.value.retry_after == RETRY_AFTER
