@@ -1,0 +1,1 @@
+"""How cost grows with nodes, replicas and stored history: ``make bench-scale``."""
