@@ -1,12 +1,18 @@
 """The schema: no drift from the tables, there and back, and who may do what with it."""
 
+import subprocess
+import sys
+from pathlib import Path
+
 import asyncpg
 import pytest
 from alembic.autogenerate import compare_metadata
 from alembic.runtime.migration import MigrationContext
+from alembic.script import ScriptDirectory
 from sqlalchemy import Connection, text
 from sqlalchemy.exc import ProgrammingError
 
+from control_plane.database import migrate
 from control_plane.database.engine import create_engine
 from control_plane.database.migrate import downgrade, require_current_schema, upgrade
 from control_plane.database.tables import metadata
@@ -179,3 +185,25 @@ async def test_an_envelope_is_not_moved_out_of_its_row(owner_url):
             assert moved.scalar_one() is False
     finally:
         await engine.dispose()
+
+
+def test_the_newest_revision_is_the_one_head_of_the_migrations():
+    scripts = ScriptDirectory(str(Path(migrate.__file__).parent / "migrations"))
+    assert [migrate.newest_revision()] == list(scripts.get_heads())
+
+
+async def test_an_older_schema_is_refused_with_both_versions(owner_url):
+    await downgrade(owner_url, "0001")
+    engine = create_engine(owner_url, application="test")
+    try:
+        with pytest.raises(
+            SettingsError, match=rf"has schema 0001, this build needs {migrate.newest_revision()}"
+        ):
+            await require_current_schema(engine)
+    finally:
+        await engine.dispose()
+
+
+def test_the_service_does_not_load_the_tool_that_migrates():
+    program = "import sys, control_plane.main; sys.exit('alembic' in sys.modules)"
+    subprocess.run([sys.executable, "-c", program], check=True, timeout=60)
