@@ -1,14 +1,20 @@
 import json
 from dataclasses import replace
 from datetime import UTC, datetime, timedelta
+from typing import Any
 
 import pytest
 from agentfactory.v1 import common_pb2, orders_pb2
+from google.protobuf.descriptor import FieldDescriptor
+from google.protobuf.message import Message
+from hypothesis import given
+from hypothesis import strategies as st
 
 from shared.canonical import canonical_json
 from shared.digests import sha256_digest
 from shared.dsse import ORDERS_TYPE, TEMPLATE_TYPE, sign_envelope
 from shared.errors import (
+    AgentFactoryError,
     InvalidInputError,
     MalformedError,
     PayloadTypeError,
@@ -161,6 +167,119 @@ def test_field_that_is_missing_or_out_of_range_is_refused(changes):
 def test_nested_value_that_cannot_be_is_refused(change):
     order = message()
     change(order)
+    with pytest.raises(MalformedError, match="check 5"):
+        decode_order(encoded(order))
+
+
+_RICH = encode_order(
+    an_order(
+        engine=EngineConstraint(name="wasmer", config_digest=sha256_digest(b"c")),
+        capabilities=Capabilities(http=(HttpCapability(method="GET", url="https://a.test/"),)),
+        host_call_grants=("kv.get",),
+        traceparent="x",
+    )
+)
+_PLAIN = encode_order(an_order())
+_NUMBERS = st.one_of(
+    st.integers(-1, 2),
+    st.sampled_from([999, 1000, 999_999_999, 10**9, 60, 61, 2**31 - 1, -(2**31), 253402300799, 253402300800]),
+    st.sampled_from([-62135596800, -62135596801, 2**53 - 1, 2**53, 2**62, 1767225600]),
+)
+
+
+def odd_value(draw: st.DrawFn, field: FieldDescriptor) -> Any:
+    kinds = FieldDescriptor
+    if field.cpp_type == kinds.CPPTYPE_STRING:
+        if field.type == kinds.TYPE_BYTES:
+            return draw(st.binary(max_size=33))
+        return draw(st.one_of(st.text(max_size=3), st.sampled_from([sha256_digest(b"odd"), "GET"])))
+    return draw(st.booleans()) if field.cpp_type == kinds.CPPTYPE_BOOL else draw(_NUMBERS)
+
+
+def change_one_field(draw: st.DrawFn, changed: Message) -> None:
+    field = draw(st.sampled_from(list(changed.DESCRIPTOR.fields)))
+    if draw(st.integers(0, 3)) == 0:
+        changed.ClearField(field.name)
+    elif field.message_type is not None:
+        held = getattr(changed, field.name)
+        one = held.add() if field.is_repeated else held
+        one.SetInParent()
+        change_one_field(draw, one)
+    elif field.is_repeated:
+        getattr(changed, field.name).append(odd_value(draw, field))
+    else:
+        try:
+            setattr(changed, field.name, odd_value(draw, field))
+        except ValueError:
+            changed.ClearField(field.name)
+
+
+@st.composite
+def encodings_with_odd_fields(draw: st.DrawFn) -> bytes:
+    changed = orders_pb2.Order.FromString(draw(st.sampled_from([_PLAIN, _RICH])))
+    for _ in range(draw(st.integers(1, 3))):
+        change_one_field(draw, changed)
+    return encoded(changed)
+
+
+@st.composite
+def encodings_with_odd_bytes(draw: st.DrawFn) -> bytes:
+    data = bytearray(draw(st.sampled_from([_PLAIN, _RICH])))
+    at = draw(st.integers(0, len(data)))
+    data[at : at + draw(st.integers(0, 4))] = draw(st.binary(max_size=4))
+    return bytes(data)
+
+
+@given(st.one_of(encodings_with_odd_fields(), encodings_with_odd_bytes()))
+def test_whatever_is_taken_is_what_the_order_would_be_encoded_as(data):
+    try:
+        order = decode_order(data)
+    except AgentFactoryError:
+        return
+    assert encode_order(order) == data
+
+
+@pytest.mark.parametrize(
+    "name", [field.name for field in orders_pb2.Order.DESCRIPTOR.fields if field.has_presence]
+)
+def test_message_within_an_order_is_there_even_when_it_says_nothing(name):
+    order = message()
+    order.ClearField(name)
+    with pytest.raises(MalformedError, match="check 5"):
+        decode_order(encoded(order))
+
+
+@pytest.mark.parametrize(
+    "kept",
+    [
+        (common_pb2.Limits, {"wall_ms", "cpu_ms", "memory_bytes", "output_bytes", "log_bytes", "open_files"}),
+        (common_pb2.Capabilities, {"http"}),
+        (common_pb2.HttpCapability, {"method", "url"}),
+        (orders_pb2.EngineConstraint, {"name", "version", "config_digest"}),
+    ],
+)
+def test_every_nested_field_of_the_contract_is_read_and_has_no_presence_of_its_own(kept):
+    kind, names = kept
+    assert {field.name for field in kind.DESCRIPTOR.fields} == names
+    assert not any(field.has_presence for field in kind.DESCRIPTOR.fields)
+
+
+@pytest.mark.parametrize(
+    ("field", "seconds", "nanos"),
+    [
+        ("expires_at", 1767225600, 1),
+        ("not_before", 0, -1000),
+        ("clock_start_at", 0, 1_000_000_000),
+        ("clock_start_at", -62135596801, 0),
+        ("clock_start_at", 253402300800, 0),
+        ("lease", 1, 1),
+        ("lease", 2, -1000),
+        ("lease", 0, 2_000_000_000),
+    ],
+)
+def test_time_that_has_another_encoding_or_none_is_refused(field, seconds, nanos):
+    order = message()
+    getattr(order, field).seconds, getattr(order, field).nanos = seconds, nanos
     with pytest.raises(MalformedError, match="check 5"):
         decode_order(encoded(order))
 
