@@ -1,6 +1,8 @@
 import io
 import json
 import logging
+import subprocess
+import sys
 
 import pytest
 
@@ -122,3 +124,11 @@ def test_a_traceback_shows_no_local_variables(style):
 def _fail_with_a_secret():
     body = b"personal " + b"data"
     raise ValueError(f"boom of {len(body)} bytes")
+
+
+def test_logging_leaves_rich_to_those_who_want_it():
+    program = (
+        "import sys, shared.logs; assert 'rich' not in sys.modules; import rich.console; "
+        "assert rich.console.Console"
+    )
+    subprocess.run([sys.executable, "-c", program], check=True, timeout=60)
