@@ -164,8 +164,8 @@ class Spool:
             self._gathering.arrived(waiting.done.get_loop().time())
         if not self._writing:
             self._write_when_worth()
-        # The receipt is written whatever becomes of the caller, so a cancelled caller must not end it.
-        return await asyncio.shield(waiting.done)
+        # A cancelled caller ends this future and nothing else: the receipt is written all the same.
+        return await waiting.done
 
     def unacknowledged(self) -> list[int]:
         """Return the numbers that nobody has acknowledged, oldest first."""

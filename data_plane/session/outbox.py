@@ -73,7 +73,8 @@ class Outbox:
             self._sent.pop(sequence, None)
             self._uploaded.discard(sequence)
         self._spool.acknowledge(gone)
-        self.changed.set()
+        if self._ready:
+            self.changed.set()  # what had to wait for fewer to be on their way may follow
 
     def resend_unanswered(self) -> None:
         """Queue again what was sent too long ago on this stream."""

@@ -70,6 +70,20 @@ async def test_receipts_are_numbered_and_chained_without_a_gap(tmp_path):
     await spool.close()
 
 
+async def test_receipt_is_written_whatever_becomes_of_its_caller(tmp_path):
+    spool = open_spool(tmp_path)
+    callers = [asyncio.create_task(spool.append(draft(str(number)))) for number in range(3)]
+    await asyncio.sleep(0)  # the first is being written, the others wait for their group
+    callers[0].cancel()
+    callers[1].cancel()
+
+    assert (await callers[2]).sequence == 3
+    assert [(await spool.read(number)).envelope[-1:] for number in (1, 2)] == [b"0", b"1"]
+    assert callers[0].cancelled()
+    assert callers[1].cancelled()
+    await spool.close()
+
+
 async def test_chain_goes_on_after_a_restart(tmp_path):
     spool = open_spool(tmp_path)
     first = await spool.append(draft("a", output=b"out", log=b"log"))
