@@ -15,9 +15,10 @@ from itertools import cycle
 from pathlib import Path
 from typing import Any
 
-from agentfactory.v1 import nodes_pb2_grpc
+from agentfactory.v1 import nodes_pb2, nodes_pb2_grpc
+from google.protobuf.duration_pb2 import Duration
 
-from cli.nodes import create_token_with
+from cli.client import connect as connect_client
 from cli.settings import CliSettings
 from cli.stack.local import ENROLL_TOKEN_LIFE
 from shared.errors import AgentFactoryError
@@ -25,7 +26,7 @@ from shared.paths import InstallationPaths
 from shared.rpc.channel import connect
 from shared.rpc.tls import server_only_channel_credentials
 from shared.trust import TrustRoots, read_trust
-from tests.bench.scale.node import Counts, Identity, SimulatedNode, enroll
+from tests.bench.scale.node import CALL_SECONDS, Counts, Identity, SimulatedNode, enroll
 
 AT_ONCE = 8
 """Enrollments, and first connections, under way together: a crowd larger than this only waits in line."""
@@ -97,12 +98,18 @@ async def enroll_many(
 ) -> list[Identity]:
     """Return `count` new nodes of the installation, each with a token of its own, as operators make them."""
     gate = asyncio.Semaphore(AT_ONCE)
-    async with connect(enroll_target, server_only_channel_credentials(trust.ca_certificate_pem)) as channel:
+    life = Duration(seconds=round(ENROLL_TOKEN_LIFE.total_seconds()))
+    credentials = server_only_channel_credentials(trust.ca_certificate_pem)
+    async with connect_client(settings) as client, connect(enroll_target, credentials) as channel:
         stub = nodes_pb2_grpc.NodeServiceStub(channel)
 
         async def one() -> Identity:
             async with gate:
-                made = await create_token_with(settings, ttl=ENROLL_TOKEN_LIFE)
+                made = await client.fleet.CreateEnrollmentToken(
+                    nodes_pb2.CreateEnrollmentTokenRequest(ttl=life),
+                    timeout=CALL_SECONDS,
+                    wait_for_ready=True,
+                )
                 return await enroll(stub, made.token)
 
         return list(await asyncio.gather(*(one() for _ in range(count))))

@@ -66,7 +66,7 @@ async def enroll(stub: Any, token: str) -> Identity:
         receipt_key_proof=receipt_key.sign(PROOF_DOMAIN + csr),
     )
     try:
-        answer = await stub.EnrollNode(request, timeout=CALL_SECONDS)
+        answer = await stub.EnrollNode(request, timeout=CALL_SECONDS, wait_for_ready=True)
     except grpc.aio.AioRpcError as error:
         raise error_of(error) from error
     encoding = serialization.Encoding.PEM
@@ -126,6 +126,8 @@ class SimulatedNode:
         self._renewals = 0
         self._stub: nodes_pb2_grpc.NodeServiceAsyncStub | None = None
         self._call: Any = None
+        self._writing = asyncio.Lock()
+        """gRPC takes one message of a stream at a time."""
 
     @property
     def unacknowledged(self) -> int:
@@ -155,7 +157,7 @@ class SimulatedNode:
         # A crowd that connects at once waits for the server's handshakes.
         self._call = self._stub.Session(wait_for_ready=True)
         try:
-            await self._call.write(self._hello())
+            await self._write(self._hello())
             first = await self._call.read()
             if first is grpc.aio.EOF or first.WhichOneof("message") != "welcome":
                 raise VerificationError("the session did not begin with a welcome")
@@ -176,6 +178,10 @@ class SimulatedNode:
     async def _messages(self) -> AsyncIterator[nodes_pb2.SessionResponse]:
         while (message := await self._call.read()) is not grpc.aio.EOF:
             yield message
+
+    async def _write(self, message: nodes_pb2.SessionRequest) -> None:
+        async with self._writing:
+            await self._call.write(message)
 
     async def _take(self, message: nodes_pb2.SessionResponse) -> None:
         match message.WhichOneof("message"):
@@ -287,7 +293,7 @@ class SimulatedNode:
     async def _send(self, receipts: list[nodes_pb2.ReceiptDelivery]) -> None:
         if receipts:
             batch = nodes_pb2.ReceiptBatch(receipts=receipts)
-            await self._call.write(nodes_pb2.SessionRequest(receipt_batch=batch))
+            await self._write(nodes_pb2.SessionRequest(receipt_batch=batch))
 
     # --- what it says by itself
 
@@ -320,10 +326,10 @@ class SimulatedNode:
                 cached_digests=told,
             )
             try:
-                await self._call.write(nodes_pb2.SessionRequest(heartbeat=heartbeat))
+                await self._write(nodes_pb2.SessionRequest(heartbeat=heartbeat))
                 if self._held:
                     self._renewals += 1
-                    await self._call.write(renewal_to_proto(self._renewals, list(self._held)))
+                    await self._write(renewal_to_proto(self._renewals, list(self._held)))
             except (grpc.aio.AioRpcError, asyncio.InvalidStateError):
                 return  # the reader says why the stream is over
             await asyncio.sleep(every)

@@ -1,0 +1,149 @@
+"""What grows with nodes, and with replicas: cost per execution at the same load, the idle system taken off."""
+
+from collections.abc import Sequence
+
+from tests.bench.report import Figure, median, spread
+from tests.bench.scale.world import Measured, World, running_world, say
+
+MAX_GROWTH = 1.2
+"""Cost per execution with many nodes ÷ with few, and with two replicas ÷ with one (issue: at most 20 % more)."""
+
+
+async def measure_nodes(
+    world: World, counts: Sequence[int], *, rate: float, rounds: int, idle_seconds: float, seconds: float
+) -> list[Measured]:
+    """Visit every count once a round, up and down in turn, so that a slow minute meets few and many alike."""
+    found = []
+    for turn in range(rounds):
+        for count in counts if turn % 2 == 0 else reversed(counts):
+            one = await world.measure(count, rate=rate, idle_seconds=idle_seconds, seconds=seconds)
+            say_measured(f"round {turn + 1} of {rounds}: {count:,} nodes", one)
+            found.append(one)
+    return found
+
+
+def say_measured(what: str, one: Measured) -> None:
+    say(
+        f"{what}: {one.cost.control_plane_us:,.0f} µs of control plane, {one.cost.postgres_us:,.0f} µs of Postgres,"
+        f" p95 {one.p95_ms:.1f} ms; idle {one.idle.control_plane * 1e3:.1f} ms/s;"
+        f" others used {one.loaded.others_cpus:.1f} CPUs"
+    )
+
+
+def node_figures(
+    found: Sequence[Measured], statements: dict[int, float], few: int, many: int
+) -> list[Figure]:
+    """Return a line per count and measure; those at `many` beside those at `few` carry the bar."""
+    counts = sorted({one.nodes for one in found})
+    return [
+        *(line for count in counts for line in _lines(found, count, few=few, many=many)),
+        *_statement_figures(statements, few, many),
+        *_idle_figures(found, counts),
+    ]
+
+
+def _lines(found: Sequence[Measured], count: int, *, few: int, many: int) -> list[Figure]:
+    mine = [one for one in found if one.nodes == count]
+    beside = [one for one in found if one.nodes == few]
+    figures = []
+    for name, label, unit in (
+        ("control_plane_us", "control plane CPU", "µs"),
+        ("postgres_us", "Postgres CPU", "µs"),
+        ("wal_bytes", "WAL", "bytes"),
+        ("transactions", "transactions", ""),
+        ("rows_written", "rows written", ""),
+    ):
+        values = [float(getattr(one.cost, name)) for one in mine]
+        reference = median([float(getattr(one.cost, name)) for one in beside])
+        barred = count == many and name in {"control_plane_us", "wal_bytes"}
+        figures.append(
+            Figure(
+                figure=f"{count:,} nodes: {label} per execution",
+                value=median(values),
+                unit=unit,
+                reference=f"{few} nodes" if count != few else None,
+                reference_value=reference if count != few else None,
+                bar=f"≤ {MAX_GROWTH} times" if barred else None,
+                bar_ok=median(values) <= MAX_GROWTH * reference if barred else None,
+                repeats=len(values),
+                spread=spread(values),
+            )
+        )
+    latency = [one.p95_ms for one in mine]
+    figures.append(
+        Figure(
+            figure=f"{count:,} nodes: p95, open loop",
+            value=median(latency),
+            unit="ms",
+            repeats=len(latency),
+            spread=spread(latency),
+        )
+    )
+    return figures
+
+
+def _statement_figures(statements: dict[int, float], few: int, many: int) -> list[Figure]:
+    return [
+        Figure(
+            figure=f"{count:,} nodes: statements per execution",
+            value=value,
+            unit="",
+            reference=f"{few} nodes" if count == many else None,
+            reference_value=statements[few] if count == many else None,
+            bar=f"≤ {MAX_GROWTH} times" if count == many else None,
+            bar_ok=value <= MAX_GROWTH * statements[few] if count == many else None,
+        )
+        for count, value in statements.items()
+    ]
+
+
+def _idle_figures(found: Sequence[Measured], counts: Sequence[int]) -> list[Figure]:
+    """Return what one more idle node takes each second: the slope between the least and the most of them."""
+    least, most = counts[0], counts[-1]
+    figures = []
+    for name, label, unit, scale in (
+        ("control_plane", "control plane CPU", "µs/s", 1e6),
+        ("postgres", "Postgres CPU", "µs/s", 1e6),
+        ("wal_bytes", "WAL", "bytes/s", 1.0),
+    ):
+        low, high = (
+            median([float(getattr(one.idle, name)) for one in found if one.nodes == count])
+            for count in (least, most)
+        )
+        slope = (high - low) / max(1, most - least) * scale
+        figures.append(Figure(figure=f"an idle node: {label}", value=slope, unit=unit))
+    return figures
+
+
+async def measure_replicas(nodes: int, *, rate: float, idle_seconds: float, seconds: float) -> list[Figure]:
+    """Return the cost per execution of two replicas beside one at the same load, and what was accepted twice."""
+    costs, twice, other = [], 0, 0
+    for replicas in (1, 2):
+        async with running_world(nodes=nodes, replicas=replicas) as world:
+            one = await world.measure(nodes, rate=rate, idle_seconds=idle_seconds, seconds=seconds)
+            say_measured(f"{replicas} replica{'s' * (replicas > 1)}, {nodes} nodes", one)
+            costs.append(one.cost)
+            doubles = await world.doubles()
+            twice, other = twice + doubles[0], other + doubles[1]
+    alone, both = costs
+    figures = [
+        Figure(
+            figure=f"two replicas: {label} per execution",
+            value=value,
+            unit=unit,
+            reference="one replica",
+            reference_value=reference,
+            bar=f"≤ {MAX_GROWTH} times" if barred else None,
+            bar_ok=value <= MAX_GROWTH * reference if barred else None,
+        )
+        for label, unit, value, reference, barred in (
+            ("control plane CPU", "µs", both.control_plane_us, alone.control_plane_us, True),
+            ("Postgres CPU", "µs", both.postgres_us, alone.postgres_us, False),
+            ("WAL", "bytes", both.wal_bytes, alone.wal_bytes, False),
+        )
+    ]
+    return [
+        *figures,
+        Figure(figure="two replicas: accepted twice", value=twice, unit="", bar="0", bar_ok=twice == 0),
+        Figure(figure="two replicas: did not succeed", value=other, unit="", bar="0", bar_ok=other == 0),
+    ]
