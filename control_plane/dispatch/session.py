@@ -8,7 +8,7 @@ from collections import OrderedDict
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 from datetime import timedelta
-from typing import Final
+from typing import Final, Protocol
 
 from agentfactory.v1 import nodes_pb2
 
@@ -82,6 +82,12 @@ class WaitingRenewal:
     held: frozenset[AttemptKey]
 
 
+class CacheListener(Protocol):
+    """Keeps count of which sessions have which module."""
+
+    def __call__(self, session: "LiveSession", digest: Digest, *, there: bool) -> None: ...
+
+
 @dataclass(slots=True, kw_only=True)
 class LiveSession:
     """One live stream of one node. Owned by this replica's `Fleet`; changed only on the event loop."""
@@ -118,6 +124,8 @@ class LiveSession:
     heartbeat_number: int = 0
     heartbeat_at: float | None = None
     """Monotonic second of the newest heartbeat; None before the first: no offer yet."""
+    on_cached: CacheListener | None = None
+    """Told when a module comes to the node's disk or is forgotten."""
     outbox: Outbox[Outgoing] = field(init=False)
     _held: dict[AttemptKey, HeldAttempt] = field(default_factory=dict)
     _held_alone: set[AttemptKey] = field(default_factory=set)
@@ -229,8 +237,16 @@ class LiveSession:
         for digest in digests:
             self._cached[digest] = None
             self._cached.move_to_end(digest)
+            if self.on_cached is not None:
+                self.on_cached(self, digest, there=True)
         while len(self._cached) > MAX_REMEMBERED_DIGESTS:
-            self._cached.popitem(last=False)
+            forgotten, _ = self._cached.popitem(last=False)
+            if self.on_cached is not None:
+                self.on_cached(self, forgotten, there=False)
+
+    def cached(self) -> tuple[Digest, ...]:
+        """Return the modules that are on the node's disk as far as this replica knows."""
+        return tuple(self._cached)
 
     def has_cached(self, digest: Digest) -> bool:
         return digest in self._cached

@@ -4,7 +4,7 @@ from datetime import timedelta
 
 import pytest
 
-from control_plane.dispatch.fleet import Fleet
+from control_plane.dispatch.fleet import MAX_COMPARED, Fleet
 from control_plane.dispatch.session import MAX_OFFER_AGE, HeldAttempt, LiveSession
 from shared.digests import sha256_digest
 from shared.errors import ReceiptConflictError, SessionSupersededError
@@ -145,3 +145,58 @@ def test_remembered_digests_are_bounded(monkeypatch: pytest.MonkeyPatch):
     one = session()
     one.remember_cached(digests)
     assert [one.has_cached(digest) for digest in digests] == [False, True, True]
+
+
+def test_a_slot_that_is_idle_is_preferred_to_a_place_in_the_queue_of_a_node_with_the_module():
+    warm, cold = session(slots=1), session(slots=1)
+    warm.remember_cached([MODULE_DIGEST])
+    warm.take_heartbeat(number=2, free_slots=2, capacity=2, now=0.0)
+    warm.hold(held())
+    fleet = fleet_of(warm, cold)
+    assert fleet.pick(module_digest=MODULE_DIGEST, now=0.0) is cold
+    cold.hold(held())
+    assert fleet.pick(module_digest=MODULE_DIGEST, now=0.0) is warm, "a queue is better than to wait"
+
+
+def test_newcomers_spread_over_a_fleet_that_is_larger_than_what_is_compared():
+    fleet = fleet_of(*(session(slots=1) for _ in range(5 * MAX_COMPARED)))
+    picked = set()
+    for _ in range(len(fleet)):
+        chosen = fleet.pick(module_digest=MODULE_DIGEST, now=0.0)
+        assert chosen is not None
+        chosen.hold(held())
+        picked.add(chosen.node_id)
+    assert len(picked) == len(fleet)
+    assert fleet.pick(module_digest=MODULE_DIGEST, now=0.0) is None
+
+
+def test_the_only_node_with_the_module_and_the_only_one_of_the_zone_are_found_among_many():
+    others = [session(zone="far") for _ in range(5 * MAX_COMPARED)]
+    near, warm = session(zone="near"), session(zone="far")
+    warm.remember_cached([MODULE_DIGEST])
+    fleet = fleet_of(*others, near, warm)
+    for _ in range(10):
+        assert fleet.pick(module_digest=MODULE_DIGEST, now=0.0, zone="near") is warm
+        assert fleet.pick(module_digest=sha256_digest(b"other"), now=0.0, zone="near") is near
+
+
+def test_a_module_that_came_by_heartbeat_counts_until_it_is_forgotten(monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr("control_plane.dispatch.session.MAX_REMEMBERED_DIGESTS", 1)
+    warm = session()
+    fleet = fleet_of(*(session() for _ in range(5 * MAX_COMPARED)), warm)
+    warm.remember_cached([MODULE_DIGEST])
+    warm.hold(held())
+    assert fleet.pick(module_digest=MODULE_DIGEST, now=0.0) is warm
+    warm.remember_cached([sha256_digest(b"other")])
+    assert fleet.pick(module_digest=MODULE_DIGEST, now=0.0) is not warm
+
+
+def test_a_session_that_has_left_is_never_picked():
+    warm = session(zone="near")
+    warm.remember_cached([MODULE_DIGEST])
+    fleet = fleet_of(warm)
+    newer = session(session_epoch=2, node_id=warm.node_id, boot_id=warm.boot_id)
+    fleet.add(newer)
+    assert fleet.pick(module_digest=MODULE_DIGEST, now=0.0, zone="near") is newer
+    assert fleet.remove(newer)
+    assert fleet.pick(module_digest=MODULE_DIGEST, now=0.0, zone="near") is None
