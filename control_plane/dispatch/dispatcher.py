@@ -8,6 +8,7 @@ import asyncio
 from collections import deque
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
+from typing import Final
 
 import structlog
 from agentfactory.v1 import nodes_pb2, orders_pb2
@@ -43,6 +44,9 @@ from shared.ids import ORDER, NodeId, OrderId, new_id
 from shared.orders import NONCE_BYTES
 
 logger = structlog.get_logger(__name__)
+
+ENOUGH_EMPTY: Final = 4
+"""Sessions in a row for which a claim found nothing: the queue is empty, but for what all of them refused."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -254,14 +258,32 @@ class Dispatcher:
         for places in (LiveSession.idle_slots, self._free_slots):
             if empty or (len(sessions) == 1 and places == LiveSession.idle_slots):
                 continue
-            found = [
-                await self._claim_for(session, limit=limit, clears=session is clears)
-                for session in sessions
-                if (limit := places(session)) > 0
-            ]
-            empty = all(found)
+            empty = await self._claim_in_turn(sessions, places, clears)
         if sessions and wakes == self._wakes:
             self._queue_empty = empty
+
+    async def _claim_in_turn(
+        self,
+        sessions: Sequence[LiveSession],
+        places: Callable[[LiveSession], int],
+        clears: LiveSession | None,
+    ) -> bool:
+        """Claim for one session after the other; True when the queue is found empty.
+
+        It is when several in a row find nothing for them: the rest is not asked, or every look at an empty
+        queue would cost a transaction for each node. What all of those had refused waits a moment longer.
+        """
+        empty, in_row = True, 0
+        for session in sessions:
+            limit = places(session)
+            if limit <= 0:
+                continue
+            nothing_left = await self._claim_for(session, limit=limit, clears=session is clears)
+            empty = empty and nothing_left
+            in_row = in_row + 1 if nothing_left else 0
+            if in_row >= ENOUGH_EMPTY:
+                return True
+        return empty
 
     def _free_slots(self, session: LiveSession) -> int:
         return self._fleet.free_slots(session, self._clock.monotonic())

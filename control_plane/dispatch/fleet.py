@@ -92,9 +92,9 @@ class Fleet:
         return session.free_slots(now)
 
     def with_free_slots(self, now: float) -> list[LiveSession]:
-        """Return the sessions that can take an order, least loaded first."""
-        free = [session for session in self._sessions.values() if self.free_slots(session, now) > 0]
-        return sorted(free, key=_load)
+        """Return the sessions that can take an order, least loaded first; of equals another one each time."""
+        self._turns.upcoming(1)
+        return sorted((one for one in self._turns if self.free_slots(one, now) > 0), key=_load)
 
     def pick(
         self,
@@ -162,6 +162,9 @@ class Turns:
 
     def __len__(self) -> int:
         return len(self._sessions)
+
+    def __iter__(self) -> Iterator[LiveSession]:
+        return iter(self._sessions.values())
 
     def add(self, session: LiveSession) -> None:
         self._sessions[session.node_id] = session

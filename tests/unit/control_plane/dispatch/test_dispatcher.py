@@ -7,6 +7,7 @@ import pytest
 from agentfactory.v1 import nodes_pb2
 
 from control_plane.dispatch import options as limits
+from control_plane.dispatch.dispatcher import ENOUGH_EMPTY
 from control_plane.dispatch.session import LiveSession
 from control_plane.executions.domain import AttemptRef, CancelRequest, RunSpec
 from shared.errors import KeyUnavailableError, SessionSupersededError
@@ -68,6 +69,40 @@ async def test_a_wake_during_a_claim_is_not_forgotten(parts: Parts, monkeypatch:
     monkeypatch.setattr(parts.leases, "claim", claim_and_hear)
     await parts.dispatcher.claim_once()
     assert not parts.dispatcher.queue_is_empty
+
+
+async def test_an_empty_queue_is_found_by_a_few_claims_however_many_nodes_there_are(
+    parts: Parts, monkeypatch: pytest.MonkeyPatch
+):
+    for _ in range(10 * ENOUGH_EMPTY):
+        parts.join()
+    asked, claim = [], parts.leases.claim
+
+    async def claim_and_count(session, **named):
+        asked.append(session.node_id)
+        return await claim(session, **named)
+
+    monkeypatch.setattr(parts.leases, "claim", claim_and_count)
+    await parts.find_queue_empty()
+    assert len(asked) == ENOUGH_EMPTY
+    await parts.find_queue_empty()
+    assert len(set(asked)) > ENOUGH_EMPTY, "others are asked each time"
+
+
+async def test_a_long_queue_is_claimed_for_every_node(parts: Parts):
+    sessions = [parts.join(slots=1) for _ in range(3 * ENOUGH_EMPTY)]
+    parts.enqueue(*(build.claimable() for _ in sessions))
+    await parts.dispatcher.claim_once()
+    assert [one.held_count for one in sessions] == [1] * len(sessions)
+
+
+async def test_what_some_nodes_refused_gets_to_another_node(parts: Parts):
+    sessions = [parts.join() for _ in range(3 * ENOUGH_EMPTY)]
+    refused = tuple(one.node_id for one in sessions[:-1])
+    parts.enqueue(build.claimable(excluded_nodes=refused))
+    for _ in sessions:
+        await parts.dispatcher.claim_once()
+    assert sessions[-1].held_count == 1
 
 
 async def test_without_a_slot_nothing_is_placed_and_nothing_is_claimed(parts: Parts):
