@@ -3,6 +3,7 @@
 import asyncio  # noqa: TC003 - imports stay in one place
 import time
 from collections.abc import Callable
+from datetime import timedelta
 from typing import Final
 
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram
@@ -46,6 +47,11 @@ class ControlMetrics:
         )
         self._stages = {stage: stages.labels(stage) for stage in STAGES}
         self._queue_depth = Gauge("af_queue_depth", "Executions that wait for a node.", registry=registry)
+        self._queue_age = Gauge(
+            "af_queue_age_seconds",
+            "How long the oldest claimable execution has waited for a node.",
+            registry=registry,
+        )
         self._signature_failures = Counter(
             "af_signature_failures", "Signatures that did not verify.", ["kind"], registry=registry
         )
@@ -81,6 +87,10 @@ class ControlMetrics:
     def queue_depth(self, count: int) -> None:
         """So many executions wait for a node, in all replicas."""
         self._queue_depth.set(count)
+
+    def queue_age(self, age: timedelta) -> None:
+        """So long has the oldest claimable execution waited, in all replicas."""
+        self._queue_age.set(age.total_seconds())
 
     def ended(self, execution: Execution) -> None:
         """An execution has ended; the change is committed."""

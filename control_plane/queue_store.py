@@ -1,5 +1,6 @@
-"""Two questions to Postgres for health and metrics: is it there, and how much waits. Changes nothing."""
+"""Questions to Postgres for health and metrics: is it there, how much waits and how long. Changes nothing."""
 
+from datetime import timedelta
 from typing import Final
 
 from sqlalchemy import func, literal, select
@@ -35,3 +36,17 @@ class QueueGauge:
         waiting = select(literal(1)).where(executions.c.state == "pending").limit(MAX_COUNTED).subquery()
         async with self._database.reading() as connection:
             return int(await connection.scalar(select(func.count()).select_from(waiting)) or 0)
+
+    async def age(self) -> timedelta:
+        """Return how long the oldest of the claimable executions has waited for a node; zero when none does.
+
+        A retry counts from the end of its backoff. Of a queue longer than 100,000 only so many are looked at.
+
+        Raises:
+            DatabaseUnavailableError: Postgres does not answer.
+        """
+        claimable_at = executions.c.claimable_at
+        waiting = select(claimable_at).where(claimable_at <= func.now()).limit(MAX_COUNTED).subquery()
+        async with self._database.reading() as connection:
+            seconds = func.extract("epoch", func.now() - func.min(waiting.c.claimable_at))
+            return timedelta(seconds=float(await connection.scalar(select(seconds)) or 0))

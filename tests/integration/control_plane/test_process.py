@@ -161,6 +161,7 @@ async def test_readiness_and_metrics_are_served(home):
     assert status == 200
     for name in (
         "af_queue_depth 0.0",
+        "af_queue_age_seconds 0.0",
         "af_sessions 0.0",
         "af_slots 0.0",
         "af_lease_expiries_total 0.0",
