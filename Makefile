@@ -60,6 +60,10 @@ soak: $(READY) ## 30 minutes of load (MINUTES=N for others): no process grows; w
 bench-peers: .venv-peers/.ready ## measure Agent Factory beside job queues, about 20 minutes; ARGS="--quick celery" for less
 	@.venv-peers/bin/python -m tests.bench.peers $(ARGS)
 
+.PHONY: bench-scale
+bench-scale: $(READY) ## how cost grows with nodes, replicas and history, about 20 minutes; ARGS=--quick for less
+	@$(BIN)/python -m tests.bench.scale $(ARGS)
+
 .PHONY: proto
 proto: $(READY) $(BUF) ## generate protos/gen from protos/agentfactory and lint the contract
 	@$(BIN)/python protos/generate.py

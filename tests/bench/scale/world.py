@@ -27,6 +27,8 @@ AGENT = "echo"
 BODY = b'{"text": "' + b"x" * 1000 + b'"}'
 CALL_SECONDS = 30.0
 SETTLE_SECONDS = 2.0
+CLOSING_SECONDS = 5.0
+"""Until the ends of a thousand sessions are on record: they would count as statements of the idle system."""
 ANSWER_SECONDS = 180.0
 
 
@@ -147,7 +149,8 @@ class World:
         await self.sql.execute("ALTER SYSTEM SET log_statement = 'all'")
         await self.sql.execute("SELECT pg_reload_conf()")
         try:
-            await asyncio.sleep(1)
+            await self.load(rate, SETTLE_SECONDS)
+            await asyncio.sleep(CLOSING_SECONDS)
             counts = [self._logged()]
             await asyncio.sleep(seconds)
             counts.append(self._logged())
