@@ -256,6 +256,8 @@ executions = Table(
     Column("pending_reason", Text, nullable=False, server_default=text("'QUEUED'")),
     # Not claimed before this time: the backoff of a retry. Null while an attempt is live and after the end.
     _at("claimable_at", nullable=True),
+    # -1 high, 0 normal, 1 low: minutes by which it stands behind its claimable_at in its tenant's queue.
+    Column("priority", SmallInteger, nullable=False, server_default=text("0")),
     _at("run_deadline_at"),
     Column("exit_code", BigInteger, nullable=True),
     Column("limit_name", Text, nullable=True),
@@ -276,7 +278,8 @@ executions = Table(
     # The queue: only what waits is in it.
     Index(
         "ix_executions_queue",
-        "claimable_at",
+        "tenant_id",
+        text("((claimable_at AT TIME ZONE 'UTC'::text) + priority::double precision * '00:01:00'::interval)"),
         "execution_id",
         postgresql_where=text("claimable_at IS NOT NULL"),
     ),

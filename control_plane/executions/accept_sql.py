@@ -42,6 +42,7 @@ _COLUMNS: Final = (
     ("retry_is_safe", "boolean"),
     ("traceparent", "text"),
     ("max_attempts", "integer"),
+    ("priority", "smallint"),
     ("run_deadline_at", "timestamptz"),
     ("created_at", "timestamptz"),
     ("decision_id", "text"),
@@ -114,13 +115,13 @@ WITH item AS MATERIALIZED (
         execution_id, tenant_id, agent_id, agent_name, caller, template_digest, module_digest, parameters,
         parameters_digest, input_body_id, input_commitment, input_bytes, media_type, profile, seed,
         clock_start_at, limits, capabilities, retry_is_safe, decision_id, policy_digest, traceparent,
-        max_attempts, run_deadline_at, created_at,
+        max_attempts, priority, run_deadline_at, created_at,
         attempt_number, fencing_token, pending_reason, claimable_at)
     SELECT
         execution_id, tenant_id, agent_id, agent_name, caller, template_digest, module_digest, parameters,
         parameters_digest, body_id, commitment, input_bytes, media_type, profile, seed,
         clock_start_at, limits, capabilities, retry_is_safe, decision_id, policy_digest, traceparent,
-        max_attempts, run_deadline_at, created_at,
+        max_attempts, priority, run_deadline_at, created_at,
         placed::int, placed::int, CASE WHEN placed THEN '' ELSE '{PendingReason.QUEUED}' END,
         CASE WHEN NOT placed THEN now() END
     FROM chosen
@@ -215,6 +216,7 @@ def _values(item: NewExecution, placement: Placement | None) -> tuple[Any, ...]:
         run.retry_is_safe,
         run.traceparent,
         item.max_attempts,
+        int(item.priority),
         run.run_deadline_at,
         item.created_at,
         decision.decision_id,

@@ -4,17 +4,40 @@ from collections.abc import Sequence
 from typing import Any, Final
 
 from control_plane.executions.domain import (
+    AGING_STEP,
     EXCLUSION_LAPSE,
     INLINE_BODY_BYTES,
     AttemptRef,
     Placement,
 )
+from control_plane.executions.turns import Turns
+from shared.ids import NodeId
 
 LOCK_SESSION: Final = """
 SELECT session_epoch, boot_id FROM sessions WHERE node_id = $1 FOR SHARE
 """
 
+_STEP: Final = f"interval '{AGING_STEP.total_seconds():.0f} seconds'"
+DUE: Final = f"((e.claimable_at AT TIME ZONE 'UTC') + e.priority * {_STEP})"
+"""The expression of the queue's index, letter for letter; by UTC because only that is immutable."""
+
 LOCK_CLAIMABLE: Final = f"""
+WITH RECURSIVE waiting AS (
+    -- One look into the index for each tenant, however much of each waits.
+    (SELECT e.tenant_id FROM executions e WHERE e.claimable_at IS NOT NULL ORDER BY e.tenant_id LIMIT 1)
+    UNION ALL
+    SELECT (SELECT e.tenant_id FROM executions e
+        WHERE e.claimable_at IS NOT NULL AND e.tenant_id > w.tenant_id ORDER BY e.tenant_id LIMIT 1)
+    FROM waiting w WHERE w.tenant_id IS NOT NULL
+), turn AS MATERIALIZED (
+    SELECT w.tenant_id, coalesce(s.turn, $6::float8) AS turn, count(*) OVER () AS tenants
+    FROM waiting w LEFT JOIN unnest($4::text[], $5::float8[]) AS s (tenant_id, turn) USING (tenant_id)
+    WHERE w.tenant_id IS NOT NULL
+)
+-- The outer limit ends the loop over tenants: no more rows are locked than are returned.
+SELECT c.*, t.tenants
+FROM (SELECT * FROM turn ORDER BY turn, tenant_id) t
+CROSS JOIN LATERAL (
 SELECT e.execution_id, e.tenant_id, e.caller, e.agent_id, e.agent_name, e.template_digest, e.module_digest,
     e.parameters, e.parameters_digest, e.input_body_id, e.input_commitment, e.input_bytes, e.media_type,
     e.profile, e.seed, e.clock_start_at, e.limits, e.capabilities, e.retry_is_safe, e.decision_id,
@@ -23,14 +46,32 @@ SELECT e.execution_id, e.tenant_id, e.caller, e.agent_id, e.agent_name, e.templa
     CASE WHEN b.size_bytes <= {INLINE_BODY_BYTES} THEN b.content END AS content
 FROM executions e
 JOIN bodies b ON b.body_id = e.input_body_id
-WHERE e.claimable_at <= now() AND e.run_deadline_at > now()
+WHERE e.tenant_id = t.tenant_id AND e.claimable_at <= now() AND e.run_deadline_at > now()
+    AND e.execution_id <> ALL($8::text[])
     AND (NOT $1 = ANY(e.excluded_nodes)
         OR e.claimable_at <= now() - interval '{EXCLUSION_LAPSE.total_seconds()} seconds')
     AND ($3 OR NOT e.runs_alone)
-ORDER BY e.claimable_at, e.execution_id
-LIMIT $2
+ORDER BY {DUE}, e.execution_id
+LIMIT coalesce($7::bigint, (t.tenants + $2 - 1) / t.tenants)
 FOR UPDATE OF e SKIP LOCKED
+) c
+LIMIT $2::bigint
 """  # noqa: S608 - constants of our own; values are parameters
+"""Waiting executions by turns of their tenants, each tenant's own by priority and age.
+
+Without $7 a tenant gets an equal share of the limit; what others leave of theirs is asked for by a second
+call with the limit as $7 and what is locked already as $8.
+"""
+
+
+def claimable_arguments(
+    node_id: NodeId, limit: int, turns: Turns, *, alone: bool, locked: Sequence[str] = ()
+) -> tuple[Any, ...]:
+    """Return the arguments of `LOCK_CLAIMABLE`; with `locked`, of the second call."""
+    later = turns.later
+    share = limit if locked else None
+    return (node_id, limit, alone, list(later), list(later.values()), turns.now, share, list(locked))
+
 
 _PLACED: Final = (
     ("execution_id", "text"),

@@ -7,7 +7,7 @@ from typing import Final
 from agentfactory.v1 import common_pb2, executions_pb2
 from google.protobuf.timestamp_pb2 import Timestamp
 
-from control_plane.executions.domain import AttemptState, BodyKind, ExecutionState
+from control_plane.executions.domain import AttemptState, BodyKind, ExecutionState, Priority
 from control_plane.executions.lifecycle import Attempt, Execution
 from control_plane.executions.service import RunRequest
 from shared.errors import AgentFactoryError, InvalidInputError
@@ -23,6 +23,12 @@ _STATES: Final = {
 _STATES_BACK: Final[dict[int, ExecutionState]] = {number: state for state, number in _STATES.items()}
 _ATTEMPT_STATES: Final = {
     state: executions_pb2.AttemptState.Value(f"ATTEMPT_STATE_{state.name}") for state in AttemptState
+}
+_PRIORITIES: Final[dict[int, Priority]] = {
+    executions_pb2.PRIORITY_UNSPECIFIED: Priority.NORMAL,
+    executions_pb2.PRIORITY_LOW: Priority.LOW,
+    executions_pb2.PRIORITY_NORMAL: Priority.NORMAL,
+    executions_pb2.PRIORITY_HIGH: Priority.HIGH,
 }
 _BODY_KINDS: Final[dict[int, BodyKind]] = {
     executions_pb2.BodyKind.Value(f"BODY_KIND_{kind.name}"): kind for kind in BodyKind
@@ -65,8 +71,10 @@ def request_from_proto(message: executions_pb2.ExecutionRequest) -> RunRequest:
     """Return what a caller asks for.
 
     Raises:
-        InvalidInputError: The body id is not one.
+        InvalidInputError: The body id is not one, or the priority is unknown.
     """
+    if message.priority not in _PRIORITIES:
+        raise InvalidInputError(f"{message.priority} is not a priority")
     uploaded = message.WhichOneof("input") == "body_id"
     return RunRequest(
         agent=message.agent,
@@ -75,6 +83,7 @@ def request_from_proto(message: executions_pb2.ExecutionRequest) -> RunRequest:
         body_id=parse_id(BODY, message.body_id) if uploaded else None,
         run_deadline=message.run_deadline.ToTimedelta() if message.HasField("run_deadline") else None,
         traceparent=message.traceparent,
+        priority=_PRIORITIES[message.priority],
     )
 
 

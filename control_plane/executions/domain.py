@@ -5,7 +5,7 @@ How an execution changes is in lifecycle.py.
 
 from dataclasses import dataclass
 from datetime import datetime, timedelta
-from enum import StrEnum
+from enum import IntEnum, StrEnum
 from typing import Final
 
 from shared import outcomes, receipts
@@ -112,6 +112,18 @@ class BodyKind(StrEnum):
     INPUT = "input"
     OUTPUT = "output"
     LOG = "log"
+
+
+class Priority(IntEnum):
+    """Which of its own tenant's waiting executions goes first; the number counts steps of waiting."""
+
+    HIGH = -1
+    NORMAL = 0
+    LOW = 1
+
+
+AGING_STEP: Final = timedelta(minutes=1)
+"""How much earlier one has to have come to go before another that is a step of priority above it."""
 
 
 class AcceptOutcome(StrEnum):
@@ -240,6 +252,7 @@ class NewExecution:
     decision: DecisionRecord
     audit_entry_id: AuditEntryId
     max_attempts: int = DEFAULT_MAX_ATTEMPTS
+    priority: Priority = Priority.NORMAL
     created_at: datetime
 
     def claimable(self) -> "Claimable":

@@ -42,6 +42,7 @@ from control_plane.executions.lifecycle import Attempt, Execution, Finished
 from control_plane.executions.ports import ExecutionStore, Place
 from control_plane.executions.rows import claimable_of, execution_of
 from control_plane.executions.transitions import lock_executions, save_executions
+from control_plane.executions.turns import Turns
 from shared.clock import Clock, Random
 from shared.errors import PermissionDeniedError, SessionSupersededError
 from shared.ids import AUDIT_ENTRY, AuditEntryId, BootId, ExecutionId, NodeId, new_id
@@ -64,6 +65,7 @@ class PostgresLeaseStore:
         self._audit = audit
         self._clock = clock
         self._random = random
+        self._turns = Turns()
         self._finishing = database.held()
         self._claiming = database.held()
         self._recording = database.held()
@@ -79,19 +81,33 @@ class PostgresLeaseStore:
             newest = await connection.fetchrow(sql.LOCK_SESSION, session.node_id)
             if newest is None or newest["session_epoch"] != session.session_epoch:
                 raise SessionSupersededError(f"node {session.node_id} has a newer session")
-            rows = await connection.fetch(sql.LOCK_CLAIMABLE, session.node_id, limit, alone)
+            rows = await self._lock_claimable(connection, session.node_id, limit, alone=alone)
             claimables = {row["execution_id"]: claimable_of(row) for row in rows}
             placements = tuple(place(tuple(claimables.values())) if claimables else ())
             if placements:
                 arguments = sql.claim_arguments(placements, [self._audit_id() for _ in placements])
                 await connection.fetchrow(sql.STORE_CLAIM, *arguments)
         if placements:
+            self._turns.served(claimables[one.execution_id].run.tenant_id for one in placements)
             self._database.notifier.notify(Channel.AUDIT)
         return Claimed(
             placements=placements,
             executions=tuple(claimables[one.execution_id] for one in placements),
             queue_empty=len(rows) < limit and len(placements) == len(rows),
         )
+
+    async def _lock_claimable(
+        self, connection: DriverConnection, node_id: NodeId, limit: int, *, alone: bool
+    ) -> list[DriverRecord]:
+        arguments = sql.claimable_arguments(node_id, limit, self._turns, alone=alone)
+        rows = list(await connection.fetch(sql.LOCK_CLAIMABLE, *arguments))
+        if rows and len(rows) < limit and rows[0]["tenants"] > 1:
+            locked = [row["execution_id"] for row in rows]
+            arguments = sql.claimable_arguments(
+                node_id, limit - len(rows), self._turns, alone=alone, locked=locked
+            )
+            rows += await connection.fetch(sql.LOCK_CLAIMABLE, *arguments)
+        return rows
 
     async def record_batches(self, batches: Sequence[SignedBatchRecord]) -> None:
         """See `LeaseStore.record_batches`."""

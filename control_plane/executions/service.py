@@ -20,6 +20,7 @@ from control_plane.executions.domain import (
     ExecutionState,
     IdempotencyKey,
     NewExecution,
+    Priority,
     RunSpec,
     StoredBody,
 )
@@ -65,6 +66,7 @@ class RunRequest:
     body_id: BodyId | None
     run_deadline: timedelta | None
     traceparent: str
+    priority: Priority = Priority.NORMAL
 
 
 class ExecutionService:
@@ -324,6 +326,7 @@ class ExecutionService:
             decision=_record_of(decision),
             audit_entry_id=new_id(AUDIT_ENTRY, self._clock, self._random),
             max_attempts=self._options.max_attempts,
+            priority=request.priority,
             created_at=now,
         )
 

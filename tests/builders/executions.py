@@ -13,6 +13,7 @@ from control_plane.executions.domain import (
     NewExecution,
     Outcome,
     Placement,
+    Priority,
     ResourcesUsed,
     RunSpec,
     SessionRef,
@@ -36,11 +37,16 @@ from shared.ids import (
 )
 
 TENANT = TenantId("default")
+OTHER_TENANT = TenantId("other")
 CALLER = "spiffe://test/caller/ann"
 AGENT = AgentId("agt_redact")
 TEMPLATE = sha256_digest(b"template")
 MODULE = sha256_digest(b"module")
 LEASE = timedelta(seconds=4)
+
+
+def agent_of(tenant: TenantId) -> AgentId:
+    return AGENT if tenant == TENANT else AgentId(f"{AGENT}_{tenant}")
 
 
 def node(name: str = "one") -> NodeId:
@@ -82,13 +88,15 @@ class Builder:
         max_attempts: int = 3,
         retry_is_safe: bool = False,
         run_deadline: timedelta = timedelta(hours=1),
+        tenant: TenantId = TENANT,
+        priority: Priority = Priority.NORMAL,
     ) -> NewExecution:
         decision_id = new_id(DECISION, self.clock, self.random)
         run = RunSpec(
             execution_id=new_id(EXECUTION, self.clock, self.random),
-            tenant_id=TENANT,
+            tenant_id=tenant,
             caller=caller,
-            agent_id=AGENT,
+            agent_id=agent_of(tenant),
             agent_name="redact",
             template_digest=TEMPLATE,
             module_digest=MODULE,
@@ -118,7 +126,7 @@ class Builder:
             ),
             decision=DecisionRecord(
                 decision_id=decision_id,
-                tenant_id=TENANT,
+                tenant_id=tenant,
                 question="execute",
                 allowed=True,
                 reason="ALLOWED",
@@ -127,6 +135,7 @@ class Builder:
             ),
             audit_entry_id=new_id(AUDIT_ENTRY, self.clock, self.random),
             max_attempts=max_attempts,
+            priority=priority,
             created_at=self.clock.now(),
         )
 

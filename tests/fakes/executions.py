@@ -36,6 +36,7 @@ from control_plane.executions.domain import (
 from control_plane.executions.lifecycle import Attempt, Execution, Finished
 from control_plane.executions.ports import Place
 from control_plane.executions.rows import execution_id_of_token, request_hmac
+from control_plane.executions.turns import Turns, due, share
 from control_plane.paging import Page, encode_token
 from shared.clock import Clock
 from shared.digests import Digest
@@ -78,6 +79,7 @@ class FakeExecutionStore:
         self._executions: dict[ExecutionId, Execution] = {}
         self._work: dict[ExecutionId, NewExecution] = {}
         self._bodies: dict[BodyId, _Body] = {}
+        self._turns = Turns()
         self._requests: dict[Key, _Request] = {}
         self._placements: dict[OrderId, Placement] = {}
         self._receipts: dict[tuple[NodeId, int], tuple[AttemptResult, Disposition]] = {}
@@ -261,14 +263,7 @@ class FakeExecutionStore:
         now = self.clock.now()
         if self.sessions.get(session.node_id, (0, ""))[0] != session.session_epoch:
             raise SessionSupersededError(f"node {session.node_id} has a newer session")
-        waiting = sorted(
-            (
-                one
-                for one in self._executions.values()
-                if _claimable(one, session.node_id, now) and (alone or not one.runs_alone)
-            ),
-            key=lambda one: (one.claimable_at, one.execution_id),
-        )[:limit]
+        waiting = self._by_turns(session.node_id, limit, now, alone=alone)
         found = {one.execution_id: self._claimable_of(one) for one in waiting}
         placements = tuple(place(tuple(found.values())) if found else ())
         for placement in placements:
@@ -278,11 +273,31 @@ class FakeExecutionStore:
             self._record(
                 AuditEntryId(""), leased.tenant_id, SYSTEM_ACTOR, "attempt.leased", leased.execution_id
             )
+        self._turns.served(found[one.execution_id].run.tenant_id for one in placements)
         return Claimed(
             placements=placements,
             executions=tuple(found[one.execution_id] for one in placements),
             queue_empty=len(waiting) < limit and len(placements) == len(waiting),
         )
+
+    def _by_turns(self, node_id: NodeId, limit: int, now: datetime, *, alone: bool) -> Sequence[Execution]:
+        queues: dict[TenantId, list[Execution]] = {}
+        for one in sorted(
+            (one for one in self._executions.values() if one.claimable_at is not None), key=self._due
+        ):
+            mine = queues.setdefault(one.tenant_id, [])
+            if _claimable(one, node_id, now) and (alone or not one.runs_alone):
+                mine.append(one)
+        tenants = sorted(queues, key=lambda tenant: (self._turns.of(tenant), tenant))
+        each = share(limit, tenants)
+        first = [one for tenant in tenants for one in queues[tenant][:each]][:limit]
+        rest = [one for tenant in tenants for one in queues[tenant][each:]]
+        return first + rest[: limit - len(first)]
+
+    def _due(self, execution: Execution) -> tuple[datetime, str]:
+        assert execution.claimable_at is not None
+        priority = self._work[execution.execution_id].priority
+        return due(execution.claimable_at, priority), execution.execution_id
 
     async def record_batches(self, batches: Sequence[SignedBatchRecord]) -> None:
         for batch in batches:

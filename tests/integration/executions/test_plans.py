@@ -7,6 +7,7 @@ from typing import Any
 import pytest
 
 from control_plane.executions import accept_sql, claim_sql, finish_sql
+from control_plane.executions.turns import Turns
 from tests.builders.executions import node
 from tests.fixtures.execution_worlds import PostgresWorld
 
@@ -22,7 +23,10 @@ STATEMENTS: dict[str, tuple[str, tuple[Any, ...]]] = {
     "start": (claim_sql.START, (*_ATTEMPTS, ["aud_1"] * _MANY)),
     "renew": (claim_sql.RENEW, (*_ATTEMPTS, node(), timedelta(seconds=1))),
     "live": (claim_sql.LIVE_OF, _ATTEMPTS),
-    "claimable": (claim_sql.LOCK_CLAIMABLE, (node(), 10, True)),
+    "claimable": (
+        claim_sql.LOCK_CLAIMABLE,
+        claim_sql.claimable_arguments(node(), 10, Turns(), alone=True),
+    ),
     "live attempt": (claim_sql.LIVE_ATTEMPT, ("exe_1", 1, 1, node())),
     "cancel requests": (claim_sql.CANCEL_REQUESTS, ([node()],)),
     "expired leases": (claim_sql.EXPIRED_LEASES, (10, timedelta(0))),
