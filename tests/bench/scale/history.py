@@ -6,15 +6,14 @@ those of new executions, as time makes them.
 
 import time
 from collections.abc import Awaitable, Callable, Sequence
-from datetime import timedelta
 from typing import Any
 
 from agentfactory.v1 import common_pb2, executions_pb2
 
-from control_plane.executions import claim_sql
 from tests.bench.report import Figure, median, quantile, spread
 from tests.bench.scale.growth import MAX_GROWTH, say_measured
 from tests.bench.scale.world import AGENT, CALL_SECONDS, Measured, World, running_world, say
+from tests.integration.executions import test_plans
 
 STEP = 20_000
 """Executions of one statement."""
@@ -58,11 +57,14 @@ SELECT n, h || '-7000-8000-' || tail AS own, h || '-7001-8000-' || tail AS other
           FROM generate_series($1::bigint, $2::bigint) n) AS numbers) AS parts
 """
 
-STATEMENTS: dict[str, tuple[str, tuple[Any, ...]]] = {
-    "claim": (claim_sql.LOCK_CLAIMABLE, ("nod_none", 10, True)),
-    "sweep of leases": (claim_sql.EXPIRED_LEASES, (500, timedelta(0))),
-    "sweep of deadlines": (claim_sql.PAST_DEADLINE, (500,)),
-    "sweep of cancels": (claim_sql.CANCEL_REQUESTS, (["nod_none"],)),
+STATEMENTS = {
+    f"{kind}: {name}": test_plans.STATEMENTS[name]
+    for kind, name in (
+        ("claim", "claimable"),
+        ("sweep", "cancel requests"),
+        ("sweep", "expired leases"),
+        ("sweep", "past deadline"),
+    )
 }
 
 
