@@ -27,7 +27,7 @@ def fetches_served(admin_port: int) -> float:
     return sum(float(line.removeprefix(counted)) for line in lines if line.startswith(counted))
 
 
-async def test_a_hot_module_reaches_every_node_once():
+async def test_a_hot_module_reaches_every_node_once() -> None:
     async with running_stack(nodes=0) as stack:
         await stack.make_agent(AGENT)
         trust = read_trust(stack.paths.node.trust)
