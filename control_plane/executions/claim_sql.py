@@ -23,11 +23,14 @@ DUE: Final = f"((e.claimable_at AT TIME ZONE 'UTC') + e.priority * {_STEP})"
 
 LOCK_CLAIMABLE: Final = f"""
 WITH RECURSIVE waiting AS (
-    -- One look into the index for each tenant, however much of each waits.
-    (SELECT e.tenant_id FROM executions e WHERE e.claimable_at IS NOT NULL ORDER BY e.tenant_id LIMIT 1)
+    -- One look into the queue's index for each tenant, however much of each waits. By all its columns: for the
+    -- tenant alone another index would do, and be read from end to end to find what waits in a long history.
+    (SELECT e.tenant_id FROM executions e WHERE e.claimable_at IS NOT NULL
+        ORDER BY e.tenant_id, {DUE}, e.execution_id LIMIT 1)
     UNION ALL
     SELECT (SELECT e.tenant_id FROM executions e
-        WHERE e.claimable_at IS NOT NULL AND e.tenant_id > w.tenant_id ORDER BY e.tenant_id LIMIT 1)
+        WHERE e.claimable_at IS NOT NULL AND e.tenant_id > w.tenant_id
+        ORDER BY e.tenant_id, {DUE}, e.execution_id LIMIT 1)
     FROM waiting w WHERE w.tenant_id IS NOT NULL
 ), turn AS MATERIALIZED (
     SELECT w.tenant_id, coalesce(s.turn, $6::float8) AS turn, count(*) OVER () AS tenants

@@ -57,3 +57,8 @@ async def test_finishing_reads_no_growing_table_from_end_to_end(world: PostgresW
     placements = [world.build.placement(world.build.execution()) for _ in range(_MANY)]
     arguments = finish_sql.finish_arguments([world.build.result(one) for one in placements])
     assert not _SCAN.findall(await plan(world, statement, tuple(arguments)))
+
+
+async def test_a_claim_reads_executions_by_the_index_of_what_waits_alone(world: PostgresWorld) -> None:
+    found = await plan(world, *STATEMENTS["claimable"])
+    assert set(re.findall(r"using (\w+) on executions", found)) == {"ix_executions_queue"}
