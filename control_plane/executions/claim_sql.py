@@ -23,8 +23,8 @@ DUE: Final = f"((e.claimable_at AT TIME ZONE 'UTC') + e.priority * {_STEP})"
 
 LOCK_CLAIMABLE: Final = f"""
 WITH RECURSIVE waiting AS (
-    -- One look into the queue's index for each tenant, however much of each waits. By all its columns: for the
-    -- tenant alone another index would do, and be read from end to end to find what waits in a long history.
+    -- One look into the queue's index for each tenant, however much of each waits. By all its columns:
+    -- otherwise another index would do too, and be read from end to end for what waits in a long history.
     (SELECT e.tenant_id FROM executions e WHERE e.claimable_at IS NOT NULL
         ORDER BY e.tenant_id, {DUE}, e.execution_id LIMIT 1)
     UNION ALL
