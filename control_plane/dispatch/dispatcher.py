@@ -273,17 +273,15 @@ class Dispatcher:
         It is when several in a row find nothing for them: the rest is not asked, or every look at an empty
         queue would cost a transaction for each node. What all of those had refused waits a moment longer.
         """
-        empty, in_row = True, 0
+        answers: list[bool] = []
         for session in sessions:
             limit = places(session)
             if limit <= 0:
                 continue
-            nothing_left = await self._claim_for(session, limit=limit, clears=session is clears)
-            empty = empty and nothing_left
-            in_row = in_row + 1 if nothing_left else 0
-            if in_row >= ENOUGH_EMPTY:
+            answers.append(await self._claim_for(session, limit=limit, clears=session is clears))
+            if len(answers) >= ENOUGH_EMPTY and all(answers[-ENOUGH_EMPTY:]):
                 return True
-        return empty
+        return bool(answers) and all(answers)  # nobody asked means nothing known
 
     def _free_slots(self, session: LiveSession) -> int:
         return self._fleet.free_slots(session, self._clock.monotonic())

@@ -181,6 +181,33 @@ async def test_what_must_run_alone_stops_the_claims_of_one_node_only(parts: Part
     assert not parts.dispatcher.queue_is_empty
 
 
+async def test_with_every_slot_busy_the_queues_of_several_nodes_are_filled(parts: Parts):
+    sessions = [parts.join(slots=1), parts.join(slots=1)]
+    for session in sessions:
+        session.take_heartbeat(number=2, free_slots=3, capacity=3, now=0.0)
+    await parts.find_queue_empty()
+    assert len(parts.take(newcomer(), newcomer())) == 2
+    assert [session.idle_slots() for session in sessions] == [0, 0]
+    parts.enqueue(*(build.claimable() for _ in range(5)))
+
+    await parts.dispatcher.claim_once()
+
+    assert sorted(session.held_count for session in sessions) == [3, 3]
+    assert len(parts.leases.queue) == 1
+    assert not parts.dispatcher.queue_is_empty
+
+
+async def test_slots_of_every_node_come_before_the_queue_of_one(parts: Parts):
+    sessions = [parts.join(slots=2), parts.join(slots=2)]
+    for session in sessions:
+        session.take_heartbeat(number=2, free_slots=10, capacity=10, now=0.0)
+    parts.enqueue(*(build.claimable() for _ in range(4)))
+
+    await parts.dispatcher.claim_once()
+
+    assert [session.held_count for session in sessions] == [2, 2]
+
+
 async def test_what_no_order_can_say_stands_in_nobodys_way(parts: Parts):
     session = parts.join()
     unsayable = build.claimable(run=build.run_spec(agent_id="not an id", profile="unknown"))
