@@ -154,18 +154,16 @@ class MeasuredAcceptor(Acceptor):
         super().__init__(store=store, placer=placer, gathering=gathering)
         self._metrics = metrics
 
-    async def accept(self, item: NewExecution) -> Accepted:
-        """See `Acceptor.accept`."""
-        started = time.perf_counter()
-        accepted = await super().accept(item)
-        self._metrics.stage("accept", time.perf_counter() - started)
-        return accepted
-
     def enqueue(self, item: NewExecution) -> "asyncio.Future[Accepted]":
         """See `Acceptor.enqueue`."""
         started = time.perf_counter()
+
+        def measure(answer: "asyncio.Future[Accepted]") -> None:
+            if not answer.cancelled() and answer.exception() is None:
+                self._metrics.stage("accept", time.perf_counter() - started)
+
         answer = super().enqueue(item)
-        answer.add_done_callback(lambda _: self._metrics.stage("accept", time.perf_counter() - started))
+        answer.add_done_callback(measure)
         return answer
 
 

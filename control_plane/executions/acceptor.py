@@ -32,7 +32,7 @@ class Acceptor:
             ResourceExhaustedError: Too many wait to be stored already.
             UnavailableError: The database is away or this process stops; nothing was promised.
         """
-        return await self._group.submit(item)
+        return await self.enqueue(item)
 
     def enqueue(self, item: NewExecution) -> "asyncio.Future[Accepted]":
         """Like `accept`, without a coroutine: the answer comes with the future, a refusal too."""

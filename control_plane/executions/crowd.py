@@ -5,6 +5,7 @@ Those that are not new (repeats, an agent that has just changed) go the ordinary
 
 import asyncio
 from collections.abc import AsyncGenerator, Coroutine, Sequence
+from contextlib import ExitStack
 from typing import Any
 
 from control_plane.executions.acceptor import Acceptor
@@ -14,7 +15,7 @@ from control_plane.executions.lifecycle import Execution
 from control_plane.executions.ports import ExecutionStore
 from control_plane.executions.service import ExecutionService, RunRequest
 from control_plane.policy.domain import Subject
-from shared.errors import AgentFactoryError, InternalError
+from shared.errors import AgentFactoryError, InternalError, ResourceExhaustedError
 from shared.ids import ExecutionId  # noqa: TC001 - imports stay in one place
 from shared.logs import get_logger
 
@@ -55,7 +56,13 @@ class Crowd:
             else:
                 yield position, made
         ids = [item.run.execution_id for _, item in prepared]
-        with self._completions.watch_crowd(ids) as watch:
+        with ExitStack() as watching:
+            try:
+                watch = watching.enter_context(self._completions.watch_crowd(ids))
+            except ResourceExhaustedError as full:
+                for position, _ in prepared:
+                    yield position, full
+                return
             waiting = _Waiting(watch)
             try:
                 answers = [self._acceptor.enqueue(item) for _, item in prepared]
@@ -98,8 +105,8 @@ class Crowd:
                     continue
                 try:
                     execution = known or await self._store.get(subject.tenant_id, execution_id)
-                except AgentFactoryError as error:
-                    yield waiting.open.pop(execution_id), error
+                except Exception as error:  # noqa: BLE001 - one that cannot be read must not end the others
+                    yield waiting.open.pop(execution_id), _refusal(error)
                     continue
                 if execution.state.is_terminal:
                     yield waiting.open.pop(execution_id), execution

@@ -5,7 +5,12 @@ from contextlib import aclosing
 
 from control_plane.executions.domain import ExecutionState, Outcome
 from control_plane.executions.lifecycle import Execution
-from shared.errors import DatabaseUnavailableError, IdempotencyConflictError, NotFoundError
+from shared.errors import (
+    DatabaseUnavailableError,
+    IdempotencyConflictError,
+    NotFoundError,
+    ResourceExhaustedError,
+)
 from tests.unit.control_plane.executions.conftest import BOUND_SECONDS, SUBJECT, ask
 
 
@@ -86,3 +91,35 @@ async def test_a_hint_without_the_end_is_looked_up(stack):
     results = await results_of(stack, [ask("r1")], finish=False)
     await hinting
     assert results[0].state is ExecutionState.KILLED
+
+
+async def test_a_replica_with_too_many_callers_refuses_each_and_breaks_no_stream(stack):
+    stack.completions._max_watches = 1
+    results = await results_of(stack, [ask("r1", agent="nobody"), ask("r2"), ask("r3")], finish=False)
+    assert [type(results[n]) for n in range(3)] == [
+        NotFoundError,
+        ResourceExhaustedError,
+        ResourceExhaustedError,
+    ]
+
+
+async def test_a_bug_met_while_one_end_is_read_is_masked_and_ends_no_other(stack, monkeypatch):
+    real = stack.store.get
+
+    async def breaks(tenant_id, execution_id):
+        if execution_id == stack.placer.committed[0].execution_id:
+            raise RuntimeError("secret detail")
+        return await real(tenant_id, execution_id)
+
+    monkeypatch.setattr(stack.store, "get", breaks)
+
+    async def hint():
+        await stack.until(lambda: len(stack.placer.committed) == 2)
+        for placement in stack.placer.committed:
+            await stack.store.finish([stack.build.result(placement)])
+        stack.completions.changed([one.execution_id for one in stack.placer.committed])
+
+    hinting = asyncio.ensure_future(hint())
+    results = await results_of(stack, [ask("r1"), ask("r2")], finish=False)
+    await hinting
+    assert sorted(type(one).__name__ for one in results.values()) == ["Execution", "InternalError"]
