@@ -80,14 +80,6 @@ class Order:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class SignedOrderBatch:
-    """A signed root, and the path of every order in the sequence that was given."""
-
-    envelope: bytes
-    paths: tuple[tuple[bytes, ...], ...]
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
 class VerifiedOrderRoot:
     """A Merkle root over orders that a trusted key signed."""
 
@@ -138,19 +130,6 @@ async def sign_planned(batch: PlannedBatch, signer: Signer) -> bytes:
         KeyUnavailableError: The key's custodian does not answer.
     """
     return await sign_envelope(ORDERS_TYPE, batch.payload, [signer])
-
-
-async def sign_batch(
-    orders: Sequence[bytes], signer: Signer, *, installation: str, epoch: int, issued_at: datetime
-) -> SignedOrderBatch:
-    """Sign 1 to 256 encoded orders with one signature; each verifies alone with its path.
-
-    Raises:
-        InvalidInputError: As `plan_batch`.
-        KeyUnavailableError: The key's custodian does not answer.
-    """
-    planned = plan_batch(orders, installation=installation, epoch=epoch, issued_at=issued_at)
-    return SignedOrderBatch(envelope=await sign_planned(planned, signer), paths=planned.paths)
 
 
 def verify_batch(

@@ -25,9 +25,9 @@ class Fleet:
 
     def __init__(self) -> None:
         self._sessions: dict[NodeId, LiveSession] = {}
-        self._turns = Turns()
-        self._zones: dict[str, Turns] = {}
-        self._holders: dict[Digest, Turns] = {}
+        self._turns = Rotation()
+        self._zones: dict[str, Rotation] = {}
+        self._holders: dict[Digest, Rotation] = {}
         """Sessions by a module that is on their disk."""
         self.required_keyset_version = 0
         """Sessions that have not acknowledged this keyset get no orders (design rule 12)."""
@@ -135,9 +135,9 @@ class Fleet:
 
     def _list(self, session: LiveSession) -> None:
         self._turns.add(session)
-        self._zones.setdefault(session.zone, Turns()).add(session)
+        self._zones.setdefault(session.zone, Rotation()).add(session)
         for digest in session.cached():
-            self._holders.setdefault(digest, Turns()).add(session)
+            self._holders.setdefault(digest, Rotation()).add(session)
         session.on_cached = self._cached
 
     def _unlist(self, session: LiveSession) -> None:
@@ -149,12 +149,12 @@ class Fleet:
 
     def _cached(self, session: LiveSession, digest: Digest, *, there: bool) -> None:
         if there:
-            self._holders.setdefault(digest, Turns()).add(session)
+            self._holders.setdefault(digest, Rotation()).add(session)
         else:
             _remove(self._holders, digest, session)
 
 
-class Turns:
+class Rotation:
     """Sessions in the order of whose turn it is to be looked at."""
 
     def __init__(self) -> None:
@@ -182,7 +182,7 @@ class Turns:
         return chosen
 
 
-def _remove(lists: dict[_Key, Turns], key: _Key, session: LiveSession) -> None:
+def _remove(lists: dict[_Key, Rotation], key: _Key, session: LiveSession) -> None:
     turns = lists.get(key)
     if turns is not None:
         turns.remove(session)

@@ -21,13 +21,14 @@ from shared.ids import BootId, NodeId, TenantId
 from shared.keyset import KeyPurpose, Keyset, KeysetEntry, sign_keyset
 from shared.manifest import GrantedLimits, Manifest, ModuleFile, Profile
 from shared.order_codec import encode_order
-from shared.orders import Order, sign_batch
+from shared.orders import Order
 from shared.packages import make_package, sign_package
 from shared.paths import NodePaths
 from shared.receipt_codec import VerifiedReceipt, verify_receipt
 from shared.signatures import PrivateKey, PublicKey
 from shared.trust import TrustRoots, encode_trust
 from tests.fixtures.keys import ed25519_key, rsa_key, signer
+from tests.fixtures.order_batches import sign_batch
 
 INSTALLATION = "scripted"
 TENANT = TenantId("default")

@@ -21,11 +21,12 @@ from shared.errors import (
 from shared.keyset import KeyPurpose, Keyset, sign_keyset
 from shared.manifest import encode_manifest
 from shared.order_codec import encode_order
-from shared.orders import Order, sign_batch
+from shared.orders import Order
 from shared.receipt_codec import sign_receipt
 from shared.receipts import AttemptIdentity, ReceiptPredicate
 from tests.fakes.clock import START
 from tests.fixtures.keys import ed25519_key, rsa_key, signer
+from tests.fixtures.order_batches import sign_batch
 from tests.unit.shared.builders import INSTALLATION, a_keyset, a_manifest, a_receipt, an_entry, an_order
 
 ROOT = ed25519_key("root")

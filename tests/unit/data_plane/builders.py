@@ -10,10 +10,11 @@ from shared.digests import commit_body, sha256_digest
 from shared.ids import InstallationId
 from shared.manifest import GrantedLimits, Profile
 from shared.order_codec import encode_order
-from shared.orders import Order, sign_batch
+from shared.orders import Order
 from shared.signatures import PrivateKey
 from tests.fakes.clock import START
 from tests.fixtures.keys import rsa_key, signer
+from tests.fixtures.order_batches import sign_batch
 from tests.unit.shared.builders import BOOT, INSTALLATION, NODE, an_order
 
 ENGINE = EngineInfo(
