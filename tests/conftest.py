@@ -4,6 +4,7 @@ from collections.abc import Iterator
 
 import pytest
 
+from shared.logs import LogStyle, configure_logging
 from tests.fixtures.postgres import (
     SERVICE,
     PostgresServer,
@@ -13,6 +14,15 @@ from tests.fixtures.postgres import (
 )
 
 POSTGRES_VERSIONS = ("postgres_18", "postgres_15")
+
+
+@pytest.fixture(autouse=True)
+def product_logging() -> None:
+    """Log as the product does, whichever test ran before: structlog's own default draws tracebacks with locals.
+
+    One of those takes a second on a busy machine.
+    """
+    configure_logging("INFO", LogStyle.JSON)
 
 
 @pytest.fixture(scope="session")

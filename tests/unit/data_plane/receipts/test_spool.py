@@ -366,7 +366,7 @@ async def test_disk_that_fails_ends_the_spool(tmp_path, monkeypatch):
     await spool.close()
 
 
-async def test_torn_tail_is_cut_off(tmp_path, capsys):
+async def test_torn_tail_is_cut_off(tmp_path, caplog):
     spool = open_spool(tmp_path)
     await spool.append(draft("kept"))
     await spool.append(draft("torn"))
@@ -379,7 +379,7 @@ async def test_torn_tail_is_cut_off(tmp_path, capsys):
     again = open_spool(tmp_path)
 
     assert again.unacknowledged() == [1]
-    assert "a torn write" in capsys.readouterr().out
+    assert "a torn write" in caplog.text
     assert (await again.append(draft("new"))).sequence == 2
     await again.close()
     final = open_spool(tmp_path)
