@@ -16,10 +16,12 @@ from tests.chaos.faults.fault import Fault
 from tests.chaos.judge import judge
 from tests.chaos.load import Ledger, constant_load, measure_capacity
 from tests.chaos.row import Row, Times, fill
+from tests.chaos.slow import tell_slowest
 from tests.chaos.world import NODES, World, running_world
 from tests.e2e.stack import ROOT, eventually
 
 LOGS = ROOT / "build" / "chaos"
+SLOWEST = "slowest.jsonl"
 UNACKNOWLEDGED = "agentfactory_node_spool_receipts"
 CAPACITY_CALLERS = 32
 MAX_RATE = 60.0
@@ -53,6 +55,7 @@ QUICK = Pace(capacity=1.0, warm_up=1.0, earlier=2.0, most_hold=6.0, observed=6.0
 async def run_fault(fault: Fault, pace: Pace = FULL) -> Row:
     """Return the row of one fault; whatever goes wrong on the way is a failure in it."""
     row = Row(fault=fault.name, says=fault.says)
+    shutil.rmtree(LOGS / fault.name, ignore_errors=True)
     started = time.monotonic()
     try:
         async with asyncio.timeout(RUN_WITHIN.total_seconds()), running_world(fault.needs) as world:
@@ -81,6 +84,7 @@ async def _run(world: World, fault: Fault, row: Row, pace: Pace) -> None:
             times = await _go_through(world, fault, pace)
         row.others_cores = others_cores(before, cpu_seconds(), time.monotonic() - started)
     await quiet(world)
+    keep(fault.name, SLOWEST, await tell_slowest(world, ledger.calls, times))
     row.proof = await _proof(fault.proof(world), row)
     await world.stop_nodes()
     facts = await read_facts(world)
@@ -108,9 +112,12 @@ async def _go_through(world: World, fault: Fault, pace: Pace) -> Times:
 
 def keep_logs(world: World, name: str) -> None:
     """Keep what every process said of the last run of this fault."""
-    kept = LOGS / name
-    shutil.rmtree(kept, ignore_errors=True)
-    shutil.copytree(world.data_dir / "logs", kept)
+    shutil.copytree(world.data_dir / "logs", LOGS / name, dirs_exist_ok=True)
+
+
+def keep(name: str, file: str, text: str) -> None:
+    (LOGS / name).mkdir(parents=True, exist_ok=True)
+    (LOGS / name / file).write_text(text, encoding="utf-8")
 
 
 def cpu_seconds() -> tuple[float, float]:
