@@ -1,17 +1,18 @@
 """Many small writes share one commit. Knows nothing of what is written.
 
 The next group forms while the commit of the previous one runs, so a lone caller never waits for company and a
-crowd shares the cost of durability. A large crowd gathers for some milliseconds (`shared.gathering`).
+crowd shares the cost of durability. A large crowd gathers for some milliseconds (`shared.gathering`). Items
+with different keys take turns, so whoever brings thousands delays only himself.
 """
 
 import asyncio
 import time
-from collections import deque
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Awaitable, Callable, Hashable, Sequence
 from dataclasses import dataclass
 from datetime import timedelta
 from typing import Final, Generic, NoReturn, TypeVar
 
+from control_plane.database.lanes import Lanes
 from shared.errors import DatabaseUnavailableError, ResourceExhaustedError, UnavailableError
 from shared.gathering import Gathering
 
@@ -35,7 +36,9 @@ class _Waiting(Generic[T, R]):
 
 
 class GroupCommit(Generic[T, R]):
-    """Collects items and hands them to `flush` in groups, one group at a time, in order of arrival.
+    """Collects items and hands them to `flush` in groups, one group at a time.
+
+    In order of arrival among items with one key of `lane_of` (without it: among all); the keys take turns.
 
     `flush` stores a group in one transaction and answers in order. Repeating it with the same items must be
     harmless and must tell what became of them (their ids make it so): a group whose commit has an unknown
@@ -47,6 +50,7 @@ class GroupCommit(Generic[T, R]):
         flush: Callable[[Sequence[T]], Awaitable[Sequence[R]]],
         *,
         size_of: Callable[[T], int],
+        lane_of: Callable[[T], Hashable] | None = None,
         max_items: int = MAX_GROUP_ITEMS,
         max_bytes: int = MAX_GROUP_BYTES,
         max_waiting: int = MAX_WAITING_ITEMS,
@@ -56,11 +60,12 @@ class GroupCommit(Generic[T, R]):
         self._gathering = gathering
         self._flush = flush
         self._size_of = size_of
+        self._lane_of = lane_of
         self._max_items = max_items
         self._max_bytes = max_bytes
         self._max_waiting = max_waiting
         self._tries = tries
-        self._waiting: deque[_Waiting[T, R]] = deque()
+        self._waiting: Lanes[_Waiting[T, R]] = Lanes()
         self._arrived = asyncio.Event()
         self._enough = 0
         self._gathered: asyncio.Future[None] | None = None
@@ -72,7 +77,8 @@ class GroupCommit(Generic[T, R]):
         """Return what `flush` answered for this item, after its commit.
 
         Raises:
-            ResourceExhaustedError: Too many items wait already.
+            ResourceExhaustedError: Too many items wait already, and as many with this item's key as with any;
+                also when that becomes so before its turn. It was not written.
             UnavailableError: The database is away, or this process stops; the item's fate may be unknown.
             Exception: Whatever `flush` raised for this item alone.
         """
@@ -84,15 +90,14 @@ class GroupCommit(Generic[T, R]):
         if self._closed:
             answer.set_exception(UnavailableError("this control plane is stopping"))
             return answer
+        lane = None if self._lane_of is None else self._lane_of(item)
         if len(self._waiting) >= self._max_waiting:
-            answer.set_exception(
-                ResourceExhaustedError(
-                    f"{self._max_waiting} writes wait for the database already",
-                    retry_after=self._retry_after(),
-                )
-            )
-            return answer
-        self._waiting.append(_Waiting(item, self._size_of(item), answer))
+            turned_away = self._waiting.make_room(lane)
+            if turned_away is None:
+                answer.set_exception(self._full())
+                return answer
+            _fail(turned_away, self._full())
+        self._waiting.append(lane, _Waiting(item, self._size_of(item), answer))
         self._arrived.set()
         if self._gathering is not None:
             self._gathering.arrived(answer.get_loop().time())
@@ -136,6 +141,11 @@ class GroupCommit(Generic[T, R]):
             timer.cancel()
             self._gathered = None
 
+    def _full(self) -> ResourceExhaustedError:
+        return ResourceExhaustedError(
+            f"{self._max_waiting} writes wait for the database already", retry_after=self._retry_after()
+        )
+
     def _retry_after(self) -> timedelta:
         """How long half of what waits takes at the pace of the newest group."""
         if not self._group_items:
@@ -151,10 +161,10 @@ class GroupCommit(Generic[T, R]):
         group: list[_Waiting[T, R]] = []
         size = 0
         while self._waiting and len(group) < self._max_items:
-            first = self._waiting[0]
+            first = self._waiting.first()
             if group and size + first.size_bytes > self._max_bytes:
                 break
-            self._waiting.popleft()
+            self._waiting.take()
             if first.answer.done():  # its caller went away before anything was promised
                 continue
             group.append(first)

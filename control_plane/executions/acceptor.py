@@ -9,6 +9,7 @@ from control_plane.executions.domain import Accepted, AcceptOutcome, NewExecutio
 from control_plane.executions.ports import ExecutionStore, Placer
 from shared.errors import DatabaseUnavailableError
 from shared.gathering import Gathering
+from shared.ids import TenantId
 
 STORE_TRIES: Final = 2
 """A group whose commit has an unknown fate is stored once more, with the same ids and placements."""
@@ -22,7 +23,7 @@ class Acceptor:
         self._placer = placer
         # Repeating is done here, where the placements of the first try are known.
         self._group = GroupCommit[NewExecution, Accepted](
-            self._flush, size_of=_size_of, tries=1, gathering=gathering
+            self._flush, size_of=_size_of, lane_of=_tenant_of, tries=1, gathering=gathering
         )
 
     async def accept(self, item: NewExecution) -> Accepted:
@@ -86,6 +87,10 @@ class Acceptor:
             self._placer.release(dropped)
         if waits:
             self._placer.wake()
+
+
+def _tenant_of(item: NewExecution) -> TenantId:
+    return item.run.tenant_id
 
 
 def _size_of(item: NewExecution) -> int:

@@ -151,6 +151,43 @@ async def test_too_many_that_wait_are_refused():
         await asyncio.gather(*first, *rest)
 
 
+def parity(item):
+    return item % 2
+
+
+async def test_lanes_take_turns_so_a_flood_stands_behind_its_own():
+    flush = Flush()
+    flush.gate.clear()
+    async with running(flush, max_items=4, lane_of=parity) as (group, _):
+        first = start(group, 1)
+        await until(lambda: flush.groups)
+        rest = start(group, 3, 5, 7, 9, 11, 2, 4)
+        await asyncio.sleep(0)
+        flush.gate.set()
+        assert await asyncio.gather(*first, *rest) == [10, 30, 50, 70, 90, 110, 20, 40]
+    assert flush.groups == [[1], [3, 2, 5, 4], [7, 9, 11]]
+
+
+async def test_the_longest_lane_gives_way_when_there_is_no_more_room():
+    flush = Flush()
+    flush.gate.clear()
+    async with running(flush, max_waiting=3, lane_of=parity) as (group, _):
+        first = start(group, 1)
+        await until(lambda: flush.groups)
+        flood = start(group, 3, 5, 7)
+        await asyncio.sleep(0)
+        other = start(group, 2)
+        await asyncio.sleep(0)
+        with pytest.raises(ResourceExhaustedError):
+            await group.submit(4)  # its lane would become the longest
+        with pytest.raises(ResourceExhaustedError) as gave_way:
+            await flood[2]
+        assert gave_way.value.retry_after is not None
+        flush.gate.set()
+        assert await asyncio.gather(*first, *flood[:2], *other) == [10, 30, 50, 20]
+    assert flush.groups == [[1], [3, 2, 5]]
+
+
 async def test_who_went_away_before_the_commit_is_not_written():
     flush = Flush()
     flush.gate.clear()
