@@ -47,6 +47,8 @@ class Running:
     order: Order
     delivery: Delivery = field(repr=False)
     admission: Admission = field(repr=False)
+    order_envelope: bytes = field(repr=False)
+    """The signed root that the order came under."""
     order_digest: Digest
     received_at: datetime
     queued_at: float
@@ -79,6 +81,7 @@ def report_of_run(
         finished_at=max(now, running.started_at or running.received_at),
         result=result,
         trap=trap,
+        order_envelope=running.order_envelope,
     )
 
 
@@ -92,6 +95,7 @@ def report_of_rejection(running: Running, error: OrderRejectedError, *, now: dat
         started_at=running.started_at,
         finished_at=max(now, running.started_at or running.received_at),
         rejection=rejection_of(error),
+        order_envelope=running.order_envelope,
     )
 
 

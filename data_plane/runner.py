@@ -147,7 +147,7 @@ class OrderRunner:
                     self._start(self._reject(delivery, None, received_at, error))
                 return
             for delivery in deliveries:
-                self._receive_one(root, delivery, received_at)
+                self._receive_one(root, envelope, delivery, received_at)
 
     def stop(self, attempt: AttemptRef, reason: StopReason) -> None:
         """Stop the run of an attempt; without effect when it has ended or is unknown."""
@@ -191,14 +191,16 @@ class OrderRunner:
                 self._roots.popitem(last=False)
         return root
 
-    def _receive_one(self, root: VerifiedOrderRoot, delivery: Delivery, received_at: datetime) -> None:
+    def _receive_one(
+        self, root: VerifiedOrderRoot, envelope: bytes, delivery: Delivery, received_at: datetime
+    ) -> None:
         order: Order | None = None
         try:
             order = verify_order(delivery, root=root, facts=self._facts, now=received_at)
             self._ledger.accept(order, now=received_at)
             admission = self._admissions.admit(order, now=self._clock.monotonic())
         except OrderRejectedError as error:
-            self._start(self._reject(delivery, order, received_at, error))
+            self._start(self._reject(delivery, order, received_at, error, envelope))
             return
         except Exception:
             # What nobody foresaw in one order must not take the others, the session and the node with it.
@@ -206,12 +208,13 @@ class OrderRunner:
             failed = OrderRejectedError(
                 "the order cannot be checked", check=Check.FORMAT, rejection=RejectionReason.FORMAT
             )
-            self._start(self._reject(delivery, order, received_at, failed))
+            self._start(self._reject(delivery, order, received_at, failed, envelope))
             return
         running = Running(
             order=order,
             delivery=delivery,
             admission=admission,
+            order_envelope=envelope,
             order_digest=sha256_digest(delivery.order),
             received_at=received_at,
             queued_at=self._clock.monotonic(),
@@ -376,7 +379,12 @@ class OrderRunner:
         return report_of_rejection(running, error, now=self._clock.now())
 
     async def _reject(
-        self, delivery: Delivery, order: Order | None, received_at: datetime, error: OrderRejectedError
+        self,
+        delivery: Delivery,
+        order: Order | None,
+        received_at: datetime,
+        error: OrderRejectedError,
+        envelope: bytes = b"",
     ) -> None:
         self._count_rejection(error)
         await self._issue(
@@ -387,6 +395,7 @@ class OrderRunner:
                 received_at=received_at,
                 finished_at=max(self._clock.now(), received_at),
                 rejection=rejection_of(error),
+                order_envelope=envelope,
             )
         )
 

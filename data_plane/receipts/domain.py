@@ -73,6 +73,9 @@ class SpooledReceipt:
     """None when the order was never verified, so that nobody knows whose attempt it was."""
     output: SpooledBody | None = None
     log: SpooledBody | None = None
+    order_envelope: bytes = field(default=b"", repr=False)
+    """The signed root that its order came under: whoever takes the receipt may lack it. Empty when the order
+    was never believed."""
 
     @property
     def uploads(self) -> tuple[SpooledBody, ...]:
@@ -83,4 +86,4 @@ class SpooledReceipt:
     def size_bytes(self) -> int:
         """Roughly what its delivery weighs."""
         inline = sum(len(body.inline or b"") for body in (self.output, self.log) if body is not None)
-        return len(self.envelope) + inline
+        return len(self.envelope) + len(self.order_envelope) + inline

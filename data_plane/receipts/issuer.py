@@ -46,6 +46,8 @@ class Report:
     trap: str | None = None
     """Set when the outcome is trapped and the sandbox itself had no result."""
     rejection: Rejection | None = None
+    order_envelope: bytes = field(default=b"", repr=False)
+    """The signed root that the order came under, once the order was believed."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -79,7 +81,14 @@ class ReceiptIssuer:
             return self._sign(_predicate(report, head, self._facts, output, log))
 
         attempt = None if report.order is None else attempt_of(report.order)
-        draft = ReceiptDraft(build=build, attempt=attempt, output=output, log=log, reservation=reservation)
+        draft = ReceiptDraft(
+            build=build,
+            attempt=attempt,
+            output=output,
+            log=log,
+            order_envelope=b"" if report.order is None else report.order_envelope,
+            reservation=reservation,
+        )
         return await self._spool.append(draft)
 
     def signed_head(self) -> SignedHead:

@@ -19,6 +19,7 @@ class ReceiptDraft:
     attempt: AttemptRef | None
     output: Body | None = None
     log: Body | None = None
+    order_envelope: bytes = field(default=b"", repr=False)
     reservation: "Reservation | None" = None
     """The room that was taken for it. Without one it gets only what nobody has reserved."""
 

@@ -24,9 +24,10 @@ from shared.canonical import parse_strict
 from shared.digests import parse_digest
 from shared.errors import AgentFactoryError, SpoolCorruptError
 from shared.ids import ExecutionId
+from shared.orders import MAX_BATCH_ENVELOPE_BYTES
 
 MAX_META_BYTES: Final = 4 * 1024
-MAX_RECORD_BYTES: Final = MAX_META_BYTES + MAX_ENVELOPE_BYTES + 2 * 64 * 1024 + 64
+MAX_RECORD_BYTES: Final = MAX_META_BYTES + MAX_ENVELOPE_BYTES + MAX_BATCH_ENVELOPE_BYTES + 2 * 64 * 1024 + 64
 
 _CHECKSUM_BYTES: Final = 16
 _SEGMENT_MAGIC: Final = b"AFSPOOL1"
@@ -79,6 +80,7 @@ def encode_record(receipt: SpooledReceipt) -> bytes:
             for body in (receipt.output, receipt.log)
             if body is not None and body.inline is not None
         ),
+        *((receipt.order_envelope,) if receipt.order_envelope else ()),
     )
     payload = b"".join(_PART.pack(len(part)) + part for part in parts)
     head = _RECORD.pack(_RECORD_MAGIC, len(payload), receipt.sequence)
@@ -132,6 +134,8 @@ def _decode_payload(payload: bytes, sequence: int) -> SpooledReceipt:
             attempt=_attempt_from_meta(meta["attempt"]),
             output=output,
             log=log,
+            # Absent from what a build before this field wrote.
+            order_envelope=next(inlined) if meta.get("order_envelope") else b"",
         )
     except (
         AgentFactoryError,
@@ -165,6 +169,7 @@ def _meta(receipt: SpooledReceipt) -> dict[str, Any]:
         else [attempt.execution_id, attempt.attempt_number, str(attempt.fencing_token)],
         "output": _body_meta(receipt.output),
         "log": _body_meta(receipt.log),
+        "order_envelope": bool(receipt.order_envelope),
     }
 
 

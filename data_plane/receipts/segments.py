@@ -210,6 +210,7 @@ class SegmentStore:
             attempt=draft.attempt,
             output=_spooled(draft.output),
             log=_spooled(draft.log),
+            order_envelope=draft.order_envelope,
         )
         record = encode_record(receipt)
         if len(record) > MAX_RECORD_BYTES:

@@ -85,17 +85,18 @@ def hello_to_proto(
 
 
 def receipts_to_proto(receipts: Sequence[SpooledReceipt]) -> nodes_pb2.SessionRequest:
-    return nodes_pb2.SessionRequest(
-        receipt_batch=nodes_pb2.ReceiptBatch(
-            receipts=[
-                nodes_pb2.ReceiptDelivery(
-                    envelope=receipt.envelope,
-                    output=_body_to_proto(receipt.output),
-                    log=_body_to_proto(receipt.log),
-                )
-                for receipt in receipts
-            ]
+    places: dict[bytes, int] = {b"": 0}
+    deliveries = [
+        nodes_pb2.ReceiptDelivery(
+            envelope=receipt.envelope,
+            output=_body_to_proto(receipt.output),
+            log=_body_to_proto(receipt.log),
+            order_envelope=places.setdefault(receipt.order_envelope, len(places)),
         )
+        for receipt in receipts
+    ]
+    return nodes_pb2.SessionRequest(
+        receipt_batch=nodes_pb2.ReceiptBatch(receipts=deliveries, order_envelopes=list(places)[1:])
     )
 
 

@@ -26,9 +26,13 @@ async def spool(request, tmp_path):
     await spool.close()
 
 
-def draft(text: bytes = b"receipt", *, output: bytes | None = None) -> ReceiptDraft:
+def draft(
+    text: bytes = b"receipt", *, output: bytes | None = None, order_envelope: bytes = b""
+) -> ReceiptDraft:
     body = None if output is None else Body.of(output, bytes(32))
-    return ReceiptDraft(build=lambda head: text + head.hash, attempt=ATTEMPT, output=body)
+    return ReceiptDraft(
+        build=lambda head: text + head.hash, attempt=ATTEMPT, output=body, order_envelope=order_envelope
+    )
 
 
 async def test_new_spool_has_no_head(spool):
@@ -53,6 +57,11 @@ async def test_receipt_is_read_back_as_it_was_returned(spool):
     assert await spool.read(1) == receipt
     assert receipt.output.inline == b"small"
     assert receipt.uploads == ()
+
+
+async def test_signature_of_the_order_is_kept_with_its_receipt(spool):
+    await spool.append(draft(output=b"small", order_envelope=b"signed root"))
+    assert (await spool.read(1)).order_envelope == b"signed root"
 
 
 @pytest.mark.parametrize(("size", "inline"), [(INLINE_BODY_BYTES, True), (INLINE_BODY_BYTES + 1, False)])

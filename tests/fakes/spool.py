@@ -62,6 +62,7 @@ class FakeSpool:
             attempt=draft.attempt,
             output=bodies[0],
             log=bodies[1],
+            order_envelope=draft.order_envelope,
         )
         self.receipts[receipt.sequence] = receipt
         self.hashes[receipt.sequence] = self.head.hash

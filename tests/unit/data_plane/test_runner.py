@@ -21,6 +21,7 @@ from data_plane.receipts.issuer import ReceiptIssuer
 from data_plane.runner import OrderRunner
 from data_plane.sandbox.domain import Resources, Trap
 from data_plane.session.leases import Leases
+from shared import ids
 from shared.errors import (
     ArtifactInvalidError,
     DiskFullError,
@@ -28,7 +29,7 @@ from shared.errors import (
     RejectionReason,
     SpoolCorruptError,
 )
-from shared.ids import InstallationId
+from shared.ids import InstallationId, new_id
 from shared.keyset import sign_keyset
 from shared.manifest import RequestedLimits
 from shared.outcomes import Outcome
@@ -223,6 +224,29 @@ async def test_remembered_root_of_a_key_that_has_expired_since(world):
         said = await world.receipts()
 
     assert sorted(one.outcome for one in said) == [Outcome.REJECTED, Outcome.SUCCEEDED]
+
+
+async def test_receipt_goes_with_the_signature_that_its_order_came_under(world):
+    async with world.running():
+        envelope, deliveries = await signed(*orders(2))
+        world.runner.receive(envelope, deliveries)
+        world.runner.receive(envelope, deliveries[:1])
+        await world.receipts()
+
+    assert [one.order_envelope for one in world.announced.receipts] == [envelope] * 3
+
+
+async def test_what_was_never_believed_is_kept_with_no_receipt(world):
+    async with world.running():
+        envelope, deliveries = await signed(order(), key=rsa_key("other"))
+        world.runner.receive(envelope, deliveries)
+        other_node, not_for_us = await signed(
+            order(node_id=new_id(ids.NODE, world.clock, FakeRandom("other")))
+        )
+        world.runner.receive(other_node, not_for_us)
+        await world.receipts()
+
+    assert [one.order_envelope for one in world.announced.receipts] == [b"", b""]
 
 
 async def test_without_a_keyset_no_order_is_taken(world):

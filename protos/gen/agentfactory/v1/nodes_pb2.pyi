@@ -472,8 +472,11 @@ class ReceiptDelivery(_message.Message):
     ENVELOPE_FIELD_NUMBER: _builtins.int
     OUTPUT_FIELD_NUMBER: _builtins.int
     LOG_FIELD_NUMBER: _builtins.int
+    ORDER_ENVELOPE_FIELD_NUMBER: _builtins.int
     envelope: _builtins.bytes
     """DSSE envelope, Ed25519, in-toto Statement v1."""
+    order_envelope: _builtins.int
+    """Which of the message's order_envelopes the answered order came under, counted from 1; 0: none is sent."""
     @_builtins.property
     def output(self) -> _orders_pb2.Body: ...
     @_builtins.property
@@ -484,10 +487,11 @@ class ReceiptDelivery(_message.Message):
         envelope: _builtins.bytes = ...,
         output: _orders_pb2.Body | None = ...,
         log: _orders_pb2.Body | None = ...,
+        order_envelope: _builtins.int = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["log", b"log", "output", b"output"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["envelope", b"envelope", "log", b"log", "output", b"output"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["envelope", b"envelope", "log", b"log", "order_envelope", b"order_envelope", "output", b"output"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -498,16 +502,24 @@ class ReceiptBatch(_message.Message):
     DESCRIPTOR: _descriptor.Descriptor
 
     RECEIPTS_FIELD_NUMBER: _builtins.int
+    ORDER_ENVELOPES_FIELD_NUMBER: _builtins.int
     @_builtins.property
     def receipts(self) -> _containers.RepeatedCompositeFieldContainer[Global___ReceiptDelivery]: ...
+    @_builtins.property
+    def order_envelopes(self) -> _containers.RepeatedScalarFieldContainer[_builtins.bytes]:
+        """Envelopes of the batches that the answered orders came in, each once: a replica that dies after sending may
+        not have recorded its signature. Verified before use; ignored when the signature is on record.
+        """
+
     def __init__(
         self,
         *,
         receipts: _abc.Iterable[Global___ReceiptDelivery] | None = ...,
+        order_envelopes: _abc.Iterable[_builtins.bytes] | None = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["receipts", b"receipts"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["order_envelopes", b"order_envelopes", "receipts", b"receipts"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

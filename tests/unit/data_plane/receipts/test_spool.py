@@ -17,9 +17,14 @@ from hypothesis import strategies as st
 from data_plane.orders.domain import AttemptRef
 from data_plane.receipts import segments
 from data_plane.receipts import spool as spool_module
-from data_plane.receipts.domain import EMPTY_HEAD, Body
+from data_plane.receipts.domain import EMPTY_HEAD, Body, SpooledReceipt
 from data_plane.receipts.ports import ReceiptDraft
-from data_plane.receipts.records import MAX_RECORD_BYTES, SEGMENT_HEADER_BYTES
+from data_plane.receipts.records import (
+    MAX_RECORD_BYTES,
+    SEGMENT_HEADER_BYTES,
+    decode_record,
+    encode_record,
+)
 from data_plane.receipts.spool import Spool
 from shared.errors import (
     DiskFullError,
@@ -95,6 +100,28 @@ async def test_chain_goes_on_after_a_restart(tmp_path):
     assert again.unacknowledged() == [1]
     assert (await again.append(draft())).sequence == 2
     await again.close()
+
+
+async def test_receipt_still_has_the_signature_of_its_order_after_a_restart(tmp_path):
+    first = open_spool(tmp_path)
+    appended = await first.append(replace(draft(), order_envelope=b"signed root"))
+    await first.close()
+
+    second = open_spool(tmp_path)
+    assert await second.read(1) == appended
+    assert appended.order_envelope == b"signed root"
+    await second.close()
+
+
+def test_record_of_a_build_that_kept_no_signature_of_the_order_is_read():
+    receipt = SpooledReceipt(sequence=1, envelope=b"receipt", attempt=None)
+    today = encode_record(receipt)
+    head, payload = today[:16], today[32:].replace(b',"order_envelope":false', b"")
+    meta = payload.index(b"}") + 1 - 4
+    payload = meta.to_bytes(4, "big") + payload[4:]
+    head = head[:4] + len(payload).to_bytes(4, "big") + head[8:]
+    before = head + hashlib.sha256(head + payload).digest()[:16] + payload
+    assert decode_record(before, sequence=1) == receipt
 
 
 async def test_head_survives_when_everything_is_acknowledged(tmp_path):
