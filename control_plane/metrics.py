@@ -10,6 +10,7 @@ from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram
 
 from control_plane.dispatch.service import DispatchStats
 from control_plane.executions.acceptor import Acceptor
+from control_plane.executions.admission import Admission
 from control_plane.executions.completions import Completions
 from control_plane.executions.domain import Accepted, NewExecution
 from control_plane.executions.lifecycle import Execution
@@ -149,9 +150,10 @@ class MeasuredAcceptor(Acceptor):
         store: ExecutionStore,
         placer: Placer,
         metrics: ControlMetrics,
+        admission: Admission | None = None,
         gathering: Gathering | None = None,
     ) -> None:
-        super().__init__(store=store, placer=placer, gathering=gathering)
+        super().__init__(store=store, placer=placer, admission=admission, gathering=gathering)
         self._metrics = metrics
 
     def enqueue(self, item: NewExecution) -> "asyncio.Future[Accepted]":

@@ -40,6 +40,12 @@ class ControlSettings(PlaneSettings):
     default_run_deadline: timedelta = Field(
         default=timedelta(minutes=10), gt=timedelta(0), le=timedelta(hours=24)
     )
+    max_pending: int = Field(
+        default=100_000, ge=1, le=1_000_000, description="Executions that wait for a node, of all tenants."
+    )
+    max_pending_per_tenant: int = Field(
+        default=20_000, ge=1, le=1_000_000, description="Executions that wait for a node, of one tenant."
+    )
     stop_grace: timedelta = Field(
         default=10 * _SECOND, ge=timedelta(0), le=timedelta(minutes=5), description="For RPCs in flight."
     )

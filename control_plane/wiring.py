@@ -43,6 +43,8 @@ from control_plane.database.notifications import (
 from control_plane.database.unit_of_work import HeldConnection, PostgresDatabase
 from control_plane.dispatch.options import DispatchOptions
 from control_plane.dispatch.service import Dispatch
+from control_plane.executions.admission import Admission, AdmissionBounds
+from control_plane.executions.admission_store import PostgresQueueCount
 from control_plane.executions.bodies import BodyService
 from control_plane.executions.completions import Completions
 from control_plane.executions.crowd import Crowd
@@ -199,10 +201,12 @@ def build(base: Base, signer: FileSigner) -> Services:
     policy = _policy(base)
     catalog = TemplateCatalog(database=base.database, store=stores.templates)
     directory = CachedAgentDirectory(database=base.database, agents=stores.agents, templates=catalog)
+    admission = _admission(base)
     acceptor = MeasuredAcceptor(
         store=stores.executions,
         placer=dispatch.placer,
         metrics=base.metrics,
+        admission=admission,
         gathering=Gathering(lambda: completions.waiting),
     )
     executions = ExecutionService(
@@ -242,6 +246,7 @@ def build(base: Base, signer: FileSigner) -> Services:
             base.notifier.run,
             base.notifications.run,
             acceptor.run,
+            admission.run,
             partial(completions.run, stores.executions),
             Housekeeping(stores.executions).run,
             base.refusals.run,
@@ -296,6 +301,16 @@ class _Stores:
             agents=PostgresAgentStore(),
             decisions=PostgresDecisionLog(),
         )
+
+
+def _admission(base: Base) -> Admission:
+    return Admission(
+        counts=PostgresQueueCount(base.database),
+        bounds=AdmissionBounds(
+            pending=base.settings.max_pending, pending_of_tenant=base.settings.max_pending_per_tenant
+        ),
+        clock=base.clock,
+    )
 
 
 def _policy(base: Base) -> PolicyService:

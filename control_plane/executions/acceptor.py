@@ -1,13 +1,15 @@
 """Stores new executions in groups, placed at once where a slot is free (design section 4.3, rule 3)."""
 
-import asyncio  # noqa: TC003 - imports stay in one place
+import asyncio
 from collections.abc import Sequence
+from functools import partial
 from typing import Final, NoReturn
 
 from control_plane.database.group_commit import GroupCommit
+from control_plane.executions.admission import Admission
 from control_plane.executions.domain import Accepted, AcceptOutcome, NewExecution, Placement
 from control_plane.executions.ports import ExecutionStore, Placer
-from shared.errors import DatabaseUnavailableError
+from shared.errors import DatabaseUnavailableError, ResourceExhaustedError
 from shared.gathering import Gathering
 from shared.ids import TenantId
 
@@ -18,26 +20,53 @@ STORE_TRIES: Final = 2
 class Acceptor:
     """The only way by which executions come into being."""
 
-    def __init__(self, *, store: ExecutionStore, placer: Placer, gathering: Gathering | None = None) -> None:
+    def __init__(
+        self,
+        *,
+        store: ExecutionStore,
+        placer: Placer,
+        admission: Admission | None = None,
+        gathering: Gathering | None = None,
+    ) -> None:
         self._store = store
         self._placer = placer
+        self._admission = admission  # None: nothing is bounded but the writes that wait
         # Repeating is done here, where the placements of the first try are known.
         self._group = GroupCommit[NewExecution, Accepted](
             self._flush, size_of=_size_of, lane_of=_tenant_of, tries=1, gathering=gathering
         )
 
+    def require_room(self, tenant_id: TenantId) -> None:
+        """Return unless an execution of the tenant would be refused now: asked before work is spent on it.
+
+        Raises:
+            ResourceExhaustedError: As many wait as may.
+        """
+        if self._admission is not None:
+            self._admission.require(tenant_id)
+
     async def accept(self, item: NewExecution) -> Accepted:
         """Return what became of it, after its commit; whatever runs, runs after that.
 
         Raises:
-            ResourceExhaustedError: Too many wait to be stored already.
+            ResourceExhaustedError: Too many wait already, for a node or to be stored.
             UnavailableError: The database is away or this process stops; nothing was promised.
         """
         return await self.enqueue(item)
 
     def enqueue(self, item: NewExecution) -> "asyncio.Future[Accepted]":
         """Like `accept`, without a coroutine: the answer comes with the future, a refusal too."""
-        return self._group.enqueue(item)
+        if self._admission is None:
+            return self._group.enqueue(item)
+        try:
+            self._admission.enter(item.run.tenant_id)
+        except ResourceExhaustedError as full:
+            refused: asyncio.Future[Accepted] = asyncio.get_running_loop().create_future()
+            refused.set_exception(full)
+            return refused
+        answer = self._group.enqueue(item)
+        answer.add_done_callback(partial(_left, self._admission, item.run.tenant_id))
+        return answer
 
     async def run(self) -> NoReturn:
         """Store groups until cancelled."""
@@ -87,6 +116,19 @@ class Acceptor:
             self._placer.release(dropped)
         if waits:
             self._placer.wake()
+
+
+def _left(admission: Admission, tenant_id: TenantId, answer: "asyncio.Future[Accepted]") -> None:
+    # When its caller or Postgres went away, nobody knows what became of it: it waits, until the next count.
+    waits = True
+    if not answer.cancelled():
+        error = answer.exception()
+        if error is not None:
+            waits = isinstance(error, DatabaseUnavailableError)
+        else:
+            accepted = answer.result()
+            waits = accepted.outcome is AcceptOutcome.NEW and not accepted.placed
+    admission.left(tenant_id, waits=waits)
 
 
 def _tenant_of(item: NewExecution) -> TenantId:

@@ -21,8 +21,7 @@ _STEP: Final = f"interval '{AGING_STEP.total_seconds():.0f} seconds'"
 DUE: Final = f"((e.claimable_at AT TIME ZONE 'UTC') + e.priority * {_STEP})"
 """The expression of the queue's index, letter for letter; by UTC because only that is immutable."""
 
-LOCK_CLAIMABLE: Final = f"""
-WITH RECURSIVE waiting AS (
+WAITING_TENANTS: Final = f"""waiting AS (
     -- One look into the queue's index for each tenant, however much of each waits. By all its columns:
     -- otherwise another index would do too, and be read from end to end for what waits in a long history.
     (SELECT e.tenant_id FROM executions e WHERE e.claimable_at IS NOT NULL
@@ -32,7 +31,11 @@ WITH RECURSIVE waiting AS (
         WHERE e.claimable_at IS NOT NULL AND e.tenant_id > w.tenant_id
         ORDER BY e.tenant_id, {DUE}, e.execution_id LIMIT 1)
     FROM waiting w WHERE w.tenant_id IS NOT NULL
-), turn AS MATERIALIZED (
+)"""  # noqa: S608 - constants of our own
+"""Part of a recursive query: the tenants of whom something waits, and a null."""
+
+LOCK_CLAIMABLE: Final = f"""
+WITH RECURSIVE {WAITING_TENANTS}, turn AS MATERIALIZED (
     SELECT w.tenant_id, coalesce(s.turn, $6::float8) AS turn, count(*) OVER () AS tenants
     FROM waiting w LEFT JOIN unnest($4::text[], $5::float8[]) AS s (tenant_id, turn) USING (tenant_id)
     WHERE w.tenant_id IS NOT NULL

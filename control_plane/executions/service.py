@@ -125,6 +125,7 @@ class ExecutionService:
         Raises:
             As `execute`, before anything is stored.
         """
+        self._acceptor.require_room(subject.tenant_id)
         execution_id = new_id(EXECUTION, self._clock, self._random)
         body = await self._input(subject.tenant_id, request)
         agent = await self._agents.resolve(subject.tenant_id, request.agent)
@@ -213,6 +214,7 @@ class ExecutionService:
     async def _submit(
         self, subject: Subject, request: RunRequest, method: str, execution_id: ExecutionId
     ) -> tuple[Accepted, Execution]:
+        self._acceptor.require_room(subject.tenant_id)
         body = await self._input(subject.tenant_id, request)
         agent = await self._agents.resolve(subject.tenant_id, request.agent)
         for _ in range(_STALE_TRIES):
