@@ -6,6 +6,7 @@ import uuid
 from collections.abc import AsyncIterator
 from dataclasses import dataclass
 from datetime import timedelta
+from enum import StrEnum
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Final
 
@@ -28,6 +29,14 @@ WAIT_GRACE: Final = timedelta(seconds=5)
 """How much longer than the execution may take its answer is waited for."""
 
 
+class Priority(StrEnum):
+    """Which of the waiting executions of one's own tenant goes first."""
+
+    LOW = "low"
+    NORMAL = "normal"
+    HIGH = "high"
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Request:
     """One execution to ask for."""
@@ -36,6 +45,7 @@ class Request:
     body: bytes
     request_id: str
     timeout: timedelta
+    priority: Priority = Priority.NORMAL
 
 
 @app.command()
@@ -48,6 +58,9 @@ def run(
     timeout: Annotated[
         float, typer.Option("--timeout", min=0.1, max=86400, help="Seconds it may take.")
     ] = 60.0,
+    priority: Annotated[
+        Priority, typer.Option("--priority", help="Among waiting executions of your own tenant.")
+    ] = Priority.NORMAL,
     request_id: Annotated[
         str | None, typer.Option("--request-id", help="Repeat with the same one to find the same execution.")
     ] = None,
@@ -64,6 +77,7 @@ def run(
         body=read_input(input_file),
         request_id=request_id or str(uuid.uuid4()),
         timeout=timedelta(seconds=timeout),
+        priority=priority,
     )
     settings = read_settings(data_dir, target)
     if detach:
@@ -108,7 +122,10 @@ async def to_message(client: "Client", request: Request) -> "executions_pb2.Exec
     deadline = Duration()
     deadline.FromTimedelta(request.timeout)
     message = executions_pb2.ExecutionRequest(
-        agent=request.agent, request_id=request.request_id, run_deadline=deadline
+        agent=request.agent,
+        request_id=request.request_id,
+        run_deadline=deadline,
+        priority=executions_pb2.Priority.Value(f"PRIORITY_{request.priority.name}"),
     )
     if len(request.body) <= INLINE_BYTES:
         message.inline = request.body

@@ -1,14 +1,17 @@
 """What the command line takes in: bounded, and refused with a typed error."""
 
+from datetime import timedelta
 from pathlib import Path
 
+import grpc
 import pytest
 from agentfactory.v1 import executions_pb2
 
 from cli.agents import MAX_PARAMETERS_BYTES, read_parameters
+from cli.client import Client
 from cli.executions import parse_state
 from cli.receipts import read_evidence
-from cli.run import MAX_BODY_BYTES, outcome, read_input
+from cli.run import MAX_BODY_BYTES, Priority, Request, outcome, read_input, to_message
 from cli.settings import owner_database_url, read_settings
 from cli.templates import reference
 from shared.errors import InvalidInputError, MalformedError, NotFoundError, SettingsError
@@ -91,3 +94,16 @@ def test_settings_are_strict_and_the_database_must_be_named(
     monkeypatch.setenv("AF_CLI_DATADIR", "x")
     with pytest.raises(SettingsError, match="AF_CLI_DATA_DIR"):
         read_settings()
+
+
+async def test_a_priority_reaches_the_request() -> None:
+    request = Request(
+        agent="desk", body=b"{}", request_id="r", timeout=timedelta(seconds=1), priority=Priority.HIGH
+    )
+    client = Client(
+        channel=grpc.aio.insecure_channel("localhost:1"), timeout=1
+    )  # an inline input needs no call
+    assert (await to_message(client, request)).priority == executions_pb2.PRIORITY_HIGH
+    assert {f"PRIORITY_{one.name}" for one in Priority} | {"PRIORITY_UNSPECIFIED"} == set(
+        executions_pb2.Priority.keys()
+    )
