@@ -1,13 +1,16 @@
 """What dispatch needs besides the stores: keys, keysets, waiting callers, and somebody who counts."""
 
+from collections.abc import Sequence
+from datetime import datetime
 from typing import Protocol
 
-from control_plane.executions.domain import StoredBody
+from control_plane.executions.domain import StoredBody, UnsignedOrder
 from control_plane.executions.lifecycle import Execution
 from control_plane.nodes.domain import NodeState
 from shared.digests import Digest
-from shared.ids import NodeId, TenantId
+from shared.ids import KeyId, NodeId, OrderId, TenantId
 from shared.receipts import AttemptIdentity
+from shared.signatures import PublicKey
 
 
 class Keysets(Protocol):
@@ -18,6 +21,13 @@ class Keysets(Protocol):
 
         Raises:
             DatabaseUnavailableError: It cannot be read now.
+        """
+
+    async def order_keys(self, at: datetime) -> dict[KeyId, PublicKey]:
+        """Return the keys that may sign orders at this time.
+
+        Raises:
+            DatabaseUnavailableError: They cannot be read now.
         """
 
 
@@ -36,10 +46,13 @@ class BodyStore(Protocol):
 
 
 class OrderLookup(Protocol):
-    """Stored orders by digest; the nodes' store implements it."""
+    """Stored orders; the nodes' store implements it."""
 
     async def find_order(self, node_id: NodeId, order_digest: Digest) -> AttemptIdentity | None:
         """Return the attempt of a node's order; None when there is no such order."""
+
+    async def unsigned_orders(self, node_id: NodeId, order_ids: Sequence[OrderId]) -> Sequence[UnsignedOrder]:
+        """Return those of a node's orders whose batch has no signature on record."""
 
 
 class Observer(Protocol):
@@ -49,7 +62,11 @@ class Observer(Protocol):
         """One stage of the path took this long: ``claim``, ``sign``, ``node``, ``finish``."""
 
     def signature_failure(self, kind: str) -> None:
-        """A signature from outside did not verify: ``receipt``, ``spool_head``, ``enrollment``."""
+        """A signature from outside did not verify.
+
+        Of a ``receipt``, ``spool_head`` or ``enrollment``; ``returned_order`` is the one that a node says its
+        order came under.
+        """
 
     def lease_expired(self, count: int) -> None:
         """Leases ran out."""

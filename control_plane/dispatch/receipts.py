@@ -15,7 +15,9 @@ from control_plane.dispatch.background import Background
 from control_plane.dispatch.batches import Batches
 from control_plane.dispatch.dispatcher import Dispatcher
 from control_plane.dispatch.ports import BodyStore, Completions, Observer, OrderLookup
+from control_plane.dispatch.recording import Recording
 from control_plane.dispatch.retry import retrying
+from control_plane.dispatch.returned import Returned, ReturnedSignatures
 from control_plane.dispatch.session import HeldAttempt, LiveSession
 from control_plane.executions.domain import (
     INLINE_BODY_BYTES,
@@ -39,11 +41,9 @@ from shared.errors import (
     ReceiptConflictError,
     ReceiptInvalidError,
     RejectionReason,
-    ResourceExhaustedError,
-    UnavailableError,
     VerificationError,
 )
-from shared.ids import AUDIT_ENTRY, BODY, RECEIPT, OrderBatchId, new_id
+from shared.ids import AUDIT_ENTRY, BODY, RECEIPT, new_id
 from shared.receipt_codec import VerifiedReceipt, verify_receipt
 from shared.receipts import AttemptIdentity, ReceiptPredicate, check_matches
 
@@ -61,6 +61,7 @@ class ReceiptIntake:
         *,
         dispatcher: Dispatcher,
         batches: Batches,
+        returned: ReturnedSignatures,
         finish: Callable[[AttemptResult], Awaitable[Finished]],
         bodies: BodyStore,
         orders: OrderLookup,
@@ -73,6 +74,7 @@ class ReceiptIntake:
     ) -> None:
         self._dispatcher = dispatcher
         self._batches = batches
+        self._returned = returned
         self._finish = finish
         self._bodies = bodies
         self._orders = orders
@@ -95,27 +97,38 @@ class ReceiptIntake:
         size_bytes = batch.ByteSize()
         await session.receipts_open.acquire(size_bytes)
         results: list[AttemptResult] = []
+        returned: Returned = {}
         try:
-            await self._verify(session, batch, results)
+            await self._verify(session, batch, results, returned)
         finally:
             if results and self._background.is_open:
-                self._background.spawn(self._record(session, results, size_bytes), name="record receipts")
+                recording = self._record(session, results, returned, size_bytes)
+                self._background.spawn(recording, name="record receipts")
             else:
                 session.receipts_open.release(size_bytes)
 
     # --- verifying
 
     async def _verify(
-        self, session: LiveSession, batch: nodes_pb2.ReceiptBatch, results: list[AttemptResult]
+        self,
+        session: LiveSession,
+        batch: nodes_pb2.ReceiptBatch,
+        results: list[AttemptResult],
+        returned: Returned,
     ) -> None:
-        """Append a result for each receipt, up to the first that is refused."""
+        """Append a result for each receipt, up to the first that is refused; note signatures to look at."""
         for position, delivery in enumerate(batch.receipts, start=1):
-            results.append(await self._verify_one(session, delivery))
+            result, sent_here = await self._verify_one(session, delivery)
+            results.append(result)
+            if not sent_here and 0 < delivery.order_envelope <= len(batch.order_envelopes):
+                returned[result.order_id] = batch.order_envelopes[delivery.order_envelope - 1]
             if position % VERIFIED_AT_ONCE == 0:
                 await asyncio.sleep(0)
 
-    async def _verify_one(self, session: LiveSession, delivery: nodes_pb2.ReceiptDelivery) -> AttemptResult:
-        """Turn one delivery into a result.
+    async def _verify_one(
+        self, session: LiveSession, delivery: nodes_pb2.ReceiptDelivery
+    ) -> tuple[AttemptResult, bool]:
+        """Turn one delivery into a result, and say whether this replica sent the order.
 
         1. The node's enrolled receipt key signed it, and it is well formed (`verify_receipt`).
         2. It continues the node's chain as far as this session has seen it (rule 5).
@@ -141,29 +154,32 @@ class ReceiptIntake:
             hash_=digest_to_raw(receipt.hash),
             previous=digest_to_raw(predicate.previous) if predicate.previous else b"",
         )
-        attempt = await self._attempt(session, predicate)
+        attempt, sent_here = await self._attempt(session, predicate)
         if predicate.rejection is None or predicate.rejection.reason is not RejectionReason.REPLAY:
             self._free_slot(session, attempt)  # an order that came twice may be running still
-        return self._result(
+        result = self._result(
             session,
             receipt,
             attempt,
             output=await self._body(session, delivery.output, predicate.output_commitment, "output"),
             log=await self._body(session, delivery.log, predicate.log_commitment, "log"),
         )
+        return result, sent_here
 
-    async def _attempt(self, session: LiveSession, predicate: ReceiptPredicate) -> AttemptIdentity:
+    async def _attempt(
+        self, session: LiveSession, predicate: ReceiptPredicate
+    ) -> tuple[AttemptIdentity, bool]:
         held = self._held(session, predicate)
         if held is not None and held.order is not None:
             check_matches(predicate, held.order)
-            return held.order.attempt
+            return held.order.attempt, True
         if predicate.attempt is not None:
-            return predicate.attempt
+            return predicate.attempt, False
         # Refused before it could be believed, and this replica did not send it.
         found = await self._orders.find_order(session.node_id, predicate.order_digest)
         if found is None:
             raise ReceiptInvalidError(f"check 3: there is no order {predicate.order_digest} of this node")
-        return found
+        return found, False
 
     def _held(self, session: LiveSession, predicate: ReceiptPredicate) -> HeldAttempt | None:
         if predicate.attempt is None:
@@ -268,9 +284,12 @@ class ReceiptIntake:
 
     # --- recording
 
-    async def _record(self, session: LiveSession, results: Sequence[AttemptResult], size_bytes: int) -> None:
+    async def _record(
+        self, session: LiveSession, results: Sequence[AttemptResult], returned: Returned, size_bytes: int
+    ) -> None:
         started = self._clock.monotonic()
-        recording = _Recording(self._finish, results)
+        results = await self._returned.add_to(results, returned, node_id=session.node_id)
+        recording = Recording(self._finish, results)
         try:
             await retrying(recording.go_on, what="record receipts")
         except AgentFactoryError as error:
@@ -353,45 +372,3 @@ class ReceiptIntake:
         )
         self._observer.node_state(session.node_id, NodeState.QUARANTINED)
         logger.error("node is quarantined", node_id=session.node_id, error=str(error))
-
-
-class _Recording:
-    """The receipts of one batch on their way into the database; one that cannot go there stops no other."""
-
-    def __init__(
-        self, finish: Callable[[AttemptResult], Awaitable[Finished]], results: Sequence[AttemptResult]
-    ) -> None:
-        self._finish = finish
-        self._open = results
-        self.finished: list[Finished] = []
-        self.signatures: set[OrderBatchId] = set()
-        """Batches whose signatures went on record with what is finished."""
-        self.failed: list[tuple[AttemptResult, Exception]] = []
-
-    async def go_on(self) -> None:
-        """Record what is not recorded yet, together with what other sessions send now. Harmless to repeat.
-
-        Raises:
-            UnavailableError: The database took some of them only, or none.
-            ResourceExhaustedError: Too many wait for it.
-        """
-        answers = await asyncio.gather(
-            *(self._finish(result) for result in self._open), return_exceptions=True
-        )
-        again: list[AttemptResult] = []
-        away: AgentFactoryError | None = None
-        for result, answer in zip(self._open, answers, strict=True):
-            if isinstance(answer, UnavailableError | ResourceExhaustedError):
-                again.append(result)
-                away = answer
-            elif isinstance(answer, Exception):
-                self.failed.append((result, answer))
-            elif isinstance(answer, BaseException):
-                raise answer
-            else:
-                self.finished.append(answer)
-                if result.batch is not None:
-                    self.signatures.add(result.batch.batch_id)
-        self._open = again
-        if away is not None:
-            raise away

@@ -24,6 +24,7 @@ from control_plane.dispatch.options import DispatchOptions
 from control_plane.dispatch.ports import BodyStore, Completions, Keysets, Observer, OrderLookup
 from control_plane.dispatch.receipts import ReceiptIntake
 from control_plane.dispatch.retry import retrying
+from control_plane.dispatch.returned import ReturnedSignatures
 from control_plane.executions.domain import AttemptResult
 from control_plane.executions.lifecycle import Finished
 from control_plane.executions.ports import LeaseStore
@@ -129,6 +130,9 @@ class Dispatch:
             receipts=ReceiptIntake(
                 dispatcher=self.placer,
                 batches=self._batches,
+                returned=ReturnedSignatures(
+                    orders=orders, keysets=keysets, options=options, clock=clock, observer=observer
+                ),
                 finish=self._finishing.enqueue,
                 bodies=bodies,
                 orders=orders,

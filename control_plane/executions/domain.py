@@ -358,6 +358,17 @@ class SignedBatchRecord:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class UnsignedOrder:
+    """A stored order whose batch has no signature on record, and where it stands in that batch."""
+
+    order_id: OrderId
+    content: bytes
+    batch_id: OrderBatchId
+    leaf_index: int
+    path: tuple[bytes, ...]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class AttemptResult:
     """A verified receipt, ready to decide an attempt."""
 

@@ -73,6 +73,14 @@ class KeysetRegistry:
         self._until = self._clock.monotonic() + KEYSET_LIFE.total_seconds()
         return self._keyset
 
+    async def order_keys(self, at: datetime) -> dict[KeyId, PublicKey]:
+        """Return the keys that may sign orders at this time.
+
+        Raises:
+            DatabaseUnavailableError, UnavailableError, VerificationError: As `newest`.
+        """
+        return (await self.current()).keys_for(KeyPurpose.ORDER, at)
+
     async def publishers(self, at: datetime) -> dict[KeyId, PublicKey]:
         """Return the keys that may sign templates at this time.
 

@@ -28,8 +28,17 @@ from sqlalchemy.ext.asyncio import AsyncConnection
 from control_plane.audit.domain import NewAuditEntry
 from control_plane.audit.ports import AuditLog
 from control_plane.database.notifications import Channel
-from control_plane.database.tables import attempts, enrollment_tokens, executions, nodes, orders, sessions
+from control_plane.database.tables import (
+    attempts,
+    enrollment_tokens,
+    executions,
+    nodes,
+    order_batches,
+    orders,
+    sessions,
+)
 from control_plane.database.unit_of_work import PostgresDatabase
+from control_plane.executions.domain import UnsignedOrder
 from control_plane.executions.encoding import limits_of_bytes
 from control_plane.nodes.domain import (
     EngineInfo,
@@ -42,7 +51,8 @@ from control_plane.nodes.domain import (
 from control_plane.nodes.ports import AttemptOwner, SessionBeat, SessionOpening
 from shared.digests import Digest
 from shared.errors import EnrollmentTokenInvalidError, NotFoundError, PermissionDeniedError
-from shared.ids import BootId, ExecutionId, KeyId, NodeId, OrderId, TenantId
+from shared.ids import BootId, ExecutionId, KeyId, NodeId, OrderBatchId, OrderId, TenantId
+from shared.merkle import HASH_BYTES
 from shared.receipts import AttemptIdentity
 
 SILENT_AFTER: Final = timedelta(seconds=10)
@@ -303,6 +313,27 @@ class PostgresNodeStore:
             attempt_number=row.attempt_number,
             fencing_token=row.fencing_token,
         )
+
+    async def unsigned_orders(self, node_id: NodeId, order_ids: Sequence[OrderId]) -> Sequence[UnsignedOrder]:
+        """See `OrderLookup.unsigned_orders`."""
+        unsigned = (
+            select(orders.c.order_id, orders.c.content)
+            .add_columns(orders.c.batch_id, orders.c.leaf_index, orders.c.proof)
+            .where(orders.c.node_id == node_id, orders.c.order_id.in_(order_ids))
+            .where(~select(true()).where(order_batches.c.batch_id == orders.c.batch_id).exists())
+        )
+        async with self._database.reading() as connection:
+            rows = (await connection.execute(unsigned)).all()
+        return [
+            UnsignedOrder(
+                order_id=OrderId(row.order_id),
+                content=row.content,
+                batch_id=OrderBatchId(row.batch_id),
+                leaf_index=row.leaf_index,
+                path=tuple(row.proof[at : at + HASH_BYTES] for at in range(0, len(row.proof), HASH_BYTES)),
+            )
+            for row in rows
+        ]
 
 
 _NODES: Final[Select[Any]] = select(

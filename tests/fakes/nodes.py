@@ -4,12 +4,13 @@ from collections.abc import Sequence
 from dataclasses import replace
 
 from control_plane.audit.domain import NewAuditEntry
+from control_plane.executions.domain import UnsignedOrder
 from control_plane.nodes.domain import EnrollmentToken, Node, NodeSession, SpoolHead
 from control_plane.nodes.ports import AttemptOwner, SessionBeat, SessionOpening
 from shared.clock import Clock
 from shared.digests import Digest
 from shared.errors import EnrollmentTokenInvalidError, NotFoundError, PermissionDeniedError
-from shared.ids import ExecutionId, NodeId, TenantId
+from shared.ids import ExecutionId, NodeId, OrderId, TenantId
 from shared.receipts import AttemptIdentity
 
 
@@ -23,6 +24,7 @@ class FakeNodeStore:
         self.audit: list[NewAuditEntry] = []
         self.attempts: dict[tuple[NodeId, ExecutionId, int], AttemptOwner] = {}
         self.orders: dict[tuple[NodeId, Digest], AttemptIdentity] = {}
+        self.unsigned: dict[tuple[NodeId, OrderId], UnsignedOrder] = {}
 
     async def add_token(self, token: EnrollmentToken, *, audit: NewAuditEntry) -> None:
         self._tokens[token.token_hash] = token
@@ -126,3 +128,7 @@ class FakeNodeStore:
 
     async def find_order(self, node_id: NodeId, order_digest: Digest) -> AttemptIdentity | None:
         return self.orders.get((node_id, order_digest))
+
+    async def unsigned_orders(self, node_id: NodeId, order_ids: Sequence[OrderId]) -> Sequence[UnsignedOrder]:
+        found = (self.unsigned.get((node_id, order_id)) for order_id in order_ids)
+        return [order for order in found if order is not None]

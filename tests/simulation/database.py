@@ -7,23 +7,25 @@ known to nobody. Every effect is one transaction at one moment.
 import asyncio  # noqa: TC003 - imports stay in one place
 from collections.abc import Callable, Coroutine, Sequence
 from dataclasses import dataclass
-from datetime import timedelta
+from datetime import datetime, timedelta
 from typing import Any, TypeVar
 
-from control_plane.executions.domain import AttemptResult, LostAttempt, Placement
+from control_plane.executions.domain import AttemptResult, LostAttempt, Placement, UnsignedOrder
 from control_plane.executions.lifecycle import Execution, Finished
 from control_plane.nodes.domain import Node, SpoolHead
 from control_plane.nodes.ports import AttemptOwner, SessionOpening
 from shared.clock import Clock
 from shared.digests import Digest
 from shared.errors import DatabaseUnavailableError, PermissionDeniedError
-from shared.ids import AGENT, ExecutionId, NodeId, OrderId, TenantId, new_id
+from shared.ids import AGENT, ExecutionId, KeyId, NodeId, OrderId, TenantId, new_id
 from shared.manifest import DEFAULT_LIMITS
 from shared.receipts import AttemptIdentity
+from shared.signatures import PublicKey
 from tests.builders.executions import TEMPLATE
 from tests.fakes.clock import FakeClock, FakeRandom
 from tests.fakes.executions import FakeExecutionStore
 from tests.fakes.nodes import FakeNodeStore
+from tests.fixtures.keys import rsa_key, trusting
 from tests.simulation.chance import Chance
 from tests.simulation.loop import Process, ProcessState, VirtualLoop
 from tests.simulation.watch import Trace, Watch
@@ -244,6 +246,31 @@ class StoreView:
     async def newest(self) -> tuple[int, bytes]:
         """Implements `Keysets`."""
         return await self._call("newest keyset", lambda: (1, self._database.keyset))
+
+    async def order_keys(self, at: datetime) -> dict[KeyId, PublicKey]:
+        """Implements `Keysets`."""
+        return trusting(rsa_key("order"))
+
+    async def unsigned_orders(self, node_id: NodeId, order_ids: Sequence[OrderId]) -> list[UnsignedOrder]:
+        """Implements `OrderLookup`."""
+
+        def effect() -> list[UnsignedOrder]:
+            executions = self._database.executions
+            return [
+                UnsignedOrder(
+                    order_id=one.order_id,
+                    content=one.order_content,
+                    batch_id=one.batch.batch_id,
+                    leaf_index=one.batch.leaf_index,
+                    path=one.batch.path,
+                )
+                for one in executions._placements.values()
+                if one.node_id == node_id
+                and one.order_id in order_ids
+                and one.batch.batch_id not in executions.batches
+            ]
+
+        return await self._call("unsigned orders", effect)
 
     async def open_session(self, opening: SessionOpening, **named: Any) -> int:
         def effect() -> int:

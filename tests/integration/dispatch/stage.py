@@ -4,7 +4,7 @@ import asyncio
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field, replace
-from datetime import timedelta
+from datetime import datetime, timedelta
 from typing import Any
 
 import asyncpg
@@ -34,10 +34,11 @@ from control_plane.nodes.transfers import NodeTransfers
 from shared.clock import SystemClock, SystemRandom
 from shared.digests import sha256_digest
 from shared.errors import NotFoundError
-from shared.ids import AGENT, AUDIT_ENTRY, ExecutionId, NodeId, new_id
+from shared.ids import AGENT, AUDIT_ENTRY, ExecutionId, KeyId, NodeId, new_id
+from shared.signatures import PublicKey
 from tests.fixtures import dispatch as build
 from tests.fixtures.identities import INSTALLATION, Identities
-from tests.fixtures.keys import rsa_key, signer
+from tests.fixtures.keys import rsa_key, signer, trusting
 from tests.fixtures.scripted_node import ScriptedNode
 
 WAIT_SECONDS = 10.0
@@ -72,6 +73,9 @@ class OneKeyset:
 
     async def newest(self) -> tuple[int, bytes]:
         return self.version, b"keyset %d" % self.version
+
+    async def order_keys(self, at: datetime) -> dict[KeyId, PublicKey]:
+        return trusting(rsa_key("orders"))
 
 
 class OneTemplate:

@@ -13,6 +13,7 @@ from control_plane.dispatch.leases import LeaseDesk
 from control_plane.dispatch.opening import SessionOpener
 from control_plane.dispatch.ports import SilentObserver
 from control_plane.dispatch.receipts import ReceiptIntake
+from control_plane.dispatch.returned import ReturnedSignatures
 from control_plane.dispatch.session import LiveSession
 from control_plane.nodes.domain import Node, NodeState, SpoolHead
 from shared.errors import (
@@ -41,6 +42,9 @@ SKEW = timedelta(seconds=30)
 class OneKeyset:
     async def newest(self) -> tuple[int, bytes]:
         return 1, b"keyset"
+
+    async def order_keys(self, at: Any) -> dict[Any, Any]:
+        return {}
 
 
 class NobodyWaits:
@@ -133,6 +137,13 @@ def door(parts: Parts) -> Door:
         receipts=ReceiptIntake(
             dispatcher=dispatcher,
             batches=parts.batches,
+            returned=ReturnedSignatures(
+                orders=nodes,
+                keysets=OneKeyset(),
+                options=build.options(),
+                clock=parts.clock,
+                observer=SilentObserver(),
+            ),
             finish=_finish_one(parts),
             bodies=NothingUploaded(),
             orders=nodes,
