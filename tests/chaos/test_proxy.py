@@ -8,7 +8,7 @@ import pytest
 
 from tests.chaos.proxy import Proxy, Streams, UnixPlace
 
-BOUND_SECONDS = 5
+BOUND_SECONDS = 30
 SILENCE_SECONDS = 0.1
 
 

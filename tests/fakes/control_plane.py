@@ -32,7 +32,7 @@ from tests.fixtures.order_batches import sign_batch
 
 INSTALLATION = "scripted"
 TENANT = TenantId("default")
-BOUND = timedelta(seconds=20)
+BOUND = timedelta(seconds=30)
 """Longest wait of a test for something that must come."""
 
 SERVER_OPTIONS = (("grpc.so_reuseport", 0), ("grpc.max_receive_message_length", 4 * 1024 * 1024))

@@ -12,7 +12,7 @@ from shared.errors import InvalidInputError, NotFoundError
 from shared.ids import AUDIT_ENTRY, TenantId, new_id
 from tests.builders.executions import TENANT
 
-BOUND_SECONDS = 20.0
+BOUND_SECONDS = 30.0
 
 
 def entry(world, action="test.happened", **changes):

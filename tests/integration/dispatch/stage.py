@@ -41,7 +41,7 @@ from tests.fixtures.identities import INSTALLATION, Identities
 from tests.fixtures.keys import rsa_key, signer, trusting
 from tests.fixtures.scripted_node import ScriptedNode
 
-WAIT_SECONDS = 10.0
+WAIT_SECONDS = 30.0
 CLOCK, RANDOM = SystemClock(), SystemRandom()
 MODULE = b"\0asm module"
 ENVELOPE = b"envelope"

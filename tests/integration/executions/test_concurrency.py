@@ -24,7 +24,7 @@ from tests.builders.executions import TENANT, node, session
 from tests.fakes.clock import FakeClock
 from tests.fixtures.execution_worlds import claim, run_at_once, submit
 
-BOUND_SECONDS = 20.0
+BOUND_SECONDS = 30.0
 
 
 def another_replica(world):

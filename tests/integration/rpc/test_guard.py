@@ -246,7 +246,7 @@ async def test_idle_waits_for_the_answers_under_way(stage):
         with pytest.raises(TimeoutError):
             await asyncio.wait_for(stage.guard.idle(), 0.02)
         call.cancel()
-        await asyncio.wait_for(stage.guard.idle(), 5)
+        await asyncio.wait_for(stage.guard.idle(), 30)
 
 
 async def test_without_a_client_certificate_there_is_no_connection(stage):

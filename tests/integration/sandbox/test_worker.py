@@ -29,7 +29,7 @@ from shared.ids import TenantId
 from shared.outcomes import Outcome
 from tests.integration.sandbox.conftest import TENANT, wat
 
-PATIENCE_SECONDS = 20
+PATIENCE_SECONDS = 30
 
 # Exits 1 when anything of an earlier run is left in its global or its memory.
 REMEMBERS = """(module (import "wasi_snapshot_preview1" "proc_exit" (func $exit (param i32)))

@@ -11,7 +11,7 @@ from shared.errors import UnavailableError
 from tests.bench.peers.peer import Peer
 from tests.bench.peers.visit import require_disk, watched
 
-LIMIT_SECONDS = 10
+LIMIT_SECONDS = 30
 
 
 class Mortal(Peer):

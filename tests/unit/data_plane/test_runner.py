@@ -42,7 +42,7 @@ from tests.unit.data_plane.builders import ENGINE, INPUT, facts, order, signed
 from tests.unit.shared.builders import INSTALLATION, NODE, a_keyset, a_manifest, an_entry
 
 ROOT, RECEIPT_KEY = rsa_key("root"), ed25519_key("receipts")
-BOUND = 10
+BOUND = 30
 
 
 class Modules:

@@ -10,7 +10,7 @@ from shared import admin_http
 from shared.admin_http import Readiness, admin_server
 from shared.errors import PortInUseError
 
-LIMIT_SECONDS = 5
+LIMIT_SECONDS = 30
 
 
 class Ready:

@@ -13,7 +13,7 @@ from shared.errors import (
     UnavailableError,
 )
 
-BOUND = 5.0
+BOUND = 30.0
 
 
 class Flush:

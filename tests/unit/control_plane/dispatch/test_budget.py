@@ -35,4 +35,4 @@ async def test_what_is_given_back_lets_the_next_one_in():
     await asyncio.sleep(0)
     assert not waiting.done()
     budget.release(1)
-    await asyncio.wait_for(waiting, timeout=1)
+    await asyncio.wait_for(waiting, timeout=30)

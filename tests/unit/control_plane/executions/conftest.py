@@ -19,7 +19,7 @@ from tests.fakes.clock import FakeClock, FakeRandom
 from tests.fakes.executions import FakeExecutionStore
 from tests.fakes.placer import FakePlacer
 
-BOUND_SECONDS = 5.0
+BOUND_SECONDS = 30.0
 SUBJECT = Subject(identity=CALLER, tenant_id=TENANT, roles=frozenset({"caller"}))
 
 

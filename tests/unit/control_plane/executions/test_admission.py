@@ -91,7 +91,7 @@ async def test_nothing_is_forgotten_while_a_count_is_under_way_or_fails():
     counts.now = {ONE: 8}
     counts.gate.clear()
     counting = asyncio.create_task(door.count())
-    await asyncio.wait_for(counts.asked.wait(), 5)
+    await asyncio.wait_for(counts.asked.wait(), 30)
     admit(door, ONE, 2)
     assert not is_open(door, ONE), "the eight from before the count still hold"
     counts.gate.set()

@@ -63,6 +63,6 @@ async def test_a_result_that_arrives_before_the_caller_waits_is_not_lost(stack):
     await stack.store.accept([item], [placement])
     with stack.completions.watch(item.run.execution_id) as watch:
         finished = await stack.finish(placement)
-        async with asyncio.timeout(5):
+        async with asyncio.timeout(30):
             assert await watch.changed() == finished.execution
     assert (await stack.store.get(TENANT, item.run.execution_id)).state is ExecutionState.SUCCEEDED

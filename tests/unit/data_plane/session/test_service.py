@@ -11,7 +11,7 @@ from data_plane.session.service import FIRST_BACKOFF, MAX_BACKOFF, STEADY_AFTER,
 from shared.errors import UnavailableError
 from tests.fakes.clock import FakeClock, FakeRandom
 
-BOUND_S = 10
+BOUND_S = 30
 
 
 class Stream:
