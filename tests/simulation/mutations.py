@@ -10,6 +10,7 @@ from agentfactory.v1 import nodes_pb2
 
 from control_plane.dispatch.dispatcher import Dispatcher
 from control_plane.dispatch.receipts import ReceiptIntake
+from control_plane.dispatch.returned import ReturnedSignatures
 from control_plane.executions.lifecycle import Execution
 from data_plane.orders.ledger import OrderLedger
 from data_plane.receipts.body_files import BodyFiles
@@ -50,10 +51,16 @@ def _what_left_is_taken_back(self: Any, session: Any) -> Any:
     self._take_back([one for one in orders if (one.execution_id, one.fencing_token) in held])
 
 
-async def _acknowledged_before_it_is_stored(self: Any, session: Any, results: Any, size_bytes: Any) -> Any:
+async def _acknowledged_before_it_is_stored(self: Any, session: Any, results: Any, *rest: Any) -> Any:
     sequences = [one.sequence for one in results]
     session.send(nodes_pb2.SessionResponse(receipt_ack=nodes_pb2.ReceiptAck(sequences=sequences)))
-    await _record(self, session, results, size_bytes)
+    await _record(self, session, results, *rest)
+
+
+async def _returned_signatures_are_not_looked_at(
+    self: Any, results: Any, returned: Any, *, node_id: Any
+) -> Any:
+    return results
 
 
 def _a_new_stream_begins_with_nothing(self: Any) -> Any:
@@ -77,6 +84,11 @@ MUTATIONS: dict[str, Mutation] = {
         ReceiptIntake,
         "_record",
         _acknowledged_before_it_is_stored,
+    ),
+    "signatures that nodes return are not looked at": (
+        ReturnedSignatures,
+        "add_to",
+        _returned_signatures_are_not_looked_at,
     ),
     "dropped bodies leave no mark": (BodyFiles, "drop", _dropped_bodies_leave_no_mark),
     "a new stream begins with nothing to send": (Outbox, "restart", _a_new_stream_begins_with_nothing),

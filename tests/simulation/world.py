@@ -72,7 +72,7 @@ class Life:
     outcomes: dict[str, int]
     orders: int
     unsigned: int
-    """Orders with a receipt whose batch has no signature on record: their replica died before it wrote it."""
+    """Orders with a receipt whose batch has no signature on record."""
 
     @property
     def faults(self) -> int:
@@ -196,6 +196,11 @@ def _live(loop: VirtualLoop, seed: int, shape: Shape, folder: Path, logs: "_Logs
         for client in world.clients:
             outputs |= client.outputs
         world.watch.conclude(outputs, contents)
+        if world.database.unsigned_orders:
+            world.watch.violate(
+                "the order of every receipt has its signature on record",
+                f"{world.database.unsigned_orders} of {world.database.orders} have none",
+            )
     life = Life(
         seed=seed,
         violation=world.watch.violation,
