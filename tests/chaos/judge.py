@@ -6,6 +6,7 @@
    execution; two accepted receipts of one attempt. (A refusal is accepted too, and another attempt may follow it.)
 3. Stale: a result of another attempt than the newest one, or of a node that did not hold it.
 4. Missing: a receipt that a node, an execution, an attempt or the next receipt names and the table does not hold.
+5. Unsigned: a receipt whose order has no signature on record, so that nobody could prove who allowed it.
 """
 
 from collections import Counter, defaultdict
@@ -28,11 +29,18 @@ class Verdict:
     accepted_twice: int = 0
     stale_accepted: int = 0
     receipts_missing: int = 0
+    orders_unsigned: int = 0
     notes: list[str] = field(default_factory=list)
 
     @property
     def is_clean(self) -> bool:
-        return not (self.lost or self.accepted_twice or self.stale_accepted or self.receipts_missing)
+        return not (
+            self.lost
+            or self.accepted_twice
+            or self.stale_accepted
+            or self.receipts_missing
+            or self.orders_unsigned
+        )
 
     def note(self, text: str) -> None:
         if len(self.notes) < MAX_NOTES:
@@ -47,6 +55,7 @@ def judge(calls: Sequence[Call], facts: Facts) -> Verdict:
     _find_doubles(verdict, acknowledged, facts)
     _find_stale(verdict, facts)
     _find_missing(verdict, facts)
+    _find_unsigned(verdict, facts)
     return verdict
 
 
@@ -144,6 +153,15 @@ def _find_missing(verdict: Verdict, facts: Facts) -> None:
         by_node[receipt.node_id][receipt.sequence] = receipt
     for spool in facts.spools:
         _find_gaps(verdict, spool, by_node[spool.node_id])
+
+
+def _find_unsigned(verdict: Verdict, facts: Facts) -> None:
+    for receipt in facts.receipts:
+        if not receipt.order_is_signed:
+            verdict.orders_unsigned += 1
+            verdict.note(
+                f"unsigned: the order of receipt {receipt.receipt_id} from {receipt.node_id} ({receipt.outcome})"
+            )
 
 
 def _find_gaps(verdict: Verdict, spool: SpoolFact, table: dict[int, ReceiptFact]) -> None:

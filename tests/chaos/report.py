@@ -39,7 +39,7 @@ def store(rows: Sequence[Row]) -> None:
 
 def table(rows: Sequence[Row]) -> Table:
     found = Table(title="what was survived")
-    columns = ["fault", "acknowledged", "lost", "twice", "stale", "receipts missing"]
+    columns = ["fault", "acknowledged", "lost", "twice", "stale", "receipts missing", "unsigned"]
     columns += [
         "p95 before",
         "p95 (ms)",
@@ -58,7 +58,13 @@ def table(rows: Sequence[Row]) -> Table:
             str(row.acknowledged),
             *(
                 str(count)
-                for count in (row.lost, row.accepted_twice, row.stale_accepted, row.receipts_missing)
+                for count in (
+                    row.lost,
+                    row.accepted_twice,
+                    row.stale_accepted,
+                    row.receipts_missing,
+                    row.orders_unsigned,
+                )
             ),
             *(_number(value) for value in (row.p95_before_ms, row.p95_ms, row.slowest_ms)),
             *(_number(value) for value in (row.detection_seconds, row.recovery_seconds, row.others_cores)),

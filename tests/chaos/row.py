@@ -40,6 +40,8 @@ class Row:
     accepted_twice: int = 0
     stale_accepted: int = 0
     receipts_missing: int = 0
+    orders_unsigned: int = 0
+    """Receipts whose order has no signature on record."""
     p95_ms: float | None = None
     """While it held, outside the detection window; None where nothing was measured."""
     p95_before_ms: float | None = None
@@ -72,7 +74,7 @@ def fill(row: Row, *, ledger: Ledger, facts: Facts, verdict: Verdict, times: Tim
     """Complete a row with what was measured, and name every bar that is missed."""
     row.acknowledged, row.lost = verdict.acknowledged, verdict.lost
     row.accepted_twice, row.stale_accepted = verdict.accepted_twice, verdict.stale_accepted
-    row.receipts_missing = verdict.receipts_missing
+    row.receipts_missing, row.orders_unsigned = verdict.receipts_missing, verdict.orders_unsigned
     row.notes += verdict.notes
     latencies = [
         (call.due_at, call.seconds)
@@ -92,7 +94,7 @@ def fill(row: Row, *, ledger: Ledger, facts: Facts, verdict: Verdict, times: Tim
 
 
 def _wrong(row: Row, ledger: Ledger) -> list[str]:
-    zero = ("lost", "accepted_twice", "stale_accepted", "receipts_missing")
+    zero = ("lost", "accepted_twice", "stale_accepted", "receipts_missing", "orders_unsigned")
     missed = [f"{name} = {getattr(row, name)}" for name in zero if getattr(row, name)]
     if not row.acknowledged:
         missed.append("nothing was acknowledged: nothing was tested")

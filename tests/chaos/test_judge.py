@@ -75,6 +75,13 @@ def counts(verdict: Verdict) -> tuple[int, int, int, int]:
     return verdict.lost, verdict.accepted_twice, verdict.stale_accepted, verdict.receipts_missing
 
 
+def test_an_order_without_its_signature_is_named() -> None:
+    bare = replace(FACTS.receipts[1], order_is_signed=False)
+    verdict = judge(CALLS, replace(FACTS, receipts=(FACTS.receipts[0], bare, FACTS.receipts[2])))
+    assert (verdict.orders_unsigned, verdict.is_clean) == (1, False)
+    assert "unsigned: the order of receipt rcp_2" in verdict.notes[0]
+
+
 def test_a_run_in_which_nothing_went_wrong_is_clean() -> None:
     verdict = judge(CALLS, FACTS)
     assert counts(verdict) == (0, 0, 0, 0)

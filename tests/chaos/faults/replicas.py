@@ -3,6 +3,7 @@
 import asyncio
 import os
 import signal
+from typing import ClassVar
 
 from cli.stack.children import stop
 from tests.chaos.faults.fault import Fault
@@ -20,6 +21,26 @@ class KilledReplica(Fault):
 
     async def lift(self, world: World) -> None:
         await world.launch_replica(world.replicas[1])
+
+
+class KilledReplicas(Fault):
+    """Each time in the middle of its work: orders have left whose signature it has not recorded yet."""
+
+    name = "control_plane_kills"
+    says = "kill -9 of one control plane after the other, eight times"
+    hold_seconds = 0.0
+    KILLS: ClassVar[int] = 8
+    PAUSE_SECONDS: ClassVar[float] = 1.0
+
+    async def inject(self, world: World) -> None:
+        for number in range(self.KILLS):
+            replica = world.replicas[number % len(world.replicas)]
+            await kill(replica.running)
+            await world.start_replica(replica)
+            await asyncio.sleep(self.PAUSE_SECONDS)  # sessions spread over both again
+
+    async def lift(self, world: World) -> None:
+        pass
 
 
 class StoppedReplica(Fault):

@@ -11,6 +11,7 @@ FAULTS: dict[str, type[Fault]] = {
         nodes.BlackHole,
         nodes.SlowNode,
         replicas.KilledReplica,
+        replicas.KilledReplicas,
         replicas.StoppedReplica,
         database.PostgresRestart,
         database.TerminatedConnections,
