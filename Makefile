@@ -64,6 +64,10 @@ bench-peers: .venv-peers/.ready ## measure Agent Factory beside job queues, abou
 bench-scale: $(READY) ## how cost grows with nodes, replicas and history, about 20 minutes; ARGS=--quick for less
 	@$(BIN)/python -m tests.bench.scale $(ARGS)
 
+.PHONY: bench-pressure
+bench-pressure: $(READY) ## what happens past saturation: a flood, four times the capacity; about 6 minutes; ARGS=--quick for less
+	@$(BIN)/python -m tests.bench.pressure $(ARGS)
+
 .PHONY: proto
 proto: $(READY) $(BUF) ## generate protos/gen from protos/agentfactory and lint the contract
 	@$(BIN)/python protos/generate.py

@@ -1,0 +1,1 @@
+"""Behaviour past saturation: a flood of one tenant, four times the capacity, memory."""

@@ -1,0 +1,169 @@
+"""What a system past saturation does: ``python -m tests.bench.pressure [--quick]``.
+
+Writes build/bench/pressure.json and exits 1 when a bar is missed. Everything is on, on one machine, callers too.
+"""
+
+import argparse
+import asyncio
+import sys
+from dataclasses import dataclass
+
+from tests.bench.pressure.world import Process, World, running_world
+from tests.bench.report import Figure, median, publish, spread
+from tests.bench.scale.world import say
+
+SLEEP_MS = 40
+SLEEPS = f"sleep {SLEEP_MS}"
+"""A run that takes time and no processor: slots bound the capacity, and not this machine's cores."""
+WORKS = "output 1000"
+"""A run of well below a millisecond: the processor bounds the capacity."""
+
+RATE = 20.0
+"""Executions per second of the tenant that suffers a flood."""
+FLOOD = 10_000
+FLOOD_IN_FLIGHT = 512
+"""Of them at once. Above a thousand that its server has not looked at gRPC cancels calls by itself, at random."""
+FEW, MANY = 64, 256
+"""Callers at the peak, and four times as many."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Plan:
+    """How much is measured."""
+
+    flood: int = FLOOD
+    rounds: int = 3
+    seconds: float = 10
+    pressed_seconds: float = 40
+
+
+QUICK = Plan(flood=2_000, rounds=1, seconds=4, pressed_seconds=8)
+
+
+async def measure(plan: Plan) -> list[Figure]:
+    figures: list[Figure] = []
+    async with running_world() as world:
+        async with world.caller("admin", WORKS) as calm, world.caller("other", WORKS) as wild:
+            await calm.do("closed", callers=FEW, seconds=plan.seconds)  # every path is warm
+            figures += await measure_flood(world, plan, calm, wild)
+            figures += await measure_callers(plan, calm)
+        async with world.caller("admin", SLEEPS) as caller:
+            figures += await measure_overload(world, plan, caller)
+    return figures
+
+
+async def measure_flood(world: World, plan: Plan, calm: Process, wild: Process) -> list[Figure]:
+    """Measure a calm tenant without and with the flood of another, one after the other, several times."""
+    alone, beside, took = [], [], []
+    for number in range(plan.rounds):
+        p95, _ = await calm.p95_ms(rate=RATE, seconds=plan.seconds)
+        alone.append(p95)
+        flood = asyncio.create_task(wild.do("flood", submissions=plan.flood, in_flight=FLOOD_IN_FLIGHT))
+        p95, calls = await calm.p95_ms(rate=RATE, seconds=plan.seconds)
+        beside.append(p95)
+        still = await world.waiting()
+        answer = await flood
+        took.append(answer["seconds"])
+        await world.drain()
+        say(
+            f"flood {number + 1}: p95 {alone[-1]:.1f} ms alone, {beside[-1]:.1f} ms beside {plan.flood:,}"
+            f" submissions ({calls} calls, {still:,} wait at the end of the window); the flood was stored"
+            f" within {took[-1]:.1f} s, {answer['refused']} refusals, {answer['turned_away']} turned away by gRPC"
+        )
+    ratio = median(beside) / median(alone)
+    return [
+        Figure(
+            figure=f"p95 of a tenant at {RATE:.0f}/s while another floods {plan.flood:,} submissions",
+            value=median(beside),
+            unit="ms",
+            reference="without the flood",
+            reference_value=median(alone),
+            bar="≤ 2 times",
+            bar_ok=ratio <= 2,
+            repeats=plan.rounds,
+            spread=spread(beside),
+        ),
+        Figure(figure="the flood stored within", value=median(took), unit="s", repeats=plan.rounds),
+    ]
+
+
+async def measure_callers(plan: Plan, caller: Process) -> list[Figure]:
+    """Measure four times the callers that the peak needs, where the processor is what is short."""
+    few, many = [], []
+    for number in range(plan.rounds):
+        few.append((await caller.do("closed", callers=FEW, seconds=plan.seconds))["rate"])
+        many.append((await caller.do("closed", callers=MANY, seconds=plan.seconds))["rate"])
+        say(f"callers {number + 1}: {FEW}: {few[-1]:.0f}/s, {MANY}: {many[-1]:.0f}/s")
+    return [
+        Figure(
+            figure=f"executions/s of {MANY} callers (processor bound)",
+            value=median(many),
+            unit="/s",
+            reference=f"{FEW} callers",
+            reference_value=median(few),
+            bar="≥ 0.9 times",
+            bar_ok=median(many) >= 0.9 * median(few),
+            repeats=plan.rounds,
+            spread=spread(many),
+        )
+    ]
+
+
+async def measure_overload(world: World, plan: Plan, caller: Process) -> list[Figure]:
+    """Measure the peak of the fleet, then offer four times as much for a long time."""
+    peak = max([(await caller.do("closed", callers=FEW, seconds=plan.seconds))["rate"] for _ in range(2)])
+    before_mib = world.control_plane_mib()
+    offering = asyncio.create_task(caller.do("offer", rate=4 * peak, seconds=plan.pressed_seconds))
+    half = plan.pressed_seconds / 2
+    await asyncio.sleep(half)
+    middle_mib, ended, loop = world.control_plane_mib(), await world.ended(), asyncio.get_running_loop()
+    started = loop.time()
+    await asyncio.sleep(half * 0.9)
+    rate = (await world.ended() - ended) / (loop.time() - started)
+    end_mib, waiting = world.control_plane_mib(), await world.waiting()
+    answer = await offering
+    await world.drain(by_hand=True)
+    say(
+        f"peak {peak:.0f}/s; offered {answer['offered'] / plan.pressed_seconds:.0f}/s: {rate:.0f}/s ended,"
+        f" {answer['refused']} refusals, {waiting:,} wait at the end, {answer['late']:.1f} s late;"
+        f" PSS {before_mib:.0f}, {middle_mib:.0f}, {end_mib:.0f} MiB"
+    )
+    return [
+        Figure(
+            figure=f"executions/s with 4 times the capacity offered ({SLEEP_MS} ms runs, slot bound)",
+            value=rate,
+            unit="/s",
+            reference="peak",
+            reference_value=peak,
+            bar="≥ 0.9 times",
+            bar_ok=rate >= 0.9 * peak,
+        ),
+        Figure(figure="refused calls meanwhile", value=answer["refused"], unit=""),
+        Figure(
+            figure="memory of the control plane at the end of it (PSS)",
+            value=end_mib,
+            unit="MiB",
+            reference="half way",
+            reference_value=middle_mib,
+            bar="≤ 1.1 times",
+            bar_ok=end_mib <= 1.1 * middle_mib,
+        ),
+        Figure(
+            figure="memory of the control plane half way (PSS)",
+            value=middle_mib,
+            unit="MiB",
+            reference="before",
+            reference_value=before_mib,
+        ),
+    ]
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(prog="python -m tests.bench.pressure", description=__doc__)
+    parser.add_argument("--quick", action="store_true", help="a smaller flood, short windows, one round")
+    plan = QUICK if parser.parse_args().quick else Plan()
+    return publish("pressure" if plan == Plan() else "pressure-quick", asyncio.run(measure(plan)))
+
+
+if __name__ == "__main__":
+    sys.exit(main())
