@@ -128,6 +128,11 @@ class Caller:
         return execution
 
 
+def _dice(ledger: Ledger) -> random.Random:
+    """Return dice of this ledger's own next calls: a request id that comes again is answered from the record."""
+    return random.Random(SEED + len(ledger.calls))
+
+
 @asynccontextmanager
 async def constant_load(clients: Sequence[Client], ledger: Ledger, *, rate: float) -> AsyncIterator[None]:
     """Begin `rate` calls a second for the length of the block; leave it when every call is answered.
@@ -135,7 +140,7 @@ async def constant_load(clients: Sequence[Client], ledger: Ledger, *, rate: floa
     Raises:
         AssertionError: More calls than `MAX_IN_FLIGHT` wait.
     """
-    caller = Caller(clients, ledger, random.Random(SEED))
+    caller = Caller(clients, ledger, _dice(ledger))
     async with asyncio.TaskGroup() as group:
         arrivals = group.create_task(_arrivals(caller, ledger, group, rate))
         try:
@@ -161,7 +166,7 @@ async def measure_capacity(
     clients: Sequence[Client], ledger: Ledger, *, in_flight: int, seconds: float
 ) -> float:
     """Return the executions per second that the fleet ends when more wait than it can run."""
-    caller = Caller(clients, ledger, random.Random(SEED + 1))
+    caller = Caller(clients, ledger, _dice(ledger))
     ends_at = time.time() + seconds
     done = 0
 
