@@ -76,14 +76,10 @@ def fill(row: Row, *, ledger: Ledger, facts: Facts, verdict: Verdict, times: Tim
     row.accepted_twice, row.stale_accepted = verdict.accepted_twice, verdict.stale_accepted
     row.receipts_missing, row.orders_unsigned = verdict.receipts_missing, verdict.orders_unsigned
     row.notes += verdict.notes
-    latencies = [
-        (call.due_at, call.seconds)
-        for call in ledger.calls
-        if call.waits and call.seconds is not None and call.state == SUCCEEDED
-    ]
-    row.p95_before_ms = p95_ms(latencies, times.loaded_at, times.injected_at)
-    row.p95_ms = p95_ms(latencies, times.injected_at + MAX_DETECTION_SECONDS, times.lifted_at)
-    held = [seconds for due_at, seconds in latencies if times.injected_at <= due_at < times.lifted_at]
+    found = latencies(ledger)
+    row.p95_before_ms = p95_ms(found, times.loaded_at, times.injected_at)
+    row.p95_ms = p95_ms(found, times.injected_at + MAX_DETECTION_SECONDS, times.lifted_at)
+    held = [seconds for due_at, seconds in found if times.injected_at <= due_at < times.lifted_at]
     row.slowest_ms = round(max(held) * 1e3, 1) if held else None
     row.detection_seconds = detection(facts, times)
     ends = [each.ended_at.timestamp() for each in facts.executions if each.ended_at is not None]
@@ -113,6 +109,15 @@ def _slow(row: Row, *, nodes_off: bool) -> list[str]:
     if nodes_off and (row.p95_ms is None or row.p95_ms >= MAX_P95_MS):
         missed.append(f"p95 with a node off is {row.p95_ms} ms, bar {MAX_P95_MS:g} ms")
     return missed
+
+
+def latencies(ledger: Ledger) -> list[tuple[float, float]]:
+    """Return when each call was due that waited for its end, and the seconds until it was told."""
+    return [
+        (call.due_at, call.seconds)
+        for call in ledger.calls
+        if call.waits and call.seconds is not None and call.state == SUCCEEDED
+    ]
 
 
 def p95_ms(latencies: Sequence[tuple[float, float]], start: float, end: float) -> float | None:
