@@ -46,6 +46,9 @@ class ControlSettings(PlaneSettings):
     max_pending_per_tenant: int = Field(
         default=20_000, ge=1, le=1_000_000, description="Executions that wait for a node, of one tenant."
     )
+    max_per_minute_per_tenant: int | None = Field(
+        default=None, ge=1, le=1_000_000, description="Executions accepted of one tenant; absent: any number."
+    )
     stop_grace: timedelta = Field(
         default=10 * _SECOND, ge=timedelta(0), le=timedelta(minutes=5), description="For RPCs in flight."
     )

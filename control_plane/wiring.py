@@ -305,9 +305,11 @@ class _Stores:
 
 def _admission(base: Base) -> Admission:
     return Admission(
-        counts=PostgresQueueCount(base.database),
+        counts=PostgresQueueCount(base.database, base.clock),
         bounds=AdmissionBounds(
-            pending=base.settings.max_pending, pending_of_tenant=base.settings.max_pending_per_tenant
+            pending=base.settings.max_pending,
+            pending_of_tenant=base.settings.max_pending_per_tenant,
+            per_minute=base.settings.max_per_minute_per_tenant,
         ),
         clock=base.clock,
     )

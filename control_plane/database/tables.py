@@ -85,7 +85,16 @@ installation = Table(
     CheckConstraint("singleton", name="singleton"),
 )
 
-tenants = Table("tenants", metadata, Column("tenant_id", Text, primary_key=True), _at("created_at", now=True))
+# Quotas: null means what the settings say for every tenant. The owner of the database sets them.
+tenants = Table(
+    "tenants",
+    metadata,
+    Column("tenant_id", Text, primary_key=True),
+    _at("created_at", now=True),
+    Column("max_pending", Integer),
+    Column("executions_per_minute", Integer),
+    CheckConstraint("max_pending > 0 AND executions_per_minute > 0", name="quotas"),
+)
 
 role_bindings = Table(
     "role_bindings",

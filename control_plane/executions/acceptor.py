@@ -6,7 +6,7 @@ from functools import partial
 from typing import Final, NoReturn
 
 from control_plane.database.group_commit import GroupCommit
-from control_plane.executions.admission import Admission
+from control_plane.executions.admission import Admission, Fate
 from control_plane.executions.domain import Accepted, AcceptOutcome, NewExecution, Placement
 from control_plane.executions.ports import ExecutionStore, Placer
 from shared.errors import DatabaseUnavailableError, ResourceExhaustedError
@@ -119,16 +119,20 @@ class Acceptor:
 
 
 def _left(admission: Admission, tenant_id: TenantId, answer: "asyncio.Future[Accepted]") -> None:
+    admission.left(tenant_id, _fate_of(answer))
+
+
+def _fate_of(answer: "asyncio.Future[Accepted]") -> Fate:
     # When its caller or Postgres went away, nobody knows what became of it: it waits, until the next count.
-    waits = True
-    if not answer.cancelled():
-        error = answer.exception()
-        if error is not None:
-            waits = isinstance(error, DatabaseUnavailableError)
-        else:
-            accepted = answer.result()
-            waits = accepted.outcome is AcceptOutcome.NEW and not accepted.placed
-    admission.left(tenant_id, waits=waits)
+    if answer.cancelled():
+        return Fate.WAITS
+    error = answer.exception()
+    if error is not None:
+        return Fate.WAITS if isinstance(error, DatabaseUnavailableError) else Fate.NONE
+    accepted = answer.result()
+    if accepted.outcome is not AcceptOutcome.NEW:
+        return Fate.NONE
+    return Fate.PLACED if accepted.placed else Fate.WAITS
 
 
 def _tenant_of(item: NewExecution) -> TenantId:

@@ -1,8 +1,8 @@
-"""Whether there is room for one more execution: bounds on what waits, and when to come again. Memory only.
+"""Whether one more execution is let in: bounds on what waits, quotas, and when to come again. Memory only.
 
-What waits is counted by Postgres each second, never for an accept; what this replica accepted since is added.
-So each replica refuses too early rather than too late, and several may together go over a bound by what the
-others of them accepted within the second.
+Postgres counts each second, never for an accept; what this replica accepted since is added. So each replica
+refuses too early rather than too late, and several may together go over a bound by what the others of them
+accepted within the second.
 """
 
 import asyncio
@@ -10,6 +10,7 @@ from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass
 from datetime import timedelta
+from enum import Enum, auto
 from typing import Final, NoReturn, Protocol
 
 from shared.clock import Clock
@@ -36,10 +37,43 @@ class AdmissionBounds:
     pending: int = 100_000
     """Of all tenants together."""
     pending_of_tenant: int = 20_000
+    per_minute: int | None = None
+    """Executions of a tenant that are accepted within any minute; None: as many as come."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class TenantQuota:
+    """What Postgres says of one tenant; None: as for every tenant."""
+
+    pending: int | None
+    per_minute: int | None
+
+
+class Fate(Enum):
+    """What became of an execution that was let in."""
+
+    WAITS = auto()
+    PLACED = auto()
+    NONE = auto()
+    """It is not new: refused, or a repeat."""
 
 
 class QueueCount(Protocol):
-    """Counts what waits. Implemented by Postgres."""
+    """Counts executions. Implemented by Postgres."""
+
+    async def quotas(self) -> Mapping[TenantId, TenantQuota]:
+        """Return the tenants that have a quota of their own.
+
+        Raises:
+            DatabaseUnavailableError: Postgres does not answer.
+        """
+
+    async def accepted(self, at_most: Mapping[TenantId, int]) -> Mapping[TenantId, int]:
+        """Return how many executions of these tenants were accepted within the last minute, up to so many.
+
+        Raises:
+            DatabaseUnavailableError: Postgres does not answer.
+        """
 
     async def waiting(self, *, at_most: int) -> Mapping[TenantId, int]:
         """Return how many executions of each tenant wait for a node; of one tenant at most so many count.
@@ -65,18 +99,26 @@ class Admission:
         self._late: Counter[TenantId] = Counter()  # those of them that came while it was being counted
         self._all_entered = self._all_since = 0
         self._refused: Counter[TenantId] = Counter()  # since the newest count
+        self._quotas: Mapping[TenantId, TenantQuota] = {}
+        self._minute: Mapping[TenantId, int] = {}  # accepted within it, of those that have a quota for it
+        self._new: Counter[TenantId] = Counter()  # accepted, perhaps not in it yet
+        self._new_late: Counter[TenantId] = Counter()
 
     def require(self, tenant_id: TenantId) -> None:
         """Return when one more execution of the tenant would be let in now; promises nothing.
 
         Raises:
-            ResourceExhaustedError: As many wait as may; it says when to come again.
+            ResourceExhaustedError: As many wait as may, or were accepted within a minute; it says when to
+                come again.
         """
+        self._require_quota(tenant_id)
         own = self._pending_of(tenant_id)
-        if own >= self._bounds.pending_of_tenant:
+        quota = self._quotas.get(tenant_id)
+        bound = self._bounds.pending_of_tenant if quota is None or quota.pending is None else quota.pending
+        if own >= bound:
             self._refuse(
                 tenant_id,
-                f"{self._bounds.pending_of_tenant} executions of tenant {tenant_id} wait already",
+                f"{bound} executions of tenant {tenant_id} wait already",
                 sharers=len(self._counted),
             )
         free = self._bounds.pending - self._all_counted - self._all_since - self._all_entered
@@ -96,11 +138,14 @@ class Admission:
         self._entered[tenant_id] += 1
         self._all_entered += 1
 
-    def left(self, tenant_id: TenantId, *, waits: bool) -> None:
-        """One that was let in waits for a node now, or does not: placed at once, refused, a repeat."""
+    def left(self, tenant_id: TenantId, fate: Fate) -> None:
+        """One that was let in is stored, or never will be."""
         _take(self._entered, tenant_id)
         self._all_entered -= 1
-        if waits:
+        if fate is not Fate.NONE and self._per_minute(tenant_id) is not None:
+            self._new[tenant_id] += 1
+            self._new_late[tenant_id] += 1
+        if fate is Fate.WAITS:
             self._since[tenant_id] += 1
             self._late[tenant_id] += 1
             self._all_since += 1
@@ -121,6 +166,15 @@ class Admission:
         self._since, self._late = self._late, Counter()
         self._all_since = self._since.total()
         self._refused.clear()
+        await self._count_minute()
+
+    async def _count_minute(self) -> None:
+        self._quotas = await self._counts.quotas()
+        known = self._quotas.keys() | self._minute.keys() | self._new.keys()
+        bounds = {one: bound for one in known if (bound := self._per_minute(one)) is not None}
+        self._new_late.clear()
+        self._minute = await self._counts.accepted(bounds) if bounds else {}
+        self._new, self._new_late = self._new_late, Counter()
 
     async def run(self) -> NoReturn:
         """Count each second until cancelled."""
@@ -131,6 +185,24 @@ class Admission:
             except (AgentFactoryError, TimeoutError) as error:
                 _log.warning("what waits was not counted", error=str(error) or "postgres is slow")
             await asyncio.sleep(COUNT_EVERY.total_seconds())
+
+    def _require_quota(self, tenant_id: TenantId) -> None:
+        bound = self._per_minute(tenant_id)
+        if bound is None:
+            return
+        if self._minute.get(tenant_id, 0) + self._new[tenant_id] + self._entered[tenant_id] < bound:
+            return
+        self._refused[tenant_id] += 1
+        pause = timedelta(minutes=1) / bound * self._refused[tenant_id]
+        raise ResourceExhaustedError(
+            f"{bound} executions of tenant {tenant_id} were accepted within a minute",
+            hint="come again after the time that is told, or ask the operator to raise the tenant's quota",
+            retry_after=min(COUNT_EVERY + pause, MAX_RETRY_AFTER),
+        )
+
+    def _per_minute(self, tenant_id: TenantId) -> int | None:
+        quota = self._quotas.get(tenant_id)
+        return self._bounds.per_minute if quota is None or quota.per_minute is None else quota.per_minute
 
     def _share(self, tenant_id: TenantId) -> float:
         """Return a tenant's share of the installation's bound; alone it has half, so others find room."""

@@ -1,11 +1,14 @@
 """Counts in Postgres for admission. Changes no execution."""
 
 from collections.abc import Mapping
+from datetime import timedelta
 from typing import Final
 
 from control_plane.database.unit_of_work import PostgresDatabase
+from control_plane.executions.admission import TenantQuota
 from control_plane.executions.claim_sql import DUE, WAITING_TENANTS
-from shared.ids import TenantId
+from shared.clock import Clock
+from shared.ids import EXECUTION, TenantId
 
 COUNT_WAITING: Final = f"""
 WITH RECURSIVE {WAITING_TENANTS}
@@ -20,12 +23,51 @@ FROM waiting w WHERE w.tenant_id IS NOT NULL
 """  # noqa: S608 - constants of our own; values are parameters
 """By the queue's index, which the order sees to; of one tenant no more are looked at than the bound."""
 
+COUNT_ACCEPTED: Final = """
+SELECT q.tenant_id, (
+    SELECT count(*) FROM (
+        SELECT 1 FROM executions e WHERE e.tenant_id = q.tenant_id AND e.execution_id >= $3
+        ORDER BY e.tenant_id, e.execution_id LIMIT q.bound
+    ) AS counted
+) AS accepted
+FROM unnest($1::text[], $2::bigint[]) AS q (tenant_id, bound)
+"""
+"""Ids begin with the time at which they were made: the index of ids is one of time."""
+
+QUOTAS: Final = """
+SELECT tenant_id, max_pending, executions_per_minute FROM tenants
+WHERE max_pending IS NOT NULL OR executions_per_minute IS NOT NULL
+"""
+
+_MINUTE: Final = timedelta(minutes=1)
+
 
 class PostgresQueueCount:
-    """Implements `QueueCount`."""
+    """Implements `QueueCount`. What the last minute is, the clock says that also makes ids."""
 
-    def __init__(self, database: PostgresDatabase) -> None:
+    def __init__(self, database: PostgresDatabase, clock: Clock) -> None:
         self._database = database
+        self._clock = clock
+
+    async def quotas(self) -> Mapping[TenantId, TenantQuota]:
+        """See `QueueCount.quotas`."""
+        async with self._database.driver() as connection:
+            rows = await connection.fetch(QUOTAS)
+        return {
+            TenantId(row["tenant_id"]): TenantQuota(
+                pending=row["max_pending"], per_minute=row["executions_per_minute"]
+            )
+            for row in rows
+        }
+
+    async def accepted(self, at_most: Mapping[TenantId, int]) -> Mapping[TenantId, int]:
+        """See `QueueCount.accepted`."""
+        milliseconds = int((self._clock.now() - _MINUTE).timestamp() * 1000)
+        time = f"{milliseconds:012x}"
+        oldest = f"{EXECUTION.prefix}_{time[:8]}-{time[8:]}"
+        async with self._database.driver() as connection:
+            rows = await connection.fetch(COUNT_ACCEPTED, list(at_most), list(at_most.values()), oldest)
+        return {TenantId(row["tenant_id"]): int(row["accepted"]) for row in rows}
 
     async def waiting(self, *, at_most: int) -> Mapping[TenantId, int]:
         """See `QueueCount.waiting`."""

@@ -5,7 +5,14 @@ from datetime import timedelta
 
 import pytest
 
-from control_plane.executions.admission import COUNT_EVERY, MAX_RETRY_AFTER, Admission, AdmissionBounds
+from control_plane.executions.admission import (
+    COUNT_EVERY,
+    MAX_RETRY_AFTER,
+    Admission,
+    AdmissionBounds,
+    Fate,
+    TenantQuota,
+)
 from shared.errors import DatabaseUnavailableError, ResourceExhaustedError
 from shared.ids import TenantId
 from tests.fakes.clock import FakeClock
@@ -22,6 +29,14 @@ class Counts:
         self.gate.set()
         self.asked = asyncio.Event()
         self.away = False
+        self.own = {}
+        self.minute = {}
+
+    async def quotas(self):
+        return self.own
+
+    async def accepted(self, at_most):
+        return {tenant: min(self.minute.get(tenant, 0), bound) for tenant, bound in at_most.items()}
 
     async def waiting(self, *, at_most):
         self.asked.set()
@@ -32,15 +47,15 @@ class Counts:
         return counted
 
 
-def admission(counts, *, pending=1000, of_tenant=10, clock=None):
-    bounds = AdmissionBounds(pending=pending, pending_of_tenant=of_tenant)
+def admission(counts, *, pending=1000, of_tenant=10, per_minute=None, clock=None):
+    bounds = AdmissionBounds(pending=pending, pending_of_tenant=of_tenant, per_minute=per_minute)
     return Admission(counts=counts, bounds=bounds, clock=clock or FakeClock())
 
 
 def admit(door, tenant, count):
     for _ in range(count):
         door.enter(tenant)
-        door.left(tenant, waits=True)
+        door.left(tenant, Fate.WAITS)
 
 
 def is_open(door, tenant):
@@ -68,7 +83,7 @@ async def test_what_is_being_stored_counts_and_what_does_not_wait_is_forgotten()
         door.enter(ONE)
     assert not is_open(door, ONE)
     for _ in range(10):
-        door.left(ONE, waits=False)
+        door.left(ONE, Fate.NONE)
     assert is_open(door, ONE)
 
 
@@ -151,3 +166,35 @@ async def test_the_hint_follows_from_the_pace_of_the_queue_and_from_who_was_told
             door.enter(ONE)
         hints.append(refused.value.retry_after)
     assert hints == [COUNT_EVERY + timedelta(seconds=n / 5) for n in (1, 2, 3)]
+
+
+async def test_a_quota_for_each_minute_counts_what_is_placed_at_once_too_and_no_repeats():
+    counts = Counts()
+    door = admission(counts, per_minute=3)
+    for fate in (Fate.PLACED, Fate.WAITS, Fate.NONE, Fate.PLACED):
+        door.enter(ONE)
+        door.left(ONE, fate)
+    with pytest.raises(ResourceExhaustedError, match="3 executions of tenant one were accepted") as refused:
+        door.enter(ONE)
+    assert refused.value.retry_after == COUNT_EVERY + timedelta(seconds=20)
+    assert is_open(door, TWO)
+    counts.minute = {ONE: 2}
+    await door.count()
+    assert is_open(door, ONE)
+    counts.minute = {ONE: 3}  # another replica's
+    await door.count()
+    assert not is_open(door, ONE)
+
+
+async def test_quotas_of_a_tenant_stand_above_the_settings():
+    counts = Counts()
+    counts.own = {
+        ONE: TenantQuota(pending=2, per_minute=None),
+        TWO: TenantQuota(pending=None, per_minute=1),
+    }
+    door = admission(counts)
+    await door.count()
+    admit(door, ONE, 2)
+    admit(door, TWO, 1)
+    admit(door, THREE, 9)
+    assert [is_open(door, tenant) for tenant in (ONE, TWO, THREE)] == [False, False, True]
