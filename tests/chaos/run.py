@@ -81,7 +81,9 @@ async def _run(world: World, fault: Fault, row: Row, pace: Pace) -> None:
         row.capacity_per_second = round(
             await measure_capacity(clients, ledger, in_flight=CAPACITY_CALLERS, seconds=pace.capacity), 1
         )
-        row.rate_per_second = await _borne(clients, ledger, rate_for(row.capacity_per_second), pace)
+        row.rate_per_second = await borne(
+            clients, ledger, rate_for(row.capacity_per_second), seconds=pace.probe
+        )
         before, started = cpu_seconds(), time.monotonic()
         async with constant_load(clients, ledger, rate=row.rate_per_second):
             times = await _go_through(world, fault, pace)
@@ -100,17 +102,17 @@ def rate_for(capacity: float) -> float:
     return round(max(MIN_RATE, min(MAX_RATE, capacity * REMAINING * LOAD_OF_REMAINING)), 1)
 
 
-async def _borne(clients: Sequence[Client], ledger: Ledger, rate: float, pace: Pace) -> float:
+async def borne(clients: Sequence[Client], ledger: Ledger, rate: float, *, seconds: float) -> float:
     """Return the rate, halved until this machine bears it within the bar of latency while nothing is wrong.
 
     A closed loop shares commits and signatures, so its capacity is more than an open loop gets at the same cost
     each; on a busy machine half of it can be too much, and a fault would be judged for that.
     """
-    while pace.probe and rate > MIN_RATE:
+    while seconds and rate > MIN_RATE:
         started = time.time()
         async with constant_load(clients, ledger, rate=rate):
-            await asyncio.sleep(pace.probe)
-        p95 = p95_ms(latencies(ledger), started, started + pace.probe)
+            await asyncio.sleep(seconds)
+        p95 = p95_ms(latencies(ledger), started, started + seconds)
         if p95 is not None and p95 < MAX_P95_MS:
             break
         rate = max(MIN_RATE, round(rate / 2, 1))
