@@ -27,6 +27,7 @@ GROUPS = {
     "audit": "cli.audit",
     "receipt": "cli.receipts",
     "sandbox": "cli.sandbox",
+    "retention": "cli.retention",
 }
 
 

@@ -43,7 +43,7 @@ class CliSettings(PlaneSettings):
     client: str = Field(default="admin", pattern=r"^[A-Za-z0-9._-]{1,64}$")
     """Name of the client certificate in <data dir>/clients."""
     owner_database_url: SecretStr | None = None
-    """For `init` and `keys trust`: postgresql://… as the role that owns the schema."""
+    """For `init`, `keys trust` and `retention run`: postgresql://… as the role that owns the schema."""
     call_timeout: timedelta = Field(default=timedelta(seconds=30), gt=timedelta(0), le=timedelta(hours=1))
     """Deadline of one call that is not told otherwise."""
 

@@ -1,6 +1,6 @@
-"""Composition root of the one-shot commands: makes an installation, trusts a publisher. Serves nothing.
+"""Composition root of the one-shot commands: makes an installation, trusts a publisher, drops what is old.
 
-The command line calls these two; the running control plane is `main.py`.
+Serves nothing. The command line calls these; the running control plane is `main.py`.
 """
 
 from collections.abc import AsyncIterator, Sequence
@@ -8,9 +8,11 @@ from contextlib import asynccontextmanager
 
 from control_plane.audit.store import PostgresAuditStore
 from control_plane.database.engine import PoolBounds, create_engine
-from control_plane.database.migrate import upgrade
+from control_plane.database.migrate import require_current_schema, upgrade
+from control_plane.database.retention import Retained, RetentionPlan
+from control_plane.database.retention import retain as retain_in
 from control_plane.database.unit_of_work import PostgresDatabase
-from control_plane.installation.domain import Initialized, InitRequest
+from control_plane.installation.domain import DEFAULT_TENANT, Initialized, InitRequest
 from control_plane.installation.service import InstallationService
 from control_plane.installation.store import PostgresInstallationStore
 from shared.clock import Clock, SystemClock, SystemRandom
@@ -51,6 +53,24 @@ async def add_publisher(
     """
     async with _service(owner_database_url, clock) as service:
         return await service.add_publisher(paths, publisher)
+
+
+async def retain(owner_database_url: str, plan: RetentionPlan, *, clock: Clock | None = None) -> Retained:
+    """Make partitions ahead of time and drop what the plan does not keep. Idempotent.
+
+    Raises:
+        ConflictError: Another retention runs, or an earlier one left what has to be looked at.
+        DatabaseUnavailableError: Postgres is away or refuses the login, or its locks did not come.
+        SettingsError: The database url is none, or the schema is not this build's.
+    """
+    engine = create_engine(owner_database_url, application="agentfactory-setup")
+    try:
+        await require_current_schema(engine)
+    finally:
+        await engine.dispose()
+    return await retain_in(
+        owner_database_url, plan, clock=clock or SystemClock(), random=SystemRandom(), tenant=DEFAULT_TENANT
+    )
 
 
 @asynccontextmanager

@@ -207,6 +207,7 @@ bodies = Table(
     Index("ix_bodies_unused_uploaded_by", "uploaded_by", postgresql_where=text("expires_at IS NOT NULL")),
     Index("ix_bodies_expires_at", "expires_at", postgresql_where=text("expires_at IS NOT NULL")),
     Index("ix_bodies_unused_commitment", "commitment", postgresql_where=text("expires_at IS NOT NULL")),
+    postgresql_partition_by="RANGE (body_id)",
 )
 
 decisions = Table(
@@ -221,6 +222,7 @@ decisions = Table(
     Column("input", LargeBinary, nullable=False),
     Column("policy_digest", Text, nullable=False),
     _at("decided_at", now=True),
+    postgresql_partition_by="RANGE (decision_id)",
 )
 
 executions = Table(
@@ -311,6 +313,8 @@ attempts = Table(
     Column("session_epoch", BigInteger, nullable=False),
     Column("state", Text, nullable=False, server_default=text("'leased'")),
     Column("order_id", Text, nullable=False),
+    # What a receipt has to name; here, so that finishing does not look for the order among all partitions.
+    Column("order_digest", Text, nullable=True),
     Column("receipt_id", Text, nullable=True),
     Column("reason", Text, nullable=True),
     # Committed intent of the first unsafe host call: from then on only retry_is_safe allows another attempt.
@@ -336,6 +340,7 @@ order_batches = Table(
     Column("envelope", LargeBinary, nullable=False),
     Column("key_id", Text, nullable=False),
     _at("created_at", now=True),
+    postgresql_partition_by="RANGE (batch_id)",
 )
 
 orders = Table(
@@ -355,13 +360,14 @@ orders = Table(
     # The path to the signed root: hashes of 32 bytes behind each other, the leaf's sibling first.
     Column("proof", LargeBinary, nullable=True),
     _at("created_at", now=True),
-    UniqueConstraint("execution_id", "fencing_token"),
+    # One for each attempt: both are made by one statement, and the attempt's key is unique.
+    postgresql_partition_by="RANGE (order_id)",
 )
 
 receipts = Table(
     "receipts",
     metadata,
-    Column("receipt_id", Text, primary_key=True),
+    Column("receipt_id", Text, nullable=False),
     _tenant_of_origin(),
     Column("node_id", Text, nullable=False),
     Column("sequence", BigInteger, nullable=False),
@@ -374,9 +380,10 @@ receipts = Table(
     # False: evidence that changed nothing (late, fenced off, or a second answer).
     Column("accepted", Boolean, nullable=False),
     _at("received_at", now=True),
-    UniqueConstraint("node_id", "sequence"),
-    # An envelope stays in its row, uncompressed.
-    postgresql_with={"toast_tuple_target": 8160},
+    # By its order, not by its own id: the same receipt comes to the same partition again. Each partition has
+    # a unique index over (node_id, sequence), and keeps an envelope in its row (partitions.py).
+    PrimaryKeyConstraint("receipt_id", "order_id"),
+    postgresql_partition_by="RANGE (order_id)",
 )
 
 nodes = Table(
@@ -462,6 +469,7 @@ audit_entries = Table(
     PrimaryKeyConstraint("tenant_id", "audit_entry_id"),
     Index("ix_audit_entries_watch", "tenant_id", "recorded_in", "audit_entry_id"),
     Index("ix_audit_entries_tenant_id_subject", "tenant_id", "subject"),
+    postgresql_partition_by="RANGE (audit_entry_id)",
 )
 
 # What the transparency log will integrate, in commit order of its consumer, never by a watermark of ids.

@@ -128,8 +128,9 @@ WITH item AS MATERIALIZED (
 ), new_attempt AS (
     INSERT INTO attempts (
         tenant_id, execution_id, attempt_number, fencing_token, node_id, boot_id, session_epoch, order_id,
-        lease_expires_at)
-    SELECT tenant_id, execution_id, 1, 1, node_id, boot_id, session_epoch, order_id, now() + lease
+        order_digest, lease_expires_at)
+    SELECT tenant_id, execution_id, 1, 1, node_id, boot_id, session_epoch, order_id, order_digest,
+        now() + lease
     FROM chosen WHERE placed
 ), new_order AS (
     INSERT INTO orders (order_id, tenant_id, execution_id, fencing_token, node_id, content, digest, batch_id,

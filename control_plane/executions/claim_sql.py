@@ -107,9 +107,9 @@ WITH item AS MATERIALIZED (
     RETURNING e.execution_id, e.tenant_id
 ), new_attempt AS (
     INSERT INTO attempts (tenant_id, execution_id, attempt_number, fencing_token, node_id, boot_id,
-        session_epoch, order_id, lease_expires_at)
+        session_epoch, order_id, order_digest, lease_expires_at)
     SELECT c.tenant_id, i.execution_id, i.attempt_number, i.fencing_token, i.node_id, i.boot_id,
-        i.session_epoch, i.order_id, now() + i.lease
+        i.session_epoch, i.order_id, i.order_digest, now() + i.lease
     FROM item i JOIN claimed c USING (execution_id)
 ), new_order AS (
     INSERT INTO orders (order_id, tenant_id, execution_id, fencing_token, node_id, content, digest, batch_id,

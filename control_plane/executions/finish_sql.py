@@ -75,7 +75,8 @@ WITH item AS MATERIALIZED (
     SELECT n, {_ITEM} FROM generate_subscripts($1::text[], 1) AS n
 ), held AS MATERIALIZED (
     SELECT i.n, e.tenant_id, e.state, e.fencing_token AS newest_token, e.cancel_requested,
-        e.reason AS cancel_reason, a.state AS attempt_state
+        e.reason AS cancel_reason, a.state AS attempt_state, a.order_id, a.order_digest,
+        a.node_id AS leased_to
     FROM item i
     JOIN executions e ON e.execution_id = i.execution_id
     JOIN attempts a ON a.execution_id = i.execution_id AND a.fencing_token = i.fencing_token
@@ -91,17 +92,20 @@ WITH item AS MATERIALIZED (
         CASE WHEN NOT (h.cancel_requested AND i.stopped) THEN i.outcome
             WHEN h.cancel_reason = '{EndReason.RUN_DEADLINE}' THEN 'expired' ELSE 'cancelled'
             END AS end_state,
-        {bodies_there} AS bodies_there
+        {bodies_there} AS bodies_there,
+        -- A receipt that comes twice meets itself in its partition. Another one of the same number may be in
+        -- any: only for a number that is not ahead of the node's head is it worth a look into all of them.
+        CASE WHEN i.sequence > (SELECT d.last_sequence FROM nodes d WHERE d.node_id = i.node_id) THEN true
+            ELSE NOT receipt_is_stored(i.node_id, i.sequence) END AS number_is_new
     FROM (SELECT *, outcome = 'cancelled' OR NOT counts AS stopped FROM item) i
-    JOIN held h USING (n)
-    JOIN orders o ON o.order_id = i.order_id AND o.digest = i.order_digest AND o.node_id = i.node_id
-        AND o.execution_id = i.execution_id AND o.fencing_token = i.fencing_token
+    JOIN held h ON h.n = i.n AND h.order_id = i.order_id AND h.order_digest = i.order_digest
+        AND h.leased_to = i.node_id
 ), stored AS (
     INSERT INTO receipts (receipt_id, tenant_id, node_id, sequence, hash, order_id, execution_id,
         fencing_token, envelope, accepted)
     SELECT receipt_id, tenant_id, node_id, sequence, hash, order_id, execution_id,
         fencing_token, envelope, decides
-    FROM matched WHERE bodies_there
+    FROM matched WHERE bodies_there AND number_is_new
     ON CONFLICT DO NOTHING
     RETURNING receipt_id
 ), fresh AS MATERIALIZED (
@@ -191,7 +195,9 @@ FINISH_UPLOADED: Final = _statement(bodies_there=_UPLOADED_THERE, use_bodies=_US
 STORED_RECEIPTS: Final = """
 SELECT i.n, r.receipt_id, r.hash, r.accepted, r.tenant_id
 FROM unnest($1::text[], $2::bigint[]) WITH ORDINALITY AS i (node_id, sequence, n)
-LEFT JOIN receipts r ON r.node_id = i.node_id AND r.sequence = i.sequence
+LEFT JOIN LATERAL (
+    SELECT * FROM receipts WHERE node_id = i.node_id AND sequence = i.sequence ORDER BY received_at LIMIT 1
+) r ON true
 ORDER BY i.n
 """
 """What is stored already under the sequences that the statement above did not insert."""

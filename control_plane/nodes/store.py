@@ -291,18 +291,9 @@ class PostgresNodeStore:
 
     async def find_order(self, node_id: NodeId, order_digest: Digest) -> AttemptIdentity | None:
         """See `OrderLookup.find_order`."""
-        found = (
-            select(orders.c.order_id, orders.c.execution_id, orders.c.fencing_token)
-            .add_columns(attempts.c.attempt_number)
-            .join(
-                attempts,
-                and_(
-                    attempts.c.execution_id == orders.c.execution_id,
-                    attempts.c.fencing_token == orders.c.fencing_token,
-                ),
-            )
-            .where(orders.c.node_id == node_id, orders.c.digest == order_digest)
-        )
+        found = select(
+            attempts.c.order_id, attempts.c.execution_id, attempts.c.fencing_token, attempts.c.attempt_number
+        ).where(attempts.c.node_id == node_id, attempts.c.order_digest == order_digest)
         # Nearly always the attempt lives: those are few and have an index of their own. Digests have none; it
         # would cost every order 5 us and 100 to 500 bytes of log, for what is asked after a mishap alone.
         alive = found.where(attempts.c.state.in_([literal_column("'leased'"), literal_column("'running'")]))

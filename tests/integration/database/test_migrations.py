@@ -106,9 +106,9 @@ async def test_paths_of_orders_survive_the_way_to_one_value_and_back(owner_url):
     engine = create_engine(owner_url, application="test")
     columns = "order_id, tenant_id, execution_id, fencing_token, node_id, content, digest, batch_id, leaf_index, path"
     written = [
-        ("ord_1", [b"\x01" * 32, b"\x02" * 32]),
-        ("ord_2", []),
-        ("ord_3", None),
+        ("ord_01900000-0000-7000-8000-000000000001", [b"\x01" * 32, b"\x02" * 32]),
+        ("ord_01900000-0000-7000-8000-000000000002", []),
+        ("ord_01900000-0000-7000-8000-000000000003", None),
     ]
     async with engine.begin() as connection:
         for number, (order_id, path) in enumerate(written):
@@ -179,7 +179,7 @@ async def test_an_envelope_is_not_moved_out_of_its_row(owner_url):
             moved = await connection.execute(
                 text(
                     "SELECT pg_column_compression(envelope) IS NOT NULL OR pg_relation_size(c.reltoastrelid) > 0"
-                    " FROM receipts, pg_class c WHERE c.oid = 'receipts'::regclass"
+                    " FROM receipts r JOIN pg_class c ON c.oid = r.tableoid"
                 )
             )
             assert moved.scalar_one() is False
