@@ -64,7 +64,7 @@ async def measure_flood(world: World, plan: Plan, calm: Process, wild: Process) 
         still = await world.waiting()
         answer = await flood
         took.append(answer["seconds"])
-        await world.drain()
+        await world.drain(by_hand=True)
         say(
             f"flood {number + 1}: p95 {alone[-1]:.1f} ms alone, {beside[-1]:.1f} ms beside {plan.flood:,}"
             f" submissions ({calls} calls, {still:,} wait at the end of the window); the flood was stored"
