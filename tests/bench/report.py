@@ -10,6 +10,7 @@ from pathlib import Path
 from rich.console import Console
 from rich.table import Table
 
+TIMES = "×"  # noqa: RUF001 - the sign of a ratio
 RESULTS = Path(__file__).resolve().parents[2] / "build" / "bench"
 
 
@@ -61,12 +62,15 @@ def publish(name: str, figures: Sequence[Figure], *, also: Sequence[Figure] = ()
     for column in ("figure", "value", "beside it", "ratio", "bar", ""):
         table.add_column(column, justify="left" if column in {"figure", "bar"} else "right")
     for figure in figures:
+        digits = 2 if figure.unit == TIMES else 1  # a ratio is judged by its second digit
         beside = (
-            f"{figure.reference} {figure.reference_value:,.1f}" if figure.reference_value is not None else ""
+            f"{figure.reference} {figure.reference_value:,.{digits}f}"
+            if figure.reference_value is not None
+            else ""
         )
         ratio = f"{figure.ratio:.2f}" if figure.ratio is not None else ""
         mark = {None: "", True: "ok", False: "[red]missed[/red]"}[figure.bar_ok]
-        value = f"{figure.value:,.1f} {figure.unit}"
+        value = f"{figure.value:,.{digits}f} {figure.unit}"
         table.add_row(figure.figure, value, beside, ratio, figure.bar or "", mark)
     Console(width=150, file=sys.stdout).print(table)
     missed = [figure.figure for figure in figures if figure.bar_ok is False]

@@ -1,0 +1,174 @@
+"""Runs the kernels natively, in the sandbox and in wasmtime-py, in turn, and compares times and results."""
+
+import asyncio
+import math
+import os
+import subprocess
+import tempfile
+from collections.abc import Sequence
+from dataclasses import dataclass
+from datetime import timedelta
+from pathlib import Path
+from typing import Final
+
+import wasmtime
+from agentfactory_engine import worker_path
+
+from data_plane.sandbox.compiler import WorkerCompiler
+from data_plane.sandbox.domain import Limits, RunRequest
+from data_plane.sandbox.engine import read_engine_info
+from data_plane.sandbox.pool import WorkerPool
+from shared.digests import sha256_digest
+from shared.ids import TenantId
+from shared.outcomes import Outcome
+from tests.bench.kernels.build import Kernel
+
+REPEATS: Final = 15
+"""The promise says 7; more of them cost seconds, and keep a busy machine out of the minimum on every side."""
+RUN_TIMEOUT: Final = 60
+PATIENT: Final = Limits(wall=timedelta(seconds=RUN_TIMEOUT), cpu=timedelta(seconds=RUN_TIMEOUT))
+
+
+class ResultsDifferError(AssertionError):
+    """A kernel left other bits behind than its native build did."""
+
+
+@dataclass(frozen=True, slots=True)
+class Answer:
+    """What one run of a kernel printed."""
+
+    checksum: str
+    nanoseconds: int
+
+    @classmethod
+    def parse(cls, text: bytes) -> "Answer":
+        checksum, nanoseconds = text.decode("ascii").split()
+        return cls(checksum, int(nanoseconds))
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Timing:
+    """The least times of one kernel, in milliseconds, measured inside the kernel."""
+
+    name: str
+    native_ms: float
+    sandbox_ms: float
+    wasmtime_ms: float
+
+    @property
+    def ratio(self) -> float:
+        return self.sandbox_ms / self.native_ms
+
+    @property
+    def wasmtime_ratio(self) -> float:
+        return self.wasmtime_ms / self.native_ms
+
+
+def geometric_mean(values: Sequence[float]) -> float:
+    return math.exp(math.fsum(math.log(value) for value in values) / len(values))
+
+
+def least_ms(answers: Sequence[Answer]) -> float:
+    return min(answer.nanoseconds for answer in answers) / 1e6
+
+
+def same_results(name: str, *sides: Sequence[Answer]) -> None:
+    """Check that every run of every side left the same bits.
+
+    Raises:
+        ResultsDifferError: One did not; the message names the kernel.
+    """
+    checksums = {answer.checksum for side in sides for answer in side}
+    if len(checksums) != 1:
+        raise ResultsDifferError(f"kernel {name} leaves {len(checksums)} different results: {checksums}")
+
+
+def run_native(kernel: Kernel) -> Answer:
+    done = subprocess.run([kernel.native], check=True, capture_output=True, timeout=RUN_TIMEOUT)
+    return Answer.parse(done.stdout)
+
+
+class Peer:
+    """The kernel in wasmtime-py: compiled once, a fresh store for each run."""
+
+    def __init__(self, kernel: Kernel, folder: Path) -> None:
+        self._engine = wasmtime.Engine()
+        self._module = wasmtime.Module(self._engine, kernel.module.read_bytes())
+        self._linker = wasmtime.Linker(self._engine)
+        self._linker.define_wasi()
+        self._output = folder / "wasmtime.out"
+
+    def run(self) -> Answer:
+        store = wasmtime.Store(self._engine)
+        wasi = wasmtime.WasiConfig()
+        wasi.stdout_file = str(self._output)
+        store.set_wasi(wasi)
+        start = self._linker.instantiate(store, self._module).exports(store)["_start"]
+        assert isinstance(start, wasmtime.Func)
+        try:
+            start(store)
+        except wasmtime.ExitTrap as ended:
+            if ended.code != 0:
+                raise
+        del store, wasi
+        return Answer.parse(self._output.read_bytes())
+
+
+class Sandboxed:
+    """The kernel in a pool's worker, as a node runs it."""
+
+    def __init__(self, pool: WorkerPool, kernel: Kernel, artifact: Path) -> None:
+        self._pool = pool
+        self._digest = sha256_digest(kernel.module.read_bytes())
+        self._artifact = artifact
+
+    @classmethod
+    async def compile(cls, pool: WorkerPool, kernel: Kernel, folder: Path) -> "Sandboxed":
+        artifact = folder / f"{kernel.name}.artifact"
+        with kernel.module.open("rb") as module_file, artifact.open("wb") as artifact_file:
+            await WorkerCompiler(worker_path=worker_path()).compile(
+                module_fd=module_file.fileno(), artifact_fd=artifact_file.fileno()
+            )
+        return cls(pool, kernel, artifact)
+
+    async def run(self) -> Answer:
+        result = await self._pool.run(
+            tenant_id=TenantId("bench"),
+            module_digest=self._digest,
+            artifact=self._open,
+            request=RunRequest(limits=PATIENT),
+        )
+        assert result.outcome is Outcome.SUCCEEDED, result
+        return Answer.parse(result.stdout)
+
+    async def _open(self) -> int:
+        return os.open(self._artifact, os.O_RDONLY | os.O_CLOEXEC)
+
+
+async def time_kernel(pool: WorkerPool, kernel: Kernel, folder: Path, *, repeats: int = REPEATS) -> Timing:
+    """Run the three sides in turn, so that a slower moment of the machine meets all of them.
+
+    Raises:
+        ResultsDifferError: The sides disagree about the result.
+    """
+    sandboxed = await Sandboxed.compile(pool, kernel, folder)
+    peer = Peer(kernel, folder)
+    native, ours, theirs = [], [], []
+    for _ in range(repeats):
+        native.append(await asyncio.to_thread(run_native, kernel))
+        ours.append(await sandboxed.run())
+        theirs.append(await asyncio.to_thread(peer.run))
+    same_results(kernel.name, native, ours, theirs)
+    return Timing(
+        name=kernel.name,
+        native_ms=least_ms(native),
+        sandbox_ms=least_ms(ours),
+        wasmtime_ms=least_ms(theirs),
+    )
+
+
+async def time_kernels(kernels: Sequence[Kernel], *, repeats: int = REPEATS) -> list[Timing]:
+    engine = await read_engine_info(worker_path())
+    with tempfile.TemporaryDirectory() as folder:
+        async with WorkerPool(worker_path=worker_path(), engine=engine, slots=1) as pool:
+            return [await time_kernel(pool, kernel, Path(folder), repeats=repeats) for kernel in kernels]
