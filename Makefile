@@ -48,6 +48,10 @@ check: $(READY) $(BUF) ## formatting, lint, types, import rules, contract drift,
 bench: $(READY) ## measure against the bars; writes build/bench/*.json, exits 1 when a bar is missed
 	@$(BIN)/python -m tests.bench
 
+.PHONY: bench-sandbox
+bench-sandbox: $(READY) ## measure the sandbox beside native code, about 5 minutes; ARGS="workers agents" for some parts
+	@$(BIN)/python -m tests.bench.sandbox $(ARGS)
+
 .PHONY: chaos
 chaos: $(READY) ## every fault, one after the other, under load (about 20 minutes); writes build/chaos.json
 	@$(BIN)/python -m tests.chaos
