@@ -5,7 +5,7 @@ import math
 import os
 import subprocess
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from datetime import timedelta
 from pathlib import Path
@@ -54,6 +54,7 @@ class Timing:
     native_ms: float
     sandbox_ms: float
     wasmtime_ms: float
+    interleaved_ms: float
 
     @property
     def ratio(self) -> float:
@@ -63,12 +64,16 @@ class Timing:
     def wasmtime_ratio(self) -> float:
         return self.wasmtime_ms / self.native_ms
 
+    @property
+    def interleaved_ratio(self) -> float:
+        return self.interleaved_ms / self.native_ms
+
 
 def geometric_mean(values: Sequence[float]) -> float:
     return math.exp(math.fsum(math.log(value) for value in values) / len(values))
 
 
-def least_ms(answers: Sequence[Answer]) -> float:
+def least_ms(answers: Iterable[Answer]) -> float:
     return min(answer.nanoseconds for answer in answers) / 1e6
 
 
@@ -117,19 +122,19 @@ class Peer:
 class Sandboxed:
     """The kernel in a pool's worker, as a node runs it."""
 
-    def __init__(self, pool: WorkerPool, kernel: Kernel, artifact: Path) -> None:
+    def __init__(self, pool: WorkerPool, module: Path, artifact: Path) -> None:
         self._pool = pool
-        self._digest = sha256_digest(kernel.module.read_bytes())
+        self._digest = sha256_digest(module.read_bytes())
         self._artifact = artifact
 
     @classmethod
-    async def compile(cls, pool: WorkerPool, kernel: Kernel, folder: Path) -> "Sandboxed":
-        artifact = folder / f"{kernel.name}.artifact"
-        with kernel.module.open("rb") as module_file, artifact.open("wb") as artifact_file:
+    async def compile(cls, pool: WorkerPool, module: Path, folder: Path) -> "Sandboxed":
+        artifact = folder / f"{module.stem}.artifact"
+        with module.open("rb") as module_file, artifact.open("wb") as artifact_file:
             await WorkerCompiler(worker_path=worker_path()).compile(
                 module_fd=module_file.fileno(), artifact_fd=artifact_file.fileno()
             )
-        return cls(pool, kernel, artifact)
+        return cls(pool, module, artifact)
 
     async def run(self) -> Answer:
         result = await self._pool.run(
@@ -145,30 +150,56 @@ class Sandboxed:
         return os.open(self._artifact, os.O_RDONLY | os.O_CLOEXEC)
 
 
-async def time_kernel(pool: WorkerPool, kernel: Kernel, folder: Path, *, repeats: int = REPEATS) -> Timing:
-    """Run the three sides in turn, so that a slower moment of the machine meets all of them.
+class Contest:
+    """One kernel on every side, and what its runs printed so far."""
 
-    Raises:
-        ResultsDifferError: The sides disagree about the result.
-    """
-    sandboxed = await Sandboxed.compile(pool, kernel, folder)
-    peer = Peer(kernel, folder)
-    native, ours, theirs = [], [], []
-    for _ in range(repeats):
-        native.append(await asyncio.to_thread(run_native, kernel))
-        ours.append(await sandboxed.run())
-        theirs.append(await asyncio.to_thread(peer.run))
-    same_results(kernel.name, native, ours, theirs)
-    return Timing(
-        name=kernel.name,
-        native_ms=least_ms(native),
-        sandbox_ms=least_ms(ours),
-        wasmtime_ms=least_ms(theirs),
-    )
+    def __init__(self, kernel: Kernel, sandboxed: Sandboxed, peer: Peer, interleaved: Sandboxed) -> None:
+        self._kernel = kernel
+        self._sandboxed = sandboxed
+        self._peer = peer
+        self._interleaved = interleaved
+        self._answers: list[list[Answer]] = []
+
+    @classmethod
+    async def prepare(cls, pool: WorkerPool, kernel: Kernel, folder: Path) -> "Contest":
+        return cls(
+            kernel,
+            await Sandboxed.compile(pool, kernel.module, folder),
+            Peer(kernel, folder),
+            await Sandboxed.compile(pool, kernel.interleaved, folder),
+        )
+
+    async def run(self) -> None:
+        """Run every side once, one right after the other."""
+        native = await asyncio.to_thread(run_native, self._kernel)
+        ours = await self._sandboxed.run()
+        theirs = await asyncio.to_thread(self._peer.run)
+        self._answers.append([native, ours, theirs, await self._interleaved.run()])
+
+    def timing(self) -> Timing:
+        """Return the least time of each side.
+
+        Raises:
+            ResultsDifferError: The sides disagree about the result.
+        """
+        same_results(self._kernel.name, *self._answers)
+        native, ours, theirs, interleaved = (least_ms(side) for side in zip(*self._answers, strict=True))
+        return Timing(
+            name=self._kernel.name,
+            native_ms=native,
+            sandbox_ms=ours,
+            wasmtime_ms=theirs,
+            interleaved_ms=interleaved,
+        )
 
 
 async def time_kernels(kernels: Sequence[Kernel], *, repeats: int = REPEATS) -> list[Timing]:
+    """Measure all kernels in rounds, so that a slow second of the machine spoils one run of each and no kernel."""
     engine = await read_engine_info(worker_path())
     with tempfile.TemporaryDirectory() as folder:
         async with WorkerPool(worker_path=worker_path(), engine=engine, slots=1) as pool:
-            return [await time_kernel(pool, kernel, Path(folder), repeats=repeats) for kernel in kernels]
+            contests = [await Contest.prepare(pool, kernel, Path(folder)) for kernel in kernels]
+            for _ in range(repeats):
+                for contest in contests:
+                    await contest.run()
+    return [contest.timing() for contest in contests]
