@@ -13,6 +13,11 @@ from shared.errors import UnavailableError
 MAX_STDERR_BYTES: Final = 2048
 """How much of a crashed worker's last words is kept."""
 
+WORKER_NICE: Final = 5
+"""How much less urgent than its node a worker is: guests that loop must not keep the node from a processor,
+since it renews leases and serves everybody else's runs. Measured in docs/performance.md."""
+
+_MAX_NICE: Final = 19
 _SOCKET_BUFFER_BYTES: Final = 1024 * 1024
 
 
@@ -79,6 +84,9 @@ class WorkerProcess:
                 setpgroup=0,
                 setsigdef=[signal.SIGPIPE],
             )
+            nice = min(_MAX_NICE, os.getpriority(os.PRIO_PROCESS, 0) + WORKER_NICE)
+            # The group, so that it meets whatever the started process starts in its turn.
+            os.setpriority(os.PRIO_PGRP, pid, nice)
         except OSError as error:
             ours.close()
             if stderr_fd >= 0:
