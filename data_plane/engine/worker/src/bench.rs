@@ -2,7 +2,6 @@
 //! Prints one JSON line; judges nothing.
 
 use std::fs::File;
-use std::io::Read;
 use std::os::fd::{AsFd, OwnedFd};
 use std::process::{Command, Stdio};
 use std::sync::Arc;
@@ -193,19 +192,31 @@ impl Parent {
         }
     }
 
+    /// Of the worker and of the monitor in front of it, which is the process started here.
     fn resident_bytes(&self) -> Result<u64, String> {
-        let mut status = String::new();
-        File::open(format!("/proc/{}/status", self.child.id()))
-            .and_then(|mut file| file.read_to_string(&mut status))
-            .map_err(|error| error.to_string())?;
-        let line = status.lines().find_map(|line| line.strip_prefix("VmRSS:"));
-        let kibibytes = line
-            .and_then(|line| line.split_whitespace().next())
-            .and_then(|text| text.parse::<u64>().ok());
-        kibibytes
-            .map(|size| size * 1024)
-            .ok_or_else(|| "the kernel names no resident size".to_owned())
+        let monitor = self.child.id();
+        let children = std::fs::read_to_string(format!("/proc/{monitor}/task/{monitor}/children"))
+            .map_err(|error| format!("children of the monitor: {error}"))?;
+        let workers = children
+            .split_whitespace()
+            .filter_map(|pid| pid.parse().ok());
+        std::iter::once(monitor)
+            .chain(workers)
+            .map(resident_bytes)
+            .sum()
     }
+}
+
+fn resident_bytes(pid: u32) -> Result<u64, String> {
+    let status = std::fs::read_to_string(format!("/proc/{pid}/status"))
+        .map_err(|error| error.to_string())?;
+    let line = status.lines().find_map(|line| line.strip_prefix("VmRSS:"));
+    let kibibytes = line
+        .and_then(|line| line.split_whitespace().next())
+        .and_then(|text| text.parse::<u64>().ok());
+    kibibytes
+        .map(|size| size * 1024)
+        .ok_or_else(|| "the kernel names no resident size".to_owned())
 }
 
 impl Drop for Parent {

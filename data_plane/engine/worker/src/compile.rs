@@ -11,15 +11,16 @@ use wasmer::Module;
 
 use crate::frames::{FrameReader, Kind};
 use crate::guest::refuse;
+use crate::jail::{self, Jail};
 use crate::messages::{CompileRequest, Compiled, Outcome, Refusal};
 use crate::output::Output;
-use crate::{artifact, engine, jail};
+use crate::{artifact, engine};
 
 /// Compiler threads: more of them cost memory without shortening small modules.
 const MAX_COMPILER_THREADS: usize = 4;
 
 /// Serve one compilation on `socket`.
-pub fn serve(socket: OwnedFd) {
+pub fn serve(socket: OwnedFd, jail: Jail) {
     let reading = socket
         .try_clone()
         .expect("a second descriptor of the socket");
@@ -43,7 +44,7 @@ pub fn serve(socket: OwnedFd) {
             "Load came without its two descriptors".to_owned(),
         )
     };
-    let outcome = match compile(&request, File::from(module), File::from(target)) {
+    let outcome = match compile(&request, File::from(module), File::from(target), jail) {
         Ok(compiled) => Outcome {
             outcome: "succeeded",
             compiled: Some(compiled),
@@ -55,13 +56,20 @@ pub fn serve(socket: OwnedFd) {
     let _ = output.flush();
 }
 
-fn compile(request: &CompileRequest, module: File, target: File) -> Result<Compiled, Refusal> {
+fn compile(
+    request: &CompileRequest,
+    module: File,
+    target: File,
+    mut jail: Jail,
+) -> Result<Compiled, Refusal> {
+    jail.restrict(&[]);
     jail::limit_compilation(
         request.memory_bytes,
         request.cpu_ms.div_ceil(1000),
         request.wall_ms,
         request.artifact_bytes,
     )
+    .and_then(|()| jail.lock())
     .map_err(|message| Refusal::new("jail", message))?;
     let bytes = read(module, request.module_bytes)?;
     let started = Instant::now();

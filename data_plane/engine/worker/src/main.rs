@@ -1,19 +1,24 @@
-//! `agentfactory-worker run|compile`: descriptor 0 is a socket to the parent. `engine`: print the engine's identity.
+//! `agentfactory-worker run|compile [LAYER]...`: descriptor 0 is a socket to the parent; the named layers of the jail
+//! are demanded. `engine`: print the engine's identity. `doctor`: print which layers hold here.
 
+use std::os::fd::OwnedFd;
 use std::process::ExitCode;
 
+use agentfactory_worker::jail::{Jail, Mode};
 use agentfactory_worker::watchdog::exit;
 use agentfactory_worker::{bench, compile, engine, jail, run};
 
-const USAGE: &str =
-    "usage: agentfactory-worker run | compile | engine | --version | bench ARTIFACT RUNS";
+const USAGE: &str = "usage: agentfactory-worker run [LAYER]... | compile [LAYER]... | engine | doctor | --version | bench ARTIFACT RUNS";
 const WRONG_USE: u8 = 2;
 
 fn main() -> ExitCode {
     let mut arguments = std::env::args().skip(1);
     match arguments.next().as_deref() {
-        Some("run") => jailed(|socket| run::serve(socket)),
-        Some("compile") => jailed(compile::serve),
+        Some("run") => jailed(Mode::Run, arguments.collect(), |socket, jail| {
+            run::serve(socket, jail)
+        }),
+        Some("compile") => jailed(Mode::Compile, arguments.collect(), compile::serve),
+        Some("doctor") => doctor(),
         Some("engine" | "--version") => {
             println!(
                 "{}",
@@ -45,18 +50,33 @@ fn report(result: Result<(), String>) -> ExitCode {
     }
 }
 
-fn jailed(serve: impl FnOnce(std::os::fd::OwnedFd)) -> ExitCode {
+fn jailed(mode: Mode, demanded: Vec<String>, serve: impl FnOnce(OwnedFd, Jail)) -> ExitCode {
     let say = std::panic::take_hook();
     std::panic::set_hook(Box::new(move |panic| {
         // One thread without the other is no worker: whatever panics ends the process.
         say(panic);
         agentfactory_worker::watchdog::end(exit::PANIC);
     }));
-    match jail::enter().and_then(|()| jail::take_socket()) {
-        Ok(socket) => {
-            serve(socket);
+    let entered = jail::enter(mode, demanded).and_then(|jail| Ok((jail::take_socket()?, jail)));
+    match entered {
+        Ok((socket, jail)) => {
+            serve(socket, jail);
             ExitCode::SUCCESS
         }
         Err(message) => report(Err(message)),
     }
+}
+
+/// Enter the jail of a worker that runs guests, and print what holds here as one line of JSON.
+fn doctor() -> ExitCode {
+    let locked = jail::enter(Mode::Run, Vec::new()).and_then(|mut jail| {
+        jail.restrict(&[]);
+        jail.lock().map(|()| jail)
+    });
+    report(locked.map(|jail| {
+        println!(
+            "{}",
+            serde_json::to_string(jail.layers()).expect("plain strings serialize")
+        );
+    }))
 }

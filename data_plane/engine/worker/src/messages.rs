@@ -2,6 +2,8 @@
 
 use serde::{Deserialize, Serialize};
 
+use crate::jail::Layer;
+
 /// Bytes that a worker process may hold as writable data, its own included, where `load` names no bound.
 pub const DEFAULT_DATA_BYTES: u64 = 5 * 1024 * 1024 * 1024;
 /// Arguments and environment entries of one run.
@@ -17,6 +19,15 @@ pub struct Load {
     pub engine: Option<EngineInfo>,
     #[serde(default)]
     pub process: ProcessLimits,
+    /// Directories that runs may see, as far as the kernel is asked; their descriptors come after the artifact's.
+    #[serde(default)]
+    pub roots: Vec<LoadedRoot>,
+}
+
+#[derive(Debug, Clone, Copy, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct LoadedRoot {
+    pub writable: bool,
 }
 
 /// Limits of the process for its whole life, behind those of each run.
@@ -62,7 +73,8 @@ pub struct EngineInfo {
 #[derive(Debug, Serialize)]
 pub struct Ready<'a> {
     pub engine: &'a EngineInfo,
-    pub pid: u32,
+    /// The walls around this process, see `jail`.
+    pub jail: &'a [Layer],
 }
 
 /// One run; the descriptors of `preopens` come with it, in their order.

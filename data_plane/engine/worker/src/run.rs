@@ -10,13 +10,14 @@ use serde::Deserialize;
 use wasmer::Module;
 
 use crate::artifact::{self, ArtifactError};
+use crate::engine;
 use crate::frames::{FrameReader, Kind};
 use crate::guest::{Guest, Input, refuse};
+use crate::jail::{self, Jail, Root};
 use crate::messages::{Load, MAX_ARGUMENTS, MAX_PREOPENS, Outcome, Ready, Refusal, Run};
 use crate::output::Output;
 use crate::wasi::GuestStdio;
 use crate::watchdog::{Shared, end, exit};
-use crate::{engine, jail};
 
 /// Stack of the guest thread: host functions run on it, the guest has its own.
 const GUEST_THREAD_STACK_BYTES: usize = 1024 * 1024;
@@ -26,20 +27,22 @@ const CLOCK_TICK_NS: u64 = 1_000;
 const MAX_RANDOM_BYTES: u64 = 64 * 1024 * 1024;
 
 /// Serve the parent on `socket` until it says stop, closes, or a limit ends the process.
-pub fn serve(socket: OwnedFd) -> ! {
+pub fn serve(socket: OwnedFd, mut jail: Jail) -> ! {
     let reading = socket
         .try_clone()
         .expect("a second descriptor of the socket");
     let shared = Arc::new(Shared::new(Output::new(socket)).expect("a timer"));
     let input = Input::new(FrameReader::new(reading));
+    // Landlock holds for the thread that asks and for those it starts, so it comes before the second thread.
+    let (request, artifact) = asked(&input, &shared, &mut jail);
     let guest_side = Arc::clone(&shared);
     std::thread::Builder::new()
         .name("guest".to_owned())
         .stack_size(GUEST_THREAD_STACK_BYTES)
         .spawn(move || {
-            // The last thread there is; before anything of the parent is read.
+            // The last thread there is.
             jail::no_more_processes();
-            let guest = load(&input, &guest_side);
+            let guest = load(&request, artifact, &guest_side, jail);
             serve_runs(&guest, &input, &guest_side)
         })
         .expect("a guest thread");
@@ -80,21 +83,43 @@ fn next<Message: for<'a> Deserialize<'a>>(
     })
 }
 
-fn load(input: &Input, shared: &Shared) -> Guest {
-    let (request, mut descriptors) = match next::<Load>(input, Kind::Load, |_| 1) {
+/// Read what to load, and let the process see no directory but those that came with it.
+fn asked(input: &Input, shared: &Shared, jail: &mut Jail) -> (Load, OwnedFd) {
+    let count = |request: &Load| request.roots.len() + 1;
+    let (request, mut descriptors) = match next::<Load>(input, Kind::Load, count) {
         Asked::Message(request, descriptors) => (request, descriptors),
         Asked::Broken(message) => refuse(&mut shared.output(), message),
         Asked::Ended => end(0),
     };
+    let artifact = descriptors.remove(0);
+    let roots: Vec<Root> = descriptors
+        .into_iter()
+        .zip(&request.roots)
+        .map(|(directory, root)| Root {
+            directory,
+            writable: root.writable,
+        })
+        .collect();
+    jail.restrict(&roots);
+    (request, artifact)
+}
+
+fn load(request: &Load, artifact: OwnedFd, shared: &Shared, mut jail: Jail) -> Guest {
     jail::limit_process(&request.process);
-    match open(&request, descriptors.remove(0), shared) {
+    match open(request, artifact, shared) {
         Ok(guest) => {
+            let locked = jail.lock();
             let mut output = shared.output();
+            if let Err(message) = locked {
+                output.say(Kind::Outcome, &Outcome::from(Refusal::new("jail", message)));
+                let _ = output.flush();
+                end(exit::JAIL);
+            }
             output.say(
                 Kind::Ready,
                 &Ready {
                     engine: &engine::info(),
-                    pid: std::process::id(),
+                    jail: jail.layers(),
                 },
             );
             if output.flush().is_err() {

@@ -21,6 +21,8 @@ pub mod exit {
     pub const WALL_LIMIT: i32 = 66;
     pub const CPU_LIMIT: i32 = 67;
     pub const LOAD_REFUSED: i32 = 68;
+    pub const JAIL: i32 = 69;
+    pub const ABORTED: i32 = 70;
     pub const PANIC: i32 = 101;
 }
 

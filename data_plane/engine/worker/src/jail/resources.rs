@@ -1,36 +1,23 @@
-//! What the process gives up. This is the minimal jail: no new privileges, no dump, no life without its parent, closed
-//! descriptors, an empty environment and resource limits. Namespaces, landlock and seccomp will live here too.
+//! Resource limits of a process: behind the limits of each run, and bounds of a compilation.
 
-use std::os::fd::{FromRawFd, OwnedFd};
+use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
 
-use rustix::process::{
-    DumpableBehavior, Resource, Rlimit, Signal, getrlimit, set_dumpable_behavior,
-    set_parent_process_death_signal, setrlimit,
-};
-
+use super::Layer;
 use crate::messages::ProcessLimits;
 
 /// Descriptors of the process itself (socket twice, timer, standard streams) and of the largest guest.
 const MAX_DESCRIPTORS: u64 = 1024 + 64;
 
-/// Give up what no mode needs, first thing in `main`, while there is one thread.
-///
-/// # Errors
-/// Says which step the kernel refused; nothing may run then.
-pub fn enter() -> Result<(), String> {
-    // SAFETY: there is one thread, so nobody reads the environment meanwhile.
-    unsafe { libc::clearenv() };
-    let step = |name: &'static str| move |error| format!("{name}: {error}");
-    rustix::thread::set_no_new_privs(true).map_err(step("no_new_privs"))?;
-    set_dumpable_behavior(DumpableBehavior::NotDumpable).map_err(step("not dumpable"))?;
-    set_parent_process_death_signal(Some(Signal::KILL)).map_err(step("parent death signal"))?;
-    close_from(3).map_err(step("close descriptors"))?;
+/// Limits that hold from the start.
+pub fn enter() -> Layer {
+    let limited = limit(Resource::Core, 0).and_then(|()| limit(Resource::Nofile, MAX_DESCRIPTORS));
     // A guest that writes past the file size limit is told so (EFBIG); the signal would end the worker instead.
     // SAFETY: ignoring a signal installs no handler.
     unsafe { libc::signal(libc::SIGXFSZ, libc::SIG_IGN) };
-    limit(Resource::Core, 0).map_err(step("rlimit core"))?;
-    limit(Resource::Nofile, MAX_DESCRIPTORS).map_err(step("rlimit nofile"))?;
-    Ok(())
+    match limited {
+        Ok(()) => Layer::active("rlimits", "core, nofile, nproc, data, fsize, cpu"),
+        Err(error) => Layer::missing("rlimits", error.to_string()),
+    }
 }
 
 /// Set the bounds of the process' life; they stand behind the limits of each run.
@@ -79,22 +66,6 @@ pub fn no_more_processes() {
     let _ = limit(Resource::Nproc, 0);
 }
 
-/// Take descriptor 0, the socket to the parent.
-///
-/// # Errors
-/// Descriptor 0 is not a connected stream socket.
-pub fn take_socket() -> Result<OwnedFd, String> {
-    // SAFETY: descriptor 0 is open (checked next) and nothing else in this process uses it.
-    let socket = unsafe { OwnedFd::from_raw_fd(0) };
-    match rustix::net::sockopt::socket_type(&socket) {
-        Ok(rustix::net::SocketType::STREAM) => Ok(socket),
-        _ => {
-            std::mem::forget(socket);
-            Err("descriptor 0 is not a stream socket: this program is started by a node, not by hand".to_owned())
-        }
-    }
-}
-
 fn limit(resource: Resource, value: u64) -> rustix::io::Result<()> {
     let hard = getrlimit(resource)
         .maximum
@@ -106,15 +77,4 @@ fn limit(resource: Resource, value: u64) -> rustix::io::Result<()> {
             maximum: Some(hard),
         },
     )
-}
-
-fn close_from(first: u32) -> rustix::io::Result<()> {
-    // SAFETY: one thread, and nothing above the standard streams has been opened by this program yet.
-    match unsafe { libc::syscall(libc::SYS_close_range, first, u32::MAX, 0) } {
-        0 => Ok(()),
-        _ => Err(
-            rustix::io::Errno::from_io_error(&std::io::Error::last_os_error())
-                .unwrap_or(rustix::io::Errno::IO),
-        ),
-    }
 }
