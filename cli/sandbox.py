@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Annotated, Final
 import typer
 
 from cli import output
+from cli.output import Json
 from shared.errors import AgentFactoryError, InvalidInputError, WorkerCrashedError
 
 if TYPE_CHECKING:
@@ -28,6 +29,42 @@ _MAX_EXIT_CODE: Final = 255
 @app.callback()
 def group() -> None:
     """Only carries the help; without it a single command would stand for the group."""
+
+
+@app.command()
+def doctor(
+    require: Annotated[
+        list[str] | None, typer.Option("--require", help="A layer that must hold; repeatable.")
+    ] = None,
+    as_json: Json = False,
+) -> None:
+    """Start a worker here and say which layers of its jail hold, and why the others do not.
+
+    Exit codes: 0; 2 for an unknown layer; 4 when a layer named with --require does not hold.
+
+    Example: agentfactory sandbox doctor --require seccomp --require landlock
+    """
+    from agentfactory_engine import worker_path
+
+    from data_plane.sandbox.domain import Layer
+    from data_plane.sandbox.engine import check_layers, read_layers
+
+    unknown = [name for name in require or [] if name not in list(Layer)]
+    if unknown:
+        raise InvalidInputError(f"--require {unknown[0]!r} is not one of {', '.join(Layer)}")
+    layers = asyncio.run(read_layers(worker_path()))
+    if output.wants_json():
+        print(
+            json.dumps(
+                [{"layer": each.layer, "active": each.active, "detail": each.detail} for each in layers]
+            )
+        )
+    else:
+        rows = [
+            (each.layer, "active" if each.active else "not possible here", each.detail) for each in layers
+        ]
+        output.table(("layer", "state", "detail"), rows, empty="this worker has no jail")
+    check_layers(layers, map(Layer, require or []))
 
 
 @app.command(context_settings={"allow_interspersed_args": False})

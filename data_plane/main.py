@@ -24,7 +24,7 @@ from data_plane.receipts.spool import Spool
 from data_plane.runner import OrderRunner
 from data_plane.sandbox.compiler import WorkerCompiler
 from data_plane.sandbox.domain import EngineInfo
-from data_plane.sandbox.engine import read_engine_info
+from data_plane.sandbox.engine import check_layers, read_engine_info, read_layers
 from data_plane.sandbox.pool import WorkerPool
 from data_plane.session.leases import Leases
 from data_plane.session.outbox import Outbox
@@ -99,10 +99,13 @@ async def build_node(settings: NodeSettings, stack: AsyncExitStack) -> tuple[Nod
         )
     worker_path = agentfactory_engine.worker_path()
     engine = await read_engine_info(worker_path)
+    layers = await read_layers(worker_path)
+    check_layers(layers, settings.sandbox_require)
     facts = _facts(settings, identity, engine, new_id(BOOT, clock, random))
     _trace(settings, identity, stack)
     registry = CollectorRegistry()
     metrics = NodeMetrics(registry, clock)
+    metrics.show_layers(layers)
     keyset = NodeKeyset(
         root_keys=trust.root_keys, installation=trust.installation, path=paths.data_dir / "keyset.dsse"
     )
@@ -128,7 +131,7 @@ async def build_node(settings: NodeSettings, stack: AsyncExitStack) -> tuple[Nod
         certificate=identity.certificate,
     )
     sandbox = await _sandbox(settings, worker_path, engine, stack)
-    compiler = WorkerCompiler(worker_path=worker_path)
+    compiler = WorkerCompiler(worker_path=worker_path, require=settings.sandbox_require)
     runner = OrderRunner(
         facts=facts,
         keyset=keyset,
@@ -205,6 +208,7 @@ async def _sandbox(
         engine=engine,
         slots=settings.slots,
         max_warm_workers=settings.max_warm_workers,
+        require=settings.sandbox_require,
     )
     return await stack.enter_async_context(pool)
 

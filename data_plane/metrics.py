@@ -8,6 +8,7 @@ from typing import Final
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, Metric
 from prometheus_client.registry import Collector
 
+from data_plane.sandbox.domain import LayerState
 from shared.clock import Clock
 
 STAGE_BUCKETS: Final = (
@@ -84,6 +85,10 @@ class NodeMetrics:
             "agentfactory_node_worker_events", "Workers since start, by what became of them", ["event"],
             registry=registry,
         )  # fmt: skip
+        self.sandbox_layers = Gauge(
+            "agentfactory_node_sandbox_layer", "Whether a layer of the workers' jail holds here", ["layer"],
+            registry=registry,
+        )  # fmt: skip
         self.cache = Gauge(
             "agentfactory_node_artifact_cache", "Loads from the artifact cache since start", ["event"],
             registry=registry,
@@ -97,6 +102,11 @@ class NodeMetrics:
         self.keyset_version = Gauge(
             "agentfactory_node_keyset_version", "Version of the keyset in force", registry=registry
         )
+
+    def show_layers(self, layers: Iterable[LayerState]) -> None:
+        """Set which layers of the jail hold here; that does not change while the node runs."""
+        for state in layers:
+            self.sandbox_layers.labels(state.layer).set(state.active)
 
     @contextmanager
     def timed(self, stage: Stage) -> Iterator[None]:

@@ -6,6 +6,7 @@ from typing import Annotated, ClassVar, Final
 
 from pydantic import Field, field_validator
 
+from data_plane.sandbox.domain import Layer
 from shared.logs import LogStyle
 from shared.manifest import MAX_LIMITS, GrantedLimits, Profile
 from shared.paths import NodePaths
@@ -34,6 +35,9 @@ class NodeSettings(PlaneSettings):
     """Orders that may wait here for a slot; fewer when guests run long, none from 100 ms on."""
     max_warm_workers: int | None = Field(default=None, ge=1, le=4 * MAX_SLOTS)
     """Loaded sandbox workers that are kept; by default four per slot."""
+
+    sandbox_require: tuple[Layer, ...] = (Layer.SECCOMP, Layer.RLIMITS, Layer.NO_NEW_PRIVS)
+    """Layers of the jail without which the node does not start and no worker works."""
 
     cache_bytes: int = Field(default=4 * GIBIBYTE, ge=MIBIBYTE)
     """Bound of the artifact cache on disk."""

@@ -3,12 +3,13 @@
 import asyncio
 import logging
 import signal
+from collections.abc import Sequence
 from contextlib import suppress
 from datetime import timedelta
 from typing import Final
 
 from data_plane.sandbox import messages
-from data_plane.sandbox.domain import DEFAULT_COMPILE_LIMITS, CompiledArtifact, CompileLimits
+from data_plane.sandbox.domain import DEFAULT_COMPILE_LIMITS, CompiledArtifact, CompileLimits, Layer
 from data_plane.sandbox.frames import FrameKind, encode
 from data_plane.sandbox.link import Link
 from data_plane.sandbox.process import Ended, Mode, WorkerProcess
@@ -17,14 +18,17 @@ from shared.errors import ModuleInvalidError, WorkerCrashedError
 logger = logging.getLogger(__name__)
 
 WALL_GRACE: Final = timedelta(seconds=1)
+# Exit code of the worker binary (watchdog.rs, `exit`) instead of SIGABRT: no memory for the compiler.
+_ABORTED_CODE: Final = 70
 _END_PATIENCE: Final = timedelta(seconds=1)
 
 
 class WorkerCompiler:
     """The compiler on real processes, at most ``max_concurrent`` at once; others wait."""
 
-    def __init__(self, *, worker_path: str, max_concurrent: int = 1) -> None:
+    def __init__(self, *, worker_path: str, max_concurrent: int = 1, require: Sequence[Layer] = ()) -> None:
         self._worker_path = worker_path
+        self._require = tuple(require)
         self._free = asyncio.Semaphore(max_concurrent)
 
     async def compile(
@@ -32,7 +36,7 @@ class WorkerCompiler:
     ) -> CompiledArtifact:
         """See ``Compiler.compile``."""
         async with self._free:
-            process = WorkerProcess.start(self._worker_path, Mode.COMPILE)
+            process = WorkerProcess.start(self._worker_path, Mode.COMPILE, self._require)
             link = await Link.open(process.socket)
             try:
                 async with asyncio.timeout((limits.wall + WALL_GRACE).total_seconds()):
@@ -66,7 +70,7 @@ def _error_of(ended: Ended, limits: CompileLimits) -> Exception:
         return ModuleInvalidError(f"module does not compile within {limits.wall}")
     if ended.signal_number == signal.SIGXCPU:
         return ModuleInvalidError(f"module does not compile within {limits.cpu} of CPU time")
-    if ended.signal_number == signal.SIGABRT:
+    if ended.code == _ABORTED_CODE:
         return ModuleInvalidError(f"module does not compile within {limits.memory_bytes} bytes of memory")
     logger.error("compile worker crashed", extra={"how": str(ended), "last_words": ended.last_words})
     return WorkerCrashedError(f"compile worker {ended}")

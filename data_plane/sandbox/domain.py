@@ -19,6 +19,28 @@ MAX_ARGUMENTS: Final = 1024
 MAX_PREOPENS: Final = 16
 
 
+class Layer(StrEnum):
+    """The walls around a worker, as the worker binary names them."""
+
+    SECCOMP = "seccomp"
+    NAMESPACES = "namespaces"
+    LANDLOCK = "landlock"
+    RLIMITS = "rlimits"
+    NO_NEW_PRIVS = "no_new_privs"
+    NOT_ROOT = "not_root"
+    CGROUP = "cgroup"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class LayerState:
+    """Whether a wall stands on this machine."""
+
+    layer: Layer
+    active: bool
+    detail: str
+    """What it holds off; of a missing one, why it is not possible here."""
+
+
 class Stream(StrEnum):
     """Where output came from: the result (stdout) or the log (stderr)."""
 
@@ -48,7 +70,11 @@ class Limits:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Preopen:
-    """A directory of the host that the guest sees under ``guest_path``, and nothing above it."""
+    """A directory of the host that the guest sees under ``guest_path``, and nothing above it.
+
+    A worker is locked to the directories of its first run, so runs that name others get workers of their own;
+    a directory must not be replaced by a new one of the same name while a worker may be warm.
+    """
 
     host_path: str
     guest_path: str
@@ -81,6 +107,13 @@ class RunRequest:
             raise ValueError(f"seed has {len(self.seed)} bytes, not {SEED_BYTES}")
         if self.clock is not None and self.clock.tzinfo is None:
             raise ValueError("clock must be an aware datetime")
+
+    @property
+    def roots(self) -> tuple[tuple[str, bool], ...]:
+        """The directories of the host that the run may see, and whether it may write there."""
+        writable = {preopen.host_path for preopen in self.preopens if preopen.writable}
+        paths = sorted({preopen.host_path for preopen in self.preopens})
+        return tuple((path, path in writable) for path in paths)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

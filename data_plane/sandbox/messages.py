@@ -1,6 +1,7 @@
 """The JSON payloads to and from a worker. What a worker says is checked here before anything uses it."""
 
 import json
+from collections.abc import Sequence
 from datetime import UTC, datetime, timedelta
 from typing import Any, Final
 
@@ -8,6 +9,8 @@ from data_plane.sandbox.domain import (
     CompiledArtifact,
     CompileLimits,
     EngineInfo,
+    Layer,
+    LayerState,
     Resources,
     RunRequest,
     RunResult,
@@ -19,6 +22,7 @@ from shared.errors import (
     DiskFullError,
     InvalidInputError,
     ModuleInvalidError,
+    UnavailableError,
     WorkerCrashedError,
 )
 from shared.outcomes import LimitName, Outcome
@@ -42,12 +46,16 @@ _REFUSALS: Final[dict[str, type[AgentFactoryError]]] = {
     "artifact_too_large": ModuleInvalidError,
     "invalid_request": InvalidInputError,
     "disk_full": DiskFullError,
+    "jail": UnavailableError,
 }
 
 
-def load_payload(engine: EngineInfo) -> bytes:
-    """Return the payload of ``load`` in run mode."""
-    return _dump({"engine": engine_to_json(engine)})
+def load_payload(engine: EngineInfo, roots: Sequence[tuple[str, bool]] = ()) -> bytes:
+    """Return the payload of ``load`` in run mode; the descriptors of ``roots`` go after the artifact's."""
+    message: dict[str, Any] = {"engine": engine_to_json(engine)}
+    if roots:
+        message["roots"] = [{"writable": writable} for _, writable in roots]
+    return _dump(message)
 
 
 def compile_payload(limits: CompileLimits) -> bytes:
@@ -145,6 +153,32 @@ def compiled_of(message: RawOutcome) -> CompiledArtifact:
         )
     except (KeyError, TypeError, ValueError) as error:
         raise WorkerCrashedError(f"worker sent an outcome that is none: {error!r}") from error
+
+
+def layers_from_json(value: Any) -> tuple[LayerState, ...]:
+    """Return the layers of its jail that a worker names.
+
+    Raises:
+        WorkerCrashedError: A field is missing or of a wrong type, or a layer is unknown.
+    """
+    try:
+        return tuple(
+            LayerState(
+                layer=Layer(entry["name"]), active=entry["active"] is True, detail=_text(entry["detail"])
+            )
+            for entry in value
+        )
+    except (KeyError, TypeError, ValueError) as error:
+        raise WorkerCrashedError(f"worker names no layers: {error!r}") from error
+
+
+def ready_layers(payload: bytes) -> tuple[LayerState, ...]:
+    """Return the layers that hold around a worker that is ready.
+
+    Raises:
+        WorkerCrashedError: The payload is no ``ready``.
+    """
+    return layers_from_json(_parse(payload).get("jail"))
 
 
 def engine_from_json(value: Any) -> EngineInfo:

@@ -6,12 +6,12 @@ Implements design.md, rule 14. Never says whether something may run, and never l
 import asyncio
 import logging
 from collections import OrderedDict, deque
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Sequence
 from datetime import timedelta
 from types import TracebackType
 from typing import Final, NamedTuple, Self
 
-from data_plane.sandbox.domain import EngineInfo, RunRequest, RunResult, SandboxStats
+from data_plane.sandbox.domain import EngineInfo, Layer, RunRequest, RunResult, SandboxStats
 from data_plane.sandbox.ports import ArtifactOpener, OutputSink
 from data_plane.sandbox.worker import Worker
 from shared.digests import Digest
@@ -32,6 +32,8 @@ class _Binding(NamedTuple):
 
     tenant_id: TenantId
     module_digest: Digest
+    roots: tuple[tuple[str, bool], ...]
+    """Directories that it was locked to, and whether it may write there."""
 
 
 class WorkerPool:
@@ -46,6 +48,7 @@ class WorkerPool:
         max_warm_workers: int | None = None,
         spares: int = 1,
         wall_grace: timedelta = DEFAULT_WALL_GRACE,
+        require: Sequence[Layer] = (),
     ) -> None:
         if slots < 1 or spares < 0:
             raise ValueError(f"a pool has at least one slot and no negative spares, not {slots} and {spares}")
@@ -57,6 +60,7 @@ class WorkerPool:
         )
         self._spare_target = spares
         self._wall_grace = wall_grace
+        self._require = tuple(require)
         self._free = asyncio.Semaphore(slots)
         self._waiting = 0
         self._busy: set[Worker] = set()
@@ -117,7 +121,8 @@ class WorkerPool:
         finally:
             self._waiting -= 1
         try:
-            return await self._run_in_slot(_Binding(tenant_id, module_digest), artifact, request, stdin, sink)
+            binding = _Binding(tenant_id, module_digest, request.roots)
+            return await self._run_in_slot(binding, artifact, request, stdin, sink)
         finally:
             self._free.release()
 
@@ -179,7 +184,9 @@ class WorkerPool:
         return None
 
     async def _spawn(self) -> Worker:
-        worker = await Worker.start(self._worker_path, engine=self._engine, wall_grace=self._wall_grace)
+        worker = await Worker.start(
+            self._worker_path, engine=self._engine, wall_grace=self._wall_grace, require=self._require
+        )
         self._spawned += 1
         return worker
 

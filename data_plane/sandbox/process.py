@@ -4,10 +4,14 @@ import asyncio
 import os
 import signal
 import socket
+from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import dataclass
+from datetime import timedelta
 from enum import StrEnum
 from typing import Final
 
+from data_plane.sandbox.domain import Layer
 from shared.errors import UnavailableError
 
 MAX_STDERR_BYTES: Final = 2048
@@ -19,6 +23,8 @@ since it renews leases and serves everybody else's runs. Measured in docs/perfor
 
 _MAX_NICE: Final = 19
 _SOCKET_BUFFER_BYTES: Final = 1024 * 1024
+_MONITOR_PATIENCE: Final = timedelta(seconds=1)
+"""How long the monitor may take to kill its worker."""
 
 
 class Mode(StrEnum):
@@ -51,14 +57,18 @@ class WorkerProcess:
         self.socket = sock
         self._pidfd = pidfd
         self._stderr_fd = stderr_fd
+        self._killing = False
         self._loop = asyncio.get_running_loop()
         self.ended: asyncio.Future[Ended] = self._loop.create_future()
         """Set when the process has been reaped."""
         self._loop.add_reader(pidfd, self._reap)
 
     @classmethod
-    def start(cls, worker_path: str, mode: Mode) -> "WorkerProcess":
+    def start(cls, worker_path: str, mode: Mode, require: Sequence[Layer] = ()) -> "WorkerProcess":
         """Start a worker; takes about a millisecond and does not wait for it to say anything.
+
+        It refuses to work when a layer of its jail that ``require`` names does not hold. The process started
+        is the monitor in front of the worker: it ends as the worker does, with its code or by its signal.
 
         Raises:
             UnavailableError: The binary is missing, or the kernel gives no process or descriptor.
@@ -73,7 +83,7 @@ class WorkerProcess:
             stderr_fd = os.memfd_create("worker-stderr")
             pid = os.posix_spawn(
                 worker_path,
-                [worker_path, mode],
+                [worker_path, mode, *require],
                 {},
                 file_actions=[
                     (os.POSIX_SPAWN_DUP2, theirs.fileno(), 0),
@@ -97,9 +107,23 @@ class WorkerProcess:
         return cls(pid=pid, pidfd=os.pidfd_open(pid), stderr_fd=stderr_fd, sock=ours)
 
     def kill(self) -> None:
-        """End the process at once. A process that has ended already is no error."""
+        """End the worker at once. One that has ended already is no error.
+
+        The monitor is told to kill the worker, so that it reaps it: killed itself it would leave that to
+        whoever is process 1 here, in a container perhaps the node. What is left a second later is killed.
+        """
+        if self._killing or self.ended.done():
+            return
+        self._killing = True
+        signal.pidfd_send_signal(self._pidfd, signal.SIGTERM)
+        signal.pidfd_send_signal(self._pidfd, signal.SIGCONT)
+        self._loop.call_later(_MONITOR_PATIENCE.total_seconds(), self._kill_both)
+
+    def _kill_both(self) -> None:
         if not self.ended.done():
-            signal.pidfd_send_signal(self._pidfd, signal.SIGKILL)
+            # Not reaped yet, so the number is still that of the group both of them are in.
+            with suppress(ProcessLookupError):
+                os.killpg(self.pid, signal.SIGKILL)
 
     async def wait(self) -> Ended:
         """Wait until the process has ended and been reaped."""

@@ -7,7 +7,7 @@ import asyncio
 import logging
 import os
 import signal
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
 from datetime import timedelta
@@ -17,7 +17,8 @@ from data_plane.sandbox import messages
 from data_plane.sandbox.domain import (
     MAX_INPUT_BYTES,
     EngineInfo,
-    Preopen,
+    Layer,
+    LayerState,
     Resources,
     RunRequest,
     RunResult,
@@ -80,17 +81,21 @@ class Worker:
         self._engine = engine
         self._wall_grace = wall_grace
         self._loaded = False
+        self.layers: tuple[LayerState, ...] = ()
+        """The walls around it, once it is loaded."""
         self._killed_for_wall = False
         self._reusable = True
 
     @classmethod
-    async def start(cls, worker_path: str, *, engine: EngineInfo, wall_grace: timedelta) -> "Worker":
+    async def start(
+        cls, worker_path: str, *, engine: EngineInfo, wall_grace: timedelta, require: Sequence[Layer] = ()
+    ) -> "Worker":
         """Start a process that has not loaded anything yet.
 
         Raises:
             UnavailableError: The process cannot be started.
         """
-        process = WorkerProcess.start(worker_path, Mode.RUN)
+        process = WorkerProcess.start(worker_path, Mode.RUN, require)
         link = await Link.open(process.socket)
         return cls(process=process, link=link, engine=engine, wall_grace=wall_grace)
 
@@ -171,11 +176,12 @@ class Worker:
         """Return all that can be said at once: load, run and input, so that a warm run is one system call."""
         frames: list[bytes] = []
         if not self._loaded:
-            frames.append(encode(FrameKind.LOAD, messages.load_payload(self._engine)))
+            frames.append(encode(FrameKind.LOAD, messages.load_payload(self._engine, request.roots)))
             descriptors.append(await artifact())
+            descriptors.extend(_open_directory(path) for path, _ in request.roots)
         try:
             frames.append(encode(FrameKind.RUN, messages.run_payload(request)))
-            descriptors.extend(_open_directory(preopen) for preopen in request.preopens)
+            descriptors.extend(_open_directory(preopen.host_path) for preopen in request.preopens)
         except ValueError as error:
             raise InvalidInputError(f"run cannot be requested: {error}") from error
         if not streaming:
@@ -220,6 +226,7 @@ class Worker:
                     await collected.take(frame.payload)
                 elif frame.kind is FrameKind.READY and not self._loaded:
                     self._loaded = True
+                    self.layers = messages.ready_layers(frame.payload)
                 elif frame.kind is FrameKind.OUTCOME and index == len(frames) - 1:
                     return self._parse_outcome(frame.payload)
                 else:
@@ -292,13 +299,11 @@ def _close(descriptors: list[int]) -> None:
         os.close(descriptors.pop())
 
 
-def _open_directory(preopen: Preopen) -> int:
+def _open_directory(path: str) -> int:
     try:
-        return os.open(preopen.host_path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+        return os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
     except OSError as error:
-        raise InvalidInputError(
-            f"directory {preopen.host_path} cannot be opened: {error.strerror}"
-        ) from error
+        raise InvalidInputError(f"directory {path} cannot be opened: {error.strerror}") from error
 
 
 def _name(frame: Frame) -> str:

@@ -18,8 +18,8 @@ use rustix::net::{
 
 /// Largest frame: type byte and payload. Larger bodies are chunked.
 pub const MAX_FRAME_BYTES: usize = 1024 * 1024;
-/// Descriptors that may wait for their frame: one artifact or two files of a compilation, and 16 preopens.
-pub const MAX_WAITING_FDS: usize = 18;
+/// Descriptors that may wait for their frame: an artifact with 16 roots, then 16 preopens of the first run.
+pub const MAX_WAITING_FDS: usize = 34;
 const LENGTH_BYTES: usize = 4;
 const HEADER_BYTES: usize = LENGTH_BYTES + 1;
 const READ_BYTES: usize = 64 * 1024;

@@ -101,6 +101,9 @@ impl Jail {
     /// Let no file be opened but beneath `roots`. Call it before the process has a second thread.
     pub fn restrict(&mut self, roots: &[Root]) {
         self.layers.push(landlock::restrict(roots));
+        // Memory and processes are bounded by rlimits and by the engine's budget alone.
+        let detail = "this version puts no worker into a cgroup";
+        self.layers.push(Layer::missing("cgroup", detail));
     }
 
     /// Close what loading needed: no executable memory, no thread, no further limit or filter from now on; compiling
