@@ -14,7 +14,7 @@ import typer
 
 from cli import output
 from cli.output import Json
-from shared.errors import AgentFactoryError, InvalidInputError, WorkerCrashedError
+from shared.errors import AgentFactoryError, InvalidInputError, UnavailableError, WorkerCrashedError
 
 if TYPE_CHECKING:
     from data_plane.sandbox.domain import Limits, Preopen, RunRequest, RunResult, Stream
@@ -64,7 +64,12 @@ def doctor(
             (each.layer, "active" if each.active else "not possible here", each.detail) for each in layers
         ]
         output.table(("layer", "state", "detail"), rows, empty="this worker has no jail")
-    check_layers(layers, map(Layer, require or []))
+    try:
+        check_layers(layers, map(Layer, require or []))
+    except UnavailableError as error:
+        # The layers are the answer and are printed already; this is the verdict on them.
+        output.note(f"error: {error}")
+        raise typer.Exit(output.UNAVAILABLE) from error
 
 
 @app.command(context_settings={"allow_interspersed_args": False})

@@ -2,7 +2,6 @@
 
 import asyncio
 import logging
-import signal
 from collections.abc import Sequence
 from contextlib import suppress
 from datetime import timedelta
@@ -18,8 +17,10 @@ from shared.errors import ModuleInvalidError, WorkerCrashedError
 logger = logging.getLogger(__name__)
 
 WALL_GRACE: Final = timedelta(seconds=1)
-# Exit code of the worker binary (watchdog.rs, `exit`) instead of SIGABRT: no memory for the compiler.
+# Exit codes of the worker binary (watchdog.rs, `exit`); it aborts when there is no memory for the compiler.
+_CPU_LIMIT_CODE: Final = 67
 _ABORTED_CODE: Final = 70
+_ALARM_CODE: Final = 71
 _END_PATIENCE: Final = timedelta(seconds=1)
 
 
@@ -66,9 +67,9 @@ class WorkerCompiler:
 
 def _error_of(ended: Ended, limits: CompileLimits) -> Exception:
     """A module that takes the compiler down with it is the module's fault, as long as a limit did it."""
-    if ended.signal_number == signal.SIGALRM:
+    if ended.code == _ALARM_CODE:
         return ModuleInvalidError(f"module does not compile within {limits.wall}")
-    if ended.signal_number == signal.SIGXCPU:
+    if ended.code == _CPU_LIMIT_CODE:
         return ModuleInvalidError(f"module does not compile within {limits.cpu} of CPU time")
     if ended.code == _ABORTED_CODE:
         return ModuleInvalidError(f"module does not compile within {limits.memory_bytes} bytes of memory")

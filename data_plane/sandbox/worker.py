@@ -6,7 +6,6 @@ Chooses no worker for a run; that is the pool's part.
 import asyncio
 import logging
 import os
-import signal
 from collections.abc import AsyncIterator, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
@@ -285,7 +284,7 @@ class Worker:
             return None  # no guest ran yet, so none of its limits can have fired
         if ended.code == _WALL_LIMIT_CODE or self._killed_for_wall:
             return LimitName.WALL_MS
-        if ended.code == _CPU_LIMIT_CODE or ended.signal_number == signal.SIGXCPU:
+        if ended.code == _CPU_LIMIT_CODE:
             return LimitName.CPU_MS
         return None
 

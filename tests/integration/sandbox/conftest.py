@@ -14,6 +14,7 @@ from data_plane.sandbox.compiler import WorkerCompiler
 from data_plane.sandbox.domain import EngineInfo, Limits, RunRequest, RunResult
 from data_plane.sandbox.engine import read_engine_info
 from data_plane.sandbox.pool import WorkerPool
+from data_plane.sandbox.process import WorkerProcess
 from shared.digests import sha256_digest
 from shared.ids import TenantId
 
@@ -54,6 +55,13 @@ class Artifacts:
             return os.open(path, os.O_RDONLY)
 
         return open_artifact
+
+
+def inside(process: WorkerProcess) -> int:
+    """The worker behind its monitor, by the number it has out here."""
+    children = Path(f"/proc/{process.pid}/task/{process.pid}/children").read_text().split()
+    (pid,) = map(int, children)
+    return pid
 
 
 def wat(text: str) -> bytes:

@@ -23,6 +23,7 @@ pub mod exit {
     pub const LOAD_REFUSED: i32 = 68;
     pub const JAIL: i32 = 69;
     pub const ABORTED: i32 = 70;
+    pub const ALARM: i32 = 71;
     pub const PANIC: i32 = 101;
 }
 

@@ -81,9 +81,7 @@ pub fn enter(mode: Mode, demanded: Vec<String>) -> Result<Jail, String> {
     let limits = resources::enter();
     let namespaces = namespaces::enter();
     monitor::fork()?;
-    // The first process of a pid namespace survives its own SIGABRT; a handler is how an abort still names itself.
-    // SAFETY: the handler only ends the process.
-    unsafe { libc::signal(libc::SIGABRT, aborted as *const () as libc::sighandler_t) };
+    name_signals();
     let capabilities = capabilities::drop_all();
     set_dumpable_behavior(DumpableBehavior::NotDumpable)
         .map_err(|error| format!("not dumpable: {error}"))?;
@@ -161,8 +159,21 @@ pub fn take_socket() -> Result<OwnedFd, String> {
     }
 }
 
-extern "C" fn aborted(_: libc::c_int) {
-    end(exit::ABORTED)
+/// The first process of a pid namespace survives every signal that it has no handler for, the kernel's own included
+/// (except SIGKILL, and faults): so these end it by handlers, with codes that name them.
+fn name_signals() {
+    for signal in [libc::SIGABRT, libc::SIGALRM, libc::SIGXCPU] {
+        // SAFETY: the handler only ends the process.
+        unsafe { libc::signal(signal, named as *const () as libc::sighandler_t) };
+    }
+}
+
+extern "C" fn named(signal: libc::c_int) {
+    end(match signal {
+        libc::SIGALRM => exit::ALARM,
+        libc::SIGXCPU => exit::CPU_LIMIT,
+        _ => exit::ABORTED,
+    })
 }
 
 fn close_from(first: u32) -> rustix::io::Result<()> {

@@ -8,11 +8,13 @@ use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use crate::watchdog::end;
 
 /// Fork; return in the child, which is the worker. The parent stays behind as the monitor and ends as the child does:
-/// with its code, or by its signal. SIGTERM to the monitor kills the worker; death of the monitor kills it too.
+/// with its code, or by its signal. SIGTERM to the monitor kills the worker; death of the monitor kills it too, and the
+/// monitor dies with the node.
 ///
 /// # Errors
 /// The kernel gives no pipe or no process.
 pub fn fork() -> Result<(), String> {
+    die_with_parent()?;
     let (reading, writing) = rustix::pipe::pipe().map_err(|error| format!("pipe: {error}"))?;
     let waited = signals();
     // SAFETY: a valid set; blocked before the fork, so that no signal is lost between fork and wait.
@@ -44,14 +46,18 @@ pub fn fork() -> Result<(), String> {
 /// Die with the monitor. It may have died before the kernel was told, and in a pid namespace its pid shows as 0 either
 /// way: so the pipe tells.
 fn tie_to_parent(reading: &OwnedFd) -> Result<(), String> {
-    rustix::process::set_parent_process_death_signal(Some(rustix::process::Signal::KILL))
-        .map_err(|error| format!("parent death signal: {error}"))?;
+    die_with_parent()?;
     let mut parent = [PollFd::new(reading, PollFlags::IN)];
     match poll(&mut parent, Some(&Timespec::default())) {
         Ok(0) => Ok(()),
         Ok(_) => end(0),
         Err(error) => Err(format!("poll: {error}")),
     }
+}
+
+fn die_with_parent() -> Result<(), String> {
+    rustix::process::set_parent_process_death_signal(Some(rustix::process::Signal::KILL))
+        .map_err(|error| format!("parent death signal: {error}"))
 }
 
 fn signals() -> libc::sigset_t {
