@@ -3,6 +3,7 @@
 import asyncio
 import signal
 from contextlib import AsyncExitStack
+from dataclasses import replace
 from datetime import timedelta
 
 import agentfactory_engine
@@ -101,7 +102,7 @@ async def build_node(settings: NodeSettings, stack: AsyncExitStack) -> tuple[Nod
     engine = await read_engine_info(worker_path)
     layers = await read_layers(worker_path)
     check_layers(layers, settings.sandbox_require)
-    facts = _facts(settings, identity, engine, new_id(BOOT, clock, random))
+    facts = replace(_facts(settings, identity, engine, new_id(BOOT, clock, random)), layers=layers)
     _trace(settings, identity, stack)
     registry = CollectorRegistry()
     metrics = NodeMetrics(registry, clock)

@@ -417,6 +417,8 @@ sessions = Table(
     Column("engine_config_digest", Text, nullable=False),
     Column("slots", Integer, nullable=False),
     Column("free_slots", Integer, nullable=False),
+    # Walls around its workers, as its Hello said: a list of {name, active, detail}.
+    Column("sandbox_layers", JSONB, nullable=False, server_default=text("'[]'")),
     _at("started_at", now=True),
     _at("last_heartbeat_at", now=True),
 )

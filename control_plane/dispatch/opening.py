@@ -19,7 +19,15 @@ from control_plane.dispatch.orders import ORDER_TYPES
 from control_plane.dispatch.ports import Keysets, Observer
 from control_plane.dispatch.session import LiveSession
 from control_plane.executions.ports import LeaseStore
-from control_plane.nodes.domain import ChainState, EngineInfo, Node, NodeState, SpoolHead, compare_heads
+from control_plane.nodes.domain import (
+    ChainState,
+    EngineInfo,
+    Node,
+    NodeState,
+    SandboxLayer,
+    SpoolHead,
+    compare_heads,
+)
 from control_plane.nodes.ports import NodeStore, SessionOpening
 from shared.clock import Clock, Random
 from shared.digests import parse_digest
@@ -161,6 +169,10 @@ class SessionOpener:
                 config_digest=hello.engine.config_digest,
             ),
             slots=hello.slots,
+            sandbox_layers=tuple(
+                SandboxLayer(name=layer.name, active=layer.active, detail=layer.detail)
+                for layer in hello.sandbox_layers
+            ),
         )
         session_epoch = await self._nodes.open_session(
             opening, audit=self._entry(node, "node.session_opened", boot_id=hello.boot_id)

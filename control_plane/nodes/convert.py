@@ -48,6 +48,10 @@ def _add_session(message: nodes_pb2.Node, session: NodeSession) -> None:
             config_digest=session.engine.config_digest,
         )
     )
+    message.sandbox_layers.extend(
+        nodes_pb2.SandboxLayer(name=layer.name, active=layer.active, detail=layer.detail)
+        for layer in session.sandbox_layers
+    )
 
 
 def certificate_to_proto(certificate: IssuedCertificate) -> nodes_pb2.RenewNodeCertificateResponse:

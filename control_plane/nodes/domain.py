@@ -40,6 +40,15 @@ class EngineInfo:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class SandboxLayer:
+    """One wall around a node's sandbox workers: what it holds off, or why it is missing."""
+
+    name: str
+    active: bool
+    detail: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class SpoolHead:
     """Where a node's receipt chain stands: the newest sequence and the SHA-256 of its envelope."""
 
@@ -72,6 +81,7 @@ class NodeSession:
     free_slots: int
     started_at: datetime
     last_heartbeat_at: datetime
+    sandbox_layers: tuple[SandboxLayer, ...] = ()
 
     @property
     def is_open(self) -> bool:

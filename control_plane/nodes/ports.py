@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from typing import Protocol
 
 from control_plane.audit.domain import NewAuditEntry
-from control_plane.nodes.domain import EngineInfo, EnrollmentToken, Node
+from control_plane.nodes.domain import EngineInfo, EnrollmentToken, Node, SandboxLayer
 from shared.digests import Digest
 from shared.ids import BootId, ExecutionId, NodeId, TenantId
 
@@ -19,6 +19,7 @@ class SessionOpening:
     replica_id: str
     engine: EngineInfo
     slots: int
+    sandbox_layers: tuple[SandboxLayer, ...] = ()
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -2,6 +2,7 @@
 
 import hmac
 from collections.abc import Sequence
+from dataclasses import asdict
 from datetime import timedelta
 from typing import Any, Final
 
@@ -47,6 +48,7 @@ from control_plane.nodes.domain import (
     Node,
     NodeSession,
     NodeState,
+    SandboxLayer,
     SpoolHead,
 )
 from control_plane.nodes.ports import AttemptOwner, SessionBeat, SessionOpening
@@ -208,6 +210,7 @@ class PostgresNodeStore:
                 "engine_version": opening.engine.version,
                 "engine_config_digest": opening.engine.config_digest,
                 "slots": opening.slots,
+                "sandbox_layers": [asdict(layer) for layer in opening.sandbox_layers],
                 "free_slots": 0,
                 "started_at": func.now(),
                 "last_heartbeat_at": func.now(),
@@ -345,6 +348,7 @@ _NODES: Final[Select[Any]] = select(
     sessions.c.engine_version,
     sessions.c.engine_config_digest,
     sessions.c.slots,
+    sessions.c.sandbox_layers,
     sessions.c.free_slots,
     sessions.c.started_at,
     sessions.c.last_heartbeat_at,
@@ -383,6 +387,7 @@ def _session(row: Row[Any]) -> NodeSession:
             config_digest=row.engine_config_digest,
         ),
         slots=row.slots,
+        sandbox_layers=tuple(SandboxLayer(**layer) for layer in row.sandbox_layers),
         free_slots=row.free_slots,
         started_at=row.started_at,
         last_heartbeat_at=row.last_heartbeat_at,

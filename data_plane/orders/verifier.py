@@ -28,7 +28,7 @@ from datetime import datetime, timedelta
 from enum import IntEnum
 
 from data_plane.orders.domain import Delivery
-from data_plane.sandbox.domain import EngineInfo
+from data_plane.sandbox.domain import EngineInfo, LayerState
 from shared.digests import SALT_BYTES, commit_body, same_digest, sha256_digest
 from shared.errors import (
     AgentFactoryError,
@@ -78,6 +78,8 @@ class NodeFacts:
     ceilings: GrantedLimits
     max_order_life: timedelta
     max_skew: timedelta
+    layers: tuple[LayerState, ...] = ()
+    """What holds around its workers, for operators."""
 
 
 def verify_root(

@@ -2,15 +2,19 @@
 
 from collections.abc import Iterable, Sequence
 from datetime import datetime
+from typing import Final
 
 from agentfactory.v1 import nodes_pb2, orders_pb2
 
 from data_plane.orders.domain import AttemptRef, Delivery, InputBody
 from data_plane.receipts.domain import INLINE_BODY_BYTES, SpooledBody, SpooledReceipt, SpoolHead
 from data_plane.receipts.issuer import SignedHead
-from data_plane.sandbox.domain import EngineInfo
+from data_plane.sandbox.domain import EngineInfo, LayerState
 from shared.digests import Digest
 from shared.ids import BootId, ExecutionId, NodeId
+
+MAX_LAYER_DETAIL_CHARS: Final = 256
+"""Bound of a layer's explanation in a Hello."""
 
 
 def delivery_from_proto(message: orders_pb2.OrderDelivery) -> Delivery:
@@ -66,6 +70,7 @@ def hello_to_proto(
     head: SignedHead,
     zone: str,
     keyset_version: int,
+    layers: Iterable[LayerState],
 ) -> nodes_pb2.SessionRequest:
     hello = nodes_pb2.Hello(
         node_id=node_id,
@@ -79,6 +84,12 @@ def hello_to_proto(
         spool_head=head_to_proto(head),
         zone=zone,
         keyset_version=keyset_version,
+        sandbox_layers=[
+            nodes_pb2.SandboxLayer(
+                name=state.layer, active=state.active, detail=state.detail[:MAX_LAYER_DETAIL_CHARS]
+            )
+            for state in layers
+        ],
     )
     hello.now.FromDatetime(now)
     return nodes_pb2.SessionRequest(hello=hello)

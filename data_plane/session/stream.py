@@ -158,6 +158,7 @@ class Session:
             head=parts.issuer.signed_head(),
             zone=parts.zone,
             keyset_version=parts.keyset.version,
+            layers=parts.facts.layers,
         )
         try:
             async with asyncio.timeout(WELCOME_DEADLINE.total_seconds()):

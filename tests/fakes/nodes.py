@@ -86,6 +86,7 @@ class FakeNodeStore:
             replica_id=opening.replica_id,
             engine=opening.engine,
             slots=opening.slots,
+            sandbox_layers=opening.sandbox_layers,
             free_slots=0,
             started_at=self._clock.now(),
             last_heartbeat_at=self._clock.now(),

@@ -7,7 +7,7 @@ from datetime import timedelta
 import pytest
 
 from control_plane.audit.domain import NewAuditEntry
-from control_plane.nodes.domain import EnrollmentToken, Node, NodeState, hash_token
+from control_plane.nodes.domain import EnrollmentToken, Node, NodeState, SandboxLayer, hash_token
 from control_plane.nodes.ports import SessionBeat, SessionOpening
 from shared.clock import SystemClock, SystemRandom
 from shared.errors import (
@@ -58,6 +58,10 @@ def opening(node: Node) -> SessionOpening:
         replica_id="replica-1",
         engine=build.ENGINE,
         slots=4,
+        sandbox_layers=(
+            SandboxLayer(name="seccomp", active=True, detail="allow-list"),
+            SandboxLayer(name="landlock", active=False, detail="not in this kernel"),
+        ),
     )
 
 
@@ -137,6 +141,16 @@ class NodeStoreSuite:
         await stage.nodes.save_state(node.drain(), audit=entry())
         if stage.told is not None:
             assert ("af_nodes", (node.node_id,)) in stage.told.notes
+
+    async def test_a_session_keeps_the_layers_of_its_newest_hello(self, stage: Stage):
+        node = await enrolled(stage)
+        said = opening(node)
+        await stage.nodes.open_session(said, audit=entry())
+        found = await stage.nodes.get(node.tenant_id, node.node_id)
+        assert found.session.sandbox_layers == said.sandbox_layers
+        await stage.nodes.open_session(replace(said, sandbox_layers=()), audit=entry())
+        found = await stage.nodes.get(node.tenant_id, node.node_id)
+        assert found.session.sandbox_layers == ()
 
     async def test_a_renewed_certificate_is_remembered(self, stage: Stage):
         node = await enrolled(stage)

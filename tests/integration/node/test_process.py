@@ -54,6 +54,18 @@ async def test_node_that_is_not_enrolled(control_plane, tmp_path, capsys):
     assert "enroll" in one_line(capsys)
 
 
+async def test_node_whose_sandbox_lacks_a_demanded_layer(control_plane, tmp_path, capsys, monkeypatch):
+    """No worker of this version is in a cgroup, so the demand can be met nowhere."""
+    control_plane.enroll_folder(tmp_path)
+    monkeypatch.setenv("AF_NODE_SANDBOX_REQUIRE", '["seccomp", "cgroup"]')
+
+    assert await in_thread(run, tmp_path) == 4
+    line = one_line(capsys)
+    assert "cgroup" in line
+    assert "AF_NODE_SANDBOX_REQUIRE" in line
+    assert "seccomp" not in line
+
+
 async def test_key_that_others_can_read(control_plane, tmp_path, capsys):
     control_plane.enroll_folder(tmp_path)
     (tmp_path / "receipt.key").chmod(0o640)

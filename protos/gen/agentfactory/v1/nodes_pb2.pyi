@@ -262,6 +262,35 @@ class EngineInfo(_message.Message):
 Global___EngineInfo: _TypeAlias = EngineInfo  # noqa: Y015
 
 @_typing.final
+class SandboxLayer(_message.Message):
+    """One wall of the jail around a node's sandbox workers, as the node found it when it started."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    NAME_FIELD_NUMBER: _builtins.int
+    ACTIVE_FIELD_NUMBER: _builtins.int
+    DETAIL_FIELD_NUMBER: _builtins.int
+    name: _builtins.str
+    """seccomp, namespaces, landlock, rlimits, no_new_privs, not_root, cgroup; a newer node may know more."""
+    active: _builtins.bool
+    detail: _builtins.str
+    """What it holds off; of a missing one, why."""
+    def __init__(
+        self,
+        *,
+        name: _builtins.str = ...,
+        active: _builtins.bool = ...,
+        detail: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["active", b"active", "detail", b"detail", "name", b"name"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___SandboxLayer: _TypeAlias = SandboxLayer  # noqa: Y015
+
+@_typing.final
 class Hello(_message.Message):
     """First message of a session."""
 
@@ -277,6 +306,7 @@ class Hello(_message.Message):
     SPOOL_HEAD_FIELD_NUMBER: _builtins.int
     ZONE_FIELD_NUMBER: _builtins.int
     KEYSET_VERSION_FIELD_NUMBER: _builtins.int
+    SANDBOX_LAYERS_FIELD_NUMBER: _builtins.int
     node_id: _builtins.str
     boot_id: _builtins.str
     """Random per start of the process; orders name it."""
@@ -297,6 +327,8 @@ class Hello(_message.Message):
     def now(self) -> _timestamp_pb2.Timestamp: ...
     @_builtins.property
     def spool_head(self) -> Global___SpoolHead: ...
+    @_builtins.property
+    def sandbox_layers(self) -> _containers.RepeatedCompositeFieldContainer[Global___SandboxLayer]: ...
     def __init__(
         self,
         *,
@@ -310,10 +342,11 @@ class Hello(_message.Message):
         spool_head: Global___SpoolHead | None = ...,
         zone: _builtins.str = ...,
         keyset_version: _builtins.int = ...,
+        sandbox_layers: _abc.Iterable[Global___SandboxLayer] | None = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["engine", b"engine", "now", b"now", "spool_head", b"spool_head"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["accepts", b"accepts", "boot_id", b"boot_id", "cached_digests", b"cached_digests", "engine", b"engine", "keyset_version", b"keyset_version", "node_id", b"node_id", "now", b"now", "slots", b"slots", "spool_head", b"spool_head", "zone", b"zone"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["accepts", b"accepts", "boot_id", b"boot_id", "cached_digests", b"cached_digests", "engine", b"engine", "keyset_version", b"keyset_version", "node_id", b"node_id", "now", b"now", "sandbox_layers", b"sandbox_layers", "slots", b"slots", "spool_head", b"spool_head", "zone", b"zone"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -898,6 +931,7 @@ class Node(_message.Message):
     LAST_SEEN_AT_FIELD_NUMBER: _builtins.int
     LAST_ACCEPTED_FIELD_NUMBER: _builtins.int
     RECEIPT_KEY_ID_FIELD_NUMBER: _builtins.int
+    SANDBOX_LAYERS_FIELD_NUMBER: _builtins.int
     node_id: _builtins.str
     state: Global___NodeState.ValueType
     zone: _builtins.str
@@ -915,6 +949,10 @@ class Node(_message.Message):
     def last_seen_at(self) -> _timestamp_pb2.Timestamp: ...
     @_builtins.property
     def last_accepted(self) -> Global___SpoolHead: ...
+    @_builtins.property
+    def sandbox_layers(self) -> _containers.RepeatedCompositeFieldContainer[Global___SandboxLayer]:
+        """As its newest session said; nothing while it has none, or comes from an older node."""
+
     def __init__(
         self,
         *,
@@ -931,10 +969,11 @@ class Node(_message.Message):
         last_seen_at: _timestamp_pb2.Timestamp | None = ...,
         last_accepted: Global___SpoolHead | None = ...,
         receipt_key_id: _builtins.str = ...,
+        sandbox_layers: _abc.Iterable[Global___SandboxLayer] | None = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["engine", b"engine", "enrolled_at", b"enrolled_at", "last_accepted", b"last_accepted", "last_seen_at", b"last_seen_at"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["boot_id", b"boot_id", "connected", b"connected", "engine", b"engine", "enrolled_at", b"enrolled_at", "free_slots", b"free_slots", "last_accepted", b"last_accepted", "last_seen_at", b"last_seen_at", "node_id", b"node_id", "receipt_key_id", b"receipt_key_id", "session_epoch", b"session_epoch", "slots", b"slots", "state", b"state", "zone", b"zone"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["boot_id", b"boot_id", "connected", b"connected", "engine", b"engine", "enrolled_at", b"enrolled_at", "free_slots", b"free_slots", "last_accepted", b"last_accepted", "last_seen_at", b"last_seen_at", "node_id", b"node_id", "receipt_key_id", b"receipt_key_id", "sandbox_layers", b"sandbox_layers", "session_epoch", b"session_epoch", "slots", b"slots", "state", b"state", "zone", b"zone"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
