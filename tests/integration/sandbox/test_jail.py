@@ -1,6 +1,6 @@
 """The jail as the node sees it: what a worker gave up, what it says about that, and what the node demands.
 
-What a worker that was taken over can still do is tried in data_plane/engine/worker/tests/jail.rs.
+What a worker that was taken over can still do is tried in data_plane/engine/worker/tests/jail/.
 """
 
 import json
