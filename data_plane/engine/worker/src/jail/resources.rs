@@ -25,7 +25,7 @@ pub fn limit_process(limits: &ProcessLimits) {
     // A bound that the kernel refuses to lower was lower already; the limits of each run are enforced either way.
     let _ = limit(Resource::Data, limits.data_bytes);
     let _ = limit(Resource::Fsize, limits.file_bytes);
-    let _ = limit(Resource::Cpu, limits.cpu_seconds);
+    let _ = limit_cpu(limits.cpu_seconds);
 }
 
 /// Bounds of a compilation: address space, CPU seconds, wall time, size of what it writes. Passing one ends the process.
@@ -40,7 +40,7 @@ pub fn limit_compilation(
 ) -> Result<(), String> {
     let step = |name: &'static str| move |error| format!("{name}: {error}");
     limit(Resource::As, memory_bytes).map_err(step("rlimit address space"))?;
-    limit(Resource::Cpu, cpu_seconds.max(1)).map_err(step("rlimit cpu"))?;
+    limit_cpu(cpu_seconds.max(1)).map_err(step("rlimit cpu"))?;
     limit(Resource::Fsize, file_bytes).map_err(step("rlimit file size"))?;
     let time = libc::timeval {
         tv_sec: libc::time_t::try_from(wall_ms / 1000)
@@ -74,6 +74,23 @@ fn limit(resource: Resource, value: u64) -> rustix::io::Result<()> {
         resource,
         Rlimit {
             current: Some(hard),
+            maximum: Some(hard),
+        },
+    )
+}
+
+/// The soft bound ends the process by SIGXCPU, which tells the parent why. At the hard one the kernel sends SIGKILL, which
+/// tells nothing, and it looks there first: so it stands a second behind.
+fn limit_cpu(seconds: u64) -> rustix::io::Result<()> {
+    let hard = getrlimit(Resource::Cpu)
+        .maximum
+        .map_or(seconds.saturating_add(1), |hard| {
+            hard.min(seconds.saturating_add(1))
+        });
+    setrlimit(
+        Resource::Cpu,
+        Rlimit {
+            current: Some(hard.min(seconds)),
             maximum: Some(hard),
         },
     )
