@@ -17,7 +17,10 @@ class Outcome(StrEnum):
 
 
 class LimitName(StrEnum):
-    """The limits, by the names that they carry in agent.toml, in orders and in receipts."""
+    """The limits of a run, by the names that they carry in outcomes and receipts.
+
+    The first six are asked for in agent.toml and granted in orders; the others are the node's own.
+    """
 
     WALL_MS = "wall_ms"
     CPU_MS = "cpu_ms"
@@ -25,3 +28,9 @@ class LimitName(StrEnum):
     OUTPUT_BYTES = "output_bytes"
     LOG_BYTES = "log_bytes"
     OPEN_FILES = "open_files"
+    TABLE_ELEMENTS = "table_elements"
+    STACK_BYTES = "stack_bytes"
+    RANDOM_BYTES = "random_bytes"
+    LOG_LINES = "log_lines"
+    SCRATCH_BYTES = "scratch_bytes"
+    SCRATCH_INODES = "scratch_inodes"

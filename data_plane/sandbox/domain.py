@@ -1,6 +1,6 @@
 """What a run is asked to do and how it ended. No I/O, no clock, no randomness."""
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 from datetime import datetime, timedelta
 from enum import StrEnum
 from typing import Final
@@ -17,6 +17,8 @@ SEED_BYTES: Final = 32
 MAX_ARGUMENTS: Final = 1024
 """Bound of one run's arguments, and of its environment entries."""
 MAX_PREOPENS: Final = 16
+STACK_BYTES: Final = 1024 * 1024
+"""The guest's call stack, the same for every run: the engine fixes it (limits.rs)."""
 
 
 class Layer(StrEnum):
@@ -56,15 +58,24 @@ class Limits:
     cpu: timedelta = timedelta(seconds=10)
     """CPU time of the guest's thread."""
     memory_bytes: int = 64 * 1024 * 1024
-    """Sum over the guest's linear memories; tables are capped beside it."""
+    """Sum over the guest's linear memories."""
     output_bytes: int = 1024 * 1024
     log_bytes: int = 256 * 1024
     open_files: int = 32
+    table_elements: int = 1_000_000
+    """Sum over the guest's tables, at their declared maxima; 16 bytes of host memory each."""
+    random_bytes: int = 64 * 1024 * 1024
+    log_lines: int = 65_536
+    scratch_bytes: int = 256 * 1024 * 1024
+    """By how much files may grow in total, holes included; removing a file gives nothing back."""
+    scratch_inodes: int = 10_000
+    """Names that may be made in directories in total: files, directories and links."""
 
     def __post_init__(self) -> None:
         if self.wall <= timedelta(0) or self.cpu <= timedelta(0):
             raise ValueError(f"limits wall and cpu must be positive, not {self.wall} and {self.cpu}")
-        if min(self.memory_bytes, self.output_bytes, self.log_bytes, self.open_files) < 0:
+        counts = (getattr(self, limit.name) for limit in fields(self) if limit.name not in {"wall", "cpu"})
+        if min(counts) < 0:
             raise ValueError("limits must not be negative")
 
 
@@ -127,6 +138,10 @@ class Resources:
     log_bytes: int = 0
     peak_open_files: int = 0
     random_bytes: int = 0
+    table_elements: int = 0
+    log_lines: int = 0
+    scratch_bytes: int = 0
+    scratch_inodes: int = 0
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -83,6 +83,11 @@ def run_payload(request: RunRequest) -> bytes:
             "output_bytes": limits.output_bytes,
             "log_bytes": limits.log_bytes,
             "open_files": limits.open_files,
+            "table_elements": limits.table_elements,
+            "random_bytes": limits.random_bytes,
+            "log_lines": limits.log_lines,
+            "scratch_bytes": limits.scratch_bytes,
+            "scratch_inodes": limits.scratch_inodes,
         },
     }
     if request.env:
@@ -220,6 +225,10 @@ def _resources(value: dict[str, Any]) -> Resources:
         log_bytes=_count(value["stderr_bytes"]),
         peak_open_files=_count(value["peak_open_files"]),
         random_bytes=_count(value["random_bytes"]),
+        table_elements=_count(value["table_elements"]),
+        log_lines=_count(value["log_lines"]),
+        scratch_bytes=_count(value["scratch_bytes"]),
+        scratch_inodes=_count(value["scratch_inodes"]),
     )
 
 

@@ -9,6 +9,7 @@ from agentfactory_engine import worker_path
 from data_plane.sandbox.compiler import WorkerCompiler
 from data_plane.sandbox.domain import DEFAULT_COMPILE_LIMITS, CompileLimits
 from shared.errors import DiskFullError, ModuleInvalidError, UnavailableError
+from tests.guests.adversaries import many_variables
 from tests.integration.sandbox.conftest import wat
 
 START = '(func (export "_start"))'
@@ -88,25 +89,8 @@ async def test_an_artifact_that_grows_too_large_is_refused(compile_module, probe
         await compile_module(probe, CompileLimits(artifact_bytes=10_000))
 
 
-def explosive(variables: int = 1000, loops: int = 200) -> bytes:
-    """58 kB that take the optimiser some 100 MiB: each loop may change each of many variables."""
-    locals_ = f"(local {'i64 ' * variables})"
-    change = "".join(
-        f"(local.set {index + 1} (i64.add (local.get {(index * 7 + 1) % variables + 1}) (local.get {index + 1})))"
-        for index in range(variables)
-    )
-    leave = "(br_if 0 (local.get 0))"
-    body = "".join(f"(loop {leave} {change if index % 40 == 0 else ''} {leave})" for index in range(loops))
-    use = "".join(
-        f"(local.set 1 (i64.xor (local.get 1) (local.get {index + 1})))" for index in range(variables)
-    )
-    return wat(
-        f"(module {MEMORY} {START} (func (param i32) (result i64) {locals_} {body} {use} (local.get 1)))"
-    )
-
-
 async def test_a_module_made_to_explode_the_compiler_dies_alone(compile_module, probe):
-    bomb = explosive()
+    bomb = wat(many_variables())
     with pytest.raises(ModuleInvalidError, match=r"does not compile within 0:00:00\.05"):
         await compile_module(bomb, CompileLimits(wall=timedelta(milliseconds=50)))
     with pytest.raises(ModuleInvalidError, match="bytes of memory"):

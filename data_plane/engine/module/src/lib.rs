@@ -13,6 +13,14 @@ pub const ALLOWED_IMPORT_MODULES: [&str; 2] = ["wasi_snapshot_preview1", "agentf
 pub const MAX_MODULE_BYTES: usize = 64 * 1024 * 1024;
 /// Largest number of imports: preview 1 has 46 functions and the host call one.
 pub const MAX_IMPORTS: usize = 256;
+/// Largest number of own functions.
+pub const MAX_FUNCTIONS: usize = 100_000;
+/// Largest number of locals of one function, its parameters aside. The compiler's memory grows with locals times blocks.
+pub const MAX_LOCALS: usize = 10_000;
+/// Largest number of own globals.
+pub const MAX_GLOBALS: usize = 10_000;
+/// Largest number of own tables.
+pub const MAX_TABLES: usize = 16;
 
 const ENTRY_POINT: &str = "_start";
 const MEMORY: &str = "memory";
@@ -92,6 +100,8 @@ pub struct ModuleInfo {
     pub tables: usize,
     pub globals: usize,
     pub types: usize,
+    /// Of the function that has most.
+    pub locals: usize,
 }
 
 /// Validate the bytes as WebAssembly within [`features`] and describe them.
@@ -134,6 +144,18 @@ pub fn check(bytes: &[u8], max_bytes: usize) -> Result<ModuleInfo, InvalidModule
             "module has {} imports, the bound is {MAX_IMPORTS}",
             info.imports.len()
         )));
+    }
+    for (name, count, bound) in [
+        ("functions", info.functions, MAX_FUNCTIONS),
+        ("locals", info.locals, MAX_LOCALS),
+        ("globals", info.globals, MAX_GLOBALS),
+        ("tables", info.tables, MAX_TABLES),
+    ] {
+        if count > bound {
+            return Err(invalid(format!(
+                "module has {count} {name}, the limit {name} is {bound}"
+            )));
+        }
     }
     for import in &info.imports {
         if !ALLOWED_IMPORT_MODULES.contains(&import.module.as_str()) {
@@ -283,6 +305,13 @@ fn read_payload(
             }
         }
         Payload::CodeSectionStart { size, .. } => info.code_bytes = size as usize,
+        Payload::CodeSectionEntry(body) => {
+            let mut locals = 0_usize;
+            for group in body.get_locals_reader()? {
+                locals = locals.saturating_add(group?.0 as usize);
+            }
+            info.locals = info.locals.max(locals);
+        }
         Payload::DataSection(reader) => {
             info.data_bytes = (reader.range().end - reader.range().start) as usize
         }

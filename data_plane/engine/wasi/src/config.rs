@@ -43,6 +43,12 @@ pub struct Limits {
     pub max_stderr_bytes: u64,
     /// Random bytes handed out in total. Passing it stops the guest.
     pub max_random_bytes: u64,
+    /// Lines ended on standard error. Passing it stops the guest before the end of the line that is too many.
+    pub max_log_lines: u64,
+    /// Bytes by which files may grow in total, holes included; nothing is ever given back. Passing it stops the guest.
+    pub max_scratch_bytes: u64,
+    /// Names made in directories in total, nothing given back. Passing it stops the guest.
+    pub max_scratch_inodes: u64,
 }
 
 impl Default for Limits {
@@ -52,6 +58,9 @@ impl Default for Limits {
             max_stdout_bytes: u64::MAX,
             max_stderr_bytes: u64::MAX,
             max_random_bytes: u64::MAX,
+            max_log_lines: u64::MAX,
+            max_scratch_bytes: u64::MAX,
+            max_scratch_inodes: u64::MAX,
         }
     }
 }
@@ -130,6 +139,9 @@ pub enum LimitName {
     LogBytes,
     OpenFiles,
     RandomBytes,
+    LogLines,
+    ScratchBytes,
+    ScratchInodes,
 }
 
 impl LimitName {
@@ -140,6 +152,9 @@ impl LimitName {
             Self::LogBytes => "log_bytes",
             Self::OpenFiles => "open_files",
             Self::RandomBytes => "random_bytes",
+            Self::LogLines => "log_lines",
+            Self::ScratchBytes => "scratch_bytes",
+            Self::ScratchInodes => "scratch_inodes",
         }
     }
 }
@@ -174,5 +189,8 @@ pub struct Usage {
     pub stdout_bytes: u64,
     pub stderr_bytes: u64,
     pub random_bytes: u64,
+    pub log_lines: u64,
+    pub scratch_bytes: u64,
+    pub scratch_inodes: u64,
     pub peak_open_files: u32,
 }

@@ -10,7 +10,7 @@ use rustix::fs::{
 use crate::abi::{Errno, FdStat, FileStat, fdflags, rights};
 use crate::config::{Fault, Stdio};
 use crate::table::Resource;
-use crate::{Wasi, memory, times};
+use crate::{Wasi, memory, scratch, times};
 
 /// Flags that Linux lets nobody change once a file is open.
 const FIXED_FLAGS: u32 = fdflags::DSYNC | fdflags::RSYNC | fdflags::SYNC;
@@ -72,6 +72,8 @@ impl<S: Stdio> Wasi<S> {
         let entry = self.table.get(fd)?;
         let file = entry.file(Errno::Spipe)?;
         entry.require_mutable(rights::FD_ALLOCATE)?;
+        let end = offset.saturating_add(len);
+        scratch::grow_to(&mut self.usage, &self.limits, file, end)?;
         Ok(fallocate(file, FallocateFlags::empty(), offset, len)?)
     }
 
@@ -187,6 +189,7 @@ impl<S: Stdio> Wasi<S> {
         let entry = self.table.get(fd)?;
         let file = entry.file(Errno::Inval)?;
         entry.require_mutable(rights::FD_FILESTAT_SET_SIZE)?;
+        scratch::grow_to(&mut self.usage, &self.limits, file, size)?;
         Ok(ftruncate(file, size)?)
     }
 

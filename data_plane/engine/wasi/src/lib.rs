@@ -25,6 +25,7 @@ mod process;
 mod random;
 mod refused;
 mod resolve;
+mod scratch;
 mod streams;
 mod table;
 mod times;

@@ -9,7 +9,7 @@ use crate::abi::{Errno, fdflags, oflags, rights};
 use crate::config::{Fault, Stdio};
 use crate::resolve::{check_lookup, follow, handle, open_beneath};
 use crate::table::{Entry, Resource};
-use crate::{Wasi, memory};
+use crate::{Wasi, memory, scratch};
 
 /// What a guest asks for, checked for sense but not yet for rights.
 struct Request<'a> {
@@ -106,10 +106,11 @@ impl Request<'_> {
         flags
     }
 
-    /// Refuses what exists and must not be opened, before an open could have an effect on it.
-    fn check_target(&self, directory: &Entry, start: BorrowedFd<'_>) -> Result<(), Errno> {
+    /// Refuses what exists and must not be opened, before an open could have an effect on it. Returns whether the open
+    /// will make a file.
+    fn check_target(&self, directory: &Entry, start: BorrowedFd<'_>) -> Result<bool, Errno> {
         if self.creates() && self.exclusive() && directory.writable {
-            return Ok(());
+            return Ok(true);
         }
         match handle(start, self.path, self.lookup) {
             Ok(target) => {
@@ -117,7 +118,7 @@ impl Request<'_> {
                     return Err(Errno::Exist);
                 }
                 match HostFileType::from_raw_mode(fstat(target)?.st_mode) {
-                    HostFileType::RegularFile | HostFileType::Directory => Ok(()),
+                    HostFileType::RegularFile | HostFileType::Directory => Ok(false),
                     // Only there when it was not to be followed.
                     HostFileType::Symlink => Err(Errno::Loop),
                     _ => Err(Errno::NotSup),
@@ -125,7 +126,7 @@ impl Request<'_> {
             }
             Err(HostErrno::NOENT) if self.creates() => {
                 if directory.writable {
-                    Ok(())
+                    Ok(true)
                 } else {
                     Err(Errno::Rofs)
                 }
@@ -200,18 +201,26 @@ impl<S: Stdio> Wasi<S> {
         let writable = directory.writable;
         self.table.check_room()?;
         let host = self.open_host(fd, &request);
-        if matches!(host, Err(Errno::Mfile | Errno::Nfile)) {
+        if matches!(host, Err(Fault::Errno(Errno::Mfile | Errno::Nfile))) {
             // The host ran out before the guest's own limit: for the guest that is the same.
             self.table.note_refused();
         }
-        let number = self.table.insert(entry(&request, host?, writable)?)?;
+        let (host, is_new) = host?;
+        if is_new {
+            scratch::named(&mut self.usage);
+        }
+        let number = self.table.insert(entry(&request, host, writable)?)?;
         Ok(memory::write_u32(mem, opened, number)?)
     }
 
-    fn open_host(&self, fd: u32, request: &Request<'_>) -> Result<OwnedFd, Errno> {
+    /// The opened descriptor, and whether its file is new.
+    fn open_host(&self, fd: u32, request: &Request<'_>) -> Result<(OwnedFd, bool), Fault> {
         let directory = self.table.get(fd)?;
         let start = directory.directory()?;
-        request.check_target(directory, start)?;
+        let is_new = request.check_target(directory, start)?;
+        if is_new {
+            scratch::require_name(&self.usage, &self.limits)?;
+        }
         let flags = request.host_flags(directory.writable);
         // A mode without O_CREAT is refused by openat2. The umask still applies.
         let mode = if flags.contains(OFlags::CREATE) {
@@ -219,7 +228,7 @@ impl<S: Stdio> Wasi<S> {
         } else {
             Mode::empty()
         };
-        Ok(open_beneath(start, request.path, flags, mode)?)
+        Ok((open_beneath(start, request.path, flags, mode)?, is_new))
     }
 }
 

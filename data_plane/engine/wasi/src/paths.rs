@@ -11,7 +11,7 @@ use rustix::io::Errno as HostErrno;
 use crate::abi::{Errno, lookupflags, rights};
 use crate::config::{Fault, Stdio};
 use crate::resolve::{Parent, check_lookup, handle, open_beneath};
-use crate::{Wasi, memory, times};
+use crate::{Wasi, memory, scratch, times};
 
 /// Between two resolved directories `EXDEV` means what it says, and not that a path leads out.
 fn two_directories(error: HostErrno) -> Errno {
@@ -50,12 +50,11 @@ impl<S: Stdio> Wasi<S> {
         let path = memory::path(mem, path, path_len)?;
         let directory = self.mutable_directory(fd, rights::PATH_CREATE_DIRECTORY)?;
         let parent = Parent::resolve(directory, path, Errno::Exist)?;
+        scratch::require_name(&self.usage, &self.limits)?;
         // The umask still applies.
-        Ok(mkdirat(
-            parent.fd(),
-            parent.name,
-            Mode::from_raw_mode(0o777),
-        )?)
+        mkdirat(parent.fd(), parent.name, Mode::from_raw_mode(0o777))?;
+        scratch::named(&mut self.usage);
+        Ok(())
     }
 
     /// Writes the attributes of what a path names, of the link itself unless it is to be followed.
@@ -130,8 +129,10 @@ impl<S: Stdio> Wasi<S> {
             return Err(Errno::Perm.into());
         }
         let new = Parent::resolve(new_directory, new_path, Errno::Exist)?;
+        scratch::require_name(&self.usage, &self.limits)?;
         linkat(old.fd(), old.name, new.fd(), new.name, AtFlags::empty())
             .map_err(two_directories)?;
+        scratch::named(&mut self.usage);
         Ok(())
     }
 
@@ -221,7 +222,10 @@ impl<S: Stdio> Wasi<S> {
             return Err(Errno::NotCapable.into());
         }
         let parent = Parent::resolve(directory, path, Errno::Exist)?;
-        Ok(symlinkat(target, parent.fd(), parent.name)?)
+        scratch::require_name(&self.usage, &self.limits)?;
+        symlinkat(target, parent.fd(), parent.name)?;
+        scratch::named(&mut self.usage);
+        Ok(())
     }
 
     /// Removes a file or link. `Isdir` for a directory, `Rofs`.

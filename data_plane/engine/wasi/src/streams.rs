@@ -10,7 +10,7 @@ use rustix::io::{Errno as HostErrno, pread, pwritev, read, writev};
 use crate::abi::{Errno, rights, whence};
 use crate::config::{Fault, LimitName, Stdio};
 use crate::table::Resource;
-use crate::{Wasi, memory};
+use crate::{Wasi, memory, scratch};
 
 const RESULT_BYTES: u64 = 4;
 const POSITION_BYTES: u64 = 8;
@@ -52,6 +52,23 @@ fn slices<'a>(mem: &'a [u8], parts: &[Range<usize>]) -> Result<Vec<IoSlice<'a>>,
         .iter()
         .map(|part| mem.get(part.clone()).map(IoSlice::new).ok_or(Errno::Fault))
         .collect()
+}
+
+fn length(parts: &[Range<usize>]) -> u64 {
+    parts.iter().map(|part| part.len() as u64).sum()
+}
+
+fn line_ends(data: &[u8]) -> u64 {
+    data.iter().filter(|byte| **byte == b'\n').count() as u64
+}
+
+/// The beginning of `data` that ends at most `room` lines.
+fn cut_lines(data: &[u8], room: u64) -> &[u8] {
+    let mut ends = (0_u64..).zip(data.iter().enumerate().filter(|(_, byte)| **byte == b'\n'));
+    match ends.find(|(number, _)| *number == room) {
+        Some((_, (index, _))) => data.get(..index).unwrap_or_default(),
+        None => data,
+    }
 }
 
 impl<S: Stdio> Wasi<S> {
@@ -131,8 +148,13 @@ impl<S: Stdio> Wasi<S> {
         memory::range(mem, nwritten, RESULT_BYTES)?;
         let parts = memory::iovecs(mem, iovs, iovs_len)?;
         let total = match &entry.resource {
-            // Fits: the parts add up to at most u32::MAX.
-            Resource::File(file) => writev(file, &slices(mem, &parts)?)? as u32,
+            Resource::File(file) => {
+                let position = seek(file, SeekFrom::Current(0))?;
+                let len = length(&parts);
+                scratch::write_at(&mut self.usage, &self.limits, entry, position, len)?;
+                // Fits: the parts add up to at most u32::MAX.
+                writev(file, &slices(mem, &parts)?)? as u32
+            }
             Resource::Stderr => self.write_stream(mem, &parts, Out::Stderr)?,
             _ => self.write_stream(mem, &parts, Out::Stdout)?,
         };
@@ -155,6 +177,8 @@ impl<S: Stdio> Wasi<S> {
         entry.require_mutable(rights::FD_WRITE | rights::FD_SEEK)?;
         memory::range(mem, nwritten, RESULT_BYTES)?;
         let parts = memory::iovecs(mem, iovs, iovs_len)?;
+        let len = length(&parts);
+        scratch::write_at(&mut self.usage, &self.limits, entry, offset, len)?;
         // Fits: the parts add up to at most u32::MAX.
         let total = pwritev(file, &slices(mem, &parts)?, offset)? as u32;
         Ok(memory::write_u32(mem, nwritten, total)?)
@@ -240,10 +264,18 @@ impl<S: Stdio> Wasi<S> {
             return Err(Fault::Limit(limit));
         }
         let taken = match out {
-            Out::Stdout => self.stdio.write_stdout(fitting)?,
-            Out::Stderr => self.stdio.write_stderr(fitting)?,
+            Out::Stdout => self.stdio.write_stdout(fitting)?.min(fitting.len()),
+            Out::Stderr => {
+                let room = self.limits.max_log_lines - self.usage.log_lines;
+                let lines = cut_lines(fitting, room);
+                if lines.is_empty() {
+                    return Err(Fault::Limit(LimitName::LogLines));
+                }
+                let taken = self.stdio.write_stderr(lines)?.min(lines.len());
+                self.usage.log_lines += line_ends(lines.get(..taken).unwrap_or_default());
+                taken
+            }
         };
-        let taken = taken.min(fitting.len());
         *used += taken as u64;
         Ok(taken)
     }

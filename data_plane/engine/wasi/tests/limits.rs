@@ -228,3 +228,75 @@ fn renumbering_makes_room_for_one_more() {
         guest.open(RW, "file", 0, READ)
     );
 }
+
+#[test]
+fn lines_up_to_the_limit_pass_and_the_end_of_one_more_stops_the_guest() {
+    let mut guest = limited(Limits {
+        max_log_lines: 2,
+        ..Limits::default()
+    });
+    assert_eq!(Ok(4), guest.write(2, b"a\nb\n"));
+    // A line that has not ended is none yet.
+    assert_eq!(Ok(1), guest.write(2, b"c"));
+    assert_eq!(
+        Err(Fault::Limit(LimitName::LogLines)),
+        guest.write(2, b"d\ne")
+    );
+    assert_eq!("log_lines", LimitName::LogLines.as_str());
+    assert_eq!(2, guest.wasi.usage().log_lines);
+    assert_eq!(Ok(3), guest.write(1, b"\n\n\n"));
+    assert_eq!(b"a\nb\ncd".to_vec(), guest.wasi.into_stdio().stderr);
+}
+
+#[test]
+fn a_file_grows_to_the_limit_and_not_by_a_byte_more() {
+    use agentfactory_wasi::abi::oflags::CREAT;
+    let mut guest = limited(Limits {
+        max_scratch_bytes: 10,
+        ..Limits::default()
+    });
+    let fd = guest.open(RW, "new", CREAT, u64::MAX >> 1).unwrap();
+    assert_eq!(Ok(9), guest.write(fd, b"123456789"));
+    assert_eq!(Ok(1), guest.write(fd, b"0"));
+    assert_eq!(
+        Err(Fault::Limit(LimitName::ScratchBytes)),
+        guest.write(fd, b"1")
+    );
+    // What is there may be written again; cutting it gives nothing back.
+    guest
+        .wasi
+        .fd_filestat_set_size(&mut guest.mem, fd, 0)
+        .unwrap();
+    assert_eq!(
+        Err(Fault::Limit(LimitName::ScratchBytes)),
+        guest.wasi.fd_filestat_set_size(&mut guest.mem, fd, 1)
+    );
+    assert_eq!(
+        Err(Fault::Limit(LimitName::ScratchBytes)),
+        guest.wasi.fd_allocate(&mut guest.mem, fd, u64::MAX, 1)
+    );
+    assert_eq!(10, guest.wasi.usage().scratch_bytes);
+}
+
+#[test]
+fn names_up_to_the_limit_are_made_and_what_was_there_costs_none() {
+    use agentfactory_wasi::abi::oflags::{CREAT, EXCL};
+    let mut guest = limited(Limits {
+        max_scratch_inodes: 1,
+        ..Limits::default()
+    });
+    guest.open(RW, "file", CREAT, READ).unwrap();
+    assert_eq!(
+        Err(Fault::Errno(Errno::Exist)),
+        guest.open(RW, "file", CREAT | EXCL, READ)
+    );
+    assert_eq!(0, guest.wasi.usage().scratch_inodes);
+    guest.open(RW, "new", CREAT | EXCL, READ).unwrap();
+    assert_eq!(
+        Err(Fault::Limit(LimitName::ScratchInodes)),
+        guest.open(RW, "more", CREAT, READ)
+    );
+    assert!(!guest.host("rw/more").exists());
+    assert_eq!("scratch_inodes", LimitName::ScratchInodes.as_str());
+    assert_eq!("scratch_bytes", LimitName::ScratchBytes.as_str());
+}

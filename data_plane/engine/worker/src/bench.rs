@@ -112,7 +112,7 @@ fn engine_only(path: &str, runs: usize) -> Result<Vec<f64>, String> {
 }
 
 fn one(guest: &Guest, input: &Input, shared: &Arc<Shared>) -> Result<(), String> {
-    shared.budget.reset(64 << 20);
+    shared.budget.reset(64 << 20, 1_000_000);
     let config = Config {
         args: vec![b"bench".to_vec()],
         env: Vec::new(),

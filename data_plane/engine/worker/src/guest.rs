@@ -11,6 +11,9 @@ use crate::output::Output;
 use crate::wasi::{Context, GuestStdio, Maker, Unwind, resolve};
 use crate::watchdog::{Shared, end, exit};
 
+/// The engine's name of the trap of a guest whose call stack is full; its type is not exported.
+const STACK_OVERFLOW: &str = "StackOverflow";
+
 /// A module ready to run, again and again.
 pub struct Guest {
     engine: wasmer::Engine,
@@ -37,12 +40,10 @@ impl Guest {
         let ended = self.start(&mut store, &env);
         let wasi = &env.as_ref(&store).wasi;
         // A refusal that the guest could not live with is the reason of its end; one it coped with is not.
-        let refused = if shared.budget.was_refused() {
-            Some("memory_bytes")
-        } else {
+        let refused = shared.budget.refused_limit().or_else(|| {
             wasi.refused_limit()
                 .map(agentfactory_wasi::LimitName::as_str)
-        };
+        });
         (outcome(ended, refused), wasi.usage())
     }
 
@@ -94,11 +95,16 @@ fn outcome(ended: Result<(), RuntimeError>, refused: Option<&'static str>) -> Ou
         }
         Err(error) => error,
     };
+    let trap = error.clone().to_trap();
+    let name = trap.map_or_else(String::new, |code| format!("{code:?}"));
+    if name == STACK_OVERFLOW {
+        return killed("stack_bytes");
+    }
     if let Some(limit) = refused {
         return killed(limit);
     }
-    match error.clone().to_trap() {
-        Some(code) => trapped(&format!("{code:?}"), code.message()),
+    match trap {
+        Some(code) => trapped(&name, code.message()),
         // Only names and numbers of the module itself are in these texts; addresses of the host never are.
         None => trapped("EngineError", &error.message()),
     }

@@ -14,8 +14,6 @@ use wasmer::{MemoryType, Pages, TableType, WASM_PAGE_SIZE};
 
 /// The guest's call stack, beside its linear memory.
 pub const WASM_STACK_BYTES: usize = 1024 * 1024;
-/// Elements of all tables of a guest together (16 bytes each).
-pub const MAX_TABLE_ELEMENTS: u32 = 1_000_000;
 /// What a table without a declared maximum may grow to.
 const UNBOUNDED_TABLE_ELEMENTS: u32 = 100_000;
 
@@ -26,17 +24,22 @@ pub struct Budget {
     used_bytes: AtomicU64,
     peak_bytes: AtomicU64,
     refused: AtomicBool,
+    max_table_elements: AtomicU32,
     table_elements: AtomicU32,
+    refused_table: AtomicBool,
 }
 
 impl Budget {
     /// Begin a run: nothing used, nothing refused.
-    pub fn reset(&self, max_bytes: u64) {
+    pub fn reset(&self, max_bytes: u64, max_table_elements: u32) {
         self.max_bytes.store(max_bytes, Ordering::Relaxed);
         self.used_bytes.store(0, Ordering::Relaxed);
         self.peak_bytes.store(0, Ordering::Relaxed);
         self.refused.store(false, Ordering::Relaxed);
+        self.max_table_elements
+            .store(max_table_elements, Ordering::Relaxed);
         self.table_elements.store(0, Ordering::Relaxed);
+        self.refused_table.store(false, Ordering::Relaxed);
     }
 
     /// The most the guest's memories held together.
@@ -44,9 +47,19 @@ impl Budget {
         self.peak_bytes.load(Ordering::Relaxed)
     }
 
-    /// Whether a page was refused because of the budget, not because of the module's own maximum.
-    pub fn was_refused(&self) -> bool {
-        self.refused.load(Ordering::Relaxed)
+    /// Elements (16 bytes each) that the guest's tables were granted together, their maxima included.
+    pub fn table_elements(&self) -> u32 {
+        self.table_elements.load(Ordering::Relaxed)
+    }
+
+    /// The limit for which a page or a table was refused, not because of the module's own maximum.
+    pub fn refused_limit(&self) -> Option<&'static str> {
+        if self.refused_table.load(Ordering::Relaxed) {
+            return Some("table_elements");
+        }
+        self.refused
+            .load(Ordering::Relaxed)
+            .then_some("memory_bytes")
     }
 
     /// Only the guest thread allocates, so plain loads and stores suffice.
@@ -74,10 +87,11 @@ impl Budget {
 
     fn take_table(&self, table: &TableType) -> Result<TableType, String> {
         let used = self.table_elements.load(Ordering::Relaxed);
-        let left = MAX_TABLE_ELEMENTS.saturating_sub(used);
+        let max = self.max_table_elements.load(Ordering::Relaxed);
+        let left = max.saturating_sub(used);
         if table.minimum > left {
-            self.refuse();
-            return Err(format!("tables of more than {MAX_TABLE_ELEMENTS} elements"));
+            self.refused_table.store(true, Ordering::Relaxed);
+            return Err(format!("tables of more than {max} elements"));
         }
         let wanted = table
             .maximum

@@ -23,8 +23,6 @@ use crate::watchdog::{Shared, end, exit};
 const GUEST_THREAD_STACK_BYTES: usize = 1024 * 1024;
 /// How far a deterministic clock moves on each reading.
 const CLOCK_TICK_NS: u64 = 1_000;
-/// Random bytes of one run; a guest that wants more is filling something.
-const MAX_RANDOM_BYTES: u64 = 64 * 1024 * 1024;
 
 /// Serve the parent on `socket` until it says stop, closes, or a limit ends the process.
 pub fn serve(socket: OwnedFd, mut jail: Jail) -> ! {
@@ -172,7 +170,9 @@ fn serve_runs(guest: &Guest, input: &Input, shared: &Arc<Shared>) -> ! {
             Duration::from_millis(run.limits.wall_ms),
             Duration::from_millis(run.limits.cpu_ms),
         );
-        shared.budget.reset(run.limits.memory_bytes);
+        shared
+            .budget
+            .reset(run.limits.memory_bytes, run.limits.table_elements);
         shared.output().reset();
         input.begin();
         shared.arm(number, wall, cpu);
@@ -235,7 +235,10 @@ fn configure(run: Run, descriptors: Vec<OwnedFd>) -> Result<Config, String> {
             max_open_files: run.limits.open_files,
             max_stdout_bytes: run.limits.output_bytes,
             max_stderr_bytes: run.limits.log_bytes,
-            max_random_bytes: MAX_RANDOM_BYTES,
+            max_random_bytes: run.limits.random_bytes,
+            max_log_lines: run.limits.log_lines,
+            max_scratch_bytes: run.limits.scratch_bytes,
+            max_scratch_inodes: run.limits.scratch_inodes,
         },
         clock: run
             .clock
@@ -266,6 +269,9 @@ fn report(mut outcome: Outcome, usage: Usage, shared: &Shared) {
     let mut resources = shared.resources(&output, wall, cpu);
     resources.peak_open_files = usage.peak_open_files;
     resources.random_bytes = usage.random_bytes;
+    resources.log_lines = usage.log_lines;
+    resources.scratch_bytes = usage.scratch_bytes;
+    resources.scratch_inodes = usage.scratch_inodes;
     outcome.resources = Some(resources);
     output.say(Kind::Outcome, &outcome);
     if output.flush().is_err() {

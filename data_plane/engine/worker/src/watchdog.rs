@@ -186,6 +186,7 @@ impl Shared {
             wall_us: u64::try_from(wall.as_micros()).unwrap_or(u64::MAX),
             cpu_us: u64::try_from(cpu.as_micros()).unwrap_or(u64::MAX),
             peak_memory_bytes: self.budget.peak_bytes(),
+            table_elements: self.budget.table_elements(),
             stdout_bytes: output.stdout_bytes,
             stderr_bytes: output.stderr_bytes,
             ..Resources::default()

@@ -1,3 +1,4 @@
+from dataclasses import fields
 from datetime import UTC, datetime, timedelta
 
 import pytest
@@ -16,7 +17,10 @@ PREOPEN = Preopen(host_path="/h", guest_path="/g")
 
 
 def test_limit_and_outcome_names_are_those_of_the_contract():
-    assert set(LimitName) == {"wall_ms", "cpu_ms", "memory_bytes", "output_bytes", "log_bytes", "open_files"}
+    assert set(LimitName) == {
+        "wall_ms", "cpu_ms", "memory_bytes", "output_bytes", "log_bytes", "open_files", "table_elements",
+        "stack_bytes", "random_bytes", "log_lines", "scratch_bytes", "scratch_inodes",
+    }  # fmt: skip
     assert set(Outcome) == {
         "succeeded", "failed", "trapped", "killed", "rejected", "cancelled", "expired", "lost",
     }  # fmt: skip
@@ -28,7 +32,9 @@ def test_a_limit_of_no_time_is_refused(field):
         Limits(**{field: timedelta(0)})
 
 
-@pytest.mark.parametrize("field", ["memory_bytes", "output_bytes", "log_bytes", "open_files"])
+@pytest.mark.parametrize(
+    "field", [limit.name for limit in fields(Limits) if not isinstance(limit.default, timedelta)]
+)
 def test_a_negative_limit_is_refused(field):
     assert getattr(Limits(**{field: 0}), field) == 0
     with pytest.raises(ValueError, match="must not be negative"):

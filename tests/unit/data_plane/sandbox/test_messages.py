@@ -17,7 +17,8 @@ from shared.outcomes import LimitName, Outcome
 ENGINE = EngineInfo(name="e", version="1", config_digest="sha256:00", cpu_features="sse2")
 RESOURCES = {
     "wall_us": 1500, "cpu_us": 1000, "peak_memory_bytes": 65536, "stdout_bytes": 3, "stderr_bytes": 4,
-    "peak_open_files": 3, "random_bytes": 0,
+    "peak_open_files": 3, "random_bytes": 0, "table_elements": 0, "log_lines": 1, "scratch_bytes": 0,
+    "scratch_inodes": 0,
 }  # fmt: skip
 
 
@@ -48,6 +49,11 @@ def test_a_run_is_spelled_with_every_limit():
             "output_bytes": 1048576,
             "log_bytes": 262144,
             "open_files": 32,
+            "table_elements": 1_000_000,
+            "random_bytes": 67108864,
+            "log_lines": 65_536,
+            "scratch_bytes": 268435456,
+            "scratch_inodes": 10_000,
         },
         "seed": bytes(range(32)).hex(),
         "clock": 1_000_500_000,

@@ -1,0 +1,12 @@
+;; Writes 4 KiB to stdout, again and again.
+(module
+  (import "wasi_snapshot_preview1" "fd_write"
+    (func $fd_write (param i32 i32 i32 i32) (result i32)))
+  (memory (export "memory") 1)
+  (func (export "_start")
+    (i32.store (i32.const 0) (i32.const 4096))
+    (i32.store (i32.const 4) (i32.const 4096))
+    (loop $again
+      (if (call $fd_write (i32.const 1) (i32.const 0) (i32.const 1) (i32.const 1024)) (then unreachable))
+      (br $again)))
+)

@@ -1,0 +1,22 @@
+;; Opens its directory again and again.
+(module
+  (import "wasi_snapshot_preview1" "path_open"
+    (func $path_open (param i32 i32 i32 i32 i32 i64 i64 i32 i32) (result i32)))
+  (memory (export "memory") 1)
+  (func $must (param i32) (if (local.get 0) (then unreachable)))
+  (global $count (mut i32) (i32.const 0))
+  (func $next_name (local $at i32)
+    (loop $digit
+      (i32.store8 (i32.add (i32.const 64) (local.get $at))
+        (i32.add (i32.const 97) (i32.and (i32.const 15)
+          (i32.shr_u (global.get $count) (i32.mul (i32.const 4) (local.get $at))))))
+      (local.set $at (i32.add (local.get $at) (i32.const 1)))
+      (br_if $digit (i32.lt_u (local.get $at) (i32.const 8))))
+    (global.set $count (i32.add (global.get $count) (i32.const 1))))
+  (func (export "_start")
+    (i32.store8 (i32.const 64) (i32.const 46))
+    (loop $again
+      (call $must (call $path_open (i32.const 3) (i32.const 0) (i32.const 64) (i32.const 1) (i32.const 2)
+        (i64.const 16384) (i64.const 0) (i32.const 0) (i32.const 32)))
+      (br $again)))
+)
