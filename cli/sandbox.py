@@ -5,7 +5,7 @@ import json
 import os
 import sys
 from collections.abc import AsyncIterator
-from dataclasses import replace
+from dataclasses import asdict, replace
 from datetime import timedelta
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Final
@@ -54,11 +54,7 @@ def doctor(
         raise InvalidInputError(f"--require {unknown[0]!r} is not one of {', '.join(Layer)}")
     layers = asyncio.run(read_layers(worker_path()))
     if output.wants_json():
-        print(
-            json.dumps(
-                [{"layer": each.layer, "active": each.active, "detail": each.detail} for each in layers]
-            )
-        )
+        output.data([asdict(each) for each in layers])
     else:
         rows = [
             (each.layer, "active" if each.active else "not possible here", each.detail) for each in layers

@@ -3,7 +3,6 @@
 import asyncio
 import signal
 from contextlib import AsyncExitStack
-from dataclasses import replace
 from datetime import timedelta
 
 import agentfactory_engine
@@ -24,7 +23,7 @@ from data_plane.receipts.issuer import ReceiptIssuer
 from data_plane.receipts.spool import Spool
 from data_plane.runner import OrderRunner
 from data_plane.sandbox.compiler import WorkerCompiler
-from data_plane.sandbox.domain import EngineInfo
+from data_plane.sandbox.domain import EngineInfo, LayerState
 from data_plane.sandbox.engine import check_layers, read_engine_info, read_layers
 from data_plane.sandbox.pool import WorkerPool
 from data_plane.session.leases import Leases
@@ -102,7 +101,7 @@ async def build_node(settings: NodeSettings, stack: AsyncExitStack) -> tuple[Nod
     engine = await read_engine_info(worker_path)
     layers = await read_layers(worker_path)
     check_layers(layers, settings.sandbox_require)
-    facts = replace(_facts(settings, identity, engine, new_id(BOOT, clock, random)), layers=layers)
+    facts = _facts(settings, identity, engine, layers, new_id(BOOT, clock, random))
     _trace(settings, identity, stack)
     registry = CollectorRegistry()
     metrics = NodeMetrics(registry, clock)
@@ -181,7 +180,13 @@ async def build_node(settings: NodeSettings, stack: AsyncExitStack) -> tuple[Nod
     return node, registry
 
 
-def _facts(settings: NodeSettings, identity: NodeIdentity, engine: EngineInfo, boot_id: BootId) -> NodeFacts:
+def _facts(
+    settings: NodeSettings,
+    identity: NodeIdentity,
+    engine: EngineInfo,
+    layers: tuple[LayerState, ...],
+    boot_id: BootId,
+) -> NodeFacts:
     return NodeFacts(
         installation=identity.installation,
         node_id=identity.node_id,
@@ -191,6 +196,7 @@ def _facts(settings: NodeSettings, identity: NodeIdentity, engine: EngineInfo, b
         ceilings=settings.ceilings,
         max_order_life=timedelta(seconds=settings.max_order_life_s),
         max_skew=timedelta(seconds=settings.max_skew_s),
+        layers=layers,
     )
 
 

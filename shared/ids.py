@@ -96,6 +96,12 @@ def id_made_at(identifier: str) -> datetime:
     return _EPOCH + (UUID(identifier.partition("_")[2]).int >> 80) * _MILLISECOND
 
 
+def least_id(prefix: str, at: datetime) -> str:
+    """Return a bound: ids with this prefix that were made before `at` are less, later ones are greater."""
+    since = f"{(at - _EPOCH) // _MILLISECOND:012x}"
+    return f"{prefix}_{since[:8]}-{since[8:]}-0000-0000-000000000000"
+
+
 def _uuid7(at: datetime, random: bytes) -> str:
     # By hand: `uuid.UUID` and a division of timedeltas cost twice as much, and an execution has ten ids.
     since = at - _EPOCH

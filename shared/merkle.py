@@ -225,6 +225,11 @@ def verify_subtree_consistency(  # noqa: C901, PLR0912 - one loop, as its source
         raise ProofInvalidError("consistency proof does not lead to both roots")
 
 
+def split_hashes(joined: bytes) -> tuple[bytes, ...]:
+    """Return the hashes that were stored behind each other, as the path of a proof is."""
+    return tuple(joined[at : at + HASH_BYTES] for at in range(0, len(joined), HASH_BYTES))
+
+
 def _parents(level: Sequence[bytes]) -> list[bytes]:
     parents = [node_hash(level[at], level[at + 1]) for at in range(0, len(level) - 1, 2)]
     if len(level) & 1:

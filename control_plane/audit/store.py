@@ -23,7 +23,7 @@ from control_plane.database.unit_of_work import PostgresDatabase, connection_of
 from control_plane.paging import BAD_TOKEN, Page, decode_token, encode_token
 from shared.errors import InvalidInputError, NotFoundError
 from shared.ids import AUDIT_ENTRY, AuditEntryId, ExecutionId, ReceiptId, TenantId, parse_id
-from shared.merkle import HASH_BYTES
+from shared.merkle import split_hashes
 
 _c = audit_entries.c
 _ENTRY: Final = (
@@ -151,8 +151,7 @@ class PostgresAuditStore:
         if row is None:
             raise NotFoundError(f"there is no receipt {receipt_id}")
         values = dict(row)
-        proof = values.pop("proof")
-        path = tuple(proof[at : at + HASH_BYTES] for at in range(0, len(proof), HASH_BYTES))
+        path = split_hashes(values.pop("proof"))
         return ReceiptEvidence(**values, path=path)
 
     async def receipt_of(self, tenant_id: TenantId, execution_id: ExecutionId) -> ReceiptId:

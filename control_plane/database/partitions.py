@@ -10,13 +10,11 @@ from datetime import UTC, datetime, timedelta
 from enum import StrEnum
 from typing import Final
 
-from shared.ids import id_made_at
+from shared.ids import id_made_at, least_id
 
 SCHEMA: Final = "partitions"
 """Where partitions are. The service has no right in it: it comes through the tables alone."""
 
-_MILLISECOND: Final = timedelta(milliseconds=1)
-_EPOCH: Final = datetime(1970, 1, 1, tzinfo=UTC)
 _DECEMBER: Final = 12
 _BOUNDS: Final = re.compile(
     r"FOR VALUES FROM \((?:MINVALUE|'(?P<lower>[^']+)')\) TO \((?:MAXVALUE|'(?P<upper>[^']+)')\)"
@@ -56,9 +54,8 @@ class DividedTable:
     """Columns that are unique within each partition, beside the table's key."""
 
     def least_id(self, at: datetime) -> str:
-        """Return what no id made before `at` is as large as, and every later one is larger than."""
-        since = f"{(at - _EPOCH) // _MILLISECOND:012x}"
-        return f"{self.prefix}_{since[:8]}-{since[8:]}-0000-0000-000000000000"
+        """Return the bound in that column between what was made before `at` and what is made later."""
+        return least_id(self.prefix, at)
 
 
 DIVIDED: Final = (

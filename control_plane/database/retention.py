@@ -7,7 +7,7 @@ is in use already is cut with a lock on its table: for milliseconds, or given up
 import asyncio
 from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from datetime import datetime, timedelta
 from typing import Final
 
@@ -29,7 +29,7 @@ from control_plane.database.partitions import (
 )
 from shared.clock import Clock, Random
 from shared.errors import ConflictError, InvalidInputError
-from shared.ids import AUDIT_ENTRY, id_made_at, new_id
+from shared.ids import AUDIT_ENTRY, EXECUTION, id_made_at, least_id, new_id
 
 LEAST_AGE: Final = timedelta(hours=24)
 """Nothing younger may go: uploads nobody used yet and request ids live as long."""
@@ -310,7 +310,7 @@ class _Keeper:
         ends = [one.upper for one in old if one.upper is not None and one.table.name != AUDIT]
         if not ends:
             return 0
-        below = replace(DIVIDED[0], prefix="exe").least_id(max(ends) + SKEW)
+        below = least_id(EXECUTION.prefix, max(ends) + SKEW)
         ended = "execution_id < :below AND state NOT IN ('pending', 'running')"
         if self._plan.dry_run:
             count = text(f"SELECT count(*) FROM executions WHERE {ended}")  # noqa: S608

@@ -8,7 +8,7 @@ from control_plane.database.unit_of_work import PostgresDatabase
 from control_plane.executions.admission import TenantQuota
 from control_plane.executions.claim_sql import DUE, WAITING_TENANTS
 from shared.clock import Clock
-from shared.ids import EXECUTION, TenantId
+from shared.ids import EXECUTION, TenantId, least_id
 
 COUNT_WAITING: Final = f"""
 WITH RECURSIVE {WAITING_TENANTS}
@@ -62,9 +62,7 @@ class PostgresQueueCount:
 
     async def accepted(self, at_most: Mapping[TenantId, int]) -> Mapping[TenantId, int]:
         """See `QueueCount.accepted`."""
-        milliseconds = int((self._clock.now() - _MINUTE).timestamp() * 1000)
-        time = f"{milliseconds:012x}"
-        oldest = f"{EXECUTION.prefix}_{time[:8]}-{time[8:]}"
+        oldest = least_id(EXECUTION.prefix, self._clock.now() - _MINUTE)
         async with self._database.driver() as connection:
             rows = await connection.fetch(COUNT_ACCEPTED, list(at_most), list(at_most.values()), oldest)
         return {TenantId(row["tenant_id"]): int(row["accepted"]) for row in rows}

@@ -55,7 +55,7 @@ from control_plane.nodes.ports import AttemptOwner, SessionBeat, SessionOpening
 from shared.digests import Digest
 from shared.errors import EnrollmentTokenInvalidError, NotFoundError, PermissionDeniedError
 from shared.ids import BootId, ExecutionId, KeyId, NodeId, OrderBatchId, OrderId, TenantId
-from shared.merkle import HASH_BYTES
+from shared.merkle import split_hashes
 from shared.receipts import AttemptIdentity
 
 SILENT_AFTER: Final = timedelta(seconds=10)
@@ -330,7 +330,7 @@ class PostgresNodeStore:
                 content=row.content,
                 batch_id=OrderBatchId(row.batch_id),
                 leaf_index=row.leaf_index,
-                path=tuple(row.proof[at : at + HASH_BYTES] for at in range(0, len(row.proof), HASH_BYTES)),
+                path=split_hashes(row.proof),
             )
             for row in rows
         ]

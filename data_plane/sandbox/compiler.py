@@ -11,16 +11,12 @@ from data_plane.sandbox import messages
 from data_plane.sandbox.domain import DEFAULT_COMPILE_LIMITS, CompiledArtifact, CompileLimits, Layer
 from data_plane.sandbox.frames import FrameKind, encode
 from data_plane.sandbox.link import Link
-from data_plane.sandbox.process import Ended, Mode, WorkerProcess
+from data_plane.sandbox.process import Ended, ExitCode, Mode, WorkerProcess
 from shared.errors import ModuleInvalidError, WorkerCrashedError
 
 logger = logging.getLogger(__name__)
 
 WALL_GRACE: Final = timedelta(seconds=1)
-# Exit codes of the worker binary (watchdog.rs, `exit`); it aborts when there is no memory for the compiler.
-_CPU_LIMIT_CODE: Final = 67
-_ABORTED_CODE: Final = 70
-_ALARM_CODE: Final = 71
 _END_PATIENCE: Final = timedelta(seconds=1)
 
 
@@ -67,11 +63,11 @@ class WorkerCompiler:
 
 def _error_of(ended: Ended, limits: CompileLimits) -> Exception:
     """A module that takes the compiler down with it is the module's fault, as long as a limit did it."""
-    if ended.code == _ALARM_CODE:
+    if ended.code == ExitCode.ALARM:
         return ModuleInvalidError(f"module does not compile within {limits.wall}")
-    if ended.code == _CPU_LIMIT_CODE:
+    if ended.code == ExitCode.CPU_LIMIT:
         return ModuleInvalidError(f"module does not compile within {limits.cpu} of CPU time")
-    if ended.code == _ABORTED_CODE:
+    if ended.code == ExitCode.ABORTED:
         return ModuleInvalidError(f"module does not compile within {limits.memory_bytes} bytes of memory")
     logger.error("compile worker crashed", extra={"how": str(ended), "last_words": ended.last_words})
     return WorkerCrashedError(f"compile worker {ended}")

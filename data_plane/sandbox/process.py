@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from datetime import timedelta
-from enum import StrEnum
+from enum import IntEnum, StrEnum
 from typing import Final
 
 from data_plane.sandbox.domain import Layer
@@ -32,6 +32,17 @@ class Mode(StrEnum):
 
     RUN = "run"
     COMPILE = "compile"
+
+
+class ExitCode(IntEnum):
+    """How the worker binary says why it ended by itself (watchdog.rs, `exit`)."""
+
+    WALL_LIMIT = 66
+    CPU_LIMIT = 67
+    ABORTED = 70
+    """It aborts when there is no memory for the compiler."""
+    ALARM = 71
+    """The wall time of a compilation is over."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -26,7 +26,7 @@ from data_plane.sandbox.domain import (
 from data_plane.sandbox.frames import END_OF_STDIN, Frame, FrameKind, encode, encode_stdin
 from data_plane.sandbox.link import Link
 from data_plane.sandbox.ports import ArtifactOpener, OutputSink
-from data_plane.sandbox.process import Ended, Mode, WorkerProcess
+from data_plane.sandbox.process import Ended, ExitCode, Mode, WorkerProcess
 from shared.errors import InvalidInputError, WorkerCrashedError
 from shared.outcomes import LimitName, Outcome
 
@@ -40,9 +40,6 @@ _END_PATIENCE: Final = timedelta(seconds=1)
 _OUTPUT_SLACK_BYTES: Final = 64 * 1024
 """What a worker may send beyond its run's limits before it counts as broken."""
 _STREAMS: Final = {1: Stream.STDOUT, 2: Stream.STDERR}
-# Exit codes of the worker binary (watchdog.rs, `exit`): the reason when no outcome could be sent.
-_WALL_LIMIT_CODE: Final = 66
-_CPU_LIMIT_CODE: Final = 67
 
 
 @dataclass(slots=True)
@@ -282,9 +279,9 @@ class Worker:
     def _limit_that_ended(self, ended: Ended) -> LimitName | None:
         if not self._loaded:
             return None  # no guest ran yet, so none of its limits can have fired
-        if ended.code == _WALL_LIMIT_CODE or self._killed_for_wall:
+        if ended.code == ExitCode.WALL_LIMIT or self._killed_for_wall:
             return LimitName.WALL_MS
-        if ended.code == _CPU_LIMIT_CODE:
+        if ended.code == ExitCode.CPU_LIMIT:
             return LimitName.CPU_MS
         return None
 

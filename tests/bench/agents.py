@@ -11,7 +11,7 @@ from agentfactory.v1 import executions_pb2
 
 from cli.client import Client
 from tests.bench.execute import BODY, CALL_TIMEOUT, rate
-from tests.bench.report import Figure, median, spread
+from tests.bench.report import Figure, measured, median
 from tests.e2e.stack import running_stack
 
 REPEATS: Final = 3
@@ -43,16 +43,13 @@ async def many_agents(folder: Path) -> list[Figure]:
             many.append(await executions_per_second(client, names, EXECUTIONS))
     ratio = median(many) / median(one)
     return [
-        Figure(
-            figure=f"{AGENTS} agents taking turns on {SLOTS} slots, {IN_FLIGHT} executions in flight",
-            value=median(many),
-            unit="/s",
-            reference="one agent",
-            reference_value=median(one),
+        measured(
+            f"{AGENTS} agents taking turns on {SLOTS} slots, {IN_FLIGHT} executions in flight",
+            many,
+            "/s",
+            beside=("one agent", one),
             bar="≥ 0.6 of one agent",
             bar_ok=ratio >= 0.6,
-            repeats=REPEATS,
-            spread=spread(many),
         )
     ]
 

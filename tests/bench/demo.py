@@ -5,7 +5,7 @@ import sys
 import time
 from pathlib import Path
 
-from tests.bench.report import Figure, median, publish, spread
+from tests.bench.report import measured, publish
 
 ROOT = Path(__file__).resolve().parents[2]
 REPEATS = 3
@@ -21,15 +21,7 @@ def run_demo() -> float:
 def main() -> int:
     run_demo()
     times = [run_demo() for _ in range(REPEATS)]
-    figure = Figure(
-        figure="make demo, everything installed",
-        value=median(times),
-        unit="s",
-        bar=f"≤ {BAR_SECONDS} s",
-        bar_ok=median(times) <= BAR_SECONDS,
-        repeats=REPEATS,
-        spread=spread(times),
-    )
+    figure = measured("make demo, everything installed", times, "s", at_most=BAR_SECONDS)
     return publish("demo", [figure])
 
 

@@ -7,6 +7,8 @@ import subprocess
 import sys
 import tempfile
 import time
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
 from pathlib import Path
 
 import wasmtime
@@ -16,9 +18,10 @@ from data_plane.sandbox.compiler import WorkerCompiler
 from data_plane.sandbox.domain import RunRequest
 from data_plane.sandbox.engine import read_engine_info
 from data_plane.sandbox.pool import WorkerPool
+from data_plane.sandbox.ports import ArtifactOpener
 from shared.digests import sha256_digest
 from shared.ids import TenantId
-from tests.bench.report import Figure, median, publish, quantile, spread
+from tests.bench.report import Figure, measured, median, publish, quantile
 
 REPEATS = 5
 RUNS = 2000
@@ -77,17 +80,37 @@ def worker_report(artifact: Path) -> dict[str, float]:
     return report
 
 
-async def asyncio_round_trips_us(artifact: Path, digest_of: bytes) -> list[float]:
-    """Return the times of warm runs as the node's event loop sees them."""
+@asynccontextmanager
+async def pool_of(
+    slots: int, *, spares: int = 1, max_warm_workers: int | None = None
+) -> AsyncIterator[WorkerPool]:
+    engine = await read_engine_info(worker_path())
+    async with WorkerPool(
+        worker_path=worker_path(),
+        engine=engine,
+        slots=slots,
+        spares=spares,
+        max_warm_workers=max_warm_workers,
+    ) as pool:
+        yield pool
+
+
+def opener_of(artifact: Path) -> ArtifactOpener:
+    """Return what opens a compiled module anew for every load."""
 
     async def opener() -> int:
         return os.open(artifact, os.O_RDONLY | os.O_CLOEXEC)
 
+    return opener
+
+
+async def asyncio_round_trips_us(artifact: Path, digest_of: bytes) -> list[float]:
+    """Return the times of warm runs as the node's event loop sees them."""
     request = RunRequest()
     digest = sha256_digest(digest_of)
     times = []
-    engine = await read_engine_info(worker_path())
-    async with WorkerPool(worker_path=worker_path(), engine=engine, slots=1) as pool:
+    opener = opener_of(artifact)
+    async with pool_of(1) as pool:
         for _ in range(RUNS):
             started = time.perf_counter()
             await pool.run(
@@ -115,54 +138,23 @@ async def measure(folder: Path) -> list[Figure]:
     ratio = median(ours) / median(theirs)
     asyncio_p50 = [quantile(times, 0.5) for times in seen]
     return [
-        Figure(
-            figure="one run of hello, fresh instance, engine only: CPU",
-            value=median(ours),
-            unit="µs",
-            reference="wasmtime-py",
-            reference_value=median(theirs),
+        measured(
+            "one run of hello, fresh instance, engine only: CPU",
+            ours,
+            "µs",
+            beside=("wasmtime-py", theirs),
             bar="≤ 40 µs and ≤ half of wasmtime-py",
             bar_ok=median(ours) <= 40 and ratio <= 0.5,
-            repeats=REPEATS,
-            spread=spread(ours),
         ),
-        Figure(
-            figure="request to a warm worker and back, no-op, blocking client: p50",
-            value=median(blocking),
-            unit="µs",
-            bar="≤ 100 µs",
-            bar_ok=median(blocking) <= 100,
-            repeats=REPEATS,
-            spread=spread(blocking),
+        measured(
+            "request to a warm worker and back, no-op, blocking client: p50", blocking, "µs", at_most=100
         ),
-        Figure(figure="the same: p99", value=median(p99), unit="µs", repeats=REPEATS, spread=spread(p99)),
-        Figure(
-            figure="the same as the asyncio node sees it: p50",
-            value=median(asyncio_p50),
-            unit="µs",
-            reference="blocking",
-            reference_value=median(blocking),
-            repeats=REPEATS,
-            spread=spread(asyncio_p50),
+        measured("the same: p99", p99, "µs"),
+        measured(
+            "the same as the asyncio node sees it: p50", asyncio_p50, "µs", beside=("blocking", blocking)
         ),
-        Figure(
-            figure="worker: spawn to ready, p50",
-            value=median(spawn),
-            unit="ms",
-            bar="≤ 10 ms",
-            bar_ok=median(spawn) <= 10,
-            repeats=REPEATS,
-            spread=spread(spawn),
-        ),
-        Figure(
-            figure="worker: resident memory when idle",
-            value=median(resident),
-            unit="MiB",
-            bar="≤ 12 MiB",
-            bar_ok=median(resident) <= 12,
-            repeats=REPEATS,
-            spread=spread(resident),
-        ),
+        measured("worker: spawn to ready, p50", spawn, "ms", at_most=10),
+        measured("worker: resident memory when idle", resident, "MiB", at_most=12),
     ]
 
 

@@ -23,7 +23,7 @@ from cli.client import Client
 from cli.stack import probe
 from tests.bench import echo
 from tests.bench.engine import NOOP
-from tests.bench.report import Figure, median, publish, quantile, spread
+from tests.bench.report import Figure, measured, median, publish, quantile
 from tests.e2e.stack import TestStack, running_stack
 
 REPEATS = 3
@@ -165,48 +165,25 @@ async def measure(stack: TestStack, client: Client, plain: Call) -> list[Figure]
         echo_rate.append(await rate(plain, LOADED, IN_FLIGHT))
         unary_rate.append(await rate(execute, LOADED, IN_FLIGHT))
         streamed_rate.append(await stream_rate(client, LOADED, IN_FLIGHT))
-    reference = median(echo_p50)
     return [
-        Figure(
-            figure="Execute, 1 in flight, no-op agent: p50",
-            value=median(p50),
-            unit="ms",
-            reference="echo p50",
-            reference_value=reference,
+        measured(
+            "Execute, 1 in flight, no-op agent: p50",
+            p50,
+            "ms",
+            beside=("echo p50", echo_p50),
             bar="≤ 10 times the echo's p50, under 50 ms",
-            bar_ok=median(p50) <= min(10 * reference, 50),
-            repeats=REPEATS,
-            spread=spread(p50),
+            bar_ok=median(p50) <= min(10 * median(echo_p50), 50),
         ),
-        Figure(
-            figure="Execute, 1 in flight, no-op agent: p99",
-            value=median(p99),
-            unit="ms",
-            reference="echo p50",
-            reference_value=reference,
+        measured(
+            "Execute, 1 in flight, no-op agent: p99",
+            p99,
+            "ms",
+            beside=("echo p50", echo_p50),
             bar="≤ 40 times the echo's p50, under 50 ms",
-            bar_ok=median(p99) <= min(40 * reference, 50),
-            repeats=REPEATS,
-            spread=spread(p99),
+            bar_ok=median(p99) <= min(40 * median(echo_p50), 50),
         ),
-        Figure(
-            figure=f"Execute, {IN_FLIGHT} in flight",
-            value=median(unary_rate),
-            unit="/s",
-            reference="echo",
-            reference_value=median(echo_rate),
-            repeats=REPEATS,
-            spread=spread(unary_rate),
-        ),
-        Figure(
-            figure=f"StreamExecutions, {IN_FLIGHT} in flight",
-            value=median(streamed_rate),
-            unit="/s",
-            reference="echo",
-            reference_value=median(echo_rate),
-            repeats=REPEATS,
-            spread=spread(streamed_rate),
-        ),
+        measured(f"Execute, {IN_FLIGHT} in flight", unary_rate, "/s", beside=("echo", echo_rate)),
+        measured(f"StreamExecutions, {IN_FLIGHT} in flight", streamed_rate, "/s", beside=("echo", echo_rate)),
         *stages,
     ]
 

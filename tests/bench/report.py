@@ -53,6 +53,37 @@ def quantile(values: Sequence[float], share: float) -> float:
     return ordered[min(len(ordered) - 1, int(share * len(ordered)))]
 
 
+def measured(
+    figure: str,
+    values: Sequence[float],
+    unit: str,
+    *,
+    beside: tuple[str, Sequence[float]] | None = None,
+    at_most: float | None = None,
+    bar: str | None = None,
+    bar_ok: bool | None = None,
+) -> Figure:
+    """Return the median of the repeats, with their spread.
+
+    `beside` names a reference and its repeats. `at_most` is a bar in the figure's own unit; any other is given as
+    `bar` and `bar_ok`.
+    """
+    value = median(values)
+    if at_most is not None:
+        bar, bar_ok = f"≤ {at_most:g} {unit}", value <= at_most
+    return Figure(
+        figure=figure,
+        value=value,
+        unit=unit,
+        reference=beside[0] if beside else None,
+        reference_value=median(beside[1]) if beside else None,
+        bar=bar,
+        bar_ok=bar_ok,
+        repeats=len(values),
+        spread=spread(values),
+    )
+
+
 def publish(name: str, figures: Sequence[Figure], *, also: Sequence[Figure] = ()) -> int:
     """Print and store the figures; return 1 when a bar is missed, else 0. Those of `also` are only stored."""
     RESULTS.mkdir(parents=True, exist_ok=True)

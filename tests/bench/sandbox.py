@@ -8,27 +8,24 @@ import os
 import sys
 import tempfile
 import time
-from collections.abc import AsyncIterator, Awaitable, Callable
-from contextlib import asynccontextmanager
+from collections.abc import Awaitable, Callable
 from datetime import timedelta
 from pathlib import Path
 from typing import Final, NamedTuple
 
 import wasmtime
-from agentfactory_engine import worker_path
 
 from data_plane.sandbox.domain import Limits, RunRequest, RunResult
-from data_plane.sandbox.engine import read_engine_info
 from data_plane.sandbox.pool import WorkerPool
 from shared.digests import sha256_digest
 from shared.ids import TenantId
 from shared.outcomes import LimitName, Outcome
 from tests.bench.agents import many_agents
-from tests.bench.engine import HELLO, compile_module, worker_report
+from tests.bench.engine import HELLO, compile_module, opener_of, pool_of, worker_report
 from tests.bench.kernels.build import build, kernel_names
 from tests.bench.kernels.measure import time_kernels
 from tests.bench.kernels.promise import figures_of
-from tests.bench.report import Figure, median, publish, quantile, spread
+from tests.bench.report import Figure, measured, median, publish, quantile
 
 REPEATS: Final = 5
 SPIN: Final = '(module (memory (export "memory") 1) (func (export "_start") (loop br 0)))'
@@ -58,33 +55,15 @@ class Modules:
         self._count += 1
         artifact = await compile_module(module, self._folder, f"module-{self._count}")
 
-        async def opener() -> int:
-            return os.open(artifact, os.O_RDONLY | os.O_CLOEXEC)
-
         def run() -> Awaitable[RunResult]:
             return pool.run(
                 tenant_id=TenantId("bench"),
                 module_digest=sha256_digest(module),
-                artifact=opener,
+                artifact=opener_of(artifact),
                 request=request,
             )
 
         return run
-
-
-@asynccontextmanager
-async def pool_of(
-    slots: int, *, spares: int = 1, max_warm_workers: int | None = None
-) -> AsyncIterator[WorkerPool]:
-    engine = await read_engine_info(worker_path())
-    async with WorkerPool(
-        worker_path=worker_path(),
-        engine=engine,
-        slots=slots,
-        spares=spares,
-        max_warm_workers=max_warm_workers,
-    ) as pool:
-        yield pool
 
 
 async def succeed(run: Run) -> None:
@@ -105,24 +84,8 @@ async def warm_runs(folder: Path) -> list[Figure]:
     p50 = [report["round_trip_us_p50"] for report in reports]
     resident = [report["idle_resident_bytes"] / 2**20 for report in reports]
     return [
-        Figure(
-            figure="warm run of hello, request in to outcome out: p50",
-            value=median(p50),
-            unit="µs",
-            bar="≤ 100 µs",
-            bar_ok=median(p50) <= 100,
-            repeats=REPEATS,
-            spread=spread(p50),
-        ),
-        Figure(
-            figure="idle memory per worker, after its runs",
-            value=median(resident),
-            unit="MiB",
-            bar="≤ 12 MiB",
-            bar_ok=median(resident) <= 12,
-            repeats=REPEATS,
-            spread=spread(resident),
-        ),
+        measured("warm run of hello, request in to outcome out: p50", p50, "µs", at_most=100),
+        measured("idle memory per worker, after its runs", resident, "MiB", at_most=12),
     ]
 
 
@@ -148,27 +111,19 @@ async def replaced_workers(folder: Path) -> list[Figure]:
                 late.append(max(kill.late_ms for kill in kills))
                 late_inside.append(quantile([kill.late_inside_ms for kill in kills], 0.5))
     return [
-        Figure(
-            figure="killed worker: from its outcome to the end of the next run in a new process, no spare, p50",
-            value=median(fresh),
-            unit="ms",
-            reference="with a spare",
-            reference_value=median(spared),
-            bar="≤ 15 ms",
-            bar_ok=median(fresh) <= 15,
-            repeats=REPEATS,
-            spread=spread(fresh),
+        measured(
+            "killed worker: from its outcome to the end of the next run in a new process, no spare, p50",
+            fresh,
+            "ms",
+            beside=("with a spare", spared),
+            at_most=15,
         ),
-        Figure(
-            figure=f"runaway guest, how late its outcome is (start of its worker included), slowest of {KILLS}",
-            value=median(late),
-            unit="ms",
-            reference="worker's clock, p50",
-            reference_value=median(late_inside),
-            bar="≤ 20 ms",
-            bar_ok=median(late) <= 20,
-            repeats=len(late),
-            spread=spread(late),
+        measured(
+            f"runaway guest, how late its outcome is (start of its worker included), slowest of {KILLS}",
+            late,
+            "ms",
+            beside=("worker's clock, p50", late_inside),
+            at_most=20,
         ),
     ]
 
@@ -221,15 +176,7 @@ async def busy_neighbours(folder: Path) -> list[Figure]:
             bar_ok=median(losses) <= 15,
             repeats=NEIGHBOUR_REPEATS,
         ),
-        Figure(
-            figure="the same: short runs beside the loops",
-            value=median(beside_rates),
-            unit="/s",
-            reference="alone",
-            reference_value=median(alone_rates),
-            repeats=NEIGHBOUR_REPEATS,
-            spread=spread(beside_rates),
-        ),
+        measured("the same: short runs beside the loops", beside_rates, "/s", beside=("alone", alone_rates)),
     ]
 
 

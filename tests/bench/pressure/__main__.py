@@ -9,7 +9,7 @@ import sys
 from dataclasses import dataclass
 
 from tests.bench.pressure.world import Process, World, running_world
-from tests.bench.report import Figure, median, publish, spread
+from tests.bench.report import Figure, measured, median, publish
 from tests.bench.scale.world import say
 
 SLEEP_MS = 40
@@ -72,16 +72,13 @@ async def measure_flood(world: World, plan: Plan, calm: Process, wild: Process) 
         )
     ratio = median(beside) / median(alone)
     return [
-        Figure(
-            figure=f"p95 of a tenant at {RATE:.0f}/s while another floods {plan.flood:,} submissions",
-            value=median(beside),
-            unit="ms",
-            reference="without the flood",
-            reference_value=median(alone),
+        measured(
+            f"p95 of a tenant at {RATE:.0f}/s while another floods {plan.flood:,} submissions",
+            beside,
+            "ms",
+            beside=("without the flood", alone),
             bar="≤ 2 times",
             bar_ok=ratio <= 2,
-            repeats=plan.rounds,
-            spread=spread(beside),
         ),
         Figure(figure="the flood stored within", value=median(took), unit="s", repeats=plan.rounds),
     ]
@@ -95,16 +92,13 @@ async def measure_callers(plan: Plan, caller: Process) -> list[Figure]:
         many.append((await caller.do("closed", callers=MANY, seconds=plan.seconds))["rate"])
         say(f"callers {number + 1}: {FEW}: {few[-1]:.0f}/s, {MANY}: {many[-1]:.0f}/s")
     return [
-        Figure(
-            figure=f"executions/s of {MANY} callers (processor bound)",
-            value=median(many),
-            unit="/s",
-            reference=f"{FEW} callers",
-            reference_value=median(few),
+        measured(
+            f"executions/s of {MANY} callers (processor bound)",
+            many,
+            "/s",
+            beside=(f"{FEW} callers", few),
             bar="≥ 0.9 times",
             bar_ok=median(many) >= 0.9 * median(few),
-            repeats=plan.rounds,
-            spread=spread(many),
         )
     ]
 

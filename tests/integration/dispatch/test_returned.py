@@ -55,6 +55,14 @@ async def taken(
     return bytes(rows[0]["envelope"]) if rows else b""
 
 
+async def signed(order: bytes, *, by: str = "orders", installation: str = "test") -> bytes:
+    """Return the envelope of a batch of one order."""
+    batch = await sign_batch(
+        [order], signer(rsa_key(by)), installation=installation, epoch=1, issued_at=CLOCK.now()
+    )
+    return batch.envelope
+
+
 async def test_signature_comes_on_record_with_the_receipt(pair: tuple[Replica, Replica]) -> None:
     node, batch = await ordered(*pair, count=2)
 
@@ -80,34 +88,20 @@ async def test_node_of_an_older_build_returns_none_and_is_taken_all_the_same(
 
 async def test_attack_envelope_of_another_batch_takes_no_place(pair: tuple[Replica, Replica]) -> None:
     node, batch = await ordered(*pair)
-    other = await sign_batch(
-        [b"another order"], signer(rsa_key("orders")), installation="test", epoch=1, issued_at=CLOCK.now()
-    )
-    assert await taken(pair[1], node, batch.orders[0], other.envelope) == b""
+    other = await signed(b"another order")
+    assert await taken(pair[1], node, batch.orders[0], other) == b""
 
 
 async def test_attack_right_root_signed_by_somebody_else(pair: tuple[Replica, Replica]) -> None:
     node, batch = await ordered(*pair)
-    forged = await sign_batch(
-        [batch.orders[0].order],
-        signer(rsa_key("somebody")),
-        installation="test",
-        epoch=1,
-        issued_at=CLOCK.now(),
-    )
-    assert await taken(pair[1], node, batch.orders[0], forged.envelope) == b""
+    forged = await signed(batch.orders[0].order, by="somebody")
+    assert await taken(pair[1], node, batch.orders[0], forged) == b""
 
 
 async def test_attack_signature_of_another_installation(pair: tuple[Replica, Replica]) -> None:
     node, batch = await ordered(*pair)
-    other = await sign_batch(
-        [batch.orders[0].order],
-        signer(rsa_key("orders")),
-        installation="another",
-        epoch=1,
-        issued_at=CLOCK.now(),
-    )
-    assert await taken(pair[1], node, batch.orders[0], other.envelope) == b""
+    other = await signed(batch.orders[0].order, installation="another")
+    assert await taken(pair[1], node, batch.orders[0], other) == b""
 
 
 async def test_place_that_no_envelope_has_is_as_none(pair: tuple[Replica, Replica]) -> None:
