@@ -79,5 +79,11 @@ async def _run(settings: CliSettings, ports: "Ports") -> None:
                 group.create_task(follow_audit(stack.settings, say))
                 group.create_task(follow_logs(stack.children, say))
                 group.create_task(stack.wait_for_death())
-        except* AgentFactoryError as errors:
-            raise errors.exceptions[0] from None
+        except ExceptionGroup as errors:
+            raise _of_ours(errors) from None
+
+
+def _of_ours(errors: ExceptionGroup) -> Exception:
+    """Return the error that says why the stack ends; what breaks in the followers it cancels says nothing."""
+    ours = [error for error in errors.exceptions if isinstance(error, AgentFactoryError)]
+    return ours[0] if ours else errors

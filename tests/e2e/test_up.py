@@ -128,7 +128,7 @@ async def test_a_part_that_dies_ends_up_with_one_line_and_takes_the_others_along
         await stack.wait_for("ready: control plane")
         state = stack.state()
         os.kill(state["node_pid"], signal.SIGKILL)
-        assert await stack.end() == 4
+        assert await stack.end() == 4, "".join(stack.lines)
         assert "error: node was ended by signal 9" in "".join(stack.lines)
         assert "Traceback" not in "".join(stack.lines)
         for name in ("postgres", "control_plane"):
