@@ -17,7 +17,8 @@ from cli.output import Json
 from shared.errors import AgentFactoryError, InvalidInputError, UnavailableError, WorkerCrashedError
 
 if TYPE_CHECKING:
-    from data_plane.sandbox.domain import Limits, Preopen, RunRequest, RunResult, Stream
+    from data_plane.sandbox.domain import Preopen, RunRequest, RunResult, Stream
+    from shared.limits import Limits
 
 app = typer.Typer(no_args_is_help=True, help="Run modules here, in the sandbox that nodes use.")
 
@@ -138,6 +139,10 @@ async def _run(module: Path, request: "RunRequest") -> "RunResult":
         os.close(artifact_fd)
 
 
+_SCRATCH_BYTES: Final = 256 * 1024 * 1024
+_SCRATCH_INODES: Final = 10_000
+
+
 def _open(module: Path) -> int:
     try:
         return os.open(module, os.O_RDONLY | os.O_CLOEXEC)
@@ -182,12 +187,13 @@ def _request(
 ) -> "RunRequest":
     from data_plane.sandbox.domain import RunRequest
 
+    preopens = tuple(_preopen(entry) for entry in dirs)
     try:
         return RunRequest(
             args=(module.name, *args),
             env=tuple(_split(entry, "=", "--env NAME=VALUE") for entry in env),
-            preopens=tuple(_preopen(entry) for entry in dirs),
-            limits=_limits(limits),
+            preopens=preopens,
+            limits=_limits(limits, writes=any(one.writable for one in preopens)),
         )
     except ValueError as error:
         raise InvalidInputError(str(error)) from error
@@ -203,11 +209,12 @@ def _preopen(text: str) -> "Preopen":
     return Preopen(host_path=host, guest_path=path, writable=not mode)
 
 
-def _limits(entries: list[str]) -> "Limits":
-    from data_plane.sandbox.domain import Limits
+def _limits(entries: list[str], *, writes: bool) -> "Limits":
+    from shared.limits import Limits
     from shared.outcomes import LimitName
 
-    limits = Limits()
+    # Nobody who names a folder to write to wants to name how much as well.
+    limits = Limits(scratch_bytes=_SCRATCH_BYTES, scratch_inodes=_SCRATCH_INODES) if writes else Limits()
     for entry in entries:
         name, text = _split(entry, "=", "--limit NAME=VALUE")
         if name not in list(LimitName) or not text.isdecimal():
@@ -216,10 +223,6 @@ def _limits(entries: list[str]) -> "Limits":
         match LimitName(name):
             case LimitName.STACK_BYTES:
                 raise InvalidInputError(f"--limit {entry!r}: the engine fixes the call stack")
-            case LimitName.WALL_MS:
-                limits = replace(limits, wall=timedelta(milliseconds=value))
-            case LimitName.CPU_MS:
-                limits = replace(limits, cpu=timedelta(milliseconds=value))
             case count:
                 # All others are whole numbers under the limit's own name; a unit test holds that.
                 changes: dict[str, Any] = {count: value}

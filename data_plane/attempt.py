@@ -5,7 +5,7 @@ Pure but for the task that it names; `runner.py` carries it out.
 
 import asyncio  # noqa: TC003 - imports stay in one place
 from dataclasses import dataclass, field
-from datetime import datetime, timedelta
+from datetime import datetime
 from enum import Enum
 from typing import Final
 
@@ -13,7 +13,7 @@ from data_plane.orders.admission import Admission
 from data_plane.orders.domain import Delivery
 from data_plane.orders.verifier import Check
 from data_plane.receipts.issuer import Report, rejection_of
-from data_plane.sandbox.domain import Limits, RunRequest, RunResult
+from data_plane.sandbox.domain import RunRequest, RunResult
 from shared.digests import Digest
 from shared.errors import OrderRejectedError, RejectionReason
 from shared.manifest import Profile
@@ -101,21 +101,14 @@ def report_of_rejection(running: Running, error: OrderRejectedError, *, now: dat
 
 def request_of(running: Running, content: bytes) -> RunRequest:
     """Return what the guest of a verified order is given."""
-    order, limits = running.order, running.admission.limits
+    order = running.order
     # The default profile has real time and real randomness; the others repeat a run exactly.
     repeatable = order.profile is not Profile.DEFAULT
     return RunRequest(
         args=(order.agent_name,),
         env=((PARAMETERS_VARIABLE, running.delivery.parameters.decode()),),
         stdin=content,
-        limits=Limits(
-            wall=timedelta(milliseconds=limits.wall_ms),
-            cpu=timedelta(milliseconds=limits.cpu_ms),
-            memory_bytes=limits.memory_bytes,
-            output_bytes=limits.output_bytes,
-            log_bytes=limits.log_bytes,
-            open_files=limits.open_files,
-        ),
+        limits=running.admission.limits,
         seed=order.seed if repeatable else None,
         clock=order.clock_start_at if repeatable else None,
     )

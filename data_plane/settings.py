@@ -7,8 +7,9 @@ from typing import Annotated, ClassVar, Final
 from pydantic import Field, field_validator
 
 from data_plane.sandbox.domain import Layer
+from shared.limits import LIMIT_FIELDS, MAX_LIMITS, Limits
 from shared.logs import LogStyle
-from shared.manifest import MAX_LIMITS, GrantedLimits, Profile
+from shared.manifest import Profile
 from shared.paths import NodePaths
 from shared.settings import Plane, PlaneSettings, default_data_dir
 
@@ -52,6 +53,15 @@ class NodeSettings(PlaneSettings):
     max_output_bytes: int = Field(default=MAX_LIMITS.output_bytes, ge=1, le=MAX_LIMITS.output_bytes)
     max_log_bytes: int = Field(default=MAX_LIMITS.log_bytes, ge=1, le=MAX_LIMITS.log_bytes)
     max_open_files: int = Field(default=MAX_LIMITS.open_files, ge=1, le=MAX_LIMITS.open_files)
+    max_fuel: int = Field(default=MAX_LIMITS.fuel, ge=1, le=MAX_LIMITS.fuel)
+    max_table_elements: int = Field(default=MAX_LIMITS.table_elements, ge=0, le=MAX_LIMITS.table_elements)
+    max_log_lines: int = Field(default=MAX_LIMITS.log_lines, ge=0, le=MAX_LIMITS.log_lines)
+    max_scratch_bytes: int = Field(default=MAX_LIMITS.scratch_bytes, ge=0, le=MAX_LIMITS.scratch_bytes)
+    max_scratch_inodes: int = Field(default=MAX_LIMITS.scratch_inodes, ge=0, le=MAX_LIMITS.scratch_inodes)
+    max_random_bytes: int = Field(default=MAX_LIMITS.random_bytes, ge=0, le=MAX_LIMITS.random_bytes)
+    max_host_calls: int = Field(default=MAX_LIMITS.host_calls, ge=0, le=MAX_LIMITS.host_calls)
+    max_host_call_bytes: int = Field(default=MAX_LIMITS.host_call_bytes, ge=0, le=MAX_LIMITS.host_call_bytes)
+    max_host_call_ms: int = Field(default=MAX_LIMITS.host_call_ms, ge=0, le=MAX_LIMITS.host_call_ms)
 
     max_order_life_s: float = Field(default=60, gt=0, le=60)
     max_skew_s: float = Field(default=30, ge=0, le=30)
@@ -80,13 +90,6 @@ class NodeSettings(PlaneSettings):
         return NodePaths(data_dir=self.data_dir)
 
     @property
-    def ceilings(self) -> GrantedLimits:
+    def ceilings(self) -> Limits:
         """The most that this node grants any guest."""
-        return GrantedLimits(
-            wall_ms=self.max_wall_ms,
-            cpu_ms=self.max_cpu_ms,
-            memory_bytes=self.max_memory_bytes,
-            output_bytes=self.max_output_bytes,
-            log_bytes=self.max_log_bytes,
-            open_files=self.max_open_files,
-        )
+        return Limits(**{name: getattr(self, f"max_{name}") for name in LIMIT_FIELDS})

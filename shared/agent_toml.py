@@ -9,11 +9,11 @@ from typing import Final
 
 from shared.errors import ManifestInvalidError, PackageTooLargeError
 from shared.fields import Fields
+from shared.limits import RequestedLimits
 from shared.manifest import (
     FILE_NAME,
     Capabilities,
     Profile,
-    RequestedLimits,
     Retry,
     read_capabilities,
     read_limits,

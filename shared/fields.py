@@ -96,6 +96,24 @@ class Fields:
             Fields(item, f"{self._what}.{name}[{at}]", error=self._error) for at, item in enumerate(value)
         ]
 
+    def boolean(self, name: str) -> bool:
+        """Take true or false."""
+        value = self._take(name)
+        if not isinstance(value, bool):
+            raise self._wrong(name, "true or false")
+        return value
+
+    def texts(
+        self, name: str, *, max_items: int = MAX_ITEMS, max_chars: int = MAX_TEXT_CHARS
+    ) -> tuple[str, ...]:
+        """Take a list of strings that are not empty."""
+        value = self._take(name)
+        if not isinstance(value, list) or len(value) > max_items:
+            raise self._wrong(name, f"a list of at most {max_items} strings")
+        if not all(isinstance(item, str) and 1 <= len(item) <= max_chars for item in value):
+            raise self._wrong(name, f"a list of strings of 1 to {max_chars} characters only")
+        return tuple(value)
+
     def has(self, name: str) -> bool:
         """Whether the field is there and not yet taken."""
         return name in self._document

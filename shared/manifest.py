@@ -5,16 +5,18 @@ it is `agent_toml`.
 """
 
 import re
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
 from enum import StrEnum
 from functools import lru_cache
+from ipaddress import ip_network
 from typing import Final
 from urllib.parse import urlsplit
 
-from shared.canonical import canonical_json, parse_canonical
+from shared.canonical import JsonObject, canonical_json, parse_canonical
 from shared.digests import Digest
 from shared.errors import MalformedError, ManifestInvalidError, PackageTooLargeError
 from shared.fields import Fields
+from shared.limits import LIMIT_FIELDS, MAX_LIMITS, NO_REQUEST, RequestedLimits, requested_json
 from shared.schemas import JsonSchema
 
 FORMAT: Final = "agentfactory.template.v1"
@@ -25,8 +27,11 @@ MAX_DECODED_MANIFESTS: Final = 64
 MAX_MODULE_BYTES: Final = 64 * 1024 * 1024
 MAX_HTTP_CAPABILITIES: Final = 64
 MAX_URL_CHARS: Final = 2048
+MAX_HTTP_ADDRESSES: Final = 16
+MAX_SECRETS: Final = 16
 
 NAME: Final = re.compile(r"[a-z][a-z0-9-]{0,62}")
+SECRET_NAME: Final = NAME
 VERSION: Final = re.compile(  # Semantic Versioning 2.0.0
     r"(?=.{1,128}\Z)(0|[1-9]\d*)\.(0|[1-9]\d*)\.(0|[1-9]\d*)"
     r"(-(0|[1-9]\d*|\d*[a-zA-Z-][0-9a-zA-Z-]*)(\.(0|[1-9]\d*|\d*[a-zA-Z-][0-9a-zA-Z-]*))*)?"
@@ -56,68 +61,17 @@ class Retry(StrEnum):
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class RequestedLimits:
-    """What a manifest or a policy asks for; None means not named."""
-
-    wall_ms: int | None = None
-    cpu_ms: int | None = None
-    memory_bytes: int | None = None
-    output_bytes: int | None = None
-    log_bytes: int | None = None
-    open_files: int | None = None
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class GrantedLimits:
-    """What one run may use. Every limit is named and enforced."""
-
-    wall_ms: int = 10_000
-    cpu_ms: int = 10_000
-    memory_bytes: int = 64 * 1024 * 1024
-    output_bytes: int = 1024 * 1024
-    log_bytes: int = 256 * 1024
-    open_files: int = 32
-
-    def limited_by(self, requested: RequestedLimits) -> "GrantedLimits":
-        """Return the smaller of both, limit by limit; a limit that is not requested stays."""
-        named = {limit.name: getattr(requested, limit.name) for limit in fields(requested)}
-        return GrantedLimits(
-            **{
-                name: getattr(self, name) if value is None else min(getattr(self, name), value)
-                for name, value in named.items()
-            }
-        )
-
-
-MAX_LIMITS: Final = GrantedLimits(
-    wall_ms=3_600_000,
-    cpu_ms=3_600_000,
-    memory_bytes=4 * 1024 * 1024 * 1024,
-    output_bytes=16 * 1024 * 1024,
-    log_bytes=1024 * 1024,
-    open_files=1024,
-)
-"""What a manifest may ask for at most."""
-
-DEFAULT_LIMITS: Final = GrantedLimits()
-"""What applies to limits that nobody names."""
-
-
-def grant_limits(requested: RequestedLimits, ceiling: GrantedLimits = MAX_LIMITS) -> GrantedLimits:
-    """Return what is granted: the requested limit, or the default where none is, never above the ceiling."""
-    wanted = {
-        limit.name: getattr(requested, limit.name) or getattr(DEFAULT_LIMITS, limit.name)
-        for limit in fields(requested)
-    }
-    return ceiling.limited_by(RequestedLimits(**wanted))
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
 class HttpCapability:
     """One HTTP destination an agent may call: a method, and a prefix of the URL."""
 
     method: str
     url: str
+    addresses: tuple[str, ...] = ()
+    """Networks in CIDR notation, beside the public ones, that the host may have its addresses in."""
+    max_calls: int = 0
+    """Of one run; 0: as many as its limits allow."""
+    max_bytes: int = 0
+    """Bodies of requests and responses of one run together; 0: as its limits allow."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -125,6 +79,21 @@ class Capabilities:
     """What an agent may reach outside its sandbox. Empty means nothing."""
 
     http: tuple[HttpCapability, ...] = ()
+    kv: bool = False
+    """May keep values of its own between runs."""
+    secrets: tuple[str, ...] = ()
+    """Names of secrets that it may have put into headers of its HTTP requests; it never sees them."""
+    record_host_calls: bool = False
+    """Keep the bytes of its host calls beside the receipt, not only their digests."""
+
+    @property
+    def host_call_grants(self) -> tuple[str, ...]:
+        """Methods of `agentfactory.call` that these capabilities come to, beside `log` and `budget.left`."""
+        return (
+            *(("http.fetch",) if self.http else ()),
+            *(("kv.get", "kv.put") if self.kv else ()),
+            *(("secret.ref",) if self.secrets else ()),
+        )
 
 
 NO_CAPABILITIES: Final = Capabilities()
@@ -150,7 +119,7 @@ class Manifest:
     parameters_schema: JsonSchema | None = None
     input_schema: JsonSchema | None = None
     output_schema: JsonSchema | None = None
-    limits: RequestedLimits = RequestedLimits()
+    limits: RequestedLimits = NO_REQUEST
     capabilities: Capabilities = NO_CAPABILITIES
     profile: Profile = Profile.DEFAULT
     retry: Retry = Retry.UNSAFE
@@ -179,20 +148,37 @@ def encode_manifest(manifest: Manifest) -> bytes:
                 "size_bytes": manifest.module.size_bytes,
             },
             "schemas": {name: schema.to_object() for name, schema in schemas.items() if schema is not None},
-            "limits": {
-                limit.name: value
-                for limit in fields(manifest.limits)
-                if (value := getattr(manifest.limits, limit.name)) is not None
-            },
-            "capabilities": {
-                "http": [{"method": http.method, "url": http.url} for http in manifest.capabilities.http]
-            },
+            "limits": requested_json(manifest.limits),
+            "capabilities": capabilities_json(manifest.capabilities),
             "run": {"profile": manifest.profile, "retry": manifest.retry},
         }
     )
     if len(encoded) > MAX_MANIFEST_BYTES:
         raise PackageTooLargeError(f"manifest has {len(encoded)} bytes, the bound is {MAX_MANIFEST_BYTES}")
     return encoded
+
+
+def capabilities_json(capabilities: Capabilities) -> JsonObject:
+    """Return capabilities as manifests carry them: beyond `http`, only what is asked for."""
+    asked: JsonObject = {"http": [_http_json(http) for http in capabilities.http]}
+    if capabilities.kv:
+        asked["kv"] = True
+    if capabilities.secrets:
+        asked["secrets"] = list(capabilities.secrets)
+    if capabilities.record_host_calls:
+        asked["record_host_calls"] = True
+    return asked
+
+
+def _http_json(http: HttpCapability) -> JsonObject:
+    asked: JsonObject = {"method": http.method, "url": http.url}
+    if http.addresses:
+        asked["addresses"] = list(http.addresses)
+    if http.max_calls:
+        asked["max_calls"] = http.max_calls
+    if http.max_bytes:
+        asked["max_bytes"] = http.max_bytes
+    return asked
 
 
 def decode_manifest(data: bytes) -> Manifest:
@@ -274,9 +260,9 @@ def read_limits(table: Fields) -> RequestedLimits:
     """Take all requested limits and refuse other fields."""
     limits = RequestedLimits(
         **{
-            limit.name: table.integer(limit.name, minimum=1, maximum=getattr(MAX_LIMITS, limit.name))
-            for limit in fields(RequestedLimits)
-            if table.has(limit.name)
+            name: table.integer(name, minimum=1, maximum=getattr(MAX_LIMITS, name))
+            for name in LIMIT_FIELDS
+            if table.has(name)
         }
     )
     table.end()
@@ -286,7 +272,12 @@ def read_limits(table: Fields) -> RequestedLimits:
 def read_capabilities(table: Fields) -> Capabilities:
     """Take all capabilities and refuse other fields: a capability that is not known cannot be granted."""
     http = table.children("http", max_items=MAX_HTTP_CAPABILITIES) if table.has("http") else []
-    capabilities = Capabilities(http=tuple(_read_http(entry) for entry in http))
+    capabilities = Capabilities(
+        http=tuple(_read_http(entry) for entry in http),
+        kv=table.has("kv") and table.boolean("kv"),
+        secrets=_read_secrets(table),
+        record_host_calls=table.has("record_host_calls") and table.boolean("record_host_calls"),
+    )
     table.end()
     return capabilities
 
@@ -296,8 +287,40 @@ def _read_http(entry: Fields) -> HttpCapability:
     if method not in HTTP_METHODS:
         raise entry.invalid("method", f"is {method[:16]!r}, not one of {', '.join(sorted(HTTP_METHODS))}")
     check_url_prefix(entry, url)
+    http = HttpCapability(
+        method=method,
+        url=url,
+        addresses=_read_networks(entry),
+        max_calls=_optional_bound(entry, "max_calls", MAX_LIMITS.host_calls),
+        max_bytes=_optional_bound(entry, "max_bytes", MAX_LIMITS.host_call_bytes),
+    )
     entry.end()
-    return HttpCapability(method=method, url=url)
+    return http
+
+
+def _optional_bound(entry: Fields, name: str, maximum: int) -> int:
+    return entry.integer(name, minimum=1, maximum=maximum) if entry.has(name) else 0
+
+
+def _read_networks(entry: Fields) -> tuple[str, ...]:
+    networks = (
+        entry.texts("addresses", max_items=MAX_HTTP_ADDRESSES, max_chars=49) if entry.has("addresses") else ()
+    )
+    for network in networks:
+        try:
+            canonical = str(ip_network(network))
+        except ValueError as error:
+            raise entry.invalid("addresses", f"holds {network!r}: {error}") from error
+        if canonical != network:
+            raise entry.invalid("addresses", f"holds {network!r}, write {canonical}")
+    return networks
+
+
+def _read_secrets(table: Fields) -> tuple[str, ...]:
+    names = table.texts("secrets", max_items=MAX_SECRETS, max_chars=63) if table.has("secrets") else ()
+    if not all(SECRET_NAME.fullmatch(name) for name in names) or len(set(names)) != len(names):
+        raise table.invalid("secrets", "are not different names of the form [a-z][a-z0-9-]{0,62}")
+    return names
 
 
 def check_url_prefix(entry: Fields, url: str) -> None:

@@ -20,13 +20,29 @@ from shared.ids import (
     TenantId,
     parse_id,
 )
-from shared.manifest import Capabilities, GrantedLimits, HttpCapability, Profile
-from shared.orders import MAX_ORDER_BYTES, ORDER_FORMAT, EngineConstraint, Order, check_order
+from shared.limits import DEFAULT_LIMITS, LIMIT_FIELDS, Limits
+from shared.manifest import Capabilities, HttpCapability, Profile
+from shared.orders import (
+    MAX_ORDER_BYTES,
+    OLDER_ORDER_FORMAT,
+    ORDER_FORMAT,
+    ORDER_FORMATS,
+    EngineConstraint,
+    Order,
+    check_order,
+)
 
 _EPOCH: Final = datetime(1970, 1, 1, tzinfo=UTC)
 _SECOND_NANOS: Final = 1_000_000_000
 _ALWAYS_THERE: Final = tuple(field.name for field in orders_pb2.Order.DESCRIPTOR.fields if field.has_presence)
 """The messages within an order: `encode_order` writes every one of them, empty or not."""
+
+_FIRST_LIMITS: Final = frozenset(
+    {"wall_ms", "cpu_ms", "memory_bytes", "output_bytes", "log_bytes", "open_files"}
+)
+_LATER_LIMITS: Final = tuple(name for name in LIMIT_FIELDS if name not in _FIRST_LIMITS)
+_LATER_DEFAULTS: Final = common_pb2.Limits(**{name: getattr(DEFAULT_LIMITS, name) for name in _LATER_LIMITS})
+"""What a guest gets of them under an order of version 1."""
 
 _PROFILES: Final = {
     Profile.DEFAULT: orders_pb2.PROFILE_DEFAULT,
@@ -36,14 +52,18 @@ _PROFILES: Final = {
 _PROFILES_BACK: Final = {number: profile for profile, number in _PROFILES.items()}
 
 
-def encode_order(order: Order) -> bytes:
+def encode_order(order: Order, order_format: str = ORDER_FORMAT) -> bytes:
     """Return the exact bytes to sign. They are kept and passed on as they are, never encoded again.
 
     Raises:
-        InvalidInputError: The order contradicts the format (`check_order`), or has more than 256 KiB.
+        InvalidInputError: The order contradicts the format (`check_order`), has more than 256 KiB, or grants
+            what the older format cannot say.
     """
     check_order(order)
-    encoded = _to_message(order).SerializeToString(deterministic=True)
+    message = _to_message(order)
+    if order_format == OLDER_ORDER_FORMAT:
+        _make_older(message, order)
+    encoded = message.SerializeToString(deterministic=True)
     if len(encoded) > MAX_ORDER_BYTES:
         raise InvalidInputError(f"order has {len(encoded)} bytes, the bound is {MAX_ORDER_BYTES}")
     return encoded
@@ -73,11 +93,14 @@ def decode_order(data: bytes) -> Order:
     message.DiscardUnknownFields()
     if message.ByteSize() != with_unknown:
         raise UnknownFieldError("check 2: order carries a field that this version does not know")
-    if message.type != ORDER_FORMAT:
+    if message.type not in ORDER_FORMATS:
         raise UnsupportedVersionError(f"check 3: order format is {message.type[:64]!r}, not {ORDER_FORMAT!r}")
     if message.SerializeToString(deterministic=True) != data:
         raise MalformedError("check 4: order is not in its deterministic encoding")
     try:
+        if message.type == OLDER_ORDER_FORMAT:
+            _check_older(message)
+            add_later_limits(message.limits)
         order = _from_message(message)
         check_order(order)
     except (InvalidInputError, ValueError, OverflowError) as error:
@@ -178,6 +201,29 @@ def _from_message(message: orders_pb2.Order) -> Order:
     )
 
 
+def _make_older(message: orders_pb2.Order, order: Order) -> None:
+    """Leave out what version 1 does not have: its nodes hold guests to constants where limits came later."""
+    if order.host_call_grants or capabilities_to_older(order.capabilities) != order.capabilities:
+        raise InvalidInputError(f"order grants host calls, which {OLDER_ORDER_FORMAT} cannot say")
+    message.type = OLDER_ORDER_FORMAT
+    first = {name: getattr(order.limits, name) for name in _FIRST_LIMITS}
+    message.limits.CopyFrom(common_pb2.Limits(**first))
+
+
+def capabilities_to_older(capabilities: Capabilities) -> Capabilities:
+    """Return as much of the capabilities as version 1 can say."""
+    return Capabilities(
+        http=tuple(HttpCapability(method=one.method, url=one.url) for one in capabilities.http)
+    )
+
+
+def _check_older(message: orders_pb2.Order) -> None:
+    later = [name for name in _LATER_LIMITS if getattr(message.limits, name)]
+    capabilities = capabilities_from_proto(message.capabilities)
+    if later or message.host_call_grants or capabilities_to_older(capabilities) != capabilities:
+        raise InvalidInputError(f"order of {OLDER_ORDER_FORMAT} carries what came later")
+
+
 def _engine(message: orders_pb2.EngineConstraint) -> EngineConstraint:
     return EngineConstraint(
         name=message.name or None,
@@ -186,44 +232,64 @@ def _engine(message: orders_pb2.EngineConstraint) -> EngineConstraint:
     )
 
 
-def limits_to_proto(limits: GrantedLimits) -> common_pb2.Limits:
+def limits_to_proto(limits: Limits) -> common_pb2.Limits:
     """Return granted limits as the contract carries them."""
-    return common_pb2.Limits(
-        wall_ms=limits.wall_ms,
-        cpu_ms=limits.cpu_ms,
-        memory_bytes=limits.memory_bytes,
-        output_bytes=limits.output_bytes,
-        log_bytes=limits.log_bytes,
-        open_files=limits.open_files,
-    )
+    return common_pb2.Limits(**{name: getattr(limits, name) for name in LIMIT_FIELDS})
 
 
-def limits_from_proto(message: common_pb2.Limits) -> GrantedLimits:
+def add_later_limits(message: common_pb2.Limits) -> None:
+    """Give limits that were written before the later ones existed what a guest gets of those by default."""
+    message.MergeFrom(_LATER_DEFAULTS)
+
+
+def limits_from_proto(message: common_pb2.Limits) -> Limits:
     """Return what `limits_to_proto` was given.
 
     Raises:
         InvalidInputError: A limit is not one that can be granted.
     """
-    return GrantedLimits(
-        wall_ms=message.wall_ms,
-        cpu_ms=message.cpu_ms,
-        memory_bytes=message.memory_bytes,
-        output_bytes=message.output_bytes,
-        log_bytes=message.log_bytes,
-        open_files=message.open_files,
-    )
+    try:
+        return Limits(**{name: getattr(message, name) for name in LIMIT_FIELDS})
+    except ValueError as error:
+        raise InvalidInputError(str(error)) from error
 
 
 def capabilities_to_proto(capabilities: Capabilities) -> common_pb2.Capabilities:
     """Return granted capabilities as the contract carries them."""
     return common_pb2.Capabilities(
-        http=[common_pb2.HttpCapability(method=one.method, url=one.url) for one in capabilities.http]
+        http=[
+            common_pb2.HttpCapability(
+                method=one.method,
+                url=one.url,
+                addresses=one.addresses,
+                max_calls=one.max_calls,
+                max_bytes=one.max_bytes,
+            )
+            for one in capabilities.http
+        ],
+        kv=capabilities.kv,
+        secrets=capabilities.secrets,
+        record_host_calls=capabilities.record_host_calls,
     )
 
 
 def capabilities_from_proto(message: common_pb2.Capabilities) -> Capabilities:
     """Return what `capabilities_to_proto` was given."""
-    return Capabilities(http=tuple(HttpCapability(method=one.method, url=one.url) for one in message.http))
+    return Capabilities(
+        http=tuple(
+            HttpCapability(
+                method=one.method,
+                url=one.url,
+                addresses=tuple(one.addresses),
+                max_calls=one.max_calls,
+                max_bytes=one.max_bytes,
+            )
+            for one in message.http
+        ),
+        kv=message.kv,
+        secrets=tuple(message.secrets),
+        record_host_calls=message.record_host_calls,
+    )
 
 
 def _required(name: str, value: str) -> str:

@@ -15,11 +15,17 @@ from shared.dsse import ORDERS_TYPE, sign_envelope, verify_envelope
 from shared.errors import InvalidInputError, UnsupportedVersionError, VerificationError
 from shared.fields import Fields, time_to_text
 from shared.ids import AgentId, BootId, DecisionId, ExecutionId, KeyId, NodeId, OrderId, TenantId
-from shared.manifest import MAX_LIMITS, NO_CAPABILITIES, Capabilities, GrantedLimits, Profile
+from shared.limits import MAX_LIMITS, NEEDED_LIMITS, Limits
+from shared.manifest import NO_CAPABILITIES, Capabilities, Profile
 from shared.merkle import MAX_BATCH_LEAVES, batch_paths, leaf_hash, verify_inclusion
 from shared.signatures import PublicKey, Signer
 
-ORDER_FORMAT: Final = "agentfactory.order.v1"
+ORDER_FORMAT: Final = "agentfactory.order.v2"
+OLDER_ORDER_FORMAT: Final = "agentfactory.order.v1"
+"""Without the limits and capabilities that came with host calls; spoken with nodes that know no other."""
+ORDER_FORMATS: Final = (ORDER_FORMAT, OLDER_ORDER_FORMAT)
+"""Newest first."""
+
 BATCH_FORMAT: Final = "agentfactory.orders.v1"
 MAX_ORDER_BYTES: Final = 256 * 1024
 MAX_BATCH_ENVELOPE_BYTES: Final = 8 * 1024
@@ -65,7 +71,7 @@ class Order:
     seed: bytes = field(repr=False)
     clock_start_at: datetime
     engine: EngineConstraint = EngineConstraint()
-    limits: GrantedLimits
+    limits: Limits
     capabilities: Capabilities = NO_CAPABILITIES
     host_call_grants: tuple[str, ...] = ()
     decision_id: DecisionId
@@ -208,8 +214,9 @@ def check_order(order: Order) -> None:
             raise InvalidInputError(f"order field {name!r} is {number}, not 1 to 2^53 - 1")
     for limit in fields(order.limits):
         value, bound = getattr(order.limits, limit.name), getattr(MAX_LIMITS, limit.name)
-        if not 1 <= value <= bound:
-            raise InvalidInputError(f"order limit {limit.name!r} is {value}, not 1 to {bound}")
+        least = 1 if limit.name in NEEDED_LIMITS else 0
+        if not least <= value <= bound:
+            raise InvalidInputError(f"order limit {limit.name!r} is {value}, not {least} to {bound}")
     if len(order.nonce) != NONCE_BYTES or len(order.seed) != SEED_BYTES:
         raise InvalidInputError(f"nonce and seed have {len(order.nonce)} and {len(order.seed)} bytes")
     if any(at.tzinfo is None for at in (order.not_before, order.expires_at, order.clock_start_at)):

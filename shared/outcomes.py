@@ -19,11 +19,12 @@ class Outcome(StrEnum):
 class LimitName(StrEnum):
     """The limits of a run, by the names that they carry in outcomes and receipts.
 
-    The first six are asked for in agent.toml and granted in orders; the others are the node's own.
+    All are fields of `shared.limits.Limits` but the call stack, which the engine fixes.
     """
 
     WALL_MS = "wall_ms"
     CPU_MS = "cpu_ms"
+    FUEL = "fuel"
     MEMORY_BYTES = "memory_bytes"
     OUTPUT_BYTES = "output_bytes"
     LOG_BYTES = "log_bytes"
@@ -34,3 +35,6 @@ class LimitName(StrEnum):
     LOG_LINES = "log_lines"
     SCRATCH_BYTES = "scratch_bytes"
     SCRATCH_INODES = "scratch_inodes"
+    HOST_CALLS = "host_calls"
+    HOST_CALL_BYTES = "host_call_bytes"
+    HOST_CALL_MS = "host_call_ms"

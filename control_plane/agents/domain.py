@@ -5,7 +5,8 @@ from datetime import datetime
 
 from shared.digests import Digest
 from shared.ids import AgentId, TenantId
-from shared.manifest import Capabilities, Profile, RequestedLimits
+from shared.limits import RequestedLimits
+from shared.manifest import Capabilities, Profile
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -3,6 +3,7 @@
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime
+from functools import partial
 from typing import Final
 
 from agentfactory.v1 import nodes_pb2, orders_pb2
@@ -16,10 +17,12 @@ from shared.errors import InternalError
 from shared.ids import OrderId
 from shared.manifest import Profile
 from shared.order_codec import encode_order
-from shared.orders import ORDER_FORMAT, EngineConstraint, Order
+from shared.orders import ORDER_FORMATS, EngineConstraint, Order
 from shared.receipts import AttemptIdentity, ExpectedReceipt
 
-_ENCODERS: Final[Mapping[str, Callable[[Order], bytes]]] = {ORDER_FORMAT: encode_order}
+_ENCODERS: Final[Mapping[str, Callable[[Order], bytes]]] = {
+    order_format: partial(encode_order, order_format=order_format) for order_format in ORDER_FORMATS
+}
 """How orders are written, by the type that a session has agreed on (rule 11): the current one and N-1."""
 
 ORDER_TYPES: Final = tuple(_ENCODERS)
@@ -70,6 +73,7 @@ def expected_receipt(
 
 def _order(work: Claimable, session: LiveSession, parts: OrderParts, options: DispatchOptions) -> Order:
     run = work.run
+    capabilities = capabilities_of_bytes(run.capabilities)
     return Order(
         id=parts.order_id,
         installation=options.installation,
@@ -98,7 +102,8 @@ def _order(work: Claimable, session: LiveSession, parts: OrderParts, options: Di
             config_digest=parse_digest(session.engine.config_digest),
         ),
         limits=limits_of_bytes(run.limits),
-        capabilities=capabilities_of_bytes(run.capabilities),
+        capabilities=capabilities,
+        host_call_grants=capabilities.host_call_grants,
         decision_id=run.decision_id,
         policy_digest=parse_digest(run.policy_digest),
         traceparent=run.traceparent,

@@ -5,8 +5,10 @@ from typing import Final
 
 from agentfactory.v1 import common_pb2
 
-from shared.manifest import Capabilities, GrantedLimits
+from shared.limits import Limits
+from shared.manifest import Capabilities
 from shared.order_codec import (
+    add_later_limits,
     capabilities_from_proto,
     capabilities_to_proto,
     limits_from_proto,
@@ -18,14 +20,17 @@ _KEPT: Final = 1024
 
 
 @lru_cache(maxsize=_KEPT)
-def limits_bytes(limits: GrantedLimits) -> bytes:
+def limits_bytes(limits: Limits) -> bytes:
     """Return limits as agentfactory.v1.Limits."""
     return bytes(limits_to_proto(limits).SerializeToString(deterministic=True))
 
 
-def limits_of_bytes(encoded: bytes) -> GrantedLimits:
-    """Return what `limits_bytes` was given."""
-    return limits_from_proto(common_pb2.Limits.FromString(encoded))
+def limits_of_bytes(encoded: bytes) -> Limits:
+    """Return what `limits_bytes` was given, this build's or an older one's."""
+    message = common_pb2.Limits.FromString(encoded)
+    if not message.fuel:
+        add_later_limits(message)
+    return limits_from_proto(message)
 
 
 @lru_cache(maxsize=_KEPT)

@@ -14,6 +14,15 @@ ceilings := {
 	"output_bytes": 16777216,
 	"log_bytes": 1048576,
 	"open_files": 256,
+	"fuel": 1000000000000,
+	"table_elements": 10000000,
+	"log_lines": 1048576,
+	"scratch_bytes": 1073741824,
+	"scratch_inodes": 100000,
+	"random_bytes": 1073741824,
+	"host_calls": 10000,
+	"host_call_bytes": 67108864,
+	"host_call_ms": 600000,
 }
 
 # What it gets where its manifest names nothing.
@@ -24,6 +33,15 @@ defaults := {
 	"output_bytes": 1048576,
 	"log_bytes": 262144,
 	"open_files": 32,
+	"fuel": 20000000000,
+	"table_elements": 1000000,
+	"log_lines": 65536,
+	"scratch_bytes": 0,
+	"scratch_inodes": 0,
+	"random_bytes": 67108864,
+	"host_calls": 1000,
+	"host_call_bytes": 16777216,
+	"host_call_ms": 10000,
 }
 
 max_input_bytes := 16777216
@@ -53,7 +71,7 @@ execute_denials contains reason if some reason in template_denials
 
 template_denials contains "CAPABILITY_NOT_ALLOWED" if {
 	some wanted in input.capabilities.http
-	not wanted in allowed_http
+	not {"method": wanted.method, "url": wanted.url} in allowed_http
 }
 
 has_role(roles) if {

@@ -6,7 +6,8 @@ from enum import StrEnum
 
 from shared.digests import Digest
 from shared.ids import DecisionId, TenantId
-from shared.manifest import Capabilities, GrantedLimits, RequestedLimits
+from shared.limits import Limits, RequestedLimits
+from shared.manifest import Capabilities
 
 
 class Question(StrEnum):
@@ -56,6 +57,6 @@ class Decision:
     input: bytes
     """Canonical JSON of the input."""
     policy_digest: Digest
-    limits: GrantedLimits
+    limits: Limits
     """What is granted: the smaller of asked and allowed, every value named. Meaningless when denied."""
     decided_at: datetime

@@ -1,7 +1,7 @@
 """Asks the built-in policy and makes decisions of its answers. Records nothing: use cases do."""
 
 import json
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
 from functools import lru_cache
 from typing import Any, Final
 
@@ -11,15 +11,14 @@ from shared.canonical import canonical_json
 from shared.clock import Clock, Random
 from shared.digests import Digest
 from shared.ids import DECISION, new_id
+from shared.limits import DEFAULT_LIMITS, LIMIT_FIELDS, Limits, requested_json
 from shared.logs import get_logger
-from shared.manifest import DEFAULT_LIMITS, GrantedLimits
+from shared.manifest import capabilities_json
 
 logger = get_logger(__name__)
 
 MAX_CACHED_ANSWERS: Final = 4096
 """Answers kept by input. A policy has neither clock nor randomness, so an equal input has an equal answer."""
-
-LIMIT_NAMES: Final = tuple(limit.name for limit in fields(GrantedLimits))
 
 UNDECIDED: Final = "POLICY_UNDECIDED"
 """Reason of a denial because the policy gave no valid answer."""
@@ -29,7 +28,7 @@ UNDECIDED: Final = "POLICY_UNDECIDED"
 class _Answer:
     allowed: bool
     reason: str
-    limits: GrantedLimits
+    limits: Limits
     input: bytes
 
 
@@ -100,15 +99,15 @@ def _input_json(question: Question, asked: PolicyInput) -> dict[str, Any]:
         },
         "agent": asked.agent,
         "input_bytes": asked.input_bytes,
-        "capabilities": {"http": [{"method": one.method, "url": one.url} for one in asked.capabilities.http]},
-        "limits": {name: value for name in LIMIT_NAMES if (value := getattr(asked.limits, name)) is not None},
+        "capabilities": capabilities_json(asked.capabilities),
+        "limits": requested_json(asked.limits),
     }
 
 
 def _answer_of(value: Any, canonical: bytes) -> _Answer:
     allowed, reason, limits = value["allowed"], value["reason"], value["limits"]
-    if not isinstance(allowed, bool) or not isinstance(reason, str) or set(limits) != set(LIMIT_NAMES):
+    if not isinstance(allowed, bool) or not isinstance(reason, str) or set(limits) != set(LIMIT_FIELDS):
         raise TypeError("the answer is not {allowed: bool, reason: string, limits: {every limit}}")
-    if any(not isinstance(limit, int) or isinstance(limit, bool) or limit < 1 for limit in limits.values()):
-        raise TypeError("a granted limit is not a positive integer")
-    return _Answer(allowed=allowed, reason=reason, limits=GrantedLimits(**limits), input=canonical)
+    if any(not isinstance(limit, int) or isinstance(limit, bool) or limit < 0 for limit in limits.values()):
+        raise TypeError("a granted limit is not a whole number")
+    return _Answer(allowed=allowed, reason=reason, limits=Limits(**limits), input=canonical)

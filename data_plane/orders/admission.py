@@ -12,11 +12,11 @@ from datetime import timedelta
 from typing import Final
 
 from data_plane.orders.domain import AttemptRef, attempt_of
-from data_plane.orders.verifier import Check, granted_limits
+from data_plane.orders.verifier import Check
 from data_plane.receipts.ports import ReceiptSpool, Reservation
 from data_plane.session.leases import Leases
 from shared.errors import OrderRejectedError, RejectionReason, SpoolFullError
-from shared.manifest import GrantedLimits, RequestedLimits
+from shared.limits import Limits, RequestedLimits
 from shared.orders import Order
 
 QUEUE_TIME: Final = timedelta(milliseconds=100)
@@ -34,7 +34,7 @@ class Admission:
     """What one admitted order holds: a place, a lease, room in the spool."""
 
     attempt: AttemptRef
-    limits: GrantedLimits
+    limits: Limits
     """Of order and node, the smaller ones; after `limit` of the template as well."""
     reservation: Reservation = field(repr=False)
     _leave: Callable[["Admission"], None] = field(repr=False)
@@ -55,7 +55,7 @@ class Admissions:
     """The node's slots, and its queue in front of them."""
 
     def __init__(
-        self, *, slots: int, queue: int, leases: Leases, spool: ReceiptSpool, ceilings: GrantedLimits
+        self, *, slots: int, queue: int, leases: Leases, spool: ReceiptSpool, ceilings: Limits
     ) -> None:
         self._slots = slots
         self._queue = queue
@@ -127,7 +127,7 @@ class Admissions:
                 f"all {self._slots} slots and {self._queue} places of the queue are taken",
                 RejectionReason.BUSY,
             )
-        limits = granted_limits(order, self._ceilings)
+        limits = order.limits.limited_by(self._ceilings)
         attempt = attempt_of(order)
         self._reserved_bytes = limits.output_bytes + limits.log_bytes
         try:

@@ -38,7 +38,8 @@ from shared.errors import (
     UnsupportedVersionError,
 )
 from shared.ids import BootId, InstallationId, KeyId, NodeId
-from shared.manifest import GrantedLimits, Manifest, Profile
+from shared.limits import Limits
+from shared.manifest import Manifest, Profile
 from shared.order_codec import decode_order
 from shared.orders import Order, VerifiedOrderRoot, verify_batch, verify_order_inclusion
 from shared.signatures import PublicKey
@@ -75,7 +76,7 @@ class NodeFacts:
     boot_id: BootId
     engine: EngineInfo
     profiles: frozenset[Profile]
-    ceilings: GrantedLimits
+    ceilings: Limits
     max_order_life: timedelta
     max_skew: timedelta
     layers: tuple[LayerState, ...] = ()
@@ -178,7 +179,7 @@ def check_engine(order: Order, engine: EngineInfo) -> None:
 def check_node_policy(order: Order, *, manifest: Manifest, facts: NodeFacts) -> None:
     """Check 17: what this node's operator and the template's publisher allow, whatever was ordered.
 
-    Limits above the node's ceilings are no refusal: the smaller one is enforced (`granted_limits`).
+    Limits above the node's ceilings are no refusal: the smaller one is enforced (`Limits.limited_by`).
 
     Raises:
         OrderRejectedError: A profile, capability or host call that is not allowed here, or that the signed
@@ -193,19 +194,6 @@ def check_node_policy(order: Order, *, manifest: Manifest, facts: NodeFacts) -> 
     surplus = set(order.capabilities.http) - set(manifest.capabilities.http)
     if surplus:
         raise _policy(f"order grants {len(surplus)} http capabilities that the template does not ask for")
-
-
-def granted_limits(order: Order, ceilings: GrantedLimits) -> GrantedLimits:
-    """Return the smaller of what was ordered and what this node allows, limit by limit."""
-    ordered = order.limits
-    return GrantedLimits(
-        wall_ms=min(ordered.wall_ms, ceilings.wall_ms),
-        cpu_ms=min(ordered.cpu_ms, ceilings.cpu_ms),
-        memory_bytes=min(ordered.memory_bytes, ceilings.memory_bytes),
-        output_bytes=min(ordered.output_bytes, ceilings.output_bytes),
-        log_bytes=min(ordered.log_bytes, ceilings.log_bytes),
-        open_files=min(ordered.open_files, ceilings.open_files),
-    )
 
 
 def _check_audience(order: Order, root: VerifiedOrderRoot, facts: NodeFacts) -> None:

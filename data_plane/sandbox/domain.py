@@ -1,10 +1,11 @@
 """What a run is asked to do and how it ended. No I/O, no clock, no randomness."""
 
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass, field
 from datetime import datetime, timedelta
 from enum import StrEnum
 from typing import Final
 
+from shared.limits import DEFAULT_LIMITS, Limits
 from shared.outcomes import LimitName, Outcome
 
 MAX_INPUT_BYTES: Final = 16 * 1024 * 1024
@@ -51,35 +52,6 @@ class Stream(StrEnum):
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Limits:
-    """What one run may use. Every field is enforced; passing one ends the run as killed by that name."""
-
-    wall: timedelta = timedelta(seconds=10)
-    cpu: timedelta = timedelta(seconds=10)
-    """CPU time of the guest's thread."""
-    memory_bytes: int = 64 * 1024 * 1024
-    """Sum over the guest's linear memories."""
-    output_bytes: int = 1024 * 1024
-    log_bytes: int = 256 * 1024
-    open_files: int = 32
-    table_elements: int = 1_000_000
-    """Sum over the guest's tables, at their declared maxima; 16 bytes of host memory each."""
-    random_bytes: int = 64 * 1024 * 1024
-    log_lines: int = 65_536
-    scratch_bytes: int = 256 * 1024 * 1024
-    """By how much files may grow in total, holes included; removing a file gives nothing back."""
-    scratch_inodes: int = 10_000
-    """Names that may be made in directories in total: files, directories and links."""
-
-    def __post_init__(self) -> None:
-        if self.wall <= timedelta(0) or self.cpu <= timedelta(0):
-            raise ValueError(f"limits wall and cpu must be positive, not {self.wall} and {self.cpu}")
-        counts = (getattr(self, limit.name) for limit in fields(self) if limit.name not in {"wall", "cpu"})
-        if min(counts) < 0:
-            raise ValueError("limits must not be negative")
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
 class Preopen:
     """A directory of the host that the guest sees under ``guest_path``, and nothing above it.
 
@@ -100,7 +72,7 @@ class RunRequest:
     """``argv``, the program's name included."""
     env: tuple[tuple[str, str], ...] = ()
     stdin: bytes = field(default=b"", repr=False)
-    limits: Limits = Limits()
+    limits: Limits = DEFAULT_LIMITS
     seed: bytes | None = field(default=None, repr=False)
     """32 bytes from which the guest's random numbers come; None means the kernel's."""
     clock: datetime | None = None
@@ -142,6 +114,10 @@ class Resources:
     log_lines: int = 0
     scratch_bytes: int = 0
     scratch_inodes: int = 0
+    fuel: int = 0
+    host_calls: int = 0
+    host_call_bytes: int = 0
+    host_call_time: timedelta = timedelta(0)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -25,6 +25,7 @@ from shared.errors import (
     UnavailableError,
     WorkerCrashedError,
 )
+from shared.limits import LIMIT_FIELDS
 from shared.outcomes import LimitName, Outcome
 
 RawOutcome = dict[str, Any]
@@ -76,19 +77,7 @@ def run_payload(request: RunRequest) -> bytes:
     limits = request.limits
     message: dict[str, Any] = {
         "args": request.args,
-        "limits": {
-            "wall_ms": milliseconds(limits.wall),
-            "cpu_ms": milliseconds(limits.cpu),
-            "memory_bytes": limits.memory_bytes,
-            "output_bytes": limits.output_bytes,
-            "log_bytes": limits.log_bytes,
-            "open_files": limits.open_files,
-            "table_elements": limits.table_elements,
-            "random_bytes": limits.random_bytes,
-            "log_lines": limits.log_lines,
-            "scratch_bytes": limits.scratch_bytes,
-            "scratch_inodes": limits.scratch_inodes,
-        },
+        "limits": {name: getattr(limits, name) for name in LIMIT_FIELDS},
     }
     if request.env:
         message["env"] = request.env
@@ -229,6 +218,10 @@ def _resources(value: dict[str, Any]) -> Resources:
         log_lines=_count(value["log_lines"]),
         scratch_bytes=_count(value["scratch_bytes"]),
         scratch_inodes=_count(value["scratch_inodes"]),
+        fuel=_count(value["fuel"]),
+        host_calls=_count(value["host_calls"]),
+        host_call_bytes=_count(value["host_call_bytes"]),
+        host_call_time=_duration(value["host_call_us"]),
     )
 
 

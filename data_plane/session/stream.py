@@ -37,12 +37,11 @@ from shared.errors import (
     VerificationError,
 )
 from shared.logs import get_logger
-from shared.orders import MAX_LEASE, ORDER_FORMAT
+from shared.orders import MAX_LEASE, ORDER_FORMATS
 
 logger = get_logger(__name__)
 
-ACCEPTED_ORDER_TYPES: Final = (ORDER_FORMAT,)
-"""Newest first; rule 11 keeps the one before as well once there is one."""
+ACCEPTED_ORDER_TYPES: Final = ORDER_FORMATS
 
 WELCOME_DEADLINE: Final = timedelta(seconds=10)
 WRITE_DEADLINE: Final = timedelta(seconds=10)

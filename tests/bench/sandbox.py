@@ -15,10 +15,11 @@ from typing import Final, NamedTuple
 
 import wasmtime
 
-from data_plane.sandbox.domain import Limits, RunRequest, RunResult
+from data_plane.sandbox.domain import RunRequest, RunResult
 from data_plane.sandbox.pool import WorkerPool
 from shared.digests import sha256_digest
 from shared.ids import TenantId
+from shared.limits import Limits
 from shared.outcomes import LimitName, Outcome
 from tests.bench.agents import many_agents
 from tests.bench.engine import HELLO, compile_module, opener_of, pool_of, worker_report
@@ -32,8 +33,8 @@ SPIN: Final = '(module (memory (export "memory") 1) (func (export "_start") (loo
 KILLS: Final = 30
 """Killed and replaced workers of one repeat."""
 ANY_WALL: Final = RunRequest()
-SHORT_WALL: Final = RunRequest(limits=Limits(wall=timedelta(milliseconds=20)))
-LONG_WALL: Final = RunRequest(limits=Limits(wall=timedelta(milliseconds=200)))
+SHORT_WALL: Final = RunRequest(limits=Limits(wall_ms=20))
+LONG_WALL: Final = RunRequest(limits=Limits(wall_ms=200))
 SHORT_RUNS: Final = 5000
 """The promise says 1,000, but those are over before a loop has met its limit twice."""
 NEIGHBOUR_REPEATS: Final = 7
@@ -90,7 +91,7 @@ async def warm_runs(folder: Path) -> list[Figure]:
 
 
 def _ends(wall_ms: int) -> RunRequest:
-    return RunRequest(limits=Limits(wall=timedelta(milliseconds=wall_ms)))
+    return RunRequest(limits=Limits(wall_ms=wall_ms))
 
 
 async def replaced_workers(folder: Path) -> list[Figure]:

@@ -6,7 +6,8 @@ from shared.clock import Clock, Random
 from shared.digests import sha256_digest
 from shared.errors import NotFoundError
 from shared.ids import DECISION, TenantId, new_id
-from shared.manifest import DEFAULT_LIMITS, NO_CAPABILITIES, Profile, RequestedLimits
+from shared.limits import DEFAULT_LIMITS, RequestedLimits
+from shared.manifest import NO_CAPABILITIES, Profile
 from tests.builders.executions import AGENT, MODULE, TEMPLATE
 
 

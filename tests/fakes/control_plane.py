@@ -19,7 +19,8 @@ from shared.clock import SystemClock, SystemRandom
 from shared.digests import Digest, commit_body, sha256_digest
 from shared.ids import BootId, NodeId, TenantId
 from shared.keyset import KeyPurpose, Keyset, KeysetEntry, sign_keyset
-from shared.manifest import GrantedLimits, Manifest, ModuleFile, Profile
+from shared.limits import Limits
+from shared.manifest import Manifest, ModuleFile, Profile
 from shared.order_codec import encode_order
 from shared.orders import Order
 from shared.packages import make_package, sign_package
@@ -270,7 +271,7 @@ class ScriptedControlPlane(nodes_pb2_grpc.NodeServiceServicer):
             profile=Profile.DEFAULT,
             seed=self.random.token_bytes(32),
             clock_start_at=now,
-            limits=GrantedLimits(),
+            limits=Limits(),
             decision_id=ids.new_id(ids.DECISION, self.clock, self.random),
             policy_digest=sha256_digest(b"policy"),
             traceparent="",
@@ -356,7 +357,7 @@ class ScriptedControlPlane(nodes_pb2_grpc.NodeServiceServicer):
             session_epoch=len(self.sessions),
             keyset=self.keyset_envelope,
             last_accepted=self.accepted.get(NodeId(heard.hello.node_id)),
-            order_type="agentfactory.order.v1",
+            order_type="agentfactory.order.v2",
         )
         welcome.heartbeat_every.FromTimedelta(self.heartbeat_every)
         welcome.lease.FromTimedelta(self.lease)

@@ -48,13 +48,13 @@ def _attacks(
 
 _LOOPS: Final = ("loop", "loop_in_start", "loop_of_calls", "loop_of_fills", "loop_of_copies", "loop_of_roots")
 _BUSY: Final = (*_LOOPS, "loop_of_empty_growths", "loop_of_clocks", "loop_of_yields")
-_LONG: Final = timedelta(minutes=1)
-_SHORT: Final = timedelta(milliseconds=100)
-_FILES: Final = {"scratch_bytes": MIB}
+_LONG: Final = 60_000
+_SHORT: Final = 100
+_FILES: Final = {"scratch_bytes": MIB, "scratch_inodes": 100}
 
 ATTACKS: Final = (
-    *_attacks(LimitName.WALL_MS, {"wall": _SHORT, "cpu": _LONG}, *_BUSY, "sleep", "many_sleeps"),
-    *_attacks(LimitName.CPU_MS, {"wall": _LONG, "cpu": _SHORT}, *_BUSY),
+    *_attacks(LimitName.WALL_MS, {"wall_ms": _SHORT, "cpu_ms": _LONG}, *_BUSY, "sleep", "many_sleeps"),
+    *_attacks(LimitName.CPU_MS, {"wall_ms": _LONG, "cpu_ms": _SHORT}, *_BUSY),
     *_attacks(
         LimitName.MEMORY_BYTES,
         {"memory_bytes": 32 * MIB},
@@ -77,7 +77,7 @@ ATTACKS: Final = (
     *_attacks(LimitName.LOG_LINES, {"log_lines": 1_000}, "flood_lines", "flood_lines_at_once"),
     *_attacks(LimitName.RANDOM_BYTES, {"random_bytes": 100_000}, "random_by_bytes"),
     *_attacks(LimitName.RANDOM_BYTES, {}, "random_at_once"),
-    *_attacks(LimitName.OPEN_FILES, {"open_files": 8}, "open_directories", "open_new_files"),
+    *_attacks(LimitName.OPEN_FILES, {"open_files": 8, "scratch_bytes": MIB, "scratch_inodes": 100}, "open_directories", "open_new_files"),
     *_attacks(
         LimitName.SCRATCH_BYTES,
         _FILES,
@@ -86,7 +86,7 @@ ATTACKS: Final = (
     ),
     *_attacks(
         LimitName.SCRATCH_INODES,
-        {"scratch_inodes": 100},
+        {"scratch_bytes": MIB, "scratch_inodes": 100},
         "make_files", "make_directories", "make_symlinks", "make_hard_links", "make_and_remove_files",
     ),
 )  # fmt: skip

@@ -18,7 +18,7 @@ from shared.clock import Clock
 from shared.digests import Digest
 from shared.errors import DatabaseUnavailableError, PermissionDeniedError
 from shared.ids import AGENT, ExecutionId, KeyId, NodeId, OrderId, TenantId, new_id
-from shared.manifest import DEFAULT_LIMITS
+from shared.limits import DEFAULT_LIMITS
 from shared.receipts import AttemptIdentity
 from shared.signatures import PublicKey
 from tests.builders.executions import TEMPLATE

@@ -38,7 +38,8 @@ from data_plane.taker import RunnerTaker
 from shared.digests import Digest
 from shared.errors import AgentFactoryError, UnavailableError
 from shared.ids import BOOT, NODE, InstallationId, NodeId, TenantId, new_id
-from shared.manifest import GrantedLimits, Profile
+from shared.limits import Limits
+from shared.manifest import Profile
 from shared.orders import Order
 from shared.outcomes import Outcome
 from shared.paths import NodePaths
@@ -257,7 +258,7 @@ class SimulatedNode:
             boot_id=new_id(BOOT, self.clock, chance),
             engine=ENGINE,
             profiles=frozenset({Profile.DEFAULT}),
-            ceilings=GrantedLimits(),
+            ceilings=Limits(),
             max_order_life=timedelta(seconds=60),
             max_skew=timedelta(seconds=30),
         )

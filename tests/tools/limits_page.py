@@ -1,12 +1,12 @@
 """Writes docs/security/limits.md from the limits and the guests that attack them: `python -m tests.tools.limits_page`."""
 
 from dataclasses import fields
-from datetime import timedelta
 from itertools import groupby
 from pathlib import Path
 from typing import Any, Final
 
-from data_plane.sandbox.domain import STACK_BYTES, CompileLimits, Limits
+from data_plane.sandbox.domain import STACK_BYTES, CompileLimits
+from shared.limits import Limits
 from shared.outcomes import LimitName, Outcome
 from tests.guests.adversaries import ATTACKS, MODULE_ATTACKS, Attack
 
@@ -50,7 +50,6 @@ _NOTES: Final = """
   Neither is given back by removing or cutting files.
 * A C program has a second stack in its own memory. Passing that one is a fault of the program (a trap), not of the call
   stack of the engine.
-* Not there yet: fuel, and limits of host calls (there are no host calls yet).
 """
 
 
@@ -87,8 +86,6 @@ def product(text: str) -> int:
 
 
 def _default(limit: Any) -> tuple[LimitName, str]:
-    if isinstance(limit.default, timedelta):
-        return LimitName(f"{limit.name}_ms"), f"{limit.default // timedelta(milliseconds=1):,}"
     return LimitName(limit.name), f"{limit.default:,}"
 
 

@@ -21,7 +21,7 @@ from control_plane.policy.domain import Decision, PolicyInput, Question
 from shared.clock import SystemClock, SystemRandom
 from shared.digests import sha256_digest
 from shared.ids import DECISION, new_id
-from shared.manifest import DEFAULT_LIMITS
+from shared.limits import DEFAULT_LIMITS
 from shared.receipt_codec import VerifiedReceipt
 from shared.receipts import ReceiptPredicate, receipt_hash
 

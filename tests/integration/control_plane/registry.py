@@ -27,7 +27,8 @@ from control_plane.templates.store import PostgresTemplateStore
 from shared.clock import SystemClock, SystemRandom
 from shared.digests import sha256_digest
 from shared.ids import TenantId
-from shared.manifest import Capabilities, Manifest, ModuleFile, RequestedLimits
+from shared.limits import RequestedLimits
+from shared.manifest import Capabilities, Manifest, ModuleFile
 from shared.packages import SignedPackage, make_package, sign_package
 from shared.schemas import JsonSchema
 from tests.fixtures.keys import rsa_key, signer, trusting

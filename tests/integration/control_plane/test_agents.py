@@ -17,7 +17,7 @@ from shared.errors import (
     TemplateRevokedError,
 )
 from shared.ids import TenantId
-from shared.manifest import RequestedLimits
+from shared.limits import RequestedLimits
 from tests.integration.control_plane.registry import ADMIN, AUTHOR, CALLER, TENANT, package
 
 REF = TemplateRef(name="probe", version="1.0.0")

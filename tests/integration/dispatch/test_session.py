@@ -470,7 +470,7 @@ def _without_types(request: nodes_pb2.SessionRequest) -> nodes_pb2.SessionReques
 async def test_rule_11_the_newest_common_order_type_is_spoken(one: Replica):
     node = one.client((await one.add_node()).node_id)
     welcome = await node.connect(accepts=["agentfactory.order.v0", "agentfactory.order.v2"])
-    assert welcome.order_type == "agentfactory.order.v1"
+    assert welcome.order_type == "agentfactory.order.v2"
 
 
 # --- who may open a session

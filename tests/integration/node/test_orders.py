@@ -11,7 +11,8 @@ from agentfactory.v1 import nodes_pb2
 from data_plane.artifacts import cache as cache_module
 from shared.digests import sha256_digest
 from shared.errors import RejectionReason
-from shared.manifest import GrantedLimits, Profile
+from shared.limits import Limits
+from shared.manifest import Profile
 from shared.orders import EngineConstraint
 from shared.outcomes import LimitName, Outcome
 from tests.fakes.control_plane import publish
@@ -25,8 +26,8 @@ async def run(control_plane, session, template, text: bytes, **changes):
     return await control_plane.receipt_of(job)
 
 
-def limits(**changes) -> GrantedLimits:
-    return replace(GrantedLimits(), **changes)
+def limits(**changes) -> Limits:
+    return replace(Limits(), **changes)
 
 
 async def test_many_orders_under_one_signature(control_plane, start_node, actor):

@@ -21,13 +21,13 @@ from shared.errors import (
     SpoolLockedError,
 )
 from shared.keyset import KeyPurpose, KeysetEntry
-from shared.manifest import GrantedLimits, RequestedLimits
+from shared.limits import Limits, RequestedLimits
 from shared.outcomes import LimitName, Outcome
 from tests.fakes.control_plane import publish
 from tests.fixtures.keys import rsa_key
 from tests.integration.node.conftest import ACTOR
 
-LONG = GrantedLimits(wall_ms=60_000)
+LONG = Limits(wall_ms=60_000)
 
 
 async def test_hello_says_who_the_node_is(control_plane, start_node):
@@ -36,7 +36,11 @@ async def test_hello_says_who_the_node_is(control_plane, start_node):
 
     hello = session.hello
     assert hello.node_id == running.node.identity.node_id
-    assert (hello.slots, hello.zone, list(hello.accepts)) == (3, "a", ["agentfactory.order.v1"])
+    assert (hello.slots, hello.zone, list(hello.accepts)) == (
+        3,
+        "a",
+        ["agentfactory.order.v2", "agentfactory.order.v1"],
+    )
     assert hello.engine.config_digest.startswith("sha256:")
 
 

@@ -11,12 +11,13 @@ import wasmtime
 from agentfactory_engine import worker_path
 
 from data_plane.sandbox.compiler import WorkerCompiler
-from data_plane.sandbox.domain import EngineInfo, Limits, RunRequest, RunResult
+from data_plane.sandbox.domain import EngineInfo, RunRequest, RunResult
 from data_plane.sandbox.engine import read_engine_info
 from data_plane.sandbox.pool import WorkerPool
 from data_plane.sandbox.process import WorkerProcess
 from shared.digests import sha256_digest
 from shared.ids import TenantId
+from shared.limits import Limits
 
 GUESTS = Path(__file__).parents[2] / "guests"
 TENANT = TenantId("tenant-a")

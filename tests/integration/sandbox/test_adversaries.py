@@ -8,8 +8,9 @@ import pytest
 from agentfactory_engine import worker_path
 
 from data_plane.sandbox.compiler import WorkerCompiler
-from data_plane.sandbox.domain import STACK_BYTES, Limits, Preopen
+from data_plane.sandbox.domain import STACK_BYTES, Preopen
 from shared.errors import ModuleInvalidError
+from shared.limits import Limits
 from shared.outcomes import LimitName, Outcome
 from tests.guests.adversaries import ATTACKS, MODULE_ATTACKS
 
@@ -29,7 +30,7 @@ async def test_an_attack_ends_by_the_name_of_its_limit_and_the_next_run_is_well(
     assert (result.outcome, result.limit) == (attack.outcome, named)
     limits = Limits(**attack.granted)
     for limit in fields(Limits):
-        if limit.name not in {"wall", "cpu"}:
+        if limit.name not in {"wall_ms", "cpu_ms", "host_call_ms"}:
             used = getattr(result.resources, USED.get(limit.name, limit.name))
             assert used <= getattr(limits, limit.name), limit.name
     assert disk_bytes(tmp_path) <= limits.scratch_bytes + limits.scratch_inodes * BLOCK_BYTES
@@ -60,7 +61,7 @@ async def test_a_module_that_passes_a_limit_is_refused_by_name_and_the_next_comp
 async def test_what_a_killed_run_used_is_said(run, tmp_path):
     scratch = Preopen(host_path=str(tmp_path), guest_path="/scratch", writable=True)
     attack = next(attack for attack in ATTACKS if attack.guest == "make_files")
-    result = await run(module=attack.module, preopens=(scratch,), scratch_inodes=7)
+    result = await run(module=attack.module, preopens=(scratch,), scratch_bytes=100, scratch_inodes=7)
     assert (result.limit, result.resources.scratch_inodes) == (LimitName.SCRATCH_INODES, 7)
     assert len(list(tmp_path.iterdir())) == 7
 

@@ -15,12 +15,13 @@ from pathlib import Path
 import pytest
 from agentfactory_engine import worker_path
 
-from data_plane.sandbox.domain import Layer, LayerState, Limits, Preopen, RunRequest
+from data_plane.sandbox.domain import Layer, LayerState, Preopen, RunRequest
 from data_plane.sandbox.engine import check_layers, read_layers
 from data_plane.sandbox.pool import WorkerPool
 from data_plane.sandbox.worker import Worker
 from shared.digests import sha256_digest
 from shared.errors import UnavailableError
+from shared.limits import Limits
 from shared.outcomes import Outcome
 from tests.integration.sandbox.conftest import TENANT, inside
 

@@ -26,26 +26,26 @@ HOST_CALL = """(module (import "agentfactory" "call" (func $call (param i32 i32)
 
 
 async def test_wall_clock_limit_ends_an_endless_loop(run):
-    result = await run("spin", wall=timedelta(milliseconds=100), cpu=30 * SECOND)
+    result = await run("spin", wall_ms=100, cpu_ms=30_000)
     assert (result.outcome, result.limit) == (Outcome.KILLED, LimitName.WALL_MS)
     assert timedelta(milliseconds=100) <= result.resources.wall < SECOND
 
 
 async def test_wall_clock_limit_ends_a_sleeping_guest(run):
-    result = await run("sleep", "30", wall=timedelta(milliseconds=50))
+    result = await run("sleep", "30", wall_ms=50)
     assert (result.outcome, result.limit) == (Outcome.KILLED, LimitName.WALL_MS)
     assert result.resources.cpu < timedelta(milliseconds=50)
 
 
 async def test_cpu_limit_ends_a_busy_guest_before_its_wall_clock(run):
-    result = await run("spin", wall=30 * SECOND, cpu=timedelta(milliseconds=100))
+    result = await run("spin", wall_ms=30_000, cpu_ms=100)
     assert (result.outcome, result.limit) == (Outcome.KILLED, LimitName.CPU_MS)
     assert result.resources.cpu >= timedelta(milliseconds=100)
     assert result.resources.wall < 10 * SECOND
 
 
 async def test_output_written_before_a_kill_is_kept(run):
-    result = await run("say-and-spin", wall=timedelta(milliseconds=50))
+    result = await run("say-and-spin", wall_ms=50)
     assert (result.outcome, result.stdout) == (Outcome.KILLED, b"last words\n")
 
 

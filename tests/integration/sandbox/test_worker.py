@@ -11,7 +11,7 @@ from datetime import UTC, datetime, timedelta
 import pytest
 from agentfactory_engine import worker_path
 
-from data_plane.sandbox.domain import Limits, Preopen, RunRequest, Stream
+from data_plane.sandbox.domain import Preopen, RunRequest, Stream
 from data_plane.sandbox.frames import FrameDecoder, FrameKind, encode
 from data_plane.sandbox.pool import WorkerPool
 from data_plane.sandbox.process import Mode, WorkerProcess
@@ -24,7 +24,8 @@ from shared.errors import (
     WorkerCrashedError,
 )
 from shared.ids import TenantId
-from shared.outcomes import Outcome
+from shared.limits import Limits
+from shared.outcomes import LimitName, Outcome
 from tests.integration.sandbox.conftest import TENANT, inside, wat
 
 PATIENCE_SECONDS = 30
@@ -52,7 +53,7 @@ async def test_nothing_of_the_parents_environment_reaches_the_guest(run, monkeyp
 
 async def test_sixteen_mebibytes_go_through_and_come_back(run):
     body = os.urandom(1 << 20) * 16
-    result = await run("echo", stdin=body, output_bytes=len(body), wall=timedelta(seconds=30))
+    result = await run("echo", stdin=body, output_bytes=len(body), wall_ms=30_000)
     assert result.outcome is Outcome.SUCCEEDED
     assert result.stdout == body
 
@@ -114,7 +115,9 @@ async def test_directories_are_as_writable_as_they_were_given(run, tmp_path):
     read_only = Preopen(host_path=str(tmp_path), guest_path="/d")
     assert (await run("list", "/d", preopens=(read_only,))).stdout == b"inside\n"
     assert (await run("write", "/d/new", preopens=(read_only,))).exit_code == 9
-    assert (await run("write", "/d/new", preopens=(writable,))).exit_code == 0
+    assert (await run("write", "/d/new", preopens=(writable,))).limit == LimitName.SCRATCH_INODES
+    written = await run("write", "/d/new", preopens=(writable,), scratch_bytes=100, scratch_inodes=1)
+    assert written.exit_code == 0
     assert (tmp_path / "new").read_text() == "written by a guest\n"
 
 
@@ -192,7 +195,7 @@ async def test_a_stopped_worker_is_killed_at_wall_plus_grace(engine, artifacts, 
                 tenant_id=TENANT,
                 module_digest=sha256_digest(probe),
                 artifact=artifacts.opener(await artifacts.of(probe)),
-                request=RunRequest(args=("probe", *args), limits=Limits(wall=timedelta(milliseconds=400))),
+                request=RunRequest(args=("probe", *args), limits=Limits(wall_ms=400)),
                 sink=sink,
             )
 
@@ -208,7 +211,7 @@ async def test_cancelling_a_run_kills_its_worker(run, pool):
     async def sink(_stream: Stream, _data: bytes) -> None:
         started.set()
 
-    task = asyncio.create_task(run("say-and-spin", sink=sink, wall=timedelta(seconds=30)))
+    task = asyncio.create_task(run("say-and-spin", sink=sink, wall_ms=30_000))
     async with asyncio.timeout(PATIENCE_SECONDS):
         await started.wait()
         worker = next(iter(pool._busy))
@@ -295,7 +298,8 @@ PARENT = """
 import asyncio, os, sys
 from data_plane.sandbox.frames import END_OF_STDIN, FrameKind, encode
 from datetime import timedelta
-from data_plane.sandbox.domain import Limits, RunRequest
+from data_plane.sandbox.domain import RunRequest
+from shared.limits import Limits
 from data_plane.sandbox.messages import run_payload
 from data_plane.sandbox.process import Mode, WorkerProcess
 import socket
@@ -303,7 +307,7 @@ from tests.integration.sandbox.conftest import inside
 
 async def main():
     process = WorkerProcess.start(sys.argv[2], Mode.RUN)
-    long = Limits(wall=timedelta(minutes=5), cpu=timedelta(minutes=5))
+    long = Limits(wall_ms=300_000, cpu_ms=300_000)
     request = RunRequest(args=("p", "spin"), limits=long)
     frames = encode(FrameKind.LOAD, b"{}") + encode(FrameKind.RUN, run_payload(request))
     socket.send_fds(process.socket, [frames + END_OF_STDIN], [os.open(sys.argv[1], os.O_RDONLY)])

@@ -8,7 +8,8 @@ from data_plane.orders.verifier import NodeFacts
 from data_plane.sandbox.domain import EngineInfo
 from shared.digests import commit_body, sha256_digest
 from shared.ids import InstallationId
-from shared.manifest import GrantedLimits, Profile
+from shared.limits import Limits
+from shared.manifest import Profile
 from shared.order_codec import encode_order
 from shared.orders import Order
 from shared.signatures import PrivateKey
@@ -32,7 +33,7 @@ def facts(**changes: Any) -> NodeFacts:
         "boot_id": BOOT,
         "engine": ENGINE,
         "profiles": frozenset({Profile.DEFAULT}),
-        "ceilings": GrantedLimits(),
+        "ceilings": Limits(),
         "max_order_life": timedelta(seconds=60),
         "max_skew": timedelta(seconds=30),
     }

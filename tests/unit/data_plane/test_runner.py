@@ -31,7 +31,7 @@ from shared.errors import (
 )
 from shared.ids import InstallationId, new_id
 from shared.keyset import sign_keyset
-from shared.manifest import RequestedLimits
+from shared.limits import RequestedLimits
 from shared.outcomes import Outcome
 from shared.receipt_codec import verify_receipt
 from tests.fakes.clock import START, FakeClock, FakeRandom
@@ -456,7 +456,7 @@ async def test_signed_template_that_asks_for_less_than_was_ordered_gets_less(wor
         await world.receipts()
 
     (request,) = world.sandbox.requests
-    assert (request.limits.wall, request.limits.memory_bytes) == (timedelta(milliseconds=7), 65536)
+    assert (request.limits.wall_ms, request.limits.memory_bytes) == (7, 65536)
     assert request.limits.output_bytes == order().limits.output_bytes
 
 

@@ -7,7 +7,8 @@ from typing import Any
 from shared import ids
 from shared.digests import sha256_digest
 from shared.keyset import KeyPurpose, Keyset, KeysetEntry
-from shared.manifest import GrantedLimits, Manifest, ModuleFile, Profile
+from shared.limits import Limits
+from shared.manifest import Manifest, ModuleFile, Profile
 from shared.orders import Order
 from shared.outcomes import Outcome
 from shared.receipts import AttemptIdentity, EngineIdentity, ReceiptPredicate, Rejection, ResourcesUsed
@@ -46,7 +47,7 @@ def an_order(**changes: Any) -> Order:
         profile=Profile.DEFAULT,
         seed=bytes(32),
         clock_start_at=START,
-        limits=GrantedLimits(),
+        limits=Limits(),
         decision_id=ids.new_id(ids.DECISION, _clock, _random),
         policy_digest=sha256_digest(b"policy"),
         traceparent="",

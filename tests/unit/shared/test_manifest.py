@@ -5,19 +5,8 @@ import pytest
 from shared.agent_toml import parse_agent_toml
 from shared.canonical import canonical_json
 from shared.errors import ManifestInvalidError, PackageTooLargeError, UnknownFieldError
-from shared.manifest import (
-    DEFAULT_LIMITS,
-    MAX_LIMITS,
-    Capabilities,
-    GrantedLimits,
-    HttpCapability,
-    Profile,
-    RequestedLimits,
-    Retry,
-    decode_manifest,
-    encode_manifest,
-    grant_limits,
-)
+from shared.limits import DEFAULT_LIMITS, MAX_LIMITS, Limits, RequestedLimits, grant_limits
+from shared.manifest import Capabilities, HttpCapability, Profile, Retry, decode_manifest, encode_manifest
 from shared.schemas import JsonSchema
 from tests.unit.shared.builders import a_manifest
 
@@ -186,7 +175,7 @@ def test_a_manifest_that_was_read_once_is_not_read_again():
         lambda d: d["module"].update(url="https://a.test"),
         lambda d: d["run"].update(priority=1),
         lambda d: d["limits"].update(gpu=1),
-        lambda d: d["capabilities"].update(kv=True),
+        lambda d: d["capabilities"].update(gpu=True),
         lambda d: d["schemas"].update(other={}),
     ],
 )
@@ -220,10 +209,10 @@ def test_manifest_that_is_not_canonical_is_refused():
 
 
 def test_granted_is_the_smaller_of_asked_and_allowed_and_the_default_where_nothing_is_asked():
-    ceiling = GrantedLimits(**{**MAX_LIMITS_FIELDS, "wall_ms": 500, "memory_bytes": 1 << 20})
+    ceiling = Limits(**{**MAX_LIMITS_FIELDS, "wall_ms": 500, "memory_bytes": 1 << 20})
     granted = grant_limits(RequestedLimits(wall_ms=1000, cpu_ms=20), ceiling)
     assert (granted.wall_ms, granted.cpu_ms, granted.memory_bytes) == (500, 20, 1 << 20)
     assert granted.output_bytes == DEFAULT_LIMITS.output_bytes
 
 
-MAX_LIMITS_FIELDS = {name: getattr(MAX_LIMITS, name) for name in GrantedLimits.__dataclass_fields__}
+MAX_LIMITS_FIELDS = {name: getattr(MAX_LIMITS, name) for name in Limits.__dataclass_fields__}

@@ -25,7 +25,8 @@ from shared.errors import (
     UnsupportedVersionError,
     VerificationError,
 )
-from shared.manifest import Capabilities, GrantedLimits, HttpCapability, Profile
+from shared.limits import LIMIT_FIELDS, Limits
+from shared.manifest import Capabilities, HttpCapability, Profile
 from shared.order_codec import decode_order, encode_order
 from shared.orders import EngineConstraint, verify_batch, verify_order_inclusion
 from tests.fakes.clock import START
@@ -59,8 +60,17 @@ def test_order_survives_its_encoding():
     order = an_order(
         profile=Profile.DETERMINISTIC,
         engine=EngineConstraint(name="wasmer", version="7.4.2", config_digest=sha256_digest(b"c")),
-        limits=GrantedLimits(wall_ms=1, output_bytes=2),
-        capabilities=Capabilities(http=(HttpCapability(method="GET", url="https://a.test/"),)),
+        limits=Limits(wall_ms=1, output_bytes=2),
+        capabilities=Capabilities(
+            http=(
+                HttpCapability(
+                    method="GET", url="https://a.test/", addresses=("10.0.0.0/8",), max_calls=1, max_bytes=2
+                ),
+            ),
+            kv=True,
+            secrets=("token",),
+            record_host_calls=True,
+        ),
         host_call_grants=("kv.get",),
         clock_start_at=datetime(2001, 1, 1, 0, 0, 0, 123456, tzinfo=UTC),
         traceparent="00-" + "1" * 32 + "-" + "2" * 16 + "-01",
@@ -72,7 +82,16 @@ def test_order_survives_its_encoding():
 def test_every_field_of_the_contract_is_set_by_an_order():
     order = an_order(
         engine=EngineConstraint(name="wasmer"),
-        capabilities=Capabilities(http=(HttpCapability(method="GET", url="https://a.test/"),)),
+        capabilities=Capabilities(
+            http=(
+                HttpCapability(
+                    method="GET", url="https://a.test/", addresses=("10.0.0.0/8",), max_calls=1, max_bytes=2
+                ),
+            ),
+            kv=True,
+            secrets=("token",),
+            record_host_calls=True,
+        ),
         host_call_grants=("kv.get",),
         traceparent="x",
         retry_is_safe=True,
@@ -102,7 +121,7 @@ def test_unknown_field_within_a_repeated_message_is_refused():
 
 def test_second_encoding_of_the_same_order_is_refused():
     plain = encode_order(an_order())
-    assert plain.startswith(b"\x0a\x15agentfactory.order.v1")
+    assert plain.startswith(b"\x0a\x15agentfactory.order.v2")
     twice = plain[: 2 + 0x15] + plain  # the type, then the whole order again: the last one wins
     with pytest.raises(MalformedError, match="check 4"):
         decode_order(twice)
@@ -114,7 +133,7 @@ def test_bytes_that_are_no_message_are_refused(data):
         decode_order(data)
 
 
-@pytest.mark.parametrize("data", [b"", b"\x0a\x15agentfactory.order.v2"])
+@pytest.mark.parametrize("data", [b"", b"\x0a\x15agentfactory.order.v3"])
 def test_order_of_another_format_is_refused(data):
     with pytest.raises(UnsupportedVersionError, match="check 3"):
         decode_order(data)
@@ -175,7 +194,16 @@ def test_nested_value_that_cannot_be_is_refused(change):
 _RICH = encode_order(
     an_order(
         engine=EngineConstraint(name="wasmer", config_digest=sha256_digest(b"c")),
-        capabilities=Capabilities(http=(HttpCapability(method="GET", url="https://a.test/"),)),
+        capabilities=Capabilities(
+            http=(
+                HttpCapability(
+                    method="GET", url="https://a.test/", addresses=("10.0.0.0/8",), max_calls=1, max_bytes=2
+                ),
+            ),
+            kv=True,
+            secrets=("token",),
+            record_host_calls=True,
+        ),
         host_call_grants=("kv.get",),
         traceparent="x",
     )
@@ -254,9 +282,9 @@ def test_message_within_an_order_is_there_even_when_it_says_nothing(name):
 @pytest.mark.parametrize(
     "kept",
     [
-        (common_pb2.Limits, {"wall_ms", "cpu_ms", "memory_bytes", "output_bytes", "log_bytes", "open_files"}),
-        (common_pb2.Capabilities, {"http"}),
-        (common_pb2.HttpCapability, {"method", "url"}),
+        (common_pb2.Limits, set(LIMIT_FIELDS)),
+        (common_pb2.Capabilities, {"http", "kv", "secrets", "record_host_calls"}),
+        (common_pb2.HttpCapability, {"method", "url", "addresses", "max_calls", "max_bytes"}),
         (orders_pb2.EngineConstraint, {"name", "version", "config_digest"}),
     ],
 )

@@ -23,7 +23,8 @@ const SPAWNS: usize = 20;
 const BATCHES: usize = 10;
 const MAX_RUNS: usize = 1_000_000;
 const RUN: &str = r#"{"args":["bench"],"limits":{"wall_ms":10000,"cpu_ms":10000,"memory_bytes":67108864,
-"output_bytes":1048576,"log_bytes":65536,"open_files":16}}"#;
+"output_bytes":1048576,"log_bytes":65536,"open_files":16,"table_elements":1000,"random_bytes":0,"log_lines":100,
+"scratch_bytes":0,"scratch_inodes":0,"fuel":1,"host_calls":0,"host_call_bytes":0,"host_call_ms":0}}"#;
 
 /// Times in microseconds, memory in bytes.
 #[derive(Serialize)]

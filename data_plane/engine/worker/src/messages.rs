@@ -103,40 +103,16 @@ pub struct RunLimits {
     pub output_bytes: u64,
     pub log_bytes: u64,
     pub open_files: u32,
-    /// These came later; a parent that does not name one means the default.
-    #[serde(default = "defaults::table_elements")]
     pub table_elements: u32,
-    #[serde(default = "defaults::random_bytes")]
     pub random_bytes: u64,
-    #[serde(default = "defaults::log_lines")]
     pub log_lines: u64,
-    #[serde(default = "defaults::scratch_bytes")]
     pub scratch_bytes: u64,
-    #[serde(default = "defaults::scratch_inodes")]
     pub scratch_inodes: u64,
-}
-
-/// The same numbers as in the `Limits` of the node's sandbox.
-mod defaults {
-    pub const fn table_elements() -> u32 {
-        1_000_000
-    }
-
-    pub const fn random_bytes() -> u64 {
-        64 * 1024 * 1024
-    }
-
-    pub const fn log_lines() -> u64 {
-        65_536
-    }
-
-    pub const fn scratch_bytes() -> u64 {
-        256 * 1024 * 1024
-    }
-
-    pub const fn scratch_inodes() -> u64 {
-        10_000
-    }
+    /// Of engines that count it.
+    pub fuel: u64,
+    pub host_calls: u32,
+    pub host_call_bytes: u64,
+    pub host_call_ms: u64,
 }
 
 #[derive(Debug, Deserialize)]
@@ -214,6 +190,10 @@ pub struct Resources {
     pub log_lines: u64,
     pub scratch_bytes: u64,
     pub scratch_inodes: u64,
+    pub fuel: u64,
+    pub host_calls: u32,
+    pub host_call_bytes: u64,
+    pub host_call_us: u64,
 }
 
 #[derive(Debug, Serialize)]

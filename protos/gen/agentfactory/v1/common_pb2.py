@@ -26,7 +26,7 @@ from buf.validate import validate_pb2 as buf_dot_validate_dot_validate__pb2
 from google.protobuf import duration_pb2 as google_dot_protobuf_dot_duration__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x1c\x61gentfactory/v1/common.proto\x12\x0f\x61gentfactory.v1\x1a\x1b\x62uf/validate/validate.proto\x1a\x1egoogle/protobuf/duration.proto\"\xa4\x01\n\rResourcesUsed\x12\'\n\x04wall\x18\x01 \x01(\x0b\x32\x19.google.protobuf.Duration\x12&\n\x03\x63pu\x18\x02 \x01(\x0b\x32\x19.google.protobuf.Duration\x12\x19\n\x11peak_memory_bytes\x18\x03 \x01(\x04\x12\x14\n\x0coutput_bytes\x18\x04 \x01(\x04\x12\x11\n\tlog_bytes\x18\x05 \x01(\x04\"\xc2\x01\n\x06Limits\x12\x1b\n\x07wall_ms\x18\x01 \x01(\rB\n\xbaH\x07*\x05\x18\x80\xdd\xdb\x01\x12\x1a\n\x06\x63pu_ms\x18\x02 \x01(\rB\n\xbaH\x07*\x05\x18\x80\xdd\xdb\x01\x12!\n\x0cmemory_bytes\x18\x03 \x01(\x04\x42\x0b\xbaH\x08\x32\x06\x18\x80\x80\x80\x80\x10\x12 \n\x0coutput_bytes\x18\x04 \x01(\x04\x42\n\xbaH\x07\x32\x05\x18\x80\x80\x80\x08\x12\x1c\n\tlog_bytes\x18\x05 \x01(\x04\x42\t\xbaH\x06\x32\x04\x18\x80\x80@\x12\x1c\n\nopen_files\x18\x06 \x01(\rB\x08\xbaH\x05*\x03\x18\x80\x08\"D\n\x0eHttpCapability\x12\x19\n\x06method\x18\x01 \x01(\tB\t\xbaH\x06r\x04\x10\x01\x18\x10\x12\x17\n\x03url\x18\x02 \x01(\tB\n\xbaH\x07r\x05\x10\x01\x18\x80\x10\"G\n\x0c\x43\x61pabilities\x12\x37\n\x04http\x18\x01 \x03(\x0b\x32\x1f.agentfactory.v1.HttpCapabilityB\x08\xbaH\x05\x92\x01\x02\x10@\"H\n\x0bPageRequest\x12\x1b\n\tpage_size\x18\x01 \x01(\rB\x08\xbaH\x05*\x03\x18\xf4\x03\x12\x1c\n\npage_token\x18\x02 \x01(\tB\x08\xbaH\x05r\x03\x18\x80\x04*\xca\x01\n\x07Outcome\x12\x17\n\x13OUTCOME_UNSPECIFIED\x10\x00\x12\x15\n\x11OUTCOME_SUCCEEDED\x10\x01\x12\x12\n\x0eOUTCOME_FAILED\x10\x02\x12\x13\n\x0fOUTCOME_TRAPPED\x10\x03\x12\x12\n\x0eOUTCOME_KILLED\x10\x04\x12\x14\n\x10OUTCOME_REJECTED\x10\x05\x12\x15\n\x11OUTCOME_CANCELLED\x10\x06\x12\x13\n\x0fOUTCOME_EXPIRED\x10\x07\x12\x10\n\x0cOUTCOME_LOST\x10\x08\x62\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x1c\x61gentfactory/v1/common.proto\x12\x0f\x61gentfactory.v1\x1a\x1b\x62uf/validate/validate.proto\x1a\x1egoogle/protobuf/duration.proto\"\x9b\x03\n\rResourcesUsed\x12\'\n\x04wall\x18\x01 \x01(\x0b\x32\x19.google.protobuf.Duration\x12&\n\x03\x63pu\x18\x02 \x01(\x0b\x32\x19.google.protobuf.Duration\x12\x19\n\x11peak_memory_bytes\x18\x03 \x01(\x04\x12\x14\n\x0coutput_bytes\x18\x04 \x01(\x04\x12\x11\n\tlog_bytes\x18\x05 \x01(\x04\x12\x0c\n\x04\x66uel\x18\x06 \x01(\x04\x12\x17\n\x0fpeak_open_files\x18\x07 \x01(\r\x12\x14\n\x0crandom_bytes\x18\x08 \x01(\x04\x12\x16\n\x0etable_elements\x18\t \x01(\r\x12\x11\n\tlog_lines\x18\n \x01(\x04\x12\x15\n\rscratch_bytes\x18\x0b \x01(\x04\x12\x16\n\x0escratch_inodes\x18\x0c \x01(\r\x12\x12\n\nhost_calls\x18\r \x01(\r\x12\x17\n\x0fhost_call_bytes\x18\x0e \x01(\x04\x12\x31\n\x0ehost_call_time\x18\x0f \x01(\x0b\x32\x19.google.protobuf.Duration\"\xf3\x03\n\x06Limits\x12\x1b\n\x07wall_ms\x18\x01 \x01(\rB\n\xbaH\x07*\x05\x18\x80\xdd\xdb\x01\x12\x1a\n\x06\x63pu_ms\x18\x02 \x01(\rB\n\xbaH\x07*\x05\x18\x80\xdd\xdb\x01\x12!\n\x0cmemory_bytes\x18\x03 \x01(\x04\x42\x0b\xbaH\x08\x32\x06\x18\x80\x80\x80\x80\x10\x12 \n\x0coutput_bytes\x18\x04 \x01(\x04\x42\n\xbaH\x07\x32\x05\x18\x80\x80\x80\x08\x12\x1c\n\tlog_bytes\x18\x05 \x01(\x04\x42\t\xbaH\x06\x32\x04\x18\x80\x80@\x12\x1c\n\nopen_files\x18\x06 \x01(\rB\x08\xbaH\x05*\x03\x18\x80\x08\x12\x1c\n\x04\x66uel\x18\x07 \x01(\x04\x42\x0e\xbaH\x0b\x32\t\x18\x80\x80\x9a\xa6\xea\xaf\xe3\x01\x12\"\n\x0etable_elements\x18\x08 \x01(\rB\n\xbaH\x07*\x05\x18\x80\xad\xe2\x04\x12\x1c\n\tlog_lines\x18\t \x01(\rB\t\xbaH\x06*\x04\x18\x80\x80@\x12\"\n\rscratch_bytes\x18\n \x01(\x04\x42\x0b\xbaH\x08\x32\x06\x18\x80\x80\x80\x80\x10\x12!\n\x0escratch_inodes\x18\x0b \x01(\rB\t\xbaH\x06*\x04\x18\xc0\x84=\x12!\n\x0crandom_bytes\x18\x0c \x01(\x04\x42\x0b\xbaH\x08\x32\x06\x18\x80\x80\x80\x80\x04\x12\x1d\n\nhost_calls\x18\r \x01(\rB\t\xbaH\x06*\x04\x18\xa0\x8d\x06\x12$\n\x0fhost_call_bytes\x18\x0e \x01(\x04\x42\x0b\xbaH\x08\x32\x06\x18\x80\x80\x80\x80\x04\x12 \n\x0chost_call_ms\x18\x0f \x01(\rB\n\xbaH\x07*\x05\x18\x80\xdd\xdb\x01\"\xa7\x01\n\x0eHttpCapability\x12\x19\n\x06method\x18\x01 \x01(\tB\t\xbaH\x06r\x04\x10\x01\x18\x10\x12\x17\n\x03url\x18\x02 \x01(\tB\n\xbaH\x07r\x05\x10\x01\x18\x80\x10\x12#\n\taddresses\x18\x03 \x03(\tB\x10\xbaH\r\x92\x01\n\x10\x10\"\x06r\x04\x10\x01\x18\x31\x12\x1c\n\tmax_calls\x18\x04 \x01(\rB\t\xbaH\x06*\x04\x18\xa0\x8d\x06\x12\x1e\n\tmax_bytes\x18\x05 \x01(\x04\x42\x0b\xbaH\x08\x32\x06\x18\x80\x80\x80\x80\x04\"\x91\x01\n\x0c\x43\x61pabilities\x12\x37\n\x04http\x18\x01 \x03(\x0b\x32\x1f.agentfactory.v1.HttpCapabilityB\x08\xbaH\x05\x92\x01\x02\x10@\x12\n\n\x02kv\x18\x02 \x01(\x08\x12!\n\x07secrets\x18\x03 \x03(\tB\x10\xbaH\r\x92\x01\n\x10\x10\"\x06r\x04\x10\x01\x18?\x12\x19\n\x11record_host_calls\x18\x04 \x01(\x08\"H\n\x0bPageRequest\x12\x1b\n\tpage_size\x18\x01 \x01(\rB\x08\xbaH\x05*\x03\x18\xf4\x03\x12\x1c\n\npage_token\x18\x02 \x01(\tB\x08\xbaH\x05r\x03\x18\x80\x04*\xca\x01\n\x07Outcome\x12\x17\n\x13OUTCOME_UNSPECIFIED\x10\x00\x12\x15\n\x11OUTCOME_SUCCEEDED\x10\x01\x12\x12\n\x0eOUTCOME_FAILED\x10\x02\x12\x13\n\x0fOUTCOME_TRAPPED\x10\x03\x12\x12\n\x0eOUTCOME_KILLED\x10\x04\x12\x14\n\x10OUTCOME_REJECTED\x10\x05\x12\x15\n\x11OUTCOME_CANCELLED\x10\x06\x12\x13\n\x0fOUTCOME_EXPIRED\x10\x07\x12\x10\n\x0cOUTCOME_LOST\x10\x08\x62\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
@@ -45,26 +45,52 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_LIMITS'].fields_by_name['log_bytes']._serialized_options = b'\272H\0062\004\030\200\200@'
   _globals['_LIMITS'].fields_by_name['open_files']._loaded_options = None
   _globals['_LIMITS'].fields_by_name['open_files']._serialized_options = b'\272H\005*\003\030\200\010'
+  _globals['_LIMITS'].fields_by_name['fuel']._loaded_options = None
+  _globals['_LIMITS'].fields_by_name['fuel']._serialized_options = b'\272H\0132\t\030\200\200\232\246\352\257\343\001'
+  _globals['_LIMITS'].fields_by_name['table_elements']._loaded_options = None
+  _globals['_LIMITS'].fields_by_name['table_elements']._serialized_options = b'\272H\007*\005\030\200\255\342\004'
+  _globals['_LIMITS'].fields_by_name['log_lines']._loaded_options = None
+  _globals['_LIMITS'].fields_by_name['log_lines']._serialized_options = b'\272H\006*\004\030\200\200@'
+  _globals['_LIMITS'].fields_by_name['scratch_bytes']._loaded_options = None
+  _globals['_LIMITS'].fields_by_name['scratch_bytes']._serialized_options = b'\272H\0102\006\030\200\200\200\200\020'
+  _globals['_LIMITS'].fields_by_name['scratch_inodes']._loaded_options = None
+  _globals['_LIMITS'].fields_by_name['scratch_inodes']._serialized_options = b'\272H\006*\004\030\300\204='
+  _globals['_LIMITS'].fields_by_name['random_bytes']._loaded_options = None
+  _globals['_LIMITS'].fields_by_name['random_bytes']._serialized_options = b'\272H\0102\006\030\200\200\200\200\004'
+  _globals['_LIMITS'].fields_by_name['host_calls']._loaded_options = None
+  _globals['_LIMITS'].fields_by_name['host_calls']._serialized_options = b'\272H\006*\004\030\240\215\006'
+  _globals['_LIMITS'].fields_by_name['host_call_bytes']._loaded_options = None
+  _globals['_LIMITS'].fields_by_name['host_call_bytes']._serialized_options = b'\272H\0102\006\030\200\200\200\200\004'
+  _globals['_LIMITS'].fields_by_name['host_call_ms']._loaded_options = None
+  _globals['_LIMITS'].fields_by_name['host_call_ms']._serialized_options = b'\272H\007*\005\030\200\335\333\001'
   _globals['_HTTPCAPABILITY'].fields_by_name['method']._loaded_options = None
   _globals['_HTTPCAPABILITY'].fields_by_name['method']._serialized_options = b'\272H\006r\004\020\001\030\020'
   _globals['_HTTPCAPABILITY'].fields_by_name['url']._loaded_options = None
   _globals['_HTTPCAPABILITY'].fields_by_name['url']._serialized_options = b'\272H\007r\005\020\001\030\200\020'
+  _globals['_HTTPCAPABILITY'].fields_by_name['addresses']._loaded_options = None
+  _globals['_HTTPCAPABILITY'].fields_by_name['addresses']._serialized_options = b'\272H\r\222\001\n\020\020\"\006r\004\020\001\0301'
+  _globals['_HTTPCAPABILITY'].fields_by_name['max_calls']._loaded_options = None
+  _globals['_HTTPCAPABILITY'].fields_by_name['max_calls']._serialized_options = b'\272H\006*\004\030\240\215\006'
+  _globals['_HTTPCAPABILITY'].fields_by_name['max_bytes']._loaded_options = None
+  _globals['_HTTPCAPABILITY'].fields_by_name['max_bytes']._serialized_options = b'\272H\0102\006\030\200\200\200\200\004'
   _globals['_CAPABILITIES'].fields_by_name['http']._loaded_options = None
   _globals['_CAPABILITIES'].fields_by_name['http']._serialized_options = b'\272H\005\222\001\002\020@'
+  _globals['_CAPABILITIES'].fields_by_name['secrets']._loaded_options = None
+  _globals['_CAPABILITIES'].fields_by_name['secrets']._serialized_options = b'\272H\r\222\001\n\020\020\"\006r\004\020\001\030?'
   _globals['_PAGEREQUEST'].fields_by_name['page_size']._loaded_options = None
   _globals['_PAGEREQUEST'].fields_by_name['page_size']._serialized_options = b'\272H\005*\003\030\364\003'
   _globals['_PAGEREQUEST'].fields_by_name['page_token']._loaded_options = None
   _globals['_PAGEREQUEST'].fields_by_name['page_token']._serialized_options = b'\272H\005r\003\030\200\004'
-  _globals['_OUTCOME']._serialized_start=692
-  _globals['_OUTCOME']._serialized_end=894
+  _globals['_OUTCOME']._serialized_start=1419
+  _globals['_OUTCOME']._serialized_end=1621
   _globals['_RESOURCESUSED']._serialized_start=111
-  _globals['_RESOURCESUSED']._serialized_end=275
-  _globals['_LIMITS']._serialized_start=278
-  _globals['_LIMITS']._serialized_end=472
-  _globals['_HTTPCAPABILITY']._serialized_start=474
-  _globals['_HTTPCAPABILITY']._serialized_end=542
-  _globals['_CAPABILITIES']._serialized_start=544
-  _globals['_CAPABILITIES']._serialized_end=615
-  _globals['_PAGEREQUEST']._serialized_start=617
-  _globals['_PAGEREQUEST']._serialized_end=689
+  _globals['_RESOURCESUSED']._serialized_end=522
+  _globals['_LIMITS']._serialized_start=525
+  _globals['_LIMITS']._serialized_end=1024
+  _globals['_HTTPCAPABILITY']._serialized_start=1027
+  _globals['_HTTPCAPABILITY']._serialized_end=1194
+  _globals['_CAPABILITIES']._serialized_start=1197
+  _globals['_CAPABILITIES']._serialized_end=1342
+  _globals['_PAGEREQUEST']._serialized_start=1344
+  _globals['_PAGEREQUEST']._serialized_end=1416
 # @@protoc_insertion_point(module_scope)

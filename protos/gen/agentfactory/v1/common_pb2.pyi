@@ -75,14 +75,39 @@ class ResourcesUsed(_message.Message):
     PEAK_MEMORY_BYTES_FIELD_NUMBER: _builtins.int
     OUTPUT_BYTES_FIELD_NUMBER: _builtins.int
     LOG_BYTES_FIELD_NUMBER: _builtins.int
+    FUEL_FIELD_NUMBER: _builtins.int
+    PEAK_OPEN_FILES_FIELD_NUMBER: _builtins.int
+    RANDOM_BYTES_FIELD_NUMBER: _builtins.int
+    TABLE_ELEMENTS_FIELD_NUMBER: _builtins.int
+    LOG_LINES_FIELD_NUMBER: _builtins.int
+    SCRATCH_BYTES_FIELD_NUMBER: _builtins.int
+    SCRATCH_INODES_FIELD_NUMBER: _builtins.int
+    HOST_CALLS_FIELD_NUMBER: _builtins.int
+    HOST_CALL_BYTES_FIELD_NUMBER: _builtins.int
+    HOST_CALL_TIME_FIELD_NUMBER: _builtins.int
     peak_memory_bytes: _builtins.int
     output_bytes: _builtins.int
     log_bytes: _builtins.int
+    fuel: _builtins.int
+    """Under the profiles deterministic and portable."""
+    peak_open_files: _builtins.int
+    random_bytes: _builtins.int
+    table_elements: _builtins.int
+    log_lines: _builtins.int
+    scratch_bytes: _builtins.int
+    scratch_inodes: _builtins.int
+    host_calls: _builtins.int
+    host_call_bytes: _builtins.int
+    """Requests and responses together."""
     @_builtins.property
     def wall(self) -> _duration_pb2.Duration: ...
     @_builtins.property
     def cpu(self) -> _duration_pb2.Duration:
         """CPU time of the guest thread."""
+
+    @_builtins.property
+    def host_call_time(self) -> _duration_pb2.Duration:
+        """Time that the guest waited in host calls."""
 
     def __init__(
         self,
@@ -92,10 +117,20 @@ class ResourcesUsed(_message.Message):
         peak_memory_bytes: _builtins.int = ...,
         output_bytes: _builtins.int = ...,
         log_bytes: _builtins.int = ...,
+        fuel: _builtins.int = ...,
+        peak_open_files: _builtins.int = ...,
+        random_bytes: _builtins.int = ...,
+        table_elements: _builtins.int = ...,
+        log_lines: _builtins.int = ...,
+        scratch_bytes: _builtins.int = ...,
+        scratch_inodes: _builtins.int = ...,
+        host_calls: _builtins.int = ...,
+        host_call_bytes: _builtins.int = ...,
+        host_call_time: _duration_pb2.Duration | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["cpu", b"cpu", "wall", b"wall"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["cpu", b"cpu", "host_call_time", b"host_call_time", "wall", b"wall"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["cpu", b"cpu", "log_bytes", b"log_bytes", "output_bytes", b"output_bytes", "peak_memory_bytes", b"peak_memory_bytes", "wall", b"wall"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["cpu", b"cpu", "fuel", b"fuel", "host_call_bytes", b"host_call_bytes", "host_call_time", b"host_call_time", "host_calls", b"host_calls", "log_bytes", b"log_bytes", "log_lines", b"log_lines", "output_bytes", b"output_bytes", "peak_memory_bytes", b"peak_memory_bytes", "peak_open_files", b"peak_open_files", "random_bytes", b"random_bytes", "scratch_bytes", b"scratch_bytes", "scratch_inodes", b"scratch_inodes", "table_elements", b"table_elements", "wall", b"wall"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -113,12 +148,32 @@ class Limits(_message.Message):
     OUTPUT_BYTES_FIELD_NUMBER: _builtins.int
     LOG_BYTES_FIELD_NUMBER: _builtins.int
     OPEN_FILES_FIELD_NUMBER: _builtins.int
+    FUEL_FIELD_NUMBER: _builtins.int
+    TABLE_ELEMENTS_FIELD_NUMBER: _builtins.int
+    LOG_LINES_FIELD_NUMBER: _builtins.int
+    SCRATCH_BYTES_FIELD_NUMBER: _builtins.int
+    SCRATCH_INODES_FIELD_NUMBER: _builtins.int
+    RANDOM_BYTES_FIELD_NUMBER: _builtins.int
+    HOST_CALLS_FIELD_NUMBER: _builtins.int
+    HOST_CALL_BYTES_FIELD_NUMBER: _builtins.int
+    HOST_CALL_MS_FIELD_NUMBER: _builtins.int
     wall_ms: _builtins.int
     cpu_ms: _builtins.int
     memory_bytes: _builtins.int
     output_bytes: _builtins.int
     log_bytes: _builtins.int
     open_files: _builtins.int
+    fuel: _builtins.int
+    """Instructions as the engine weighs them; profiles deterministic and portable."""
+    table_elements: _builtins.int
+    log_lines: _builtins.int
+    scratch_bytes: _builtins.int
+    """Without it an agent has no directory at all."""
+    scratch_inodes: _builtins.int
+    random_bytes: _builtins.int
+    host_calls: _builtins.int
+    host_call_bytes: _builtins.int
+    host_call_ms: _builtins.int
     def __init__(
         self,
         *,
@@ -128,10 +183,19 @@ class Limits(_message.Message):
         output_bytes: _builtins.int = ...,
         log_bytes: _builtins.int = ...,
         open_files: _builtins.int = ...,
+        fuel: _builtins.int = ...,
+        table_elements: _builtins.int = ...,
+        log_lines: _builtins.int = ...,
+        scratch_bytes: _builtins.int = ...,
+        scratch_inodes: _builtins.int = ...,
+        random_bytes: _builtins.int = ...,
+        host_calls: _builtins.int = ...,
+        host_call_bytes: _builtins.int = ...,
+        host_call_ms: _builtins.int = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["cpu_ms", b"cpu_ms", "log_bytes", b"log_bytes", "memory_bytes", b"memory_bytes", "open_files", b"open_files", "output_bytes", b"output_bytes", "wall_ms", b"wall_ms"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["cpu_ms", b"cpu_ms", "fuel", b"fuel", "host_call_bytes", b"host_call_bytes", "host_call_ms", b"host_call_ms", "host_calls", b"host_calls", "log_bytes", b"log_bytes", "log_lines", b"log_lines", "memory_bytes", b"memory_bytes", "open_files", b"open_files", "output_bytes", b"output_bytes", "random_bytes", b"random_bytes", "scratch_bytes", b"scratch_bytes", "scratch_inodes", b"scratch_inodes", "table_elements", b"table_elements", "wall_ms", b"wall_ms"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -145,18 +209,32 @@ class HttpCapability(_message.Message):
 
     METHOD_FIELD_NUMBER: _builtins.int
     URL_FIELD_NUMBER: _builtins.int
+    ADDRESSES_FIELD_NUMBER: _builtins.int
+    MAX_CALLS_FIELD_NUMBER: _builtins.int
+    MAX_BYTES_FIELD_NUMBER: _builtins.int
     method: _builtins.str
     url: _builtins.str
     """URL prefix, scheme and host included."""
+    max_calls: _builtins.int
+    """Calls of one run; zero: as many as its limits allow."""
+    max_bytes: _builtins.int
+    """Bodies of request and response of one run together; zero: as its limits allow."""
+    @_builtins.property
+    def addresses(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
+        """Networks (CIDR) beside the public ones that the host's name may resolve to."""
+
     def __init__(
         self,
         *,
         method: _builtins.str = ...,
         url: _builtins.str = ...,
+        addresses: _abc.Iterable[_builtins.str] | None = ...,
+        max_calls: _builtins.int = ...,
+        max_bytes: _builtins.int = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["method", b"method", "url", b"url"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["addresses", b"addresses", "max_bytes", b"max_bytes", "max_calls", b"max_calls", "method", b"method", "url", b"url"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -169,16 +247,30 @@ class Capabilities(_message.Message):
     DESCRIPTOR: _descriptor.Descriptor
 
     HTTP_FIELD_NUMBER: _builtins.int
+    KV_FIELD_NUMBER: _builtins.int
+    SECRETS_FIELD_NUMBER: _builtins.int
+    RECORD_HOST_CALLS_FIELD_NUMBER: _builtins.int
+    kv: _builtins.bool
+    """May keep values of its own between runs."""
+    record_host_calls: _builtins.bool
+    """Keep the bytes of its host calls beside the receipt, not only their digests."""
     @_builtins.property
     def http(self) -> _containers.RepeatedCompositeFieldContainer[Global___HttpCapability]: ...
+    @_builtins.property
+    def secrets(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
+        """Names of secrets that it may have put into headers of its HTTP requests."""
+
     def __init__(
         self,
         *,
         http: _abc.Iterable[Global___HttpCapability] | None = ...,
+        kv: _builtins.bool = ...,
+        secrets: _abc.Iterable[_builtins.str] | None = ...,
+        record_host_calls: _builtins.bool = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["http", b"http"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["http", b"http", "kv", b"kv", "record_host_calls", b"record_host_calls", "secrets", b"secrets"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

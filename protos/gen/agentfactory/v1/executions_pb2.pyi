@@ -109,6 +109,8 @@ class _BodyKindEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_BodyKind.Val
     BODY_KIND_OUTPUT: _BodyKind.ValueType  # 2
     BODY_KIND_LOG: _BodyKind.ValueType  # 3
     """The guest's stderr."""
+    BODY_KIND_RECORDING: _BodyKind.ValueType  # 4
+    """Its host calls."""
 
 class BodyKind(_BodyKind, metaclass=_BodyKindEnumTypeWrapper): ...
 
@@ -117,6 +119,8 @@ BODY_KIND_INPUT: BodyKind.ValueType  # 1
 BODY_KIND_OUTPUT: BodyKind.ValueType  # 2
 BODY_KIND_LOG: BodyKind.ValueType  # 3
 """The guest's stderr."""
+BODY_KIND_RECORDING: BodyKind.ValueType  # 4
+"""Its host calls."""
 Global___BodyKind: _TypeAlias = BodyKind  # noqa: Y015
 
 @_typing.final
@@ -199,6 +203,7 @@ class Execution(_message.Message):
     CREATED_AT_FIELD_NUMBER: _builtins.int
     STARTED_AT_FIELD_NUMBER: _builtins.int
     ENDED_AT_FIELD_NUMBER: _builtins.int
+    RECORDING_BYTES_FIELD_NUMBER: _builtins.int
     execution_id: _builtins.str
     agent_id: _builtins.str
     agent_name: _builtins.str
@@ -226,6 +231,8 @@ class Execution(_message.Message):
     """Output up to 64 KiB; larger ones by DownloadBody. Empty in lists."""
     pending_reason: _builtins.str
     """Why it is still pending: NO_ELIGIBLE_NODE, QUEUED, RETRYING. Empty otherwise."""
+    recording_bytes: _builtins.int
+    """Of the recording of its host calls; zero: it made none."""
     @_builtins.property
     def resources_used(self) -> _common_pb2.ResourcesUsed: ...
     @_builtins.property
@@ -265,10 +272,11 @@ class Execution(_message.Message):
         created_at: _timestamp_pb2.Timestamp | None = ...,
         started_at: _timestamp_pb2.Timestamp | None = ...,
         ended_at: _timestamp_pb2.Timestamp | None = ...,
+        recording_bytes: _builtins.int = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["created_at", b"created_at", "ended_at", b"ended_at", "resources_used", b"resources_used", "started_at", b"started_at"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["agent_id", b"agent_id", "agent_name", b"agent_name", "attempts", b"attempts", "caller", b"caller", "cancel_requested", b"cancel_requested", "created_at", b"created_at", "decision_id", b"decision_id", "ended_at", b"ended_at", "execution_id", b"execution_id", "exit_code", b"exit_code", "input_bytes", b"input_bytes", "input_commitment", b"input_commitment", "limit", b"limit", "log_bytes", b"log_bytes", "media_type", b"media_type", "output", b"output", "output_bytes", b"output_bytes", "output_commitment", b"output_commitment", "pending_reason", b"pending_reason", "reason", b"reason", "receipt_id", b"receipt_id", "resources_used", b"resources_used", "started_at", b"started_at", "state", b"state", "template_digest", b"template_digest", "trap", b"trap"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["agent_id", b"agent_id", "agent_name", b"agent_name", "attempts", b"attempts", "caller", b"caller", "cancel_requested", b"cancel_requested", "created_at", b"created_at", "decision_id", b"decision_id", "ended_at", b"ended_at", "execution_id", b"execution_id", "exit_code", b"exit_code", "input_bytes", b"input_bytes", "input_commitment", b"input_commitment", "limit", b"limit", "log_bytes", b"log_bytes", "media_type", b"media_type", "output", b"output", "output_bytes", b"output_bytes", "output_commitment", b"output_commitment", "pending_reason", b"pending_reason", "reason", b"reason", "receipt_id", b"receipt_id", "recording_bytes", b"recording_bytes", "resources_used", b"resources_used", "started_at", b"started_at", "state", b"state", "template_digest", b"template_digest", "trap", b"trap"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

@@ -161,6 +161,7 @@ class SessionRequest(_message.Message):
     ATTEMPT_STARTED_FIELD_NUMBER: _builtins.int
     RECEIPT_BATCH_FIELD_NUMBER: _builtins.int
     LEASE_RENEWAL_FIELD_NUMBER: _builtins.int
+    HOST_CALL_FIELD_NUMBER: _builtins.int
     @_builtins.property
     def hello(self) -> Global___Hello: ...
     @_builtins.property
@@ -171,6 +172,8 @@ class SessionRequest(_message.Message):
     def receipt_batch(self) -> Global___ReceiptBatch: ...
     @_builtins.property
     def lease_renewal(self) -> Global___LeaseRenewal: ...
+    @_builtins.property
+    def host_call(self) -> Global___HostCall: ...
     def __init__(
         self,
         *,
@@ -179,12 +182,13 @@ class SessionRequest(_message.Message):
         attempt_started: Global___AttemptStarted | None = ...,
         receipt_batch: Global___ReceiptBatch | None = ...,
         lease_renewal: Global___LeaseRenewal | None = ...,
+        host_call: Global___HostCall | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["attempt_started", b"attempt_started", "heartbeat", b"heartbeat", "hello", b"hello", "lease_renewal", b"lease_renewal", "message", b"message", "receipt_batch", b"receipt_batch"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["attempt_started", b"attempt_started", "heartbeat", b"heartbeat", "hello", b"hello", "host_call", b"host_call", "lease_renewal", b"lease_renewal", "message", b"message", "receipt_batch", b"receipt_batch"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["attempt_started", b"attempt_started", "heartbeat", b"heartbeat", "hello", b"hello", "lease_renewal", b"lease_renewal", "message", b"message", "receipt_batch", b"receipt_batch"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["attempt_started", b"attempt_started", "heartbeat", b"heartbeat", "hello", b"hello", "host_call", b"host_call", "lease_renewal", b"lease_renewal", "message", b"message", "receipt_batch", b"receipt_batch"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
-    _WhichOneofReturnType_message: _TypeAlias = _typing.Literal["hello", "heartbeat", "attempt_started", "receipt_batch", "lease_renewal"]  # noqa: Y015
+    _WhichOneofReturnType_message: _TypeAlias = _typing.Literal["hello", "heartbeat", "attempt_started", "receipt_batch", "lease_renewal", "host_call"]  # noqa: Y015
     _WhichOneofArgType_message: _TypeAlias = _typing.Literal["message", b"message"]  # noqa: Y015
     def WhichOneof(self, oneof_group: _WhichOneofArgType_message) -> _WhichOneofReturnType_message | None: ...
 
@@ -201,6 +205,7 @@ class SessionResponse(_message.Message):
     CANCEL_FIELD_NUMBER: _builtins.int
     DRAIN_FIELD_NUMBER: _builtins.int
     KEYSET_UPDATE_FIELD_NUMBER: _builtins.int
+    HOST_REPLY_FIELD_NUMBER: _builtins.int
     @_builtins.property
     def welcome(self) -> Global___Welcome: ...
     @_builtins.property
@@ -215,6 +220,8 @@ class SessionResponse(_message.Message):
     def drain(self) -> Global___Drain: ...
     @_builtins.property
     def keyset_update(self) -> Global___KeysetUpdate: ...
+    @_builtins.property
+    def host_reply(self) -> Global___HostReply: ...
     def __init__(
         self,
         *,
@@ -225,12 +232,13 @@ class SessionResponse(_message.Message):
         cancel: Global___Cancel | None = ...,
         drain: Global___Drain | None = ...,
         keyset_update: Global___KeysetUpdate | None = ...,
+        host_reply: Global___HostReply | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["cancel", b"cancel", "drain", b"drain", "keyset_update", b"keyset_update", "lease_granted", b"lease_granted", "message", b"message", "order_batch", b"order_batch", "receipt_ack", b"receipt_ack", "welcome", b"welcome"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["cancel", b"cancel", "drain", b"drain", "host_reply", b"host_reply", "keyset_update", b"keyset_update", "lease_granted", b"lease_granted", "message", b"message", "order_batch", b"order_batch", "receipt_ack", b"receipt_ack", "welcome", b"welcome"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["cancel", b"cancel", "drain", b"drain", "keyset_update", b"keyset_update", "lease_granted", b"lease_granted", "message", b"message", "order_batch", b"order_batch", "receipt_ack", b"receipt_ack", "welcome", b"welcome"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["cancel", b"cancel", "drain", b"drain", "host_reply", b"host_reply", "keyset_update", b"keyset_update", "lease_granted", b"lease_granted", "message", b"message", "order_batch", b"order_batch", "receipt_ack", b"receipt_ack", "welcome", b"welcome"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
-    _WhichOneofReturnType_message: _TypeAlias = _typing.Literal["welcome", "order_batch", "receipt_ack", "lease_granted", "cancel", "drain", "keyset_update"]  # noqa: Y015
+    _WhichOneofReturnType_message: _TypeAlias = _typing.Literal["welcome", "order_batch", "receipt_ack", "lease_granted", "cancel", "drain", "keyset_update", "host_reply"]  # noqa: Y015
     _WhichOneofArgType_message: _TypeAlias = _typing.Literal["message", b"message"]  # noqa: Y015
     def WhichOneof(self, oneof_group: _WhichOneofArgType_message) -> _WhichOneofReturnType_message | None: ...
 
@@ -307,6 +315,7 @@ class Hello(_message.Message):
     ZONE_FIELD_NUMBER: _builtins.int
     KEYSET_VERSION_FIELD_NUMBER: _builtins.int
     SANDBOX_LAYERS_FIELD_NUMBER: _builtins.int
+    PROFILE_ENGINES_FIELD_NUMBER: _builtins.int
     node_id: _builtins.str
     boot_id: _builtins.str
     """Random per start of the process; orders name it."""
@@ -329,6 +338,10 @@ class Hello(_message.Message):
     def spool_head(self) -> Global___SpoolHead: ...
     @_builtins.property
     def sandbox_layers(self) -> _containers.RepeatedCompositeFieldContainer[Global___SandboxLayer]: ...
+    @_builtins.property
+    def profile_engines(self) -> _containers.RepeatedCompositeFieldContainer[Global___ProfileEngine]:
+        """What the engine is under the profiles that this node offers beside the default one."""
+
     def __init__(
         self,
         *,
@@ -343,14 +356,39 @@ class Hello(_message.Message):
         zone: _builtins.str = ...,
         keyset_version: _builtins.int = ...,
         sandbox_layers: _abc.Iterable[Global___SandboxLayer] | None = ...,
+        profile_engines: _abc.Iterable[Global___ProfileEngine] | None = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["engine", b"engine", "now", b"now", "spool_head", b"spool_head"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["accepts", b"accepts", "boot_id", b"boot_id", "cached_digests", b"cached_digests", "engine", b"engine", "keyset_version", b"keyset_version", "node_id", b"node_id", "now", b"now", "sandbox_layers", b"sandbox_layers", "slots", b"slots", "spool_head", b"spool_head", "zone", b"zone"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["accepts", b"accepts", "boot_id", b"boot_id", "cached_digests", b"cached_digests", "engine", b"engine", "keyset_version", b"keyset_version", "node_id", b"node_id", "now", b"now", "profile_engines", b"profile_engines", "sandbox_layers", b"sandbox_layers", "slots", b"slots", "spool_head", b"spool_head", "zone", b"zone"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___Hello: _TypeAlias = Hello  # noqa: Y015
+
+@_typing.final
+class ProfileEngine(_message.Message):
+    """One engine, configured for one profile: other machine code, so another digest."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    PROFILE_FIELD_NUMBER: _builtins.int
+    CONFIG_DIGEST_FIELD_NUMBER: _builtins.int
+    profile: _orders_pb2.Profile.ValueType
+    config_digest: _builtins.str
+    def __init__(
+        self,
+        *,
+        profile: _orders_pb2.Profile.ValueType = ...,
+        config_digest: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["config_digest", b"config_digest", "profile", b"profile"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___ProfileEngine: _TypeAlias = ProfileEngine  # noqa: Y015
 
 @_typing.final
 class SpoolHead(_message.Message):
@@ -506,6 +544,8 @@ class ReceiptDelivery(_message.Message):
     OUTPUT_FIELD_NUMBER: _builtins.int
     LOG_FIELD_NUMBER: _builtins.int
     ORDER_ENVELOPE_FIELD_NUMBER: _builtins.int
+    RECORDING_FIELD_NUMBER: _builtins.int
+    KV_WRITES_FIELD_NUMBER: _builtins.int
     envelope: _builtins.bytes
     """DSSE envelope, Ed25519, in-toto Statement v1."""
     order_envelope: _builtins.int
@@ -514,6 +554,14 @@ class ReceiptDelivery(_message.Message):
     def output(self) -> _orders_pb2.Body: ...
     @_builtins.property
     def log(self) -> _orders_pb2.Body: ...
+    @_builtins.property
+    def recording(self) -> _orders_pb2.Body:
+        """What the guest's host calls asked and were answered: canonical JSON lines."""
+
+    @_builtins.property
+    def kv_writes(self) -> Global___KvWrites:
+        """What the guest wrote; it counts when the result does. The receipt names its digest."""
+
     def __init__(
         self,
         *,
@@ -521,14 +569,137 @@ class ReceiptDelivery(_message.Message):
         output: _orders_pb2.Body | None = ...,
         log: _orders_pb2.Body | None = ...,
         order_envelope: _builtins.int = ...,
+        recording: _orders_pb2.Body | None = ...,
+        kv_writes: Global___KvWrites | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["log", b"log", "output", b"output"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["kv_writes", b"kv_writes", "log", b"log", "output", b"output", "recording", b"recording"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["envelope", b"envelope", "log", b"log", "order_envelope", b"order_envelope", "output", b"output"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["envelope", b"envelope", "kv_writes", b"kv_writes", "log", b"log", "order_envelope", b"order_envelope", "output", b"output", "recording", b"recording"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___ReceiptDelivery: _TypeAlias = ReceiptDelivery  # noqa: Y015
+
+@_typing.final
+class KvWrites(_message.Message):
+    """Values that one run wrote, the last one of each key, in the order of the keys."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    WRITES_FIELD_NUMBER: _builtins.int
+    @_builtins.property
+    def writes(self) -> _containers.RepeatedCompositeFieldContainer[Global___KvWrite]: ...
+    def __init__(
+        self,
+        *,
+        writes: _abc.Iterable[Global___KvWrite] | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["writes", b"writes"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___KvWrites: _TypeAlias = KvWrites  # noqa: Y015
+
+@_typing.final
+class KvWrite(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    KEY_FIELD_NUMBER: _builtins.int
+    VALUE_FIELD_NUMBER: _builtins.int
+    DELETED_FIELD_NUMBER: _builtins.int
+    key: _builtins.str
+    value: _builtins.bytes
+    deleted: _builtins.bool
+    def __init__(
+        self,
+        *,
+        key: _builtins.str = ...,
+        value: _builtins.bytes = ...,
+        deleted: _builtins.bool = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["change", b"change", "deleted", b"deleted", "value", b"value"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["change", b"change", "deleted", b"deleted", "key", b"key", "value", b"value"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    _WhichOneofReturnType_change: _TypeAlias = _typing.Literal["value", "deleted"]  # noqa: Y015
+    _WhichOneofArgType_change: _TypeAlias = _typing.Literal["change", b"change"]  # noqa: Y015
+    def WhichOneof(self, oneof_group: _WhichOneofArgType_change) -> _WhichOneofReturnType_change | None: ...
+
+Global___KvWrite: _TypeAlias = KvWrite  # noqa: Y015
+
+@_typing.final
+class HostCall(_message.Message):
+    """One question of a running guest that only the control plane can answer. Asked again after a new session."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    NUMBER_FIELD_NUMBER: _builtins.int
+    ATTEMPT_FIELD_NUMBER: _builtins.int
+    KV_GET_FIELD_NUMBER: _builtins.int
+    UNSAFE_INTENT_FIELD_NUMBER: _builtins.int
+    number: _builtins.int
+    """Counts the node's questions since its start; echoed by HostReply."""
+    @_builtins.property
+    def attempt(self) -> Global___AttemptRef: ...
+    @_builtins.property
+    def kv_get(self) -> Global___KvGet: ...
+    @_builtins.property
+    def unsafe_intent(self) -> Global___UnsafeIntent:
+        """The attempt is about to make its first call that may change something outside (design rule 6)."""
+
+    def __init__(
+        self,
+        *,
+        number: _builtins.int = ...,
+        attempt: Global___AttemptRef | None = ...,
+        kv_get: Global___KvGet | None = ...,
+        unsafe_intent: Global___UnsafeIntent | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["attempt", b"attempt", "call", b"call", "kv_get", b"kv_get", "unsafe_intent", b"unsafe_intent"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["attempt", b"attempt", "call", b"call", "kv_get", b"kv_get", "number", b"number", "unsafe_intent", b"unsafe_intent"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    _WhichOneofReturnType_call: _TypeAlias = _typing.Literal["kv_get", "unsafe_intent"]  # noqa: Y015
+    _WhichOneofArgType_call: _TypeAlias = _typing.Literal["call", b"call"]  # noqa: Y015
+    def WhichOneof(self, oneof_group: _WhichOneofArgType_call) -> _WhichOneofReturnType_call | None: ...
+
+Global___HostCall: _TypeAlias = HostCall  # noqa: Y015
+
+@_typing.final
+class KvGet(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    KEY_FIELD_NUMBER: _builtins.int
+    key: _builtins.str
+    def __init__(
+        self,
+        *,
+        key: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["key", b"key"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___KvGet: _TypeAlias = KvGet  # noqa: Y015
+
+@_typing.final
+class UnsafeIntent(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    def __init__(
+        self,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___UnsafeIntent: _TypeAlias = UnsafeIntent  # noqa: Y015
 
 @_typing.final
 class ReceiptBatch(_message.Message):
@@ -645,6 +816,100 @@ class LeaseGranted(_message.Message):
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___LeaseGranted: _TypeAlias = LeaseGranted  # noqa: Y015
+
+@_typing.final
+class HostReply(_message.Message):
+    """Answer of a HostCall."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    NUMBER_FIELD_NUMBER: _builtins.int
+    KV_VALUE_FIELD_NUMBER: _builtins.int
+    UNSAFE_INTENT_RECORDED_FIELD_NUMBER: _builtins.int
+    DENIED_FIELD_NUMBER: _builtins.int
+    number: _builtins.int
+    @_builtins.property
+    def kv_value(self) -> Global___KvValue: ...
+    @_builtins.property
+    def unsafe_intent_recorded(self) -> Global___UnsafeIntentRecorded: ...
+    @_builtins.property
+    def denied(self) -> Global___HostCallDenied: ...
+    def __init__(
+        self,
+        *,
+        number: _builtins.int = ...,
+        kv_value: Global___KvValue | None = ...,
+        unsafe_intent_recorded: Global___UnsafeIntentRecorded | None = ...,
+        denied: Global___HostCallDenied | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["denied", b"denied", "kv_value", b"kv_value", "reply", b"reply", "unsafe_intent_recorded", b"unsafe_intent_recorded"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["denied", b"denied", "kv_value", b"kv_value", "number", b"number", "reply", b"reply", "unsafe_intent_recorded", b"unsafe_intent_recorded"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    _WhichOneofReturnType_reply: _TypeAlias = _typing.Literal["kv_value", "unsafe_intent_recorded", "denied"]  # noqa: Y015
+    _WhichOneofArgType_reply: _TypeAlias = _typing.Literal["reply", b"reply"]  # noqa: Y015
+    def WhichOneof(self, oneof_group: _WhichOneofArgType_reply) -> _WhichOneofReturnType_reply | None: ...
+
+Global___HostReply: _TypeAlias = HostReply  # noqa: Y015
+
+@_typing.final
+class KvValue(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    FOUND_FIELD_NUMBER: _builtins.int
+    VALUE_FIELD_NUMBER: _builtins.int
+    found: _builtins.bool
+    value: _builtins.bytes
+    def __init__(
+        self,
+        *,
+        found: _builtins.bool = ...,
+        value: _builtins.bytes = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["found", b"found", "value", b"value"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___KvValue: _TypeAlias = KvValue  # noqa: Y015
+
+@_typing.final
+class UnsafeIntentRecorded(_message.Message):
+    """On record for good: only now may the call leave."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    def __init__(
+        self,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___UnsafeIntentRecorded: _TypeAlias = UnsafeIntentRecorded  # noqa: Y015
+
+@_typing.final
+class HostCallDenied(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    REASON_FIELD_NUMBER: _builtins.int
+    reason: _builtins.str
+    """Machine-readable, e.g. LEASE_NOT_HELD."""
+    def __init__(
+        self,
+        *,
+        reason: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["reason", b"reason"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___HostCallDenied: _TypeAlias = HostCallDenied  # noqa: Y015
 
 @_typing.final
 class Cancel(_message.Message):

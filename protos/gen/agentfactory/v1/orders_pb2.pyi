@@ -116,7 +116,9 @@ class Order(_message.Message):
     HEARTBEAT_NUMBER_FIELD_NUMBER: _builtins.int
     RETRY_IS_SAFE_FIELD_NUMBER: _builtins.int
     type: _builtins.str
-    """Version of this format: "agentfactory.order.v1"."""
+    """Version of this format: "agentfactory.order.v2"; "agentfactory.order.v1" ends with retry_is_safe, its limits with
+    open_files and its capabilities with http's method and url.
+    """
     order_id: _builtins.str
     installation: _builtins.str
     epoch: _builtins.int
@@ -162,7 +164,7 @@ class Order(_message.Message):
     def capabilities(self) -> _common_pb2.Capabilities: ...
     @_builtins.property
     def host_call_grants(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
-        """Host calls the guest may make, by name; none in this version."""
+        """Methods of `agentfactory.call` that the guest may use beside `log` and `budget.left`."""
 
     @_builtins.property
     def not_before(self) -> _timestamp_pb2.Timestamp: ...

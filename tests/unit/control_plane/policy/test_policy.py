@@ -11,7 +11,8 @@ from control_plane.policy.domain import PolicyInput, Question, Subject
 from control_plane.policy.service import UNDECIDED, PolicyService
 from shared.digests import sha256_digest
 from shared.ids import TenantId
-from shared.manifest import DEFAULT_LIMITS, Capabilities, GrantedLimits, HttpCapability, RequestedLimits
+from shared.limits import DEFAULT_LIMITS, Limits, RequestedLimits
+from shared.manifest import Capabilities, HttpCapability
 from tests.fakes.clock import FakeClock, FakeRandom
 
 SUBJECT = Subject(
@@ -115,7 +116,7 @@ def test_equal_questions_are_evaluated_once_and_decided_each():
     assert first.decision_id != second.decision_id
 
 
-LIMITS = json.dumps(dict.fromkeys(GrantedLimits.__slots__, 1))
+LIMITS = json.dumps(dict.fromkeys(Limits.__slots__, 1))
 
 
 @pytest.mark.parametrize(

@@ -6,7 +6,7 @@ import pytest
 
 from data_plane.orders.admission import QUEUE_TIME, QUEUED_SPOOL_BYTES, Admissions
 from data_plane.session.leases import Leases
-from shared.manifest import MAX_LIMITS
+from shared.limits import MAX_LIMITS
 from tests.fakes.spool import FakeSpool
 from tests.unit.data_plane.builders import order
 

@@ -14,7 +14,6 @@ from data_plane.orders.verifier import (
     check_input,
     check_node_policy,
     check_parameters,
-    granted_limits,
     verify_order,
     verify_root,
 )
@@ -23,7 +22,8 @@ from shared.digests import digest_from_raw, sha256_digest
 from shared.dsse import ORDERS_TYPE, sign_envelope
 from shared.errors import InvalidInputError, OrderRejectedError, RejectionReason
 from shared.fields import time_to_text
-from shared.manifest import Capabilities, GrantedLimits, HttpCapability, Profile
+from shared.limits import Limits
+from shared.manifest import Capabilities, HttpCapability, Profile
 from shared.merkle import batch_paths
 from shared.order_codec import encode_order
 from shared.orders import EngineConstraint
@@ -153,7 +153,7 @@ async def test_unknown_field_in_a_nested_message():
 
 async def test_unknown_version():
     message = orders_pb2.Order.FromString(encode_order(order()))
-    message.type = "agentfactory.order.v2"
+    message.type = "agentfactory.order.v3"
     envelope, delivery = await signed_content(message.SerializeToString(deterministic=True))
 
     with refused(Check.VERSION, RejectionReason.FORMAT):
@@ -291,14 +291,12 @@ def test_capability_that_the_template_asks_for():
 
 
 def test_the_smaller_limit_counts():
-    ceilings = GrantedLimits(
-        wall_ms=100, cpu_ms=50_000, memory_bytes=1, output_bytes=2, log_bytes=3, open_files=4
-    )
-    ordered = GrantedLimits(wall_ms=200, cpu_ms=300)
+    ceilings = Limits(wall_ms=100, cpu_ms=50_000, memory_bytes=1, output_bytes=2, log_bytes=3, open_files=4)
+    ordered = Limits(wall_ms=200, cpu_ms=300)
 
-    granted = granted_limits(order(limits=ordered), ceilings)
+    granted = ordered.limited_by(ceilings)
 
-    assert granted == GrantedLimits(
+    assert granted == Limits(
         wall_ms=100, cpu_ms=300, memory_bytes=1, output_bytes=2, log_bytes=3, open_files=4
     )
 

@@ -4,7 +4,7 @@ from datetime import UTC, datetime, timedelta
 import pytest
 
 from data_plane.sandbox import messages
-from data_plane.sandbox.domain import EngineInfo, Limits, Preopen, RunRequest
+from data_plane.sandbox.domain import EngineInfo, Preopen, RunRequest
 from shared.errors import (
     ArtifactInvalidError,
     DiskFullError,
@@ -12,12 +12,13 @@ from shared.errors import (
     ModuleInvalidError,
     WorkerCrashedError,
 )
+from shared.limits import Limits
 from shared.outcomes import LimitName, Outcome
 
 ENGINE = EngineInfo(name="e", version="1", config_digest="sha256:00", cpu_features="sse2")
 RESOURCES = {
     "wall_us": 1500, "cpu_us": 1000, "peak_memory_bytes": 65536, "stdout_bytes": 3, "stderr_bytes": 4,
-    "peak_open_files": 3, "random_bytes": 0, "table_elements": 0, "log_lines": 1, "scratch_bytes": 0,
+    "peak_open_files": 3, "random_bytes": 0, "table_elements": 0, "log_lines": 1, "scratch_bytes": 0, "fuel": 0, "host_calls": 0, "host_call_bytes": 0, "host_call_us": 0,
     "scratch_inodes": 0,
 }  # fmt: skip
 
@@ -34,7 +35,7 @@ def test_a_run_is_spelled_with_every_limit():
     request = RunRequest(
         args=("a", "ü"),
         env=(("K", "V"),),
-        limits=Limits(wall=timedelta(seconds=2), cpu=timedelta(microseconds=1)),
+        limits=Limits(wall_ms=2000, cpu_ms=1),
         seed=bytes(range(32)),
         clock=datetime(1970, 1, 1, 0, 0, 1, 500, tzinfo=UTC),
         preopens=(Preopen(host_path="/host", guest_path="/guest", writable=True),),
@@ -52,8 +53,12 @@ def test_a_run_is_spelled_with_every_limit():
             "table_elements": 1_000_000,
             "random_bytes": 67108864,
             "log_lines": 65_536,
-            "scratch_bytes": 268435456,
-            "scratch_inodes": 10_000,
+            "scratch_bytes": 0,
+            "scratch_inodes": 0,
+            "fuel": 20_000_000_000,
+            "host_calls": 1_000,
+            "host_call_bytes": 16 * 1024 * 1024,
+            "host_call_ms": 10_000,
         },
         "seed": bytes(range(32)).hex(),
         "clock": 1_000_500_000,
