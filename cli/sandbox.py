@@ -25,6 +25,8 @@ app = typer.Typer(no_args_is_help=True, help="Run modules here, in the sandbox t
 _STDIN, _STDOUT, _STDERR = range(3)
 _READ_BYTES: Final = 64 * 1024
 _MAX_EXIT_CODE: Final = 255
+_SCRATCH_BYTES: Final = 256 * 1024 * 1024
+_SCRATCH_INODES: Final = 10_000
 
 
 @app.callback()
@@ -137,10 +139,6 @@ async def _run(module: Path, request: "RunRequest") -> "RunResult":
     finally:
         os.close(module_fd)
         os.close(artifact_fd)
-
-
-_SCRATCH_BYTES: Final = 256 * 1024 * 1024
-_SCRATCH_INODES: Final = 10_000
 
 
 def _open(module: Path) -> int:
