@@ -15,8 +15,8 @@ from shared.digests import Digest, parse_digest
 from shared.errors import InternalError
 from shared.ids import OrderId
 from shared.manifest import Profile
-from shared.order_codec import encode_order
-from shared.orders import ORDER_FORMATS, EngineConstraint, Order
+from shared.order_codec import encode_order, needs_current_order
+from shared.orders import OLDER_ORDER_FORMAT, ORDER_FORMATS, EngineConstraint, Order
 from shared.receipts import AttemptIdentity, ExpectedReceipt
 
 ORDER_TYPES: Final = ORDER_FORMATS
@@ -42,6 +42,13 @@ def build_order(work: Claimable, session: LiveSession, parts: OrderParts, option
         InvalidInputError: What the execution says cannot be said in an order; it can run nowhere.
     """
     return encode_order(_order(work, session, parts, options))
+
+
+def can_say(order_type: str, run: RunSpec) -> bool:
+    """Return whether orders of a type can say what the execution is allowed."""
+    if order_type != OLDER_ORDER_FORMAT:
+        return True
+    return not needs_current_order(limits_of_bytes(run.limits), capabilities_of_bytes(run.capabilities))
 
 
 def expected_receipt(
