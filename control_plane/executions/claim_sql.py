@@ -91,7 +91,7 @@ def claimable_arguments(
     passed: Sequence[str] = (),
     locked: Sequence[str] = (),
 ) -> tuple[Any, ...]:
-    """Return the arguments of `LOCK_CLAIMABLE`, which passes over `passed`; with `locked` of the second call."""
+    """Return the arguments of `LOCK_CLAIMABLE`, which passes over `passed`; of the 2nd call with `locked`."""
     later = turns.later
     share = limit if locked else None
     return (node_id, limit, alone, list(later), list(later.values()), turns.now, share, [*locked, *passed])
