@@ -26,6 +26,7 @@ from data_plane.sandbox.compiler import WorkerCompiler
 from data_plane.sandbox.domain import EngineInfo, LayerState
 from data_plane.sandbox.engine import check_layers, read_engine_info, read_layers
 from data_plane.sandbox.pool import WorkerPool
+from data_plane.sandbox.scratch import ScratchFolders
 from data_plane.session.leases import Leases
 from data_plane.session.outbox import Outbox
 from data_plane.session.remote import ControlPlaneLink
@@ -216,6 +217,7 @@ async def _sandbox(
         slots=settings.slots,
         max_warm_workers=settings.max_warm_workers,
         require=settings.sandbox_require,
+        scratch=ScratchFolders(settings.paths.scratch),
     )
     return await stack.enter_async_context(pool)
 
