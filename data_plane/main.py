@@ -18,6 +18,7 @@ from data_plane.node import Node
 from data_plane.orders.admission import Admissions
 from data_plane.orders.keyset import NodeKeyset
 from data_plane.orders.ledger import OrderLedger
+from data_plane.orders.quarantine import Quarantine
 from data_plane.orders.verifier import NodeFacts
 from data_plane.receipts.issuer import ReceiptIssuer
 from data_plane.receipts.spool import Spool
@@ -142,6 +143,7 @@ async def build_node(settings: NodeSettings, stack: AsyncExitStack) -> tuple[Nod
         modules=ArtifactService(cache=cache, source=link, compiler=compiler, keyset=keyset, clock=clock),
         inputs=link,
         sandbox=sandbox,
+        quarantine=_quarantine(settings),
         issuer=issuer,
         announcer=outbox,
         metrics=metrics,
@@ -206,6 +208,14 @@ def _trace(settings: NodeSettings, identity: NodeIdentity, stack: AsyncExitStack
         provider = make_tracer_provider("agentfactory-node", identity.node_id, settings.otlp_endpoint)
         trace.set_tracer_provider(provider)
         stack.callback(provider.shutdown)
+
+
+def _quarantine(settings: NodeSettings) -> Quarantine:
+    return Quarantine(
+        crashes=settings.quarantine_crashes,
+        window=timedelta(seconds=settings.quarantine_window_s),
+        duration=timedelta(seconds=settings.quarantine_for_s),
+    )
 
 
 async def _sandbox(

@@ -1,5 +1,6 @@
 """Orders on a real node: what runs, what is stopped, what is refused, and the receipt of each."""
 
+import asyncio
 import errno
 import os
 from dataclasses import replace
@@ -433,6 +434,39 @@ async def test_deterministic_runs_repeat(control_plane, start_node, actor):
     ]
 
     assert [control_plane.output_of(receipt) for receipt in receipts] == [b"abc", b"abc"]
+
+
+async def test_rule_14_module_that_crashes_its_workers_is_quarantined_for_a_while(
+    control_plane, start_node, actor
+):
+    running = await start_node(quarantine_crashes=2, quarantine_for_s=3)
+    session = await control_plane.session()
+    for crash in (1, 2):
+        job = control_plane.job(session, actor, b"sleep 60000", limits=limits(wall_ms=60_000))
+        await control_plane.send(session, job)
+        await control_plane.wait_for(lambda crash=crash: len(session.started) == crash)
+        (worker,) = running.node.sandbox._busy
+        os.kill(worker.process.pid, 9)
+        assert (await control_plane.receipt_of(job)).predicate.outcome is Outcome.TRAPPED
+
+    refused = await run(control_plane, session, actor, b"exit 0")
+    other = await publish(ATTACK_OF[LimitName.WALL_MS].module)
+    beside = await run(control_plane, session, other, b"", limits=limits(wall_ms=100))
+
+    rejection = refused.predicate.rejection
+    assert (refused.predicate.outcome, rejection.reason) == (Outcome.REJECTED, RejectionReason.QUARANTINE)
+    assert not rejection.reason.concerns_node_alone  # or the next node would be next
+    assert (rejection.check, "quarantined" in rejection.message) == (17, True)
+    assert beside.predicate.limit is LimitName.WALL_MS
+    assert running.node.metrics.quarantines._value.get() == 1
+
+    async def runs_again() -> bool:
+        receipt = await run(control_plane, session, actor, b"exit 0")
+        return receipt.predicate.outcome is Outcome.SUCCEEDED
+
+    async with asyncio.timeout(20):
+        while not await runs_again():
+            await asyncio.sleep(0.2)
 
 
 async def test_killed_worker_ends_its_own_attempt_only(control_plane, start_node, actor):
