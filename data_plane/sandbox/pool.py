@@ -172,33 +172,41 @@ class WorkerPool:
         self._evict_beyond_bound()
         try:
             if request.scratch:
-                request = self._with_scratch(request, worker)
+                return await self._run_with_scratch(worker, artifact, request, stdin, sink)
             return await worker.run(artifact=artifact, request=request, stdin=stdin, sink=sink)
         except WorkerCrashedError:
             self._crashed += 1
             raise
         finally:
-            try:
-                if worker.scratch is not None and worker.is_reusable:
-                    await self._empty_scratch(worker, request)
-            finally:
-                self._busy.discard(worker)
-                self._put_back(binding, worker)
+            self._busy.discard(worker)
+            self._put_back(binding, worker)
 
-    def _with_scratch(self, request: RunRequest, worker: Worker) -> RunRequest:
+    async def _run_with_scratch(
+        self,
+        worker: Worker,
+        artifact: ArtifactOpener,
+        request: RunRequest,
+        stdin: AsyncIterator[bytes] | None,
+        sink: OutputSink | None,
+    ) -> RunResult:
         if self._scratch is None:
             raise UnavailableError("this sandbox has no folder for scratch")
-        if worker.scratch is None:
-            worker.scratch = self._scratch.make()
-        folder = Preopen(host_path=str(worker.scratch), guest_path=GUEST_PATH, writable=True)
-        return replace(request, preopens=(*request.preopens, folder))
+        with self._scratch.promised(request.limits.scratch_bytes):
+            if worker.scratch is None:
+                worker.scratch = self._scratch.make()
+            folder = Preopen(host_path=str(worker.scratch), guest_path=GUEST_PATH, writable=True)
+            request = replace(request, preopens=(*request.preopens, folder))
+            try:
+                return await worker.run(artifact=artifact, request=request, stdin=stdin, sink=sink)
+            finally:
+                if worker.is_reusable:
+                    await self._empty_scratch(worker, worker.scratch, request)
 
-    async def _empty_scratch(self, worker: Worker, request: RunRequest) -> None:
+    async def _empty_scratch(self, worker: Worker, folder: Path, request: RunRequest) -> None:
         """Leave nothing to the next run; a worker of which something is left has no next run."""
-        assert worker.scratch is not None
         bound = max_entries(request.limits.scratch_inodes)
         try:
-            await asyncio.to_thread(empty_folder, worker.scratch, max_entries=bound)
+            await asyncio.to_thread(empty_folder, folder, max_entries=bound)
         except (OSError, ResourceExhaustedError) as error:
             worker.kill()
             logger.warning(

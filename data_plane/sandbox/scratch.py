@@ -7,14 +7,18 @@ a path that grows with the depth, or works without a bound. Every method blocks;
 import errno
 import os
 import stat
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
 
-from shared.errors import ResourceExhaustedError
+from shared.errors import DiskFullError, ResourceExhaustedError
 
 GUEST_PATH: Final = "/scratch"
 """Where the guest finds it."""
+KEPT_FREE_BYTES: Final = 256 * 1024 * 1024
+"""What scratch leaves of the disk: the receipts of what runs lie there too."""
 MAX_LEFT_ENTRIES: Final = 10_000_000
 """What a node removes at its start; more than that is no leftover of its own."""
 _ENTRIES_PER_INODE: Final = 4
@@ -38,6 +42,7 @@ class ScratchFolders:
     def __init__(self, root: Path) -> None:
         self._root = root
         self._made = 0
+        self._promised_bytes = 0
 
     def clear(self) -> None:
         """Begin, or end: remove whatever is left of earlier workers.
@@ -47,6 +52,23 @@ class ScratchFolders:
         """
         self._root.mkdir(mode=0o700, parents=True, exist_ok=True)
         empty_folder(self._root, max_entries=MAX_LEFT_ENTRIES)
+
+    @contextmanager
+    def promised(self, size_bytes: int) -> Iterator[None]:
+        """Hold room on the disk for what one run may write.
+
+        Raises:
+            DiskFullError: There is none beside what other runs may still write; another node may have it.
+        """
+        disk = os.statvfs(self._root)
+        free = disk.f_bavail * disk.f_frsize
+        if free < self._promised_bytes + size_bytes + KEPT_FREE_BYTES:
+            raise DiskFullError(f"no room for {size_bytes} bytes of scratch in {self._root}")
+        self._promised_bytes += size_bytes
+        try:
+            yield
+        finally:
+            self._promised_bytes -= size_bytes
 
     def make(self) -> Path:
         """Return a new empty folder."""

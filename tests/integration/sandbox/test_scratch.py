@@ -14,7 +14,7 @@ from data_plane.sandbox.domain import RunRequest
 from data_plane.sandbox.pool import WorkerPool
 from data_plane.sandbox.scratch import ScratchFolders
 from shared.digests import sha256_digest
-from shared.errors import ResourceExhaustedError, UnavailableError, WorkerCrashedError
+from shared.errors import DiskFullError, ResourceExhaustedError, UnavailableError, WorkerCrashedError
 from shared.ids import TenantId
 from shared.outcomes import LimitName, Outcome
 from tests.guests.adversaries import ATTACKS
@@ -157,6 +157,18 @@ async def test_what_an_earlier_process_left_is_removed_at_the_start_and_all_at_t
         assert list(root.iterdir()) == []
         (root / "9").mkdir()
     assert list(root.iterdir()) == []
+
+
+async def test_scratch_is_promised_only_where_the_disk_has_room_for_all_of_it(run, pool, root):
+    folders = ScratchFolders(root)
+    disk = os.statvfs(root)
+    free = disk.f_bavail * disk.f_frsize
+    with folders.promised(free // 2), pytest.raises(DiskFullError), folders.promised(free // 2):
+        pass
+    with pytest.raises(DiskFullError, match="scratch"):
+        await run("hello", scratch=True, scratch_bytes=free, scratch_inodes=1)
+    assert (pool.stats().busy, list(root.iterdir())) == (0, [])
+    assert (await run("hello", **GRANTED)).outcome is Outcome.SUCCEEDED
 
 
 async def test_a_sandbox_without_a_folder_refuses_to_promise_one(engine, artifacts, probe):

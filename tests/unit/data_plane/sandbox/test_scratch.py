@@ -1,7 +1,9 @@
 """Whatever a guest leaves behind, its folder is empty afterwards and nothing else was touched."""
 
+import contextlib
 import os
 import stat
+import threading
 from pathlib import Path
 
 import pytest
@@ -139,6 +141,35 @@ def test_a_directory_that_becomes_a_link_meanwhile_is_not_followed(folder, outsi
     empty_folder(folder, max_entries=max_entries(10))
     assert list(folder.iterdir()) == []
     assert (outside / "kept").exists()
+
+
+def test_somebody_who_changes_it_meanwhile_leads_nowhere_and_keeps_nobody_busy(folder, outside):
+    ended = threading.Event()
+
+    def disturb() -> None:
+        number = 0
+        while not ended.is_set():
+            number += 1
+            with contextlib.suppress(OSError):
+                (folder / "a" / "b").mkdir(parents=True)
+                (folder / "a" / "b" / "file").write_text("x")
+                (folder / "a").rename(folder / f"moved-{number}")
+                (folder / "a").symlink_to(outside)
+                (folder / f"moved-{number}" / "b").rename(folder / "b")
+                (folder / "a").unlink()
+
+    disturbing = threading.Thread(target=disturb)
+    disturbing.start()
+    try:
+        for _ in range(20):
+            with contextlib.suppress(ResourceExhaustedError):
+                empty_folder(folder, max_entries=2_000)
+    finally:
+        ended.set()
+        disturbing.join()
+    empty_folder(folder, max_entries=10_000)
+    assert list(folder.iterdir()) == []
+    assert (outside / "kept").read_text() == "kept"
 
 
 def test_a_start_removes_what_an_earlier_process_left(tmp_path):
