@@ -28,6 +28,8 @@ MAX_WAITING_PER_SLOT: Final = 64
 """Runs that may wait for each slot; the node's own queue is much shorter."""
 DEFAULT_WALL_GRACE: Final = timedelta(seconds=1)
 """After its wall-clock limit a worker ends itself; this much later it is killed from outside."""
+REMOVAL_PAUSE: Final = timedelta(seconds=1)
+"""Before a worker's folder that could not be removed is tried again, once."""
 
 
 class _Binding(NamedTuple):
@@ -105,7 +107,10 @@ class WorkerPool:
         if self._removals:
             await asyncio.wait(self._removals)
         if self._scratch is not None:
-            await asyncio.to_thread(self._scratch.clear)
+            try:
+                await asyncio.to_thread(self._scratch.close)
+            except (OSError, ResourceExhaustedError) as problem:
+                logger.warning("scratch not removed", extra={"error": str(problem)})
 
     async def run(
         self,
@@ -283,9 +288,14 @@ class WorkerPool:
         assert self._scratch is not None
         try:
             await asyncio.to_thread(self._scratch.remove, folder)
-        except (OSError, ResourceExhaustedError) as error:
-            # It is tried again when the pool is left, and when the node starts again.
-            logger.warning("scratch not removed", extra={"folder": str(folder), "error": str(error)})
+        except (OSError, ResourceExhaustedError):
+            # The process behind the monitor may have been ending still.
+            await asyncio.sleep(REMOVAL_PAUSE.total_seconds())
+            try:
+                await asyncio.to_thread(self._scratch.remove, folder)
+            except (OSError, ResourceExhaustedError) as error:
+                # It is tried again when the pool is left, and when the node starts again.
+                logger.warning("scratch not removed", extra={"folder": str(folder), "error": str(error)})
 
     def _warm_count(self) -> int:
         return len(self._busy) + sum(len(idle) for idle in self._idle.values())

@@ -7,6 +7,7 @@ a path that grows with the depth, or works without a bound. Every method blocks;
 import errno
 import os
 import stat
+import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -41,11 +42,11 @@ class ScratchFolders:
 
     def __init__(self, root: Path) -> None:
         self._root = root
-        self._made = 0
+        self._made: set[Path] = set()
         self._promised_bytes = 0
 
     def clear(self) -> None:
-        """Begin, or end: remove whatever is left of earlier workers.
+        """Begin: remove whatever earlier processes left.
 
         Raises:
             ResourceExhaustedError: There is more than any node leaves.
@@ -72,15 +73,20 @@ class ScratchFolders:
 
     def make(self) -> Path:
         """Return a new empty folder."""
-        self._made += 1
-        folder = self._root / f"{self._made}"
-        folder.mkdir(mode=0o700)
+        folder = Path(tempfile.mkdtemp(dir=self._root))
+        self._made.add(folder)
         return folder
 
     def remove(self, folder: Path) -> None:
         """Remove a folder whose worker is gone."""
         empty_folder(folder, max_entries=MAX_LEFT_ENTRIES)
         folder.rmdir()
+        self._made.discard(folder)
+
+    def close(self) -> None:
+        """End: remove what was made here, and nothing of whoever begins meanwhile."""
+        for folder in tuple(self._made):
+            self.remove(folder)
 
 
 def empty_folder(folder: Path, *, max_entries: int) -> None:

@@ -150,13 +150,15 @@ async def test_a_worker_whose_folder_cannot_be_emptied_runs_nothing_any_more(run
     await until(lambda: list(root.iterdir()) == [])
 
 
-async def test_what_an_earlier_process_left_is_removed_at_the_start_and_all_at_the_end(engine, root):
+async def test_what_an_earlier_process_left_is_removed_at_the_start_and_its_own_at_the_end(engine, root):
     (root / "1" / "of" / "before").mkdir(parents=True)
     pool = WorkerPool(worker_path=worker_path(), engine=engine, slots=1, scratch=ScratchFolders(root))
     async with pool:
         assert list(root.iterdir()) == []
-        (root / "9").mkdir()
-    assert list(root.iterdir()) == []
+        made = pool._scratch.make()
+        (made / "left").write_text("by a guest")
+        (root / "of another process").mkdir()
+    assert [path.name for path in root.iterdir()] == ["of another process"]
 
 
 async def test_scratch_is_promised_only_where_the_disk_has_room_for_all_of_it(run, pool, root):
