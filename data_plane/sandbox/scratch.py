@@ -96,7 +96,7 @@ def empty_folder(folder: Path, *, max_entries: int) -> None:
         ResourceExhaustedError: That takes more than `max_entries` looks; some of it is left.
         OSError: Something cannot be removed.
     """
-    descriptor = os.open(folder, os.O_RDONLY | _DIRECTORY)
+    descriptor = _open_ours(str(folder), None)
     try:
         cleaning = _Cleaning(folder=descriptor, left=max_entries)
         while cleaning.look():
@@ -158,7 +158,7 @@ class _Cleaning:
             raise ResourceExhaustedError("a scratch folder holds more than its guest may make")
 
 
-def _open_ours(name: str, folder: int) -> int:
+def _open_ours(name: str, folder: int | None) -> int:
     """Open a directory, whatever its permissions say: they are the guest's to set."""
     handle = os.open(name, os.O_PATH | _DIRECTORY, dir_fd=folder)
     try:

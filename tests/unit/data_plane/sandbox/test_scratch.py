@@ -73,7 +73,7 @@ def test_what_the_guest_made_inaccessible_is_removed_too(folder):
     (folder / "a" / "b" / "c").mkdir(parents=True)
     (folder / "a" / "b" / "file").write_text("x")
     (folder / "a" / "b" / "file").chmod(0)
-    for path in ("a/b/c", "a/b", "a"):
+    for path in ("a/b/c", "a/b", "a", "."):
         (folder / path).chmod(0)
 
     as_nobody(lambda: empty_folder(folder, max_entries=max_entries(10)), owned=folder)
@@ -131,7 +131,7 @@ def test_a_directory_that_becomes_a_link_meanwhile_is_not_followed(folder, outsi
     (folder / "victim").mkdir()
     opened = scratch._open_ours
 
-    def too_late(name: str, parent: int) -> int:
+    def too_late(name: str, parent: int | None) -> int:
         if name == "victim" and (folder / "victim").is_dir() and not (folder / "victim").is_symlink():
             (folder / "victim").rmdir()
             (folder / "victim").symlink_to(outside)
