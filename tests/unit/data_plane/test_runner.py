@@ -33,8 +33,9 @@ from shared.errors import (
 from shared.ids import InstallationId, new_id
 from shared.keyset import sign_keyset
 from shared.limits import RequestedLimits
-from shared.outcomes import Outcome
+from shared.outcomes import LimitName, Outcome
 from shared.receipt_codec import verify_receipt
+from shared.receipts import predicate_type_for
 from shared.resources import ResourcesUsed
 from tests.fakes.clock import START, FakeClock, FakeRandom
 from tests.fakes.sandbox import FakeSandbox
@@ -510,6 +511,31 @@ async def test_answer_of_an_order_uses_the_room_that_was_reserved_for_it(world, 
     ran, replayed = drafts
     assert ran is not None
     assert replayed is None
+
+
+@pytest.mark.parametrize(
+    ("order_format", "outcome", "limit", "trap"),
+    [
+        ("agentfactory.order.v2", Outcome.KILLED, LimitName.FUEL, None),
+        ("agentfactory.order.v1", Outcome.TRAPPED, None, "fuel: the limit was passed"),
+    ],
+)
+async def test_rule_11_each_version_is_told_of_a_later_limit_in_its_own_words(
+    world, order_format, outcome, limit, trap
+):
+    used = ResourcesUsed(log_bytes=3, fuel=7)
+
+    async def passes_a_limit(_request):
+        return world.sandbox.result(Outcome.KILLED, limit=LimitName.FUEL, resources=used)
+
+    world.sandbox.guest = passes_a_limit
+    async with world.running():
+        await world.take(order(format=order_format))
+        (said,) = await world.receipts()
+
+    assert (said.outcome, said.limit, said.trap) == (outcome, limit, trap)
+    assert said.type == predicate_type_for(order_format)
+    assert said.resources == (used if limit else ResourcesUsed(log_bytes=3))
 
 
 @pytest.mark.parametrize(
