@@ -11,6 +11,13 @@ from shared.outcomes import LimitName, Outcome
 MAX_INPUT_BYTES: Final = 16 * 1024 * 1024
 """Bound of one run's stdin."""
 
+MAX_REQUEST_BYTES: Final = 512 * 1024
+"""Of one host call; a worker forwards no more."""
+MAX_RESPONSE_BYTES: Final = 768 * 1024
+"""Of one host call; a worker takes no more."""
+MAX_LOG_LINE_BYTES: Final = 128 * 1024
+"""What one host call may add to the guest's log."""
+
 MAX_ARTIFACT_BYTES: Final = 128 * 1024 * 1024
 """Bound of one compiled module."""
 
@@ -118,6 +125,16 @@ class Resources:
     host_calls: int = 0
     host_call_bytes: int = 0
     host_call_time: timedelta = timedelta(0)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class HostReply:
+    """What a guest gets for a host call."""
+
+    response: bytes = field(repr=False)
+    """Of `MAX_RESPONSE_BYTES` at most; what the guest reads."""
+    log: bytes = field(default=b"", repr=False)
+    """Goes to the guest's log as if the guest had written it, its limits included."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
