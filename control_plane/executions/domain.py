@@ -8,7 +8,7 @@ from datetime import datetime, timedelta
 from enum import IntEnum, StrEnum
 from typing import Final
 
-from shared import outcomes, receipts
+from shared import outcomes, resources
 from shared.digests import Digest
 from shared.errors import RejectionReason
 from shared.ids import (
@@ -27,7 +27,7 @@ from shared.ids import (
 )
 
 Outcome = outcomes.Outcome
-ResourcesUsed = receipts.ResourcesUsed
+ResourcesUsed = resources.ResourcesUsed
 
 MAX_BODY_BYTES: Final = 16 * 1024 * 1024
 INLINE_BODY_BYTES: Final = 64 * 1024

@@ -6,11 +6,12 @@ from contextlib import suppress
 from typing import Final
 
 from data_plane.sandbox import messages
-from data_plane.sandbox.domain import HostReply, Resources
+from data_plane.sandbox.domain import HostReply
 from data_plane.sandbox.frames import FrameKind, encode
 from data_plane.sandbox.link import Link
 from data_plane.sandbox.ports import HostCalls
 from shared.errors import WorkerCrashedError
+from shared.resources import ResourcesUsed
 
 logger = logging.getLogger(__name__)
 
@@ -50,7 +51,7 @@ class CallAnswerer:
             self._answering.cancel()
             await asyncio.wait([self._answering])
 
-    async def _answer(self, host_calls: HostCalls, request: bytes, used: Resources) -> None:
+    async def _answer(self, host_calls: HostCalls, request: bytes, used: ResourcesUsed) -> None:
         try:
             reply = await host_calls.answer(request, used)
         except Exception:

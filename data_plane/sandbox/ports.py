@@ -8,7 +8,6 @@ from data_plane.sandbox.domain import (
     CompiledArtifact,
     CompileLimits,
     HostReply,
-    Resources,
     RunRequest,
     RunResult,
     SandboxStats,
@@ -16,6 +15,7 @@ from data_plane.sandbox.domain import (
 )
 from shared.digests import Digest
 from shared.ids import TenantId
+from shared.resources import ResourcesUsed
 
 ArtifactOpener = Callable[[], Awaitable[int]]
 """Authenticates and opens the artifact and returns a new read-only descriptor, which the sandbox closes.
@@ -30,7 +30,7 @@ OutputSink = Callable[[Stream, bytes], Awaitable[None]]
 class HostCalls(Protocol):
     """Answers what one guest asks by `agentfactory.call`."""
 
-    async def answer(self, request: bytes, used: Resources) -> HostReply:
+    async def answer(self, request: bytes, used: ResourcesUsed) -> HostReply:
         """Answer the exact bytes that the guest sent; `used` is what its worker says the run has used.
 
         The guest waits meanwhile. Denials and failures are answers. Cancelled when the run ends first.

@@ -19,7 +19,6 @@ from data_plane.sandbox.domain import (
     EngineInfo,
     Layer,
     LayerState,
-    Resources,
     RunRequest,
     RunResult,
     Stream,
@@ -30,6 +29,7 @@ from data_plane.sandbox.ports import ArtifactOpener, HostCalls, OutputSink
 from data_plane.sandbox.process import Ended, ExitCode, Mode, WorkerProcess
 from shared.errors import InvalidInputError, WorkerCrashedError
 from shared.outcomes import LimitName, Outcome
+from shared.resources import ResourcesUsed
 
 logger = logging.getLogger(__name__)
 
@@ -221,9 +221,7 @@ class Worker:
             with suppress(WorkerCrashedError):
                 self._link.send(END_OF_STDIN)
 
-    async def _until_outcome(
-        self, collected: _Collected, calls: CallAnswerer
-    ) -> messages.RawOutcome | None:
+    async def _until_outcome(self, collected: _Collected, calls: CallAnswerer) -> messages.RawOutcome | None:
         while (frames := await self._link.receive()) is not None:
             for index, frame in enumerate(frames):
                 if frame.kind is FrameKind.OUTPUT and self._loaded:
@@ -278,7 +276,7 @@ class Worker:
             limit=limit,
             stdout=bytes(collected.parts[Stream.STDOUT]),
             stderr=bytes(collected.parts[Stream.STDERR]),
-            resources=Resources(
+            resources=ResourcesUsed(
                 wall=timedelta(seconds=loop.time() - started_at),
                 output_bytes=len(collected.parts[Stream.STDOUT]),
                 log_bytes=len(collected.parts[Stream.STDERR]),
