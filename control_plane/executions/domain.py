@@ -9,7 +9,7 @@ from enum import IntEnum, StrEnum
 from typing import Final
 
 from control_plane.kv.domain import KvWrite
-from shared import outcomes, receipts
+from shared import outcomes, resources
 from shared.digests import Digest
 from shared.errors import RejectionReason
 from shared.ids import (
@@ -28,7 +28,7 @@ from shared.ids import (
 )
 
 Outcome = outcomes.Outcome
-ResourcesUsed = receipts.ResourcesUsed
+ResourcesUsed = resources.ResourcesUsed
 
 MAX_BODY_BYTES: Final = 16 * 1024 * 1024
 INLINE_BODY_BYTES: Final = 64 * 1024

@@ -33,7 +33,8 @@ from shared.order_codec import decode_order
 from shared.orders import ORDER_FORMAT, Order, VerifiedOrderRoot, verify_batch, verify_order_inclusion
 from shared.outcomes import Outcome
 from shared.receipt_codec import sign_receipt
-from shared.receipts import AttemptIdentity, EngineIdentity, ReceiptPredicate, ResourcesUsed, receipt_hash
+from shared.receipts import AttemptIdentity, EngineIdentity, ReceiptPredicate, receipt_hash
+from shared.resources import ResourcesUsed
 from shared.rpc.channel import connect
 from shared.rpc.errors import error_of
 from shared.signatures import FileSigner, PrivateKey
