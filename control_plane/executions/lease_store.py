@@ -36,7 +36,7 @@ from control_plane.executions.ports import ExecutionStore, Place
 from control_plane.executions.rows import claimable_of
 from control_plane.executions.transitions import lock_executions, save_executions
 from control_plane.executions.turns import Turns
-from control_plane.kv.domain import KvQuota
+from control_plane.kv.domain import DEFAULT_QUOTA, KvQuota
 from control_plane.kv.settlement import KvSettlement
 from shared.clock import Clock, Random
 from shared.errors import PermissionDeniedError, SessionSupersededError
@@ -54,16 +54,14 @@ class PostgresLeaseStore:
         audit: AuditLog,
         clock: Clock,
         random: Random,
-        kv_quota: KvQuota | None = None,
+        kv_quota: KvQuota = DEFAULT_QUOTA,
     ) -> None:
         self._database = database
         self._audit = audit
         self._clock = clock
         self._random = random
         self._turns = Turns()
-        self._finishing = Finishing(
-            database, executions=executions, settlement=KvSettlement(kv_quota or KvQuota())
-        )
+        self._finishing = Finishing(database, executions=executions, settlement=KvSettlement(kv_quota))
         self._claiming = database.held()
         self._recording = database.held()
 

@@ -20,6 +20,9 @@ class KvQuota:
     """Keys, as UTF-8, and values together."""
 
 
+DEFAULT_QUOTA: Final = KvQuota()
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class KvWrite:
     """The last thing that a run did to one key."""

@@ -1,8 +1,8 @@
 """Settles what accepted results write, inside the transaction that accepts them (rules 2 and 6).
 
 A run that exits with 0 writes everything it put, or, when that would pass its agent's quota, nothing and
-ends killed by the quota. What fails, is stopped or comes too late writes nothing. Of runs side by side the one
-whose result is accepted last wins, key by key.
+ends killed by the quota. What fails, is stopped or comes too late writes nothing. Of runs side by side the
+one whose result is accepted last wins, key by key.
 """
 
 from collections.abc import Container, Mapping, Sequence

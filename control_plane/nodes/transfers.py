@@ -103,7 +103,8 @@ class NodeTransfers:
         1. The attempt was given to this node; a late output is kept as well, as evidence.
         2. Its size is within the limits of the order, or of a recording, and exactly as many bytes come.
         3. The bytes are what the salted commitment says.
-        4. The attempt has at most an output, a log and a recording waiting for their receipt, within its limits.
+        4. The attempt has at most an output, a log and a recording waiting for their receipt, within its
+           limits.
 
         A repeat changes nothing.
 
