@@ -6,6 +6,7 @@ from typing import ClassVar, Literal
 
 from pydantic import Field, SecretStr
 
+from control_plane.kv.domain import DEFAULT_QUOTA
 from shared.logs import LogStyle
 from shared.orders import MAX_LEASE
 from shared.settings import Plane, PlaneSettings, default_data_dir
@@ -48,6 +49,15 @@ class ControlSettings(PlaneSettings):
     )
     max_per_minute_per_tenant: int | None = Field(
         default=None, ge=1, le=1_000_000, description="Executions accepted of one tenant; absent: any number."
+    )
+    kv_max_keys: int = Field(
+        default=DEFAULT_QUOTA.max_keys, ge=1, le=1_000_000, description="Keys that one agent may keep."
+    )
+    kv_max_bytes: int = Field(
+        default=DEFAULT_QUOTA.max_bytes,
+        ge=1,
+        le=16 * 1024**3,
+        description="Keys and values of one agent together.",
     )
     stop_grace: timedelta = Field(
         default=10 * _SECOND, ge=timedelta(0), le=timedelta(minutes=5), description="For RPCs in flight."

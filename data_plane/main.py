@@ -26,6 +26,7 @@ from data_plane.sandbox.compiler import WorkerCompiler
 from data_plane.sandbox.domain import EngineInfo, LayerState
 from data_plane.sandbox.engine import check_layers, read_engine_info, read_layers
 from data_plane.sandbox.pool import WorkerPool
+from data_plane.session.host_calls import HostCallRelay
 from data_plane.session.leases import Leases
 from data_plane.session.outbox import Outbox
 from data_plane.session.remote import ControlPlaneLink
@@ -124,6 +125,7 @@ async def build_node(settings: NodeSettings, stack: AsyncExitStack) -> tuple[Nod
         slots=settings.slots, queue=settings.queue, leases=leases, spool=spool, ceilings=facts.ceilings
     )
     outbox = Outbox(spool=spool, clock=clock)
+    relay = HostCallRelay(wake=outbox.changed.set)
     link = ControlPlaneLink(
         targets=settings.control_planes,
         trust=trust,
@@ -156,6 +158,7 @@ async def build_node(settings: NodeSettings, stack: AsyncExitStack) -> tuple[Nod
         spool=spool,
         issuer=issuer,
         outbox=outbox,
+        host_calls=relay,
         orders=RunnerTaker(runner),
         outputs=link,
         metrics=metrics,

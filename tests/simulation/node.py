@@ -29,6 +29,7 @@ from data_plane.receipts.domain import INLINE_BODY_BYTES, SpooledBody
 from data_plane.receipts.issuer import ReceiptIssuer
 from data_plane.runner import OrderRunner
 from data_plane.sandbox.domain import RunRequest, RunResult, SandboxStats
+from data_plane.session.host_calls import HostCallRelay
 from data_plane.session.leases import Leases
 from data_plane.session.outbox import Outbox
 from data_plane.session.remote import UPLOAD_DEADLINE
@@ -300,6 +301,7 @@ class SimulatedNode:
             spool=spool,
             issuer=issuer,
             outbox=outbox,
+            host_calls=HostCallRelay(wake=outbox.changed.set),
             orders=RunnerTaker(runner),
             outputs=link,
             metrics=metrics,
