@@ -3,6 +3,7 @@
 import base64
 import binascii
 import json
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from datetime import timedelta
@@ -19,6 +20,8 @@ from shared.limits import Limits
 from shared.manifest import Capabilities
 from shared.receipts import Denial
 
+_SURROGATE = re.compile(r"[\ud800-\udfff]")
+"""Half of a character, which JSON can spell and UTF-8 cannot."""
 _FIELDS: Final = frozenset({"method", "params"})
 UNKNOWN_METHOD: Final = "unknown"
 """How denials name a method that nobody knows: the guest's text stays out of receipts."""
@@ -110,7 +113,7 @@ class Params:
     def text(self, name: str, *, max_chars: int) -> str:
         """Take a string."""
         value = self._fields.pop(name, None)
-        if not isinstance(value, str) or len(value) > max_chars:
+        if not isinstance(value, str) or len(value) > max_chars or _SURROGATE.search(value):
             raise refused(
                 Refusal.INVALID_REQUEST, f"{name} is not a string of at most {max_chars} characters"
             )

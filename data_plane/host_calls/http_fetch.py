@@ -21,7 +21,7 @@ from data_plane.host_calls.ports import HttpRequest, HttpResponse, HttpTransport
 from data_plane.host_calls.secrets import Scrubber, Secret
 from data_plane.host_calls.urls import IpAddress, Url, parse_url, redirected
 from shared.errors import HostCallRefusedError
-from shared.manifest import HttpCapability
+from shared.manifest import HTTP_METHODS, HttpCapability
 
 MAX_REDIRECTS: Final = 3
 MAX_BODY_BYTES: Final = 512 * 1024
@@ -48,9 +48,11 @@ class AllowedHttp:
 
         Raises:
             HostCallRefusedError: The URL is none.
-            ValueError: There are not two words.
+            ValueError: There are not two words, or the first is no method.
         """
         method, url = text.split(" ")
+        if method not in {*HTTP_METHODS, _ANY_METHOD}:
+            raise ValueError(f"{method!r} is no method")
         return cls(method=method, prefix=parse_url(url))
 
     def permits(self, method: str, url: Url) -> bool:

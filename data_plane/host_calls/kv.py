@@ -1,7 +1,10 @@
 """`kv.get` and `kv.put` of one run: reads see its own writes, which count when its result does (rule 6)."""
 
 import base64
+from collections.abc import Iterable
 from typing import Final
+
+from agentfactory.v1 import nodes_pb2
 
 from data_plane.host_calls.domain import KvWrite, Params, Refusal, refused
 from data_plane.host_calls.ports import KvStore
@@ -59,6 +62,19 @@ class KvBuffer:
     def writes(self) -> tuple[KvWrite, ...]:
         """The last write of each key, in the order of the keys."""
         return tuple(KvWrite(key=key, value=value) for key, value in sorted(self._writes.items()))
+
+
+def encode_writes(writes: Iterable[KvWrite]) -> bytes:
+    """Return the deterministic encoding of writes, as receipts commit to it; none is empty."""
+    message = nodes_pb2.KvWrites(
+        writes=[
+            nodes_pb2.KvWrite(key=write.key, deleted=True)
+            if write.value is None
+            else nodes_pb2.KvWrite(key=write.key, value=write.value)
+            for write in writes
+        ]
+    )
+    return bytes(message.SerializeToString(deterministic=True))
 
 
 def _key(params: Params) -> str:

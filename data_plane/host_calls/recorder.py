@@ -8,6 +8,7 @@ import zlib
 from typing import Final
 
 from data_plane.host_calls.domain import UNKNOWN_METHOD, Refusal, refused
+from data_plane.sandbox.domain import MAX_RESPONSE_BYTES
 from shared.canonical import JsonObject, canonical_json
 from shared.digests import Digest, sha256_digest
 
@@ -20,7 +21,9 @@ _ZLIB_LEVEL: Final = 1
 class Recorder:
     """Gathers the lines of one run."""
 
-    def __init__(self, *, keeps_bytes: bool) -> None:
+    def __init__(self, *, is_on: bool, keeps_bytes: bool) -> None:
+        self._is_on = is_on
+        """Off where nothing outside is granted: then no call needs more than the order to be repeated."""
         self._keeps_bytes = keeps_bytes
         self._lines: list[bytes] = []
         self._size = 0
@@ -31,7 +34,7 @@ class Recorder:
         Raises:
             HostCallRefusedError: The recording is full (`RECORDING_FULL`).
         """
-        wanted = _LINE_BYTES + (2 * len(request) if self._keeps_bytes else 0)
+        wanted = _LINE_BYTES + (2 * (len(request) + MAX_RESPONSE_BYTES) if self._keeps_bytes else 0)
         if self._size + wanted > MAX_RECORDING_BYTES:
             raise refused(
                 Refusal.RECORDING_FULL, f"the recording of this run has {MAX_RECORDING_BYTES} bytes"
@@ -48,7 +51,9 @@ class Recorder:
         status: str,
         is_scrubbed: bool = False,
     ) -> None:
-        """Write one call down. The last one may pass the bound by its response; nothing comes after it."""
+        """Write one call down."""
+        if not self._is_on:
+            return
         line: JsonObject = {
             "index": index,
             "method": method or UNKNOWN_METHOD,

@@ -32,6 +32,14 @@ _Stamp = tuple[int, int, int]
 _Secrets = dict[tuple[str, str], Secret]
 
 
+class NoSecrets:
+    """Implements `SecretStore` for a node without any."""
+
+    async def find(self, tenant_id: TenantId, name: str) -> Secret | None:  # noqa: ARG002 - the port's
+        """See `SecretStore.find`."""
+        return None
+
+
 class SecretsFile:
     """Implements `SecretStore`."""
 

@@ -81,7 +81,9 @@ class AttemptCalls:
             is_lease_live=is_lease_live,
         )
         self._is_lease_live = is_lease_live
-        self._recorder = Recorder(keeps_bytes=context.capabilities.record_host_calls)
+        self._recorder = Recorder(
+            is_on=bool(context.grants), keeps_bytes=context.capabilities.record_host_calls
+        )
         self._denials: list[Denial] = []
         self._next_index = 0
         self._log = b""
@@ -170,7 +172,7 @@ class AttemptCalls:
         line = {"level": level, "message": message, **_log_fields(params.object("fields"))}
         params.end()
         # JSON escapes every line end within, so that one call is one line.
-        self._log = json.dumps(line, separators=(",", ":"), ensure_ascii=False).encode() + b"\n"
+        self._log = json.dumps(line, separators=(",", ":"), ensure_ascii=False).encode(errors="replace") + b"\n"
         return {}
 
     async def _budget_left(self, call: Call, used: ResourcesUsed) -> Mapping[str, object]:
