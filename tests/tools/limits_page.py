@@ -48,6 +48,8 @@ _NOTES: Final = """
 * `open_files` is refused with an errno (`EMFILE`) and named when the guest then ends without success.
 * `scratch_bytes` counts by how much files grow in size, holes included, and `scratch_inodes` counts names that were made.
   Neither is given back by removing or cutting files.
+* `host_call_ms` is the time that a guest waits for answers; `wall_ms` runs on meanwhile. An answer that is asked for
+  again with a larger buffer is no second call.
 * A C program has a second stack in its own memory. Passing that one is a fault of the program (a trap), not of the call
   stack of the engine.
 """
