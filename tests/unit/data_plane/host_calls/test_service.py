@@ -27,7 +27,9 @@ KV = Capabilities(kv=True)
 
 async def test_log_becomes_one_line_of_the_guests_log():
     world = World()
-    answer = await world.call("log", level="info", message="a\nb\u2028\0", fields={"n": 1, "s": "x\n", "z": None})
+    answer = await world.call(
+        "log", level="info", message="a\nb\u2028\0", fields={"n": 1, "s": "x\n", "z": None}
+    )
     line = answer.pop("log")
     assert answer == {"ok": {}}
     assert line.endswith(b"\n")
