@@ -10,8 +10,8 @@ from datetime import timedelta
 import pytest
 
 from data_plane.host_calls.domain import KvWrite
-from data_plane.host_calls.ports import HttpResponse
 from data_plane.host_calls.kv import MAX_WRITTEN_BYTES, MAX_WRITTEN_KEYS, encode_writes
+from data_plane.host_calls.ports import HttpResponse
 from data_plane.host_calls.recorder import MAX_RECORDING_BYTES
 from data_plane.sandbox.domain import MAX_RESPONSE_BYTES
 from shared.digests import sha256_digest
