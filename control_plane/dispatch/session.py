@@ -126,6 +126,8 @@ class LiveSession:
     renewal: WaitingRenewal | None = None
     """The newest renewal that waits for the one under way."""
     renewing: bool = False
+    open_host_calls: int = 0
+    """Questions of its guests that are not answered yet."""
     heartbeat_number: int = 0
     heartbeat_at: float | None = None
     """Monotonic second of the newest heartbeat; None before the first: no offer yet."""

@@ -15,6 +15,7 @@ from control_plane.agents.store import PostgresAgentStore
 from control_plane.audit.store import PostgresAuditStore
 from control_plane.database.engine import create_engine
 from control_plane.database.unit_of_work import PostgresDatabase
+from control_plane.kv.store import PostgresKvStore
 from control_plane.policy.builtin import builtin_policy
 from control_plane.policy.domain import Subject
 from control_plane.policy.gate import PolicyGate
@@ -131,7 +132,7 @@ async def open_registry(server, name: str) -> AsyncIterator[Registry]:
     )
     source = builtin_policy()
     policy = PolicyService(
-        engine=agentfactory_engine.Policy(source.source),
+        engine=agentfactory_engine.Policy(source.source, source.data_json),
         policy_digest=source.digest,
         observer=Uncounted(),
         clock=clock,
@@ -157,7 +158,13 @@ async def open_registry(server, name: str) -> AsyncIterator[Registry]:
                 **shared,
             ),
             catalog=catalog,
-            agents=AgentService(database=database, store=agent_store, templates=catalog, **shared),
+            agents=AgentService(
+                database=database,
+                store=agent_store,
+                values=PostgresKvStore(database),
+                templates=catalog,
+                **shared,
+            ),
             directory=CachedAgentDirectory(database=database, agents=agent_store, templates=catalog),
             stopped=stopped,
         )
