@@ -11,6 +11,7 @@ from dataclasses import dataclass, field
 from datetime import timedelta
 from typing import Final
 
+from data_plane.host_calls.recorder import MAX_RECORDING_BYTES
 from data_plane.orders.domain import AttemptRef, attempt_of
 from data_plane.orders.verifier import Check
 from data_plane.receipts.ports import ReceiptSpool, Reservation
@@ -130,6 +131,8 @@ class Admissions:
         limits = order.limits.limited_by(self._ceilings)
         attempt = attempt_of(order)
         self._reserved_bytes = limits.output_bytes + limits.log_bytes
+        if order.host_call_grants:
+            self._reserved_bytes += MAX_RECORDING_BYTES
         try:
             reservation = self._spool.reserve(self._reserved_bytes)
         except SpoolFullError as error:

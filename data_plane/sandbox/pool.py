@@ -12,8 +12,8 @@ from types import TracebackType
 from typing import Final, NamedTuple, Self
 
 from data_plane.sandbox.domain import EngineInfo, Layer, RunRequest, RunResult, SandboxStats
-from data_plane.sandbox.ports import ArtifactOpener, OutputSink
-from data_plane.sandbox.worker import Worker
+from data_plane.sandbox.ports import ArtifactOpener, HostCalls, OutputSink
+from data_plane.sandbox.worker import Job, Worker
 from shared.digests import Digest
 from shared.errors import ResourceExhaustedError, UnavailableError, WorkerCrashedError
 from shared.ids import TenantId
@@ -102,6 +102,7 @@ class WorkerPool:
         request: RunRequest,
         stdin: AsyncIterator[bytes] | None = None,
         sink: OutputSink | None = None,
+        host_calls: HostCalls | None = None,
     ) -> RunResult:
         """See ``Sandbox.run``.
 
@@ -122,7 +123,8 @@ class WorkerPool:
             self._waiting -= 1
         try:
             binding = _Binding(tenant_id, module_digest, request.roots)
-            return await self._run_in_slot(binding, artifact, request, stdin, sink)
+            job = Job(artifact=artifact, request=request, stdin=stdin, sink=sink, host_calls=host_calls)
+            return await self._run_in_slot(binding, job)
         finally:
             self._free.release()
 
@@ -140,14 +142,7 @@ class WorkerPool:
             discarded=self._discarded,
         )
 
-    async def _run_in_slot(
-        self,
-        binding: _Binding,
-        artifact: ArtifactOpener,
-        request: RunRequest,
-        stdin: AsyncIterator[bytes] | None,
-        sink: OutputSink | None,
-    ) -> RunResult:
+    async def _run_in_slot(self, binding: _Binding, job: Job) -> RunResult:
         self._runs += 1
         worker = self._take_idle(binding)
         if worker is None:
@@ -157,7 +152,7 @@ class WorkerPool:
         self._busy.add(worker)
         self._evict_beyond_bound()
         try:
-            return await worker.run(artifact=artifact, request=request, stdin=stdin, sink=sink)
+            return await worker.run(job)
         except WorkerCrashedError:
             self._crashed += 1
             raise

@@ -45,6 +45,7 @@ from shared.orders import Order
 from shared.outcomes import Outcome
 from shared.paths import NodePaths
 from tests.fakes.clock import START, FakeClock
+from tests.fakes.host_calls import fake_parts
 from tests.fixtures.keys import ed25519_key, rsa_key
 from tests.simulation.chance import Chance
 from tests.simulation.disk import Disk
@@ -286,6 +287,7 @@ class SimulatedNode:
             modules=modules,
             inputs=link,
             sandbox=sandbox,
+            host_calls=fake_parts(),
             issuer=issuer,
             announcer=outbox,
             metrics=metrics,

@@ -36,6 +36,7 @@ from shared.outcomes import Outcome
 from shared.receipt_codec import verify_receipt
 from shared.resources import ResourcesUsed
 from tests.fakes.clock import START, FakeClock, FakeRandom
+from tests.fakes.host_calls import fake_parts
 from tests.fakes.sandbox import FakeSandbox
 from tests.fakes.spool import FakeSpool
 from tests.fixtures.keys import ed25519_key, rsa_key, signer
@@ -85,7 +86,7 @@ class Announced:
 
 
 class World:
-    def __init__(self, folder, queue=0, **changes) -> None:
+    def __init__(self, folder, queue=0, calls=None, **changes) -> None:
         self.clock, self.spool, self.modules, self.announced = (
             FakeClock(),
             FakeSpool(),
@@ -113,6 +114,7 @@ class World:
             modules=self.modules,
             inputs=None,
             sandbox=self.sandbox,
+            host_calls=fake_parts(**(calls or {})),
             issuer=ReceiptIssuer(spool=self.spool, key=RECEIPT_KEY, facts=self.facts, random=FakeRandom()),
             announcer=self.announced,
             metrics=NodeMetrics(CollectorRegistry(), self.clock),
