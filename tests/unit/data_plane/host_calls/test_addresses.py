@@ -23,7 +23,9 @@ def test_forbidden(address):
     assert not is_allowed(ip_address(address))
 
 
-@pytest.mark.parametrize("address", ["1.1.1.1", "8.8.8.8", "172.32.0.1", "100.128.0.1", "2606:4700::1111", "2a00::1"])
+@pytest.mark.parametrize(
+    "address", ["1.1.1.1", "8.8.8.8", "172.32.0.1", "100.128.0.1", "2606:4700::1111", "2a00::1"]
+)
 def test_public(address):
     assert is_allowed(ip_address(address))
 
@@ -40,4 +42,6 @@ def test_named_networks_are_allowed_and_nothing_beside_them():
 def test_nothing_that_the_standard_library_calls_special_is_public(address):
     if is_allowed(address):
         assert address.is_global
-        assert not (address.is_multicast or address.is_reserved or address.is_loopback or address.is_link_local)
+        assert not (
+            address.is_multicast or address.is_reserved or address.is_loopback or address.is_link_local
+        )

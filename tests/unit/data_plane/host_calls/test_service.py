@@ -26,7 +26,9 @@ KV = Capabilities(kv=True)
 
 async def test_log_becomes_one_line_of_the_guests_log():
     world = World()
-    answer = await world.call("log", level="info", message="a\nb\u2028\0", fields={"n": 1, "s": "x\n", "z": None})
+    answer = await world.call(
+        "log", level="info", message="a\nb\u2028\0", fields={"n": 1, "s": "x\n", "z": None}
+    )
     line = answer.pop("log")
     assert answer == {"ok": {}}
     assert line.endswith(b"\n")
@@ -238,7 +240,10 @@ async def test_nothing_is_called_that_cannot_be_recorded():
     value = base64.b64encode(bytes(range(256)) * 200).decode()
     reasons = set()
     for index in range(120):
-        request = {"method": "kv.put", "params": {"key": f"k{index % 3}", "value_base64": value[index:-4 - index or None]}}
+        request = {
+            "method": "kv.put",
+            "params": {"key": f"k{index % 3}", "value_base64": value[index : -4 - index or None]},
+        }
         answer = await world.raw(json.dumps(request).encode())
         reasons.add(answer.get("error", {}).get("reason", "ok"))
     assert "RECORDING_FULL" in reasons

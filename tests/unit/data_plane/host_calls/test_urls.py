@@ -146,7 +146,9 @@ def test_redirects(location, target):
     assert str(redirected(parse_url("http://a.test:81/folder/file?old"), location)) == target
 
 
-@pytest.mark.parametrize("location", ["file:///etc/passwd", "gopher://a.test", "javascript:1", "///x", "\\\\b.test", "http:/b"])
+@pytest.mark.parametrize(
+    "location", ["file:///etc/passwd", "gopher://a.test", "javascript:1", "///x", "\\\\b.test", "http:/b"]
+)
 def test_redirects_that_lead_nowhere(location):
     with pytest.raises(HostCallRefusedError):
         redirected(parse_url("http://a.test/folder/file"), location)
