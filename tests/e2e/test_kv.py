@@ -12,9 +12,17 @@ COUNTER = ROOT / "tests" / "guests" / "counter.wasm"
 RUNS = 100
 
 
+async def ask(stack: TestStack, word: bytes) -> tuple[executions_pb2.Execution, int]:
+    """Run the agent, which has to succeed; returns the number that it printed."""
+    execution, body = await stack.execute("counter", body=word)
+    if execution.state != executions_pb2.EXECUTION_STATE_SUCCEEDED:
+        logs = await stack.cli("execution", "logs", execution.execution_id, expect=None)
+        raise AssertionError(f"{execution} {logs.out}")
+    return execution, int(body)
+
+
 async def peek(stack: TestStack) -> int:
-    _, output = await stack.execute("counter", b"peek")
-    return int(output)
+    return (await ask(stack, b"peek"))[1]
 
 
 async def test_an_agent_counts_its_runs() -> None:
@@ -22,9 +30,9 @@ async def test_an_agent_counts_its_runs() -> None:
         await stack.make_agent("counter", COUNTER, capabilities="kv = true")
 
         started = time.monotonic()
-        outputs = [await stack.execute("counter", b"count") for _ in range(RUNS)]
+        outputs = [await ask(stack, b"count") for _ in range(RUNS)]
         seconds = time.monotonic() - started
-        assert [int(output) for _, output in outputs] == list(range(1, RUNS + 1)), f"in {seconds:.1f} s"
+        assert [number for _, number in outputs] == list(range(1, RUNS + 1)), f"in {seconds:.1f} s"
 
         failed, _ = await stack.execute("counter", b"fail")
         assert (failed.state, failed.exit_code) == (executions_pb2.EXECUTION_STATE_FAILED, 1)
@@ -39,8 +47,8 @@ async def test_an_agent_counts_its_runs() -> None:
 async def _side_by_side(stack: TestStack) -> None:
     """The last accepted writer wins: runs at the same time may count the same number."""
     before = await peek(stack)
-    together = await asyncio.gather(*(stack.execute("counter", b"count") for _ in range(20)))
-    numbers = {int(output) for _, output in together}
+    together = await asyncio.gather(*(ask(stack, b"count") for _ in range(20)))
+    numbers = {number for _, number in together}
     after = await peek(stack)
     assert numbers <= set(range(before + 1, before + 21))
     assert after in numbers

@@ -48,7 +48,7 @@ static void encode(long number, char *text) {
 }
 
 static long runs(void) {
-    strcpy(request, "{\"method\":\"kv.get\",\"key\":\"runs\"}");
+    strcpy(request, "{\"method\":\"kv.get\",\"params\":{\"key\":\"runs\"}}");
     call();
     char *value = strstr(response, "\"value_base64\":\"");
     return value ? decode(value + strlen("\"value_base64\":\"")) : 0;
@@ -57,16 +57,16 @@ static long runs(void) {
 static void put(long number) {
     char encoded[64];
     encode(number, encoded);
-    snprintf(request, sizeof request, "{\"method\":\"kv.put\",\"key\":\"runs\",\"value_base64\":\"%s\"}", encoded);
+    snprintf(request, sizeof request, "{\"method\":\"kv.put\",\"params\":{\"key\":\"runs\",\"value_base64\":\"%s\"}}", encoded);
     call();
 }
 
 static void fill(long count, const char *prefix) {
     for (long n = 0; n < count; n++) {
         int length = snprintf(
-            request, sizeof request, "{\"method\":\"kv.put\",\"key\":\"%s%ld\",\"value_base64\":\"", prefix, n);
+            request, sizeof request, "{\"method\":\"kv.put\",\"params\":{\"key\":\"%s%ld\",\"value_base64\":\"", prefix, n);
         memset(request + length, 'A', 80000);
-        strcpy(request + length + 80000, "\"}");
+        strcpy(request + length + 80000, "\"}}");
         call();
     }
 }
@@ -77,7 +77,7 @@ int main(void) {
     if (scanf("%31s %ld %31s", what, &number, prefix) < 1) return 64;
     if (!strcmp(what, "peek")) return printf("%ld", runs()) < 0;
     if (!strcmp(what, "forget")) {
-        strcpy(request, "{\"method\":\"kv.put\",\"key\":\"runs\"}");
+        strcpy(request, "{\"method\":\"kv.put\",\"params\":{\"key\":\"runs\"}}");
         call();
         return 0;
     }
