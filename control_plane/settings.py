@@ -2,7 +2,7 @@
 
 from datetime import timedelta
 from pathlib import Path
-from typing import ClassVar, Literal
+from typing import Annotated, ClassVar, Literal
 
 from pydantic import Field, SecretStr
 
@@ -12,6 +12,8 @@ from shared.orders import MAX_LEASE
 from shared.settings import Plane, PlaneSettings, default_data_dir
 
 _SECOND = timedelta(seconds=1)
+
+AllowedHttp = Annotated[str, Field(pattern=r"^(\*|[A-Z]+) https?://[!-~]+$", max_length=2080)]
 
 
 class ControlSettings(PlaneSettings):
@@ -49,6 +51,11 @@ class ControlSettings(PlaneSettings):
     )
     max_per_minute_per_tenant: int | None = Field(
         default=None, ge=1, le=1_000_000, description="Executions accepted of one tenant; absent: any number."
+    )
+    allowed_http: tuple[AllowedHttp, ...] = Field(
+        default=(),
+        max_length=1024,
+        description="METHOD URL, or * URL: what agents may call, with all that is below it.",
     )
     kv_max_keys: int = Field(
         default=DEFAULT_QUOTA.max_keys, ge=1, le=1_000_000, description="Keys that one agent may keep."

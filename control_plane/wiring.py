@@ -321,9 +321,9 @@ def _admission(base: Base) -> Admission:
 
 
 def _policy(base: Base) -> PolicyService:
-    source = builtin_policy()
+    source = builtin_policy(base.settings.allowed_http)
     return PolicyService(
-        engine=agentfactory_engine.Policy(source.source),
+        engine=agentfactory_engine.Policy(source.source, source.data_json),
         policy_digest=source.digest,
         observer=base.metrics,
         clock=base.clock,

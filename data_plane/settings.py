@@ -74,6 +74,10 @@ class NodeSettings(PlaneSettings):
     """Secrets of tenants for headers of such calls: mode 0600, see docs/operations.md."""
     http_ca_file: Path | None = None
     """Certificates that such calls trust instead of the system's."""
+    quarantine_crashes: int = Field(default=3, ge=1, le=1000)
+    """So many workers may a module crash within the window; then it is refused for a while."""
+    quarantine_window_s: float = Field(default=300, gt=0, le=86_400)
+    quarantine_for_s: float = Field(default=600, gt=0, le=86_400)
 
     max_order_life_s: float = Field(default=60, gt=0, le=60)
     max_skew_s: float = Field(default=30, ge=0, le=30)

@@ -52,8 +52,6 @@ _PROFILES_BACK: Final = {number: profile for profile, number in _PROFILES.items(
 def encode_order(order: Order) -> bytes:
     """Return the exact bytes to sign. They are kept and passed on as they are, never encoded again.
 
-    Of an order in the older format the later limits stay behind: its node holds guests to their defaults.
-
     Raises:
         InvalidInputError: The order contradicts the format (`check_order`), has more than 256 KiB, or grants
             what the older format cannot say.
@@ -202,16 +200,24 @@ def _from_message(message: orders_pb2.Order) -> Order:
 
 
 def _make_older(message: orders_pb2.Order, order: Order) -> None:
-    """Leave out what version 1 does not have: its nodes hold guests to constants where limits came later."""
-    if order.host_call_grants or capabilities_to_older(order.capabilities) != order.capabilities:
-        raise InvalidInputError(f"order grants host calls, which {OLDER_ORDER_FORMAT} cannot say")
+    if order.host_call_grants or not _is_first(order.limits, order.capabilities):
+        raise InvalidInputError(f"order grants what {OLDER_ORDER_FORMAT} cannot say")
     message.type = OLDER_ORDER_FORMAT
     first = {name: getattr(order.limits, name) for name in FIRST_LIMITS}
     message.limits.CopyFrom(common_pb2.Limits(**first))
 
 
-def capabilities_to_older(capabilities: Capabilities) -> Capabilities:
-    """Return as much of the capabilities as version 1 can say."""
+def needs_current_order(limits: Limits, capabilities: Capabilities) -> bool:
+    """Return whether version 1 cannot grant them: it knows no host call, and later limits by default only."""
+    return bool(capabilities.host_call_grants) or not _is_first(limits, capabilities)
+
+
+def _is_first(limits: Limits, capabilities: Capabilities) -> bool:
+    later = any(getattr(limits, name) != getattr(DEFAULT_LIMITS, name) for name in _LATER_LIMITS)
+    return not later and _destinations_of(capabilities) == capabilities
+
+
+def _destinations_of(capabilities: Capabilities) -> Capabilities:
     return Capabilities(
         http=tuple(HttpCapability(method=one.method, url=one.url) for one in capabilities.http)
     )
@@ -220,7 +226,7 @@ def capabilities_to_older(capabilities: Capabilities) -> Capabilities:
 def _check_older(message: orders_pb2.Order) -> None:
     later = [name for name in _LATER_LIMITS if getattr(message.limits, name)]
     capabilities = capabilities_from_proto(message.capabilities)
-    if later or message.host_call_grants or capabilities_to_older(capabilities) != capabilities:
+    if later or message.host_call_grants or _destinations_of(capabilities) != capabilities:
         raise InvalidInputError(f"order of {OLDER_ORDER_FORMAT} carries what came later")
 
 

@@ -15,9 +15,9 @@ from shared.digests import Digest, parse_digest
 from shared.errors import InternalError
 from shared.ids import OrderId
 from shared.manifest import Profile
-from shared.order_codec import encode_order
-from shared.orders import ORDER_FORMATS, EngineConstraint, Order
-from shared.receipts import AttemptIdentity, ExpectedReceipt
+from shared.order_codec import encode_order, needs_current_order
+from shared.orders import OLDER_ORDER_FORMAT, ORDER_FORMATS, EngineConstraint, Order
+from shared.receipts import AttemptIdentity, ExpectedReceipt, predicate_type_for
 
 ORDER_TYPES: Final = ORDER_FORMATS
 """What a session may agree on (rule 11), newest first: the current one and N-1."""
@@ -44,11 +44,19 @@ def build_order(work: Claimable, session: LiveSession, parts: OrderParts, option
     return encode_order(_order(work, session, parts, options))
 
 
+def can_say(order_type: str, run: RunSpec) -> bool:
+    """Return whether orders of a type can say what the execution is allowed."""
+    if order_type != OLDER_ORDER_FORMAT:
+        return True
+    return not needs_current_order(limits_of_bytes(run.limits), capabilities_of_bytes(run.capabilities))
+
+
 def expected_receipt(
     work: Claimable, session: LiveSession, order_id: OrderId, order_digest: Digest, options: DispatchOptions
 ) -> ExpectedReceipt:
     """Return what a receipt for this order must say."""
     return ExpectedReceipt(
+        type=predicate_type_for(session.order_type),
         installation=options.installation,
         node_id=session.node_id,
         boot_id=session.boot_id,

@@ -87,6 +87,8 @@ class PendingReason(StrEnum):
     QUEUED = "QUEUED"
     RETRYING = "RETRYING"
     NO_ELIGIBLE_NODE = "NO_ELIGIBLE_NODE"
+    NEEDS_NEWER_NODE = "NEEDS_NEWER_NODE"
+    """A node had a free slot and speaks no order that can say what this execution is allowed."""
 
 
 class EndReason(StrEnum):

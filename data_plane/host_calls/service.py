@@ -172,7 +172,9 @@ class AttemptCalls:
         line = {"level": level, "message": message, **_log_fields(params.object("fields"))}
         params.end()
         # JSON escapes every line end within, so that one call is one line.
-        self._log = json.dumps(line, separators=(",", ":"), ensure_ascii=False).encode(errors="replace") + b"\n"
+        self._log = (
+            json.dumps(line, separators=(",", ":"), ensure_ascii=False).encode(errors="replace") + b"\n"
+        )
         return {}
 
     async def _budget_left(self, call: Call, used: ResourcesUsed) -> Mapping[str, object]:

@@ -137,7 +137,7 @@ async def open_registry(server, name: str) -> AsyncIterator[Registry]:
     )
     source = builtin_policy()
     policy = PolicyService(
-        engine=agentfactory_engine.Policy(source.source),
+        engine=agentfactory_engine.Policy(source.source, source.data_json),
         policy_digest=source.digest,
         observer=Uncounted(),
         clock=clock,

@@ -60,7 +60,7 @@ class Host:
 
 async def test_guest_reads_what_the_node_answers_to_its_exact_bytes(run):
     host = Host(HostReply(response=b'{"ok":{"a":1}}'))
-    result = await run(module=caller(ONCE), host_calls=host)
+    result = await run(module=caller(ONCE), calls=host)
     assert (result.outcome, result.stdout) == (Outcome.SUCCEEDED, b'{"ok":{"a":1}}')
     assert host.requests == [CALL]
     assert result.resources.host_calls == 1
@@ -71,7 +71,7 @@ async def test_guest_reads_what_the_node_answers_to_its_exact_bytes(run):
 async def test_node_learns_what_was_used_until_then(run):
     host = Host()
     body = "(call $print (i32.const 1024) (i32.const 10))" + ONCE * 2
-    await run(module=caller(body), host_calls=host)
+    await run(module=caller(body), calls=host)
     first, second = host.used
     assert (first.output_bytes, first.host_calls, second.host_calls) == (10, 1, 2)
     assert second.output_bytes == 10 + len(b'{"ok":{}}')
@@ -94,7 +94,7 @@ async def test_answer_that_does_not_fit_is_kept_and_the_call_not_repeated(run):
         f"(call $print (i32.const 1048576) {ask.format(100)})"
         f"(call $print (i32.const 1048576) {ask.format(100)})"  # delivered: now it is a new call
     )
-    result = await run(module=caller(body), host_calls=host)
+    result = await run(module=caller(body), calls=host)
     assert (result.outcome, result.stdout) == (Outcome.SUCCEEDED, b"first" * 20 + b'{"ok":{}}')
     assert len(host.requests) == result.resources.host_calls == 2
 
@@ -107,14 +107,14 @@ async def test_another_request_discards_the_kept_answer(run):
         f"(call $print (i32.const 1048576) (call $ask (i32.const {size - 1}) (i32.const 100)))"
         f"(call $print (i32.const 1048576) (call $ask (i32.const {size}) (i32.const 100)))"
     )
-    result = await run(module=caller(body), host_calls=host)
+    result = await run(module=caller(body), calls=host)
     assert result.stdout == b"other" + b'{"ok":{}}'
     assert host.requests == [CALL, CALL[:-1], CALL]
 
 
 async def test_log_of_an_answer_comes_between_what_the_guest_writes(run):
     host = Host(HostReply(response=b"{}", log=b"by the host\n"))
-    result = await run(module=caller(ONCE), host_calls=host)
+    result = await run(module=caller(ONCE), calls=host)
     assert result.stderr == b"by the host\n"
     assert (result.resources.log_bytes, result.resources.log_lines) == (12, 1)
 
@@ -122,7 +122,7 @@ async def test_log_of_an_answer_comes_between_what_the_guest_writes(run):
 @pytest.mark.parametrize(("limit", "granted"), [(LimitName.LOG_BYTES, 5), (LimitName.LOG_LINES, 0)])
 async def test_log_of_an_answer_counts_as_the_guests_own(run, limit, granted):
     host = Host(HostReply(response=b"{}", log=b"by the host\n"))
-    result = await run(module=caller(ONCE), host_calls=host, **{limit.value: granted})
+    result = await run(module=caller(ONCE), calls=host, **{limit.value: granted})
     assert (result.outcome, result.limit) == (Outcome.KILLED, limit)
 
 
@@ -136,11 +136,11 @@ async def test_input_that_arrives_before_an_answer_is_not_lost(run):
     )
     content = bytes(range(256)) * 3000
     for _ in range(2):  # warm, too
-        result = await run(module=caller(body), host_calls=Host(), stdin=content)
+        result = await run(module=caller(body), calls=Host(), stdin=content)
         assert result.stdout == b'{"ok":{}}' + content
-    result = await run(module=caller(ONCE), host_calls=Host(), stdin=content)
+    result = await run(module=caller(ONCE), calls=Host(), stdin=content)
     assert result.stdout == b'{"ok":{}}'
-    result = await run(module=caller(body), host_calls=Host(), stdin=b"next")
+    result = await run(module=caller(body), calls=Host(), stdin=b"next")
     assert result.stdout == b'{"ok":{}}next'
 
 
@@ -156,7 +156,7 @@ async def test_input_that_arrives_before_an_answer_is_not_lost(run):
 )
 async def test_ranges_outside_the_memory_trap(run, call):
     host = Host()
-    result = await run(module=caller(f"(drop {call})"), host_calls=host)
+    result = await run(module=caller(f"(drop {call})"), calls=host)
     assert (result.outcome, result.trap.name) == (Outcome.TRAPPED, "HostCallFault")
     assert host.requests == []
 
@@ -167,7 +167,7 @@ async def test_request_of_the_largest_size_is_forwarded_and_one_above_is_not(run
         f"(call $print (i32.const 1048576) (call $ask (i32.const {size}) (i32.const 65536)))"
         for size in (MAX_REQUEST_BYTES, MAX_REQUEST_BYTES + 1)
     )
-    result = await run(module=caller(body), host_calls=host)
+    result = await run(module=caller(body), calls=host)
     assert [len(request) for request in host.requests] == [MAX_REQUEST_BYTES]
     assert b"REQUEST_TOO_LARGE" in result.stdout
 
@@ -184,17 +184,17 @@ async def test_request_of_the_largest_size_is_forwarded_and_one_above_is_not(run
 )
 async def test_limit_on_calls_is_the_one_that_is_named(run, limit, granted, calls):
     host = Host()
-    result = await run(module=caller(FOREVER), host_calls=host, **{limit.value: granted})
+    result = await run(module=caller(FOREVER), calls=host, **{limit.value: granted})
     assert (result.outcome, result.limit) == (Outcome.KILLED, limit)
     assert len(host.requests) == calls
-    again = await run(module=caller(ONCE), host_calls=Host())
+    again = await run(module=caller(ONCE), calls=Host())
     assert again.outcome is Outcome.SUCCEEDED
 
 
 async def test_call_that_waits_too_long_is_stopped_and_its_run_named(run):
     host = Host()
     host.gate.clear()
-    result = await run(module=caller(ONCE), host_calls=host, host_call_ms=50)
+    result = await run(module=caller(ONCE), calls=host, host_call_ms=50)
     assert (result.outcome, result.limit) == (Outcome.KILLED, LimitName.HOST_CALL_MS)
     assert host.cancelled
     assert result.resources.host_call_time >= timedelta(milliseconds=50)
@@ -203,7 +203,7 @@ async def test_call_that_waits_too_long_is_stopped_and_its_run_named(run):
 async def test_wall_clock_runs_on_while_a_guest_waits(run):
     host = Host()
     host.gate.clear()
-    result = await run(module=caller(ONCE), host_calls=host, wall_ms=100)
+    result = await run(module=caller(ONCE), calls=host, wall_ms=100)
     assert (result.outcome, result.limit) == (Outcome.KILLED, LimitName.WALL_MS)
     assert host.cancelled
     assert result.resources.host_calls == 1
@@ -212,7 +212,7 @@ async def test_wall_clock_runs_on_while_a_guest_waits(run):
 async def test_cancelled_run_stops_its_call(run):
     host = Host()
     host.gate.clear()
-    task = asyncio.create_task(run(module=caller(ONCE), host_calls=host))
+    task = asyncio.create_task(run(module=caller(ONCE), calls=host))
     while not host.requests:
         await asyncio.sleep(0.01)
     task.cancel()
@@ -226,7 +226,7 @@ async def test_fault_of_the_node_is_an_answer(run):
         async def answer(self, _request, _used):
             raise RuntimeError("a defect")
 
-    result = await run(module=caller(ONCE), host_calls=Broken())
+    result = await run(module=caller(ONCE), calls=Broken())
     assert json.loads(result.stdout)["error"]["reason"] == "INTERNAL"
 
 

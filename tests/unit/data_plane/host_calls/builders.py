@@ -6,12 +6,11 @@ from dataclasses import dataclass, field
 
 from data_plane.host_calls.domain import CallContext
 from data_plane.host_calls.http_fetch import AllowedHttp, HttpPolicy
-from data_plane.host_calls.service import AttemptCalls
 from data_plane.orders.domain import AttemptRef
 from shared.ids import ExecutionId, TenantId
-from shared.limits import Limits
-from shared.manifest import Capabilities, HttpCapability
-from shared.resources import ResourcesUsed
+from shared.limits import DEFAULT_LIMITS, Limits
+from shared.manifest import NO_CAPABILITIES, Capabilities, HttpCapability
+from shared.resources import NO_RESOURCES, ResourcesUsed
 from tests.fakes.host_calls import FakeControlPlane, FakeResolver, FakeSecrets, FakeTransport, fake_parts
 
 ATTEMPT = AttemptRef(execution_id=ExecutionId("exe_1"), attempt_number=1, fencing_token=7)
@@ -28,9 +27,9 @@ def get(url: str = API, **changes: object) -> HttpCapability:
 class World:
     """One run."""
 
-    capabilities: Capabilities = Capabilities()
+    capabilities: Capabilities = NO_CAPABILITIES
     policy: HttpPolicy = EVERYTHING
-    limits: Limits = Limits()
+    limits: Limits = DEFAULT_LIMITS
     is_repeatable: bool = False
     is_live: bool = True
     grants: frozenset[str] | None = None
@@ -58,9 +57,9 @@ class World:
             is_repeatable=self.is_repeatable,
             key=bytes(32),
         )
-        self.calls: AttemptCalls = parts.begin(context, lambda: self.is_live)
+        self.calls = parts.begin(context, lambda: self.is_live)
 
-    async def raw(self, request: bytes, used: ResourcesUsed = ResourcesUsed()) -> dict[str, object]:
+    async def raw(self, request: bytes, used: ResourcesUsed = NO_RESOURCES) -> dict[str, object]:
         """What the guest reads; with the log line under `log`."""
         reply = await self.calls.answer(request, used)
         answer = json.loads(reply.response)
