@@ -41,7 +41,7 @@ class CallAnswerer:
             raise WorkerCrashedError("worker sent a host call before the last one was answered")
         used, request = messages.parse_host_call(payload)
         if self._host_calls is None:
-            self._send(NOT_GRANTED)
+            self._send(messages.reply_payload(NOT_GRANTED))
         else:
             self._answering = asyncio.create_task(self._answer(self._host_calls, request, used))
 
@@ -53,13 +53,13 @@ class CallAnswerer:
 
     async def _answer(self, host_calls: HostCalls, request: bytes, used: ResourcesUsed) -> None:
         try:
-            reply = await host_calls.answer(request, used)
+            payload = messages.reply_payload(await host_calls.answer(request, used))
         except Exception:
             # A fault of the node's in one call must not become a fault of the guest's.
             logger.exception("a host call could not be answered")
-            reply = INTERNAL
-        self._send(reply)
+            payload = messages.reply_payload(INTERNAL)
+        self._send(payload)
 
-    def _send(self, reply: HostReply) -> None:
+    def _send(self, payload: bytes) -> None:
         with suppress(WorkerCrashedError):  # whoever reads the frames learns that it is gone
-            self._link.send(encode(FrameKind.HOST_REPLY, messages.reply_payload(reply)))
+            self._link.send(encode(FrameKind.HOST_REPLY, payload))
