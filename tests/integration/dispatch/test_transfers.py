@@ -8,11 +8,13 @@ import grpc
 import pytest
 from agentfactory.v1 import nodes_pb2, orders_pb2
 
-from control_plane.nodes.transfers import MAX_RECORDING_BYTES
+from control_plane.executions.encoding import capabilities_bytes
 from control_plane.transfers import IDLE_DEADLINE
 from shared.digests import commit_body, sha256_digest
 from shared.errors import AgentFactoryError, InvalidInputError, PermissionDeniedError, ResourceExhaustedError
+from shared.manifest import Capabilities
 from shared.order_codec import decode_order
+from shared.receipts import MAX_RECORDING_BYTES
 from shared.rpc.errors import error_of
 from tests.fixtures import dispatch as build
 from tests.fixtures.scripted_node import ScriptedNode
@@ -236,9 +238,16 @@ async def test_an_attempt_has_an_output_a_log_and_a_recording_waiting_at_most(on
         await upload(node, attempt_of(delivery), b"4" * 70_000)
 
 
-async def test_what_is_above_the_limits_of_its_order_and_of_recordings_is_refused_before_its_bytes(
-    one: Replica,
-):
+async def test_an_output_above_the_limits_of_its_order_is_refused_before_its_bytes(one: Replica):
     node, delivery = await started(one)
-    with pytest.raises(InvalidInputError, match=f"check 2: .* at most {MAX_RECORDING_BYTES}"):
-        await upload(node, attempt_of(delivery), b"few", size=MAX_RECORDING_BYTES + 1)
+    with pytest.raises(InvalidInputError, match=f"check 2: .* at most {1 << 20}$"):
+        await upload(node, attempt_of(delivery), b"few", size=(1 << 20) + 1)
+
+
+async def test_a_recording_may_be_larger_where_the_order_grants_host_calls(one: Replica):
+    node = await one.ready_node(accepts=["agentfactory.order.v2"])
+    await one.submit(work(capabilities=capabilities_bytes(Capabilities(kv=True))))
+    attempt = attempt_of(await node.next_order())
+    await upload(node, attempt, b"r" * ((1 << 20) + 1))
+    with pytest.raises(InvalidInputError, match=f"check 2: .* at most {MAX_RECORDING_BYTES}$"):
+        await upload(node, attempt, b"few", size=MAX_RECORDING_BYTES + 1)
