@@ -22,7 +22,7 @@ from shared.errors import UnavailableError
 MAX_OPEN_HOST_CALLS: Final = 256
 """Questions of one session that are not answered yet; one more is denied at once."""
 MAX_READS_AT_ONCE: Final = 64
-"""Values of one query: 4 MiB at most, so that nothing else of a session waits long behind them."""
+"""Values of one query: 4 MiB at most."""
 MAX_WAITING: Final = 4096
 """Questions of all sessions that wait for Postgres; nodes take turns beyond it."""
 
@@ -61,7 +61,7 @@ class HostCallDesk:
     def take(self, session: LiveSession, call: nodes_pb2.HostCall) -> None:
         """Have a question answered; the answer names its number, and may come after later ones."""
         if session.open_host_calls >= MAX_OPEN_HOST_CALLS:
-            session.send(_reply(call.number, denied=nodes_pb2.HostCallDenied(reason=_TOO_MANY)))
+            session.answer(_denied(call, _TOO_MANY))
             return
         session.open_host_calls += 1
         self._background.spawn(self._answer(session, call), name="answer a host call")
@@ -73,7 +73,7 @@ class HostCallDesk:
             reply = _denied(call, _UNAVAILABLE)
         finally:
             session.open_host_calls -= 1
-        session.send(reply)
+        session.answer(reply)
 
     async def _reply_to(self, session: LiveSession, call: nodes_pb2.HostCall) -> nodes_pb2.SessionResponse:
         attempt = ref_of(call.attempt)

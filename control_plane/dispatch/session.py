@@ -295,6 +295,10 @@ class LiveSession:
         """Queue a message; False when the session is over."""
         return self.outbox.put(Outgoing(message=message, placements=placements))
 
+    def answer(self, message: nodes_pb2.SessionResponse) -> bool:
+        """Queue the answer to a host call, behind what leases and orders depend on."""
+        return self.outbox.put_behind(Outgoing(message=message))
+
     def end(self, error: AgentFactoryError | None = None) -> None:
         """End the stream; attempts and leases are not touched by it."""
         if self._acknowledging is not None:

@@ -19,8 +19,6 @@ MAX_UPLOADS: Final = 8
 """Outputs in memory at once, of at most 16 MiB each."""
 MAX_BODIES_OF_ATTEMPT: Final = 3
 """An output, a log and a recording."""
-MAX_RECORDING_BYTES: Final = 4 * 1024 * 1024
-"""Of the host calls of one run: nodes deny further calls before there is more to record."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -117,13 +115,13 @@ class NodeTransfers:
         attempt = header.attempt
         owner = await self._owners.owner_of_attempt(node_id, attempt.execution_id, attempt.fencing_token)
         tenant_id = owner.tenant_id
-        most = min(max(owner.output_bytes, owner.log_bytes, MAX_RECORDING_BYTES), MAX_BODY_BYTES)
+        most = min(max(owner.output_bytes, owner.log_bytes, owner.recording_bytes), MAX_BODY_BYTES)
         if not 0 <= header.size_bytes <= most:
             raise InvalidInputError(f"check 2: output of {header.size_bytes} bytes, at most {most}")
         quota = UploadQuota(
             owner=f"attempt {attempt.fencing_token} of {attempt.execution_id}",
             max_bodies=MAX_BODIES_OF_ATTEMPT,
-            max_bytes=owner.output_bytes + owner.log_bytes + MAX_RECORDING_BYTES,
+            max_bytes=owner.output_bytes + owner.log_bytes + owner.recording_bytes,
         )
         async with self._uploads.hold(node_id):
             content = await _collect(paced(chunks), header.size_bytes)

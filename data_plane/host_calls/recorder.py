@@ -11,8 +11,8 @@ from data_plane.host_calls.domain import UNKNOWN_METHOD, Refusal, refused
 from data_plane.sandbox.domain import MAX_RESPONSE_BYTES
 from shared.canonical import JsonObject, canonical_json
 from shared.digests import Digest, sha256_digest
+from shared.receipts import MAX_RECORDING_BYTES
 
-MAX_RECORDING_BYTES: Final = 4 * 1024 * 1024
 _LINE_BYTES: Final = 512
 """More than a line without bytes takes."""
 _ZLIB_LEVEL: Final = 1

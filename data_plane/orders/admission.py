@@ -11,7 +11,6 @@ from dataclasses import dataclass, field
 from datetime import timedelta
 from typing import Final
 
-from data_plane.host_calls.recorder import MAX_RECORDING_BYTES
 from data_plane.orders.domain import AttemptRef, attempt_of
 from data_plane.orders.verifier import Check
 from data_plane.receipts.ports import ReceiptSpool, Reservation
@@ -19,6 +18,7 @@ from data_plane.session.leases import Leases
 from shared.errors import OrderRejectedError, RejectionReason, SpoolFullError
 from shared.limits import Limits, RequestedLimits
 from shared.orders import Order
+from shared.receipts import MAX_RECORDING_BYTES
 
 QUEUE_TIME: Final = timedelta(milliseconds=100)
 """How much work may wait here: long enough to hide a round trip, short enough to wait out anywhere."""

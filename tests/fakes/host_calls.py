@@ -12,6 +12,7 @@ from data_plane.host_calls.secrets import Secret
 from data_plane.host_calls.service import HostCallParts
 from data_plane.host_calls.urls import IpAddress
 from data_plane.orders.domain import AttemptRef
+from shared.errors import HostCallRefusedError
 from shared.ids import TenantId
 
 OK = HttpResponse(status=200, headers=(("content-type", "text/plain"),), body=b"hello")
@@ -80,22 +81,26 @@ class WatchedTransport:
 
 @dataclass
 class FakeControlPlane:
-    """Implements `KvStore` and `UnsafeIntents`."""
+    """Implements `KvStore` and `UnsafeIntents`; every attempt holds its lease until a test says otherwise."""
 
     values: dict[str, bytes] = field(default_factory=dict)
     declared: list[AttemptRef] = field(default_factory=list)
+    ended: set[AttemptRef] = field(default_factory=set)
     error: Exception | None = None
 
     async def get(self, attempt: AttemptRef, key: str) -> bytes | None:
-        del attempt
-        if self.error is not None:
-            raise self.error
+        self._check(attempt)
         return self.values.get(key)
 
     async def declare(self, attempt: AttemptRef) -> None:
+        self._check(attempt)
+        self.declared.append(attempt)
+
+    def _check(self, attempt: AttemptRef) -> None:
         if self.error is not None:
             raise self.error
-        self.declared.append(attempt)
+        if attempt in self.ended:
+            raise HostCallRefusedError("the lease is not held", refusal="LEASE_NOT_HELD")
 
 
 @dataclass

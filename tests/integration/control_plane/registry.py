@@ -115,6 +115,11 @@ class Registry:
         async with self.engine.connect() as connection:
             return [tuple(row) for row in await connection.execute(text(query))]
 
+    async def run(self, statement: str) -> None:
+        """Run a statement as the service."""
+        async with self.engine.begin() as connection:
+            await connection.execute(text(statement))
+
 
 @asynccontextmanager
 async def open_registry(server, name: str) -> AsyncIterator[Registry]:

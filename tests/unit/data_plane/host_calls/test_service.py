@@ -12,12 +12,12 @@ import pytest
 from data_plane.host_calls.domain import KvWrite
 from data_plane.host_calls.kv import MAX_WRITTEN_BYTES, MAX_WRITTEN_KEYS, encode_writes
 from data_plane.host_calls.ports import HttpResponse
-from data_plane.host_calls.recorder import MAX_RECORDING_BYTES
 from data_plane.sandbox.domain import MAX_RESPONSE_BYTES
 from shared.digests import sha256_digest
 from shared.errors import HostCallRefusedError, UnavailableError
 from shared.limits import Limits
 from shared.manifest import Capabilities
+from shared.receipts import MAX_RECORDING_BYTES
 from shared.resources import ResourcesUsed
 from tests.fakes.host_calls import FakeTransport
 from tests.unit.data_plane.host_calls.builders import ATTEMPT, World, b64, get
