@@ -17,7 +17,7 @@ from tests.simulation.watch import Watch
 
 SYNC_SECONDS = 0.001
 MAX_SYNC_SECONDS = 5.0
-SEGMENT_BYTES = 512 * 1024
+SEGMENT_BYTES = 1024 * 1024
 SPOOL_BYTES = 64 * 1024 * 1024
 """More than a life writes; the reservations of four orders fit several times."""
 
