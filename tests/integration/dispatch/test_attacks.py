@@ -6,7 +6,7 @@ from typing import Any
 import pytest
 
 from control_plane.audit.domain import NewAuditEntry
-from control_plane.executions import lease_store
+from control_plane.executions import finishing
 from control_plane.executions.domain import AttemptResult
 from shared.errors import InvalidInputError, ReceiptInvalidError
 from shared.ids import AUDIT_ENTRY, new_id
@@ -37,14 +37,14 @@ async def test_every_exit_code_of_a_guest_is_recorded(one: Replica, exit_code: i
 async def test_a_receipt_that_cannot_be_stored_holds_up_no_other(
     one: Replica, monkeypatch: pytest.MonkeyPatch
 ):
-    real = lease_store.finish_arguments
+    real = finishing.finish_arguments
 
     def poisoned(results: Sequence[AttemptResult]) -> list[Sequence[Any]]:
         if any(result.sequence == 1 for result in results):
             raise ValueError("no row can hold it")
         return real(results)
 
-    monkeypatch.setattr(lease_store, "finish_arguments", poisoned)
+    monkeypatch.setattr(finishing, "finish_arguments", poisoned)
     node = await one.ready_node()
     await one.submit(work(), work())
     orders = (await node.next("order_batch")).order_batch.orders
