@@ -10,6 +10,7 @@ from contextlib import AsyncExitStack, ExitStack, asynccontextmanager, contextma
 from dataclasses import dataclass
 from typing import Any, NoReturn
 
+from control_plane.call_turns import CallTurns
 from control_plane.database.notifications import Channel, Subscriptions
 from control_plane.installation.files import read_server_names
 from control_plane.queue_store import QueueGauge
@@ -55,7 +56,12 @@ async def _serve(
 ) -> None:
     services = build(base, signer)
     settings = base.settings
-    front = Front(gatekeeper=services.access, observer=base.metrics, register=services.register)
+    front = Front(
+        gatekeeper=services.access,
+        observer=base.metrics,
+        turns=CallTurns(clock=base.clock),
+        register=services.register,
+    )
     watch = HealthWatch(queue=QueueGauge(base.database), front=front, metrics=base.metrics)
     renewal = CertificateRenewal(
         paths=base.paths,
