@@ -11,9 +11,10 @@ that its operators can stop what its callers do.
 
 import asyncio
 from collections import OrderedDict
+from collections.abc import Callable
 from dataclasses import dataclass
 from datetime import timedelta
-from typing import Final
+from typing import Final, NoReturn
 
 from control_plane.company import Company
 from shared.clock import Clock
@@ -24,6 +25,10 @@ _Key = tuple[TenantId, str]
 
 MIN_RETRY_AFTER: Final = timedelta(milliseconds=100)
 MAX_RETRY_AFTER: Final = timedelta(seconds=30)
+
+LOOK_EVERY: Final = timedelta(milliseconds=50)
+MAX_LATE: Final = timedelta(milliseconds=5)
+"""An execution has a dozen steps on the loop, and is late at each of them."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -36,25 +41,35 @@ class TurnBounds:
     """To one service."""
     at_once_in_company: int = 8
     """Of a tenant while others are active: what one of them stands behind when it comes."""
+    at_once_at_least: int = 2
+    """Of a tenant that has a backlog, while the event loop is late: what runs has the processor first."""
     waiting_of_tenant: int = 1024
     """Far below what gRPC turns away by itself; of all tenants together as many as `RpcBounds` lets in."""
 
     def __post_init__(self) -> None:
-        ordered = 0 < self.at_once_in_company <= self.at_once_of_tenant < self.at_once
-        if not ordered or self.waiting_of_tenant < 1:
+        bounds = (self.at_once_at_least, self.at_once_in_company, self.at_once_of_tenant, self.at_once - 1)
+        if not 0 < bounds[0] <= bounds[1] <= bounds[2] <= bounds[3] or self.waiting_of_tenant < 1:
             raise ValueError(f"{self} lets one tenant take all turns, or nobody have any")
 
 
 class CallTurns:
     """Implements `Turns`. Used on one event loop only."""
 
-    def __init__(self, *, clock: Clock, bounds: TurnBounds | None = None) -> None:
+    def __init__(
+        self,
+        *,
+        clock: Clock,
+        has_backlog: Callable[[TenantId], bool] = lambda _: False,
+        bounds: TurnBounds | None = None,
+    ) -> None:
         self._bounds = bounds or TurnBounds()
+        self._has_backlog = has_backlog
         self._clock = clock
         self._lanes: dict[_Key, _Lane] = {}  # of those with a call under way or waiting
         self._next: OrderedDict[_Key, _Lane] = OrderedDict()  # that could begin another; the first is next
         self._under_way = 0
         self._company = Company()
+        self._pressed = self._bounds.at_once_in_company
 
     async def take(self, tenant_id: TenantId, service: str) -> "CallTurn":
         """See `Turns.take`."""
@@ -69,6 +84,20 @@ class CallTurns:
             await self._wait(lane)
         lane.refused = max(0, lane.refused - 1)
         return CallTurn(self, lane)
+
+    async def run(self) -> NoReturn:
+        """Watch how late the event loop is until cancelled."""
+        while True:
+            due = self._clock.monotonic() + LOOK_EVERY.total_seconds()
+            await asyncio.sleep(LOOK_EVERY.total_seconds())
+            self.was_late(timedelta(seconds=self._clock.monotonic() - due))
+
+    def was_late(self, late: timedelta) -> None:
+        """The event loop came to something so late: begin fewer while that is too much, else one more."""
+        if late > MAX_LATE:
+            self._pressed = max(self._bounds.at_once_at_least, self._pressed // 2)
+        else:
+            self._pressed = min(self._bounds.at_once_in_company, self._pressed + 1)
 
     def give_back(self, lane: "_Lane") -> None:
         """One call of the lane is done with: begin what waits."""
@@ -99,9 +128,11 @@ class CallTurns:
             raise
 
     def _has_room(self, lane: "_Lane") -> bool:
-        return self._under_way < self._bounds.at_once and lane.under_way < self._bound()
+        return self._under_way < self._bounds.at_once and lane.under_way < self._bound(lane)
 
-    def _bound(self) -> int:
+    def _bound(self, lane: "_Lane") -> int:
+        if self._has_backlog(lane.key[0]):
+            return self._pressed
         mixed = self._company.is_mixed(self._clock.monotonic())
         return self._bounds.at_once_in_company if mixed else self._bounds.at_once_of_tenant
 
@@ -110,7 +141,7 @@ class CallTurns:
         self._under_way += 1
 
     def _offer(self, lane: "_Lane") -> None:
-        if lane.waiting and lane.under_way < self._bound():
+        if lane.waiting and lane.under_way < self._bound(lane):
             self._next.setdefault(lane.key, lane)
 
     def _begin_waiting(self) -> None:

@@ -10,7 +10,6 @@ from contextlib import AsyncExitStack, ExitStack, asynccontextmanager, contextma
 from dataclasses import dataclass
 from typing import Any, NoReturn
 
-from control_plane.call_turns import CallTurns
 from control_plane.database.notifications import Channel, Subscriptions
 from control_plane.installation.files import read_server_names
 from control_plane.queue_store import QueueGauge
@@ -59,7 +58,7 @@ async def _serve(
     front = Front(
         gatekeeper=services.access,
         observer=base.metrics,
-        turns=CallTurns(clock=base.clock),
+        turns=services.turns,
         register=services.register,
     )
     watch = HealthWatch(queue=QueueGauge(base.database), front=front, metrics=base.metrics)

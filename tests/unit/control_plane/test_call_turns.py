@@ -21,7 +21,8 @@ class Desk:
 
     def __init__(self, bounds: TurnBounds = BOUNDS) -> None:
         self.clock = FakeClock()
-        self.turns = CallTurns(clock=self.clock, bounds=bounds)
+        self.backlog = False
+        self.turns = CallTurns(clock=self.clock, has_backlog=lambda _: self.backlog, bounds=bounds)
         self.begun: list[TenantId] = []
         self.under_way: list[tuple[TenantId, CallTurn]] = []
 
@@ -75,8 +76,35 @@ async def test_beside_another_tenant_a_flood_has_few_at_once():
     assert desk.begun[4:] == [WILD] * 3, "alone again: four at once"
 
 
+@pytest.mark.parametrize(("late_ms", "at_once"), [(4, 8), (5, 8), (6, 2)])
+async def test_while_the_loop_is_late_fewer_are_begun(late_ms: int, at_once: int):
+    desk = Desk(TurnBounds())
+    desk.backlog = True
+    for _ in range(5):
+        desk.turns.was_late(timedelta(milliseconds=late_ms))
+    await desk.come(WILD, 20)
+    assert len(desk.begun) == at_once
+    desk.turns.was_late(timedelta(0))
+    await desk.end_one()
+    assert len(desk.under_way) == min(at_once + 1, TurnBounds().at_once_in_company)
+
+
+async def test_while_more_waits_than_slots_take_few_are_begun_though_nobody_else_is_there():
+    desk = Desk()
+    desk.backlog = True
+    await desk.come(WILD, 10)
+    assert len(desk.begun) == BOUNDS.at_once_in_company
+    desk.backlog = False
+    await desk.end_one()
+    assert len(desk.under_way) == BOUNDS.at_once_of_tenant
+
+
 async def test_waiting_tenants_take_turns():
-    desk = Desk(TurnBounds(at_once=2, at_once_of_tenant=1, at_once_in_company=1, waiting_of_tenant=10))
+    desk = Desk(
+        TurnBounds(
+            at_once=2, at_once_of_tenant=1, at_once_in_company=1, at_once_at_least=1, waiting_of_tenant=10
+        )
+    )
     other = TenantId("other")
     await desk.come(WILD, 6)
     await desk.come(other, 3)
