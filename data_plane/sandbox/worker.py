@@ -10,6 +10,7 @@ from collections.abc import AsyncIterator, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
 from datetime import timedelta
+from pathlib import Path  # noqa: TC003 - imports stay in one place
 from typing import Final
 
 from data_plane.sandbox import messages
@@ -18,7 +19,6 @@ from data_plane.sandbox.domain import (
     EngineInfo,
     Layer,
     LayerState,
-    Resources,
     RunRequest,
     RunResult,
     Stream,
@@ -29,6 +29,7 @@ from data_plane.sandbox.ports import ArtifactOpener, OutputSink
 from data_plane.sandbox.process import Ended, ExitCode, Mode, WorkerProcess
 from shared.errors import InvalidInputError, WorkerCrashedError
 from shared.outcomes import LimitName, Outcome
+from shared.resources import ResourcesUsed
 
 logger = logging.getLogger(__name__)
 
@@ -79,6 +80,8 @@ class Worker:
         self._loaded = False
         self.layers: tuple[LayerState, ...] = ()
         """The walls around it, once it is loaded."""
+        self.scratch: Path | None = None
+        """The folder that its guests write to, once one did: the pool's to empty."""
         self._killed_for_wall = False
         self._reusable = True
 
@@ -268,7 +271,7 @@ class Worker:
             limit=limit,
             stdout=bytes(collected.parts[Stream.STDOUT]),
             stderr=bytes(collected.parts[Stream.STDERR]),
-            resources=Resources(
+            resources=ResourcesUsed(
                 wall=timedelta(seconds=loop.time() - started_at),
                 output_bytes=len(collected.parts[Stream.STDOUT]),
                 log_bytes=len(collected.parts[Stream.STDERR]),
