@@ -18,8 +18,8 @@ The list, in this order:
 13. The module is the one that order and template name, byte for byte, and compiles (`ArtifactService`).
 14. The input matches the commitment in the order (`check_input`).
 15. The parameters match the digest in the order (`check_parameters`).
-16. The engine is one that the order allows (`check_engine`).
-17. The node's own policy allows its profile, limits, capabilities and grants (`check_node_policy`).
+16. The engine is one that the order allows, and this node offers it under the order's profile (`check_engine`).
+17. The node's own policy allows its limits, capabilities and grants (`check_node_policy`).
 """
 
 from collections.abc import Mapping
@@ -74,13 +74,18 @@ class NodeFacts:
     installation: InstallationId
     node_id: NodeId
     boot_id: BootId
-    engine: EngineInfo
-    profiles: frozenset[Profile]
+    engines: Mapping[Profile, EngineInfo]
+    """What the engine is under each profile that this node offers."""
     ceilings: Limits
     max_order_life: timedelta
     max_skew: timedelta
     layers: tuple[LayerState, ...] = ()
     """What holds around its workers, for operators."""
+
+    @property
+    def engine(self) -> EngineInfo:
+        """The engine under the default profile, or where that is not offered under the first one that is."""
+        return self.engines.get(Profile.DEFAULT) or next(iter(self.engines.values()))
 
 
 def verify_root(
@@ -155,12 +160,20 @@ def check_parameters(order: Order, parameters: bytes) -> None:
         )
 
 
-def check_engine(order: Order, engine: EngineInfo) -> None:
-    """Check 16.
+def check_engine(order: Order, facts: NodeFacts) -> None:
+    """Check 16: the engine under the order's profile.
 
     Raises:
-        OrderRejectedError: The order names another engine, version or configuration.
+        OrderRejectedError: The profile is not offered here, or the order names another engine, version or
+            configuration.
     """
+    engine = facts.engines.get(order.profile)
+    if engine is None:
+        raise OrderRejectedError(
+            f"profile {order.profile} is not offered by this node",
+            check=Check.ENGINE,
+            rejection=RejectionReason.ENGINE,
+        )
     wanted = order.engine
     pairs = (
         (wanted.name, engine.name),
@@ -185,8 +198,6 @@ def check_node_policy(order: Order, *, manifest: Manifest, facts: NodeFacts) -> 
         OrderRejectedError: A profile, capability or host call that is not allowed here, or that the signed
             template does not ask for.
     """
-    if order.profile not in facts.profiles:
-        raise _policy(f"profile {order.profile} is not offered by this node")
     if order.profile is not manifest.profile:
         raise _policy(f"order has profile {order.profile}, the template {manifest.profile}")
     if order.host_call_grants:

@@ -14,6 +14,7 @@ from data_plane.sandbox.domain import (
 )
 from shared.digests import Digest
 from shared.ids import TenantId
+from shared.manifest import Profile
 
 ArtifactOpener = Callable[[], Awaitable[int]]
 """Authenticates and opens the artifact and returns a new read-only descriptor, which the sandbox closes.
@@ -40,7 +41,7 @@ class Sandbox(Protocol):
     ) -> RunResult:
         """Run the module to an outcome; what the guest does wrong is an outcome, never an error.
 
-        The worker used serves this tenant and module only, for its life. ``stdin`` replaces ``request.stdin``
+        The worker used serves this tenant, module and profile only, for its life. ``stdin`` replaces ``request.stdin``
         with chunks as they come; with ``sink`` the output goes there and the result's is empty. Waits for a
         slot. Cancelling the call kills the worker.
 
@@ -59,7 +60,12 @@ class Compiler(Protocol):
     """Compiles modules in a process of their own."""
 
     async def compile(
-        self, *, module_fd: int, artifact_fd: int, limits: CompileLimits = DEFAULT_COMPILE_LIMITS
+        self,
+        *,
+        module_fd: int,
+        artifact_fd: int,
+        profile: Profile = Profile.DEFAULT,
+        limits: CompileLimits = DEFAULT_COMPILE_LIMITS,
     ) -> CompiledArtifact:
         """Read the module from ``module_fd``, write the artifact to the empty file ``artifact_fd``.
 

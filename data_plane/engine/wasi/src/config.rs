@@ -193,4 +193,6 @@ pub struct Usage {
     pub scratch_bytes: u64,
     pub scratch_inodes: u64,
     pub peak_open_files: u32,
+    /// What calls did beyond being called, in bytes moved or work like it: what a guest that is metered pays for.
+    pub work: u64,
 }

@@ -102,6 +102,12 @@ impl<S: Stdio> Wasi<S> {
         }
     }
 
+    /// What calls did until now beyond being called; see [`Usage::work`]. The same for the same run of a deterministic clock.
+    #[must_use]
+    pub fn work(&self) -> u64 {
+        self.usage.work
+    }
+
     /// The limit for which the guest got an errno, if any: it names an unsuccessful end.
     #[must_use]
     pub fn refused_limit(&self) -> Option<LimitName> {

@@ -4,10 +4,11 @@ use std::sync::Arc;
 
 use agentfactory_wasi::{CALLS, Errno, Fault, LimitName, Stdio, ValType, Wasi};
 use wasmer::{
-    ExternType, Function, FunctionEnv, FunctionEnvMut, FunctionType, Memory, Module, RuntimeError,
-    Store, Type,
+    AsStoreMut, ExternType, Function, FunctionEnv, FunctionEnvMut, FunctionType, Global, Memory,
+    Module, RuntimeError, Store, Type, Value,
 };
 
+use crate::fuel;
 use crate::guest::Input;
 use crate::output::Stream;
 use crate::watchdog::Shared;
@@ -47,6 +48,32 @@ pub struct Context {
     pub wasi: Wasi<GuestStdio>,
     /// Absent while the module's own start function runs: then every pointer is refused.
     pub memory: Option<Memory>,
+    /// What is left; absent under a profile that does not count it.
+    pub fuel: Option<Global>,
+}
+
+/// Takes `amount` from what is left; the guest must not go on after an error.
+///
+/// # Errors
+/// There was not that much.
+fn charge(
+    remaining: Option<&Global>,
+    store: &mut impl AsStoreMut,
+    amount: u64,
+) -> Result<(), RuntimeError> {
+    let Some(remaining) = remaining else {
+        return Ok(());
+    };
+    let amount = i64::try_from(amount).unwrap_or(i64::MAX);
+    let left = remaining
+        .get(store)
+        .i64()
+        .map_or(i64::MIN, |left| left.saturating_sub(amount));
+    remaining.set(store, Value::I64(left))?;
+    if left < 0 {
+        return Err(RuntimeError::user(Box::new(Unwind::OutOfFuel)));
+    }
+    Ok(())
 }
 
 /// Unwinds the guest: it ended by itself, passed a limit, or called what is not granted.
@@ -54,6 +81,7 @@ pub struct Context {
 pub enum Unwind {
     Exit(u32),
     Limit(LimitName),
+    OutOfFuel,
     HostCallRefused,
 }
 
@@ -62,6 +90,7 @@ impl std::fmt::Display for Unwind {
         match self {
             Self::Exit(code) => write!(formatter, "exit {code}"),
             Self::Limit(limit) => write!(formatter, "limit {}", limit.as_str()),
+            Self::OutOfFuel => write!(formatter, "limit fuel"),
             Self::HostCallRefused => write!(formatter, "host calls are not granted"),
         }
     }
@@ -125,7 +154,9 @@ fn call(
     env: &mut FunctionEnvMut<'_, Context>,
     function: impl FnOnce(&mut Wasi<GuestStdio>, &mut [u8]) -> Result<(), Fault>,
 ) -> Result<u32, RuntimeError> {
-    let (context, store) = env.data_and_store_mut();
+    let (context, mut store) = env.data_and_store_mut();
+    charge(context.fuel.as_ref(), &mut store, fuel::HOST_CALL)?;
+    let before = context.wasi.work();
     let result = match &context.memory {
         None => function(&mut context.wasi, &mut []),
         Some(memory) => {
@@ -137,6 +168,8 @@ fn call(
             function(&mut context.wasi, bytes)
         }
     };
+    let work = context.wasi.work() - before;
+    charge(context.fuel.as_ref(), &mut store, work)?;
     match result {
         Ok(()) => Ok(0),
         Err(Fault::Errno(errno)) => Ok(errno.code()),

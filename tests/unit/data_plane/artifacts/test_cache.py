@@ -9,14 +9,16 @@ from data_plane.artifacts import cache as cache_module
 from data_plane.artifacts.cache import ArtifactCache, memory_file
 from shared.digests import sha256_digest
 from shared.errors import ArtifactInvalidError, DiskFullError, NotFoundError
-from tests.unit.data_plane.builders import ENGINE
+from shared.manifest import Profile
+from tests.unit.data_plane.builders import ENGINE, ENGINES
 
 CODE = os.urandom(3_000_000)
 MODULE = sha256_digest(b"module")
 
 
 def a_cache(folder, *, bound_bytes=1 << 30, mac_key=b"k" * 32, engine=ENGINE) -> ArtifactCache:
-    cache = ArtifactCache(folder, mac_key=mac_key, engine=engine, bound_bytes=bound_bytes)
+    engines = ENGINES | {Profile.DEFAULT: engine}
+    cache = ArtifactCache(folder, mac_key=mac_key, engines=engines, bound_bytes=bound_bytes)
     cache.load()
     return cache
 

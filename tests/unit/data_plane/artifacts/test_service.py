@@ -27,7 +27,7 @@ from shared.packages import make_package, sign_package
 from tests.fakes.clock import START, FakeClock
 from tests.fakes.sandbox import FakeCompiler
 from tests.fixtures.keys import rsa_key, signer
-from tests.unit.data_plane.builders import ENGINE, order
+from tests.unit.data_plane.builders import ENGINE, ENGINES, order
 from tests.unit.shared.builders import INSTALLATION, MODULE, a_keyset, a_manifest, an_entry
 
 ROOT, PUBLISHER = rsa_key("root"), rsa_key("publisher")
@@ -63,7 +63,7 @@ class World:
     def restart(self) -> None:
         """Forget what is in memory, as a new process would."""
         self.cache = ArtifactCache(
-            self.folder / "artifacts", mac_key=b"k" * 32, engine=ENGINE, bound_bytes=1 << 30
+            self.folder / "artifacts", mac_key=b"k" * 32, engines=ENGINES, bound_bytes=1 << 30
         )
         self.cache.load()
         self.service = ArtifactService(
