@@ -90,6 +90,10 @@ class RequestedLimits:
 
 
 LIMIT_FIELDS: Final = tuple(limit.name for limit in fields(Limits))
+FIRST_LIMITS: Final = frozenset(
+    {"wall_ms", "cpu_ms", "memory_bytes", "output_bytes", "log_bytes", "open_files"}
+)
+"""What version 1 of manifests and orders can name."""
 
 MAX_LIMITS: Final = Limits(
     wall_ms=3_600_000,

@@ -18,7 +18,6 @@ from data_plane.sandbox.domain import (
     EngineInfo,
     Layer,
     LayerState,
-    Resources,
     RunRequest,
     RunResult,
     Stream,
@@ -30,6 +29,7 @@ from data_plane.sandbox.process import Ended, ExitCode, Mode, WorkerProcess
 from shared.errors import InvalidInputError, WorkerCrashedError
 from shared.manifest import Profile
 from shared.outcomes import LimitName, Outcome
+from shared.resources import ResourcesUsed
 
 logger = logging.getLogger(__name__)
 
@@ -282,7 +282,7 @@ class Worker:
             limit=limit,
             stdout=bytes(collected.parts[Stream.STDOUT]),
             stderr=bytes(collected.parts[Stream.STDERR]),
-            resources=Resources(
+            resources=ResourcesUsed(
                 wall=timedelta(seconds=loop.time() - started_at),
                 output_bytes=len(collected.parts[Stream.STDOUT]),
                 log_bytes=len(collected.parts[Stream.STDERR]),

@@ -19,7 +19,7 @@ from data_plane.orders.keyset import NodeKeyset
 from data_plane.orders.ledger import OrderLedger
 from data_plane.receipts.issuer import ReceiptIssuer
 from data_plane.runner import OrderRunner
-from data_plane.sandbox.domain import Resources, Trap
+from data_plane.sandbox.domain import Trap
 from data_plane.session.leases import Leases
 from shared import ids
 from shared.errors import (
@@ -34,6 +34,7 @@ from shared.keyset import sign_keyset
 from shared.limits import RequestedLimits
 from shared.outcomes import Outcome
 from shared.receipt_codec import verify_receipt
+from shared.resources import ResourcesUsed
 from tests.fakes.clock import START, FakeClock, FakeRandom
 from tests.fakes.sandbox import FakeSandbox
 from tests.fakes.spool import FakeSpool
@@ -510,7 +511,8 @@ async def test_answer_of_an_order_uses_the_room_that_was_reserved_for_it(world, 
 
 
 @pytest.mark.parametrize(
-    "nonsense", [{"exit_code": "x"}, {"exit_code": 1, "resources": Resources(cpu=timedelta(microseconds=-5))}]
+    "nonsense",
+    [{"exit_code": "x"}, {"exit_code": 1, "resources": ResourcesUsed(cpu=timedelta(microseconds=-5))}],
 )
 async def test_receipt_that_nobody_could_read_takes_no_number_and_the_node_goes_on(world, nonsense):
     async def lies(_request):
