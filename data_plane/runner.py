@@ -324,7 +324,7 @@ class OrderRunner:
             check_input(order, delivery.input.salt, content)
         check_parameters(order, delivery.parameters)
         check_engine(order, self._facts)
-        check_node_policy(order, manifest=module.manifest, facts=self._facts)
+        check_node_policy(order, manifest=module.manifest)
         running.admission.limit(module.manifest.limits)
         request = request_of(running, content)
         self._require_lease(running)

@@ -22,8 +22,8 @@ from control_plane.dispatch.orders import (
     batch_messages,
     build_delivery,
     build_order,
-    can_say,
     expected_receipt,
+    is_for,
 )
 from control_plane.dispatch.ports import Observer
 from control_plane.dispatch.retry import retrying
@@ -165,7 +165,7 @@ class Dispatcher:
         if session is None or work.run.run_deadline_at <= self._clock.now():
             self._queue_empty = False
             return None
-        draft = self._hold(session, work) if can_say(session.order_type, work.run) else None
+        draft = self._hold(session, work) if is_for(session, work.run) else None
         if draft is None:
             self._queue_empty = False
         return draft
@@ -180,7 +180,7 @@ class Dispatcher:
                 break
             if work.run.run_deadline_at <= self._clock.now():
                 continue
-            if not can_say(session.order_type, work.run):
+            if not is_for(session, work.run):
                 session.pass_over(work.run.execution_id, self._clock.monotonic())
                 self._to_claim.set()  # what stands behind it may be for this node
                 continue

@@ -88,9 +88,7 @@ class ArtifactCache:
         """
         return await asyncio.to_thread(self._open, module_digest, profile)
 
-    async def store(
-        self, module_digest: Digest, artifact: int, profile: Profile = Profile.DEFAULT
-    ) -> None:
+    async def store(self, module_digest: Digest, artifact: int, profile: Profile = Profile.DEFAULT) -> None:
         """Seal and keep the artifact in the descriptor `artifact`, evicting what was unused longest.
 
         Raises:

@@ -37,9 +37,8 @@ class ArtifactKey:
         """Name of its file in the cache."""
         cpu = hashlib.sha256(self.engine.cpu_features.encode()).hexdigest()[:16]
         config = hashlib.sha256(
-            "\0".join(
-                (self.engine.profile, self.engine.name, self.engine.version, self.engine.config_digest)
-            ).encode()
+            f"{self.engine.profile}\0{self.engine.name}\0{self.engine.version}\0"
+            f"{self.engine.config_digest}".encode()
         ).hexdigest()[:16]
         return f"{digest_to_raw(self.module_digest).hex()}-{config}-{cpu}.artifact"
 
@@ -101,7 +100,8 @@ def check_seal(header: bytes, *, key: ArtifactKey, mac_key: bytes) -> Seal:
     The artifact's own bytes are still the caller's to compare with the digest in the seal.
 
     Raises:
-        ArtifactInvalidError: It does not decode, is for another module, profile, engine or CPU, or the MAC is wrong.
+        ArtifactInvalidError: It does not decode, is for another module, profile, engine or CPU, or its MAC is
+            wrong.
     """
     try:
         document = json.loads(header)

@@ -78,8 +78,8 @@ class ArtifactService:
         A module that did not compile is refused for ten minutes without a look at it.
 
         12. The template has the digest that the order names and a publisher of the keyset signed it.
-        13. Its module is the one that the order names; it is compiled from exactly these bytes, for the profile
-            that the order names.
+        13. Its module is the one that the order names; it is compiled from exactly these bytes, for the
+            order's profile.
 
         Raises:
             OrderRejectedError: One of the checks failed, or this node cannot do it now (busy).

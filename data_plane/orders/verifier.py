@@ -18,7 +18,8 @@ The list, in this order:
 13. The module is the one that order and template name, byte for byte, and compiles (`ArtifactService`).
 14. The input matches the commitment in the order (`check_input`).
 15. The parameters match the digest in the order (`check_parameters`).
-16. The engine is one that the order allows, and this node offers it under the order's profile (`check_engine`).
+16. The engine under the order's profile, if it is offered here, is one that the order allows
+    (`check_engine`).
 17. The node's own policy allows its limits, capabilities and grants (`check_node_policy`).
 """
 
@@ -81,11 +82,6 @@ class NodeFacts:
     max_skew: timedelta
     layers: tuple[LayerState, ...] = ()
     """What holds around its workers, for operators."""
-
-    @property
-    def engine(self) -> EngineInfo:
-        """The engine under the default profile, or where that is not offered under the first one that is."""
-        return self.engines.get(Profile.DEFAULT) or next(iter(self.engines.values()))
 
 
 def verify_root(
@@ -189,7 +185,7 @@ def check_engine(order: Order, facts: NodeFacts) -> None:
             )
 
 
-def check_node_policy(order: Order, *, manifest: Manifest, facts: NodeFacts) -> None:
+def check_node_policy(order: Order, *, manifest: Manifest) -> None:
     """Check 17: what this node's operator and the template's publisher allow, whatever was ordered.
 
     Limits above the node's ceilings are no refusal: the smaller one is enforced (`Limits.limited_by`).

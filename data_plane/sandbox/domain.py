@@ -76,7 +76,7 @@ class RunRequest:
     stdin: bytes = field(default=b"", repr=False)
     limits: Limits = DEFAULT_LIMITS
     profile: Profile = Profile.DEFAULT
-    """Under another than the default one seed and clock are needed, and the same request gives the same run."""
+    """Under any but the default one seed and clock are needed, and the same request gives the same run."""
     seed: bytes | None = field(default=None, repr=False)
     """32 bytes from which the guest's random numbers come; None means the kernel's."""
     clock: datetime | None = None

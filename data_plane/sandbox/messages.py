@@ -199,7 +199,8 @@ def engines_from_json(value: Any) -> Mapping[Profile, EngineInfo]:
     Raises:
         WorkerCrashedError: One is missing, or a field is missing or of a wrong type.
     """
-    engines = {engine.profile: engine for engine in map(engine_from_json, value if isinstance(value, list) else ())}
+    named = map(engine_from_json, value if isinstance(value, list) else ())
+    engines = {engine.profile: engine for engine in named}
     if set(engines) != set(Profile):
         raise WorkerCrashedError("worker does not name its engine under every profile")
     return engines

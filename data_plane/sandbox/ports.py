@@ -41,9 +41,9 @@ class Sandbox(Protocol):
     ) -> RunResult:
         """Run the module to an outcome; what the guest does wrong is an outcome, never an error.
 
-        The worker used serves this tenant, module and profile only, for its life. ``stdin`` replaces ``request.stdin``
-        with chunks as they come; with ``sink`` the output goes there and the result's is empty. Waits for a
-        slot. Cancelling the call kills the worker.
+        The worker used serves this tenant, module and profile only, for its life. ``stdin`` replaces
+        ``request.stdin`` with chunks as they come; with ``sink`` the output goes there and the result's is
+        empty. Waits for a slot. Cancelling the call kills the worker.
 
         Raises:
             WorkerCrashedError: The worker ended without an outcome: killed from outside, or by a defect.

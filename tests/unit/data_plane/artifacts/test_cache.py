@@ -131,7 +131,7 @@ async def test_bound_evicts_what_was_unused_longest(tmp_path):
     modules = [sha256_digest(bytes([n])) for n in range(4)]
     for age, module in enumerate(modules[:3]):
         await store(cache, module, bytes(1_000_000))
-        path = tmp_path / cache._key(module).file_name
+        path = tmp_path / cache._key(module, Profile.DEFAULT).file_name
         os.utime(path, (1000 + age, 1000 + age))
     await load(cache, modules[0])
 
