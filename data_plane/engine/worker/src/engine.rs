@@ -146,7 +146,8 @@ mod tests {
 
     #[test]
     fn profiles_never_take_each_others_artifacts() {
-        let [fastest, deterministic, portable] = Profile::ALL.map(|profile| info(profile).config_digest);
+        let [fastest, deterministic, portable] =
+            Profile::ALL.map(|profile| info(profile).config_digest);
         assert!(fastest != deterministic && fastest != portable && deterministic != portable);
     }
 

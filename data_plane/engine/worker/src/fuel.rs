@@ -12,7 +12,9 @@ use std::sync::{Arc, OnceLock};
 
 use wasmer::sys::wasmparser::{BlockType, Operator};
 use wasmer::sys::{FunctionMiddleware, MiddlewareError, MiddlewareReaderState, ModuleMiddleware};
-use wasmer::{ExportIndex, GlobalInit, GlobalType, LocalFunctionIndex, ModuleInfo, Mutability, Type};
+use wasmer::{
+    ExportIndex, GlobalInit, GlobalType, LocalFunctionIndex, ModuleInfo, Mutability, Type,
+};
 
 /// The name of the costs below. Another cost is another name: it is digested into every artifact and receipt.
 pub const COSTS: &str = "fuel-1";
@@ -22,7 +24,9 @@ pub const REMAINING: &str = "agentfactory:fuel";
 pub const START: &str = "agentfactory:start";
 
 /// What a host call costs before it does anything: the way out of the guest and, mostly, into the kernel.
-pub const HOST_CALL: u64 = 1_000;
+const HOST_CALL: u64 = 1_000;
+/// Of one that walks a path, or waits for a disk.
+const DEAR_HOST_CALL: u64 = 10_000;
 
 const CALL: u64 = 4;
 const INDIRECT_CALL: u64 = 8;
@@ -73,6 +77,16 @@ fn cost(operator: &Operator<'_>) -> u64 {
         | O::F64x2Sqrt
         | O::I64x2Mul => DIVISION,
         _ => 1,
+    }
+}
+
+/// What a host call costs on top of the work that it does.
+#[must_use]
+pub fn host_call(name: &str) -> u64 {
+    if name.starts_with("path_") || name.ends_with("sync") {
+        DEAR_HOST_CALL
+    } else {
+        HOST_CALL
     }
 }
 
@@ -131,7 +145,10 @@ impl ModuleMiddleware for Fuel {
         &self,
         _: LocalFunctionIndex,
     ) -> Box<dyn FunctionMiddleware<'a> + 'a> {
-        let globals = *self.globals.get().expect("the module comes before its functions");
+        let globals = *self
+            .globals
+            .get()
+            .expect("the module comes before its functions");
         Box::new(Counting {
             globals,
             block: Vec::new(),
@@ -223,9 +240,7 @@ impl<'a> Counting<'a> {
                 global_index: length,
             },
             Operator::I64ExtendI32U,
-            Operator::I64Const {
-                value: shift.abs(),
-            },
+            Operator::I64Const { value: shift.abs() },
             if shift < 0 {
                 Operator::I64Shl
             } else {

@@ -102,10 +102,7 @@ impl Guest {
                 .get_global(fuel::REMAINING)
                 .map_err(|_| missing(fuel::REMAINING))?
                 .clone();
-            remaining.set(
-                store,
-                Value::I64(i64::try_from(fuel).unwrap_or(i64::MAX)),
-            )?;
+            remaining.set(store, Value::I64(i64::try_from(fuel).unwrap_or(i64::MAX)))?;
             env.as_mut(store).fuel = Some(remaining);
             if let Ok(start) = instance.exports.get_function(fuel::START) {
                 start.call(store, &[])?;

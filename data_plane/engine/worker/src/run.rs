@@ -14,9 +14,7 @@ use crate::engine;
 use crate::frames::{FrameReader, Kind};
 use crate::guest::{Guest, Input, Used, refuse};
 use crate::jail::{self, Jail, Root};
-use crate::messages::{
-    Load, MAX_ARGUMENTS, MAX_PREOPENS, Outcome, Profile, Ready, Refusal, Run,
-};
+use crate::messages::{Load, MAX_ARGUMENTS, MAX_PREOPENS, Outcome, Profile, Ready, Refusal, Run};
 use crate::output::Output;
 use crate::wasi::GuestStdio;
 use crate::watchdog::{Shared, end, exit};

@@ -11,7 +11,7 @@ use wasmer::{
 use crate::fuel;
 use crate::guest::Input;
 use crate::output::Stream;
-use crate::watchdog::Shared;
+use crate::watchdog::{Shared, end, exit};
 
 /// The guest's standard streams: frames of the parent.
 pub struct GuestStdio {
@@ -151,11 +151,12 @@ fn refusing(function: FunctionType) -> Maker {
 }
 
 fn call(
+    name: &'static str,
     env: &mut FunctionEnvMut<'_, Context>,
     function: impl FnOnce(&mut Wasi<GuestStdio>, &mut [u8]) -> Result<(), Fault>,
 ) -> Result<u32, RuntimeError> {
     let (context, mut store) = env.data_and_store_mut();
-    charge(context.fuel.as_ref(), &mut store, fuel::HOST_CALL)?;
+    charge(context.fuel.as_ref(), &mut store, fuel::host_call(name))?;
     let before = context.wasi.work();
     let result = match &context.memory {
         None => function(&mut context.wasi, &mut []),
@@ -172,22 +173,34 @@ fn call(
     charge(context.fuel.as_ref(), &mut store, work)?;
     match result {
         Ok(()) => Ok(0),
+        Err(Fault::Errno(errno)) if context.fuel.is_some() && is_of_the_machine(errno) => {
+            // Another machine would have had room, so this run has no result at all.
+            end(exit::ABORTED)
+        }
         Err(Fault::Errno(errno)) => Ok(errno.code()),
         Err(Fault::Exit(code)) => Err(RuntimeError::user(Box::new(Unwind::Exit(code)))),
         Err(Fault::Limit(limit)) => Err(RuntimeError::user(Box::new(Unwind::Limit(limit)))),
     }
 }
 
+/// Whether a machine answers so for what the guest did not do.
+fn is_of_the_machine(errno: Errno) -> bool {
+    matches!(
+        errno,
+        Errno::NoSpc | Errno::Dquot | Errno::NoMem | Errno::Nfile | Errno::Io
+    )
+}
+
 macro_rules! function {
     (errno, $name:ident($($param:ident: $kind:ident),*)) => {
         #[allow(clippy::too_many_arguments, reason = "preview 1 gives some calls nine")]
         fn $name(mut env: FunctionEnvMut<'_, Context>, $($param: $kind),*) -> Result<u32, RuntimeError> {
-            call(&mut env, |wasi, memory| wasi.$name(memory, $($param),*))
+            call(stringify!($name), &mut env, |wasi, memory| wasi.$name(memory, $($param),*))
         }
     };
     (never, $name:ident($($param:ident: $kind:ident),*)) => {
         fn $name(mut env: FunctionEnvMut<'_, Context>, $($param: $kind),*) -> Result<(), RuntimeError> {
-            call(&mut env, |wasi, memory| wasi.$name(memory, $($param),*)).map(|_| ())
+            call(stringify!($name), &mut env, |wasi, memory| wasi.$name(memory, $($param),*)).map(|_| ())
         }
     };
 }
