@@ -57,6 +57,11 @@ class Limits:
     def cpu(self) -> timedelta:
         return self.cpu_ms * _MILLISECOND
 
+    @property
+    def has_scratch(self) -> bool:
+        """Whether the guest gets a scratch folder."""
+        return self.scratch_bytes > 0 and self.scratch_inodes > 0
+
     def limited_by(self, other: "Limits | RequestedLimits") -> "Limits":
         """Return the smaller of both, limit by limit; a limit that is not requested stays."""
         named = {name: getattr(other, name) for name in LIMIT_FIELDS}

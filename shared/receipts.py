@@ -138,6 +138,8 @@ class ReceiptPredicate:
 class ExpectedReceipt:
     """What the control plane stored about the order that a receipt claims to answer."""
 
+    type: str
+    """`predicate_type_for` its format."""
     installation: str
     node_id: NodeId
     boot_id: BootId
@@ -277,6 +279,8 @@ def check_matches(predicate: ReceiptPredicate, expected: ExpectedReceipt) -> Non
     2. The order's digest is the stored one.
     3. The attempt (order, execution, number, fencing token) is the stored one, if it is named.
     4. Template, module and input are the ordered ones, if they are named.
+    5. It is of the version that goes with the order, once the order was believed: nothing that happened is
+       left unsaid for want of words.
 
     `verify_receipt` has made sure that only a rejection may leave them out.
 
@@ -298,6 +302,8 @@ def check_matches(predicate: ReceiptPredicate, expected: ExpectedReceipt) -> Non
     for name, (found, ordered) in pairs.items():
         if found not in {None, ordered}:
             raise ReceiptInvalidError(f"check 4: {name} is {found}, ordered was {ordered}")
+    if predicate.attempt is not None and predicate.type != expected.type:
+        raise ReceiptInvalidError(f"check 5: receipt is of {predicate.type}, due is {expected.type}")
 
 
 def check_follows(predicate: ReceiptPredicate, *, last_sequence: int, last_hash: Digest | None) -> None:

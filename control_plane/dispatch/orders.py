@@ -17,7 +17,7 @@ from shared.ids import OrderId
 from shared.manifest import Profile
 from shared.order_codec import encode_order, needs_current_order
 from shared.orders import OLDER_ORDER_FORMAT, ORDER_FORMATS, EngineConstraint, Order
-from shared.receipts import AttemptIdentity, ExpectedReceipt
+from shared.receipts import AttemptIdentity, ExpectedReceipt, predicate_type_for
 
 ORDER_TYPES: Final = ORDER_FORMATS
 """What a session may agree on (rule 11), newest first: the current one and N-1."""
@@ -58,6 +58,7 @@ def expected_receipt(
 ) -> ExpectedReceipt:
     """Return what a receipt for this order must say."""
     return ExpectedReceipt(
+        type=predicate_type_for(session.order_type),
         installation=options.installation,
         node_id=session.node_id,
         boot_id=session.boot_id,

@@ -82,6 +82,8 @@ class RunRequest:
     clock: datetime | None = None
     """Fixed start of the guest's clocks; None means real time."""
     preopens: tuple[Preopen, ...] = ()
+    scratch: bool = False
+    """Whether the guest gets an empty folder of its own to write to, as `/scratch`."""
 
     def __post_init__(self) -> None:
         if len(self.stdin) > MAX_INPUT_BYTES:

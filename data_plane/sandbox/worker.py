@@ -10,6 +10,7 @@ from collections.abc import AsyncIterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
 from datetime import timedelta
+from pathlib import Path  # noqa: TC003 - imports stay in one place
 from typing import Final
 
 from data_plane.sandbox import messages
@@ -87,6 +88,8 @@ class Worker:
         self._loaded = False
         self.layers: tuple[LayerState, ...] = ()
         """The walls around it, once it is loaded."""
+        self.scratch: Path | None = None
+        """The folder that its guests write to, once one did: the pool's to empty."""
         self._killed_for_wall = False
         self._reusable = True
 

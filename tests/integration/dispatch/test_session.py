@@ -10,6 +10,7 @@ from agentfactory.v1 import nodes_pb2
 from control_plane.executions.encoding import capabilities_bytes
 from control_plane.nodes.domain import NodeState
 from shared.clock import SystemClock
+from shared.digests import sha256_digest
 from shared.dsse import decode_envelope
 from shared.errors import (
     ClockSkewError,
@@ -26,11 +27,12 @@ from shared.errors import (
     UnknownKeyError,
     UnsupportedVersionError,
 )
-from shared.manifest import Capabilities
-from shared.order_codec import decode_order
+from shared.manifest import Capabilities, Profile
+from shared.order_codec import PROFILE_NUMBERS, decode_order
 from shared.orders import verify_batch, verify_order_inclusion
 from shared.outcomes import Outcome
 from shared.receipts import Rejection
+from shared.resources import ResourcesUsed
 from tests.fixtures import dispatch as build
 from tests.fixtures.keys import ed25519_key, rsa_key, trusting
 from tests.fixtures.scripted_node import ScriptedNode
@@ -70,6 +72,17 @@ async def test_an_order_goes_out_and_its_receipt_is_accepted(one: Replica):
     assert list((await node.next("receipt_ack")).receipt_ack.sequences) == [1]
     stored = await one.get(accepted.execution_id)
     assert (stored.state, stored.receipt_id) == ("succeeded", ended.receipt_id)
+
+
+async def test_all_that_a_receipt_says_was_used_is_kept(one: Replica):
+    node = await one.ready_node(accepts=[V2])
+    [accepted] = await one.submit(work())
+    used = ResourcesUsed(
+        wall=timedelta(milliseconds=3), fuel=5, host_calls=2, host_call_time=timedelta(microseconds=1)
+    )
+    await node.answer(await node.next_order(), resources=used)
+    await one.waiting.ended(accepted.execution_id)
+    assert (await one.get(accepted.execution_id)).resources_used == used
 
 
 async def test_rule_3_a_newcomer_is_accepted_and_claimed_in_one_transaction(one: Replica):

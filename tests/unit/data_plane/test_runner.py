@@ -17,6 +17,7 @@ from data_plane.orders.admission import Admissions
 from data_plane.orders.domain import attempt_of
 from data_plane.orders.keyset import NodeKeyset
 from data_plane.orders.ledger import OrderLedger
+from data_plane.orders.quarantine import Quarantine
 from data_plane.receipts.issuer import ReceiptIssuer
 from data_plane.runner import OrderRunner
 from data_plane.sandbox.domain import Trap
@@ -113,6 +114,7 @@ class World:
             modules=self.modules,
             inputs=None,
             sandbox=self.sandbox,
+            quarantine=Quarantine(crashes=3, window=timedelta(minutes=5), duration=timedelta(minutes=10)),
             issuer=ReceiptIssuer(spool=self.spool, key=RECEIPT_KEY, facts=self.facts, random=FakeRandom()),
             announcer=self.announced,
             metrics=NodeMetrics(CollectorRegistry(), self.clock),

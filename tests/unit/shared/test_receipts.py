@@ -83,6 +83,7 @@ async def signed_document(change) -> bytes:
 
 def expected(receipt) -> ExpectedReceipt:
     return ExpectedReceipt(
+        type=PREDICATE_TYPE,
         installation=INSTALLATION,
         node_id=NODE,
         boot_id=BOOT,
@@ -324,6 +325,7 @@ def test_receipt_matches_its_order_and_a_bare_rejection_matches_too():
     receipt = a_receipt()
     check_matches(receipt, expected(receipt))
     check_matches(a_rejection(FORGED), expected(receipt))
+    check_matches(a_rejection(FORGED, type=OLDER_PREDICATE_TYPE), expected(receipt))
 
 
 @pytest.mark.parametrize(
@@ -336,6 +338,7 @@ def test_receipt_matches_its_order_and_a_bare_rejection_matches_too():
         (4, {"template_digest": sha256_digest(b"another")}),
         (4, {"module_digest": sha256_digest(b"another")}),
         (4, {"input_commitment": sha256_digest(b"another")}),
+        (5, {"type": OLDER_PREDICATE_TYPE}),
     ],
 )
 def test_receipt_that_answers_something_else_is_refused(check, changes):
