@@ -1,7 +1,7 @@
 """Random modules and the guests of the tests, each run twice under every repeatable profile and compared.
 
 By hand, without a bound: `python -m tests.integration.sandbox.random_guests [SECONDS [FIRST]]`. What differs is
-written to build/random/ with the number that makes it again.
+named by the number that makes it again.
 """
 
 import asyncio
@@ -63,7 +63,7 @@ class Twice:
         """Compile the module and run it on both pools under each repeatable profile.
 
         Raises:
-            DifferenceError: Outcome, output, log or fuel differ between the pools; or fuel between profiles.
+            DifferenceError: The artifact, outcome, output, log or fuel differ between the pools.
         """
         said = [await self._of_profile(module, profile, args, stdin) for profile in REPEATABLE]
         outcome, limit = said[0][:2]
@@ -162,13 +162,13 @@ async def twice() -> AsyncIterator[Twice]:
 def build_generator(cargo_environment: Mapping[str, str]) -> Path:
     """Build the generator, a crate of its own, and return its path."""
     target = Path(cargo_environment["CARGO_TARGET_DIR"])
-    command = ["cargo", "build", "--release", "--locked", "--quiet"]
+    command = ["cargo", "build", "--locked", "--quiet"]
     subprocess.run(
         [*command, "--manifest-path", str(CRATE / "Cargo.toml")],
         check=True,
         env={**os.environ, **cargo_environment},
     )
-    return target / "release" / "agentfactory-random-guests"
+    return target / "debug" / "agentfactory-random-guests"
 
 
 async def compare_random(generator: Path, *, first: int, seconds: float) -> Counts:
@@ -202,8 +202,8 @@ def main() -> None:
     seconds = float(sys.argv[1]) if len(sys.argv) > 1 else float("inf")
     first = int(sys.argv[2]) if len(sys.argv) > 2 else time.time_ns() // 1_000_000
     generator = build_generator(cargo_environment())
-    print(f"from module {first} on")
-    print(asyncio.run(compare_random(generator, first=first, seconds=seconds)))
+    sys.stdout.write(f"from module {first} on\n")
+    sys.stdout.write(f"{asyncio.run(compare_random(generator, first=first, seconds=seconds))}\n")
 
 
 if __name__ == "__main__":

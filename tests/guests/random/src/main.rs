@@ -39,7 +39,10 @@ fn main() -> Result<(), Box<dyn Error>> {
     };
     let (first, count): (u64, u64) = (first.parse()?, count.parse()?);
     for number in first..first.saturating_add(count) {
-        std::fs::write(Path::new(folder).join(format!("{number}.wasm")), guest(number)?)?;
+        std::fs::write(
+            Path::new(folder).join(format!("{number}.wasm")),
+            guest(number)?,
+        )?;
     }
     Ok(())
 }
@@ -79,7 +82,9 @@ fn guest(number: u64) -> Result<Vec<u8>, Box<dyn Error>> {
 fn shape() -> Vec<u8> {
     let (mut types, mut imports) = (TypeSection::new(), ImportSection::new());
     for (index, (name, parameters)) in (0..).zip(IMPORTS) {
-        types.ty().function(parameters.iter().copied(), [ValType::I32]);
+        types
+            .ty()
+            .function(parameters.iter().copied(), [ValType::I32]);
         imports.import("wasi_snapshot_preview1", name, EntityType::Function(index));
     }
     let imported = imports.len();
@@ -122,7 +127,9 @@ fn random_bytes(number: u64) -> Vec<u8> {
         value = (value ^ (value >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
         value ^ (value >> 31)
     };
-    (0..SEED_BYTES / 8).flat_map(|_| next().to_le_bytes()).collect()
+    (0..SEED_BYTES / 8)
+        .flat_map(|_| next().to_le_bytes())
+        .collect()
 }
 
 /// Puts another `_start` around the module's own, which writes the memory after it.
