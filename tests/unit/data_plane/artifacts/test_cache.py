@@ -108,6 +108,33 @@ async def test_artifact_of_another_module_under_this_name(tmp_path):
         await cache.open(MODULE)
 
 
+async def test_an_artifact_is_of_one_profile_whatever_its_file_is_called(tmp_path):
+    cache = a_cache(tmp_path)
+    await store(cache)
+    assert not cache.holds(MODULE, Profile.DETERMINISTIC)
+    with pytest.raises(NotFoundError):
+        await cache.open(MODULE, Profile.DETERMINISTIC)
+
+    fast = only_file(tmp_path)
+    metered = tmp_path / cache._key(MODULE, Profile.DETERMINISTIC).file_name
+    metered.write_bytes(fast.read_bytes())
+    with pytest.raises(ArtifactInvalidError, match="another module, profile"):
+        await cache.open(MODULE, Profile.DETERMINISTIC)
+
+
+async def test_a_profile_is_found_again_after_a_restart_and_dropped_alone(tmp_path):
+    cache = a_cache(tmp_path)
+    await store(cache)
+    descriptor = memory_file("code", CODE)
+    await cache.store(MODULE, descriptor, Profile.PORTABLE)
+    os.close(descriptor)
+
+    again = a_cache(tmp_path)
+    assert (again.digests(), again.holds(MODULE, Profile.PORTABLE)) == ((MODULE,), True)
+    again.drop(MODULE, Profile.PORTABLE)
+    assert (again.holds(MODULE, Profile.PORTABLE), again.holds(MODULE)) == (False, True)
+
+
 async def test_artifact_sealed_elsewhere(tmp_path):
     await store(a_cache(tmp_path, mac_key=b"o" * 32))
 
