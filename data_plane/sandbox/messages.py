@@ -1,7 +1,7 @@
 """The JSON payloads to and from a worker. What a worker says is checked here before anything uses it."""
 
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from datetime import UTC, datetime, timedelta
 from typing import Any, Final
 
@@ -29,6 +29,7 @@ from shared.errors import (
     WorkerCrashedError,
 )
 from shared.limits import LIMIT_FIELDS
+from shared.manifest import Profile
 from shared.outcomes import LimitName, Outcome
 from shared.resources import MAX_SMALL_COUNT, ResourcesUsed
 
@@ -64,10 +65,11 @@ def load_payload(engine: EngineInfo, roots: Sequence[tuple[str, bool]] = ()) -> 
     return _dump(message)
 
 
-def compile_payload(limits: CompileLimits) -> bytes:
+def compile_payload(limits: CompileLimits, profile: Profile) -> bytes:
     """Return the payload of ``load`` in compile mode."""
     return _dump(
         {
+            "profile": profile,
             "module_bytes": limits.module_bytes,
             "artifact_bytes": limits.artifact_bytes,
             "memory_bytes": limits.memory_bytes,
@@ -215,16 +217,31 @@ def engine_from_json(value: Any) -> EngineInfo:
     """
     try:
         fields = {name: value[name] for name in ("name", "version", "config_digest", "cpu_features")}
-    except (KeyError, TypeError) as error:
+        profile = Profile(value["profile"])
+    except (KeyError, TypeError, ValueError) as error:
         raise WorkerCrashedError(f"worker names no engine: {error!r}") from error
     if not all(isinstance(field, str) for field in fields.values()):
         raise WorkerCrashedError("worker names no engine: a field is not text")
-    return EngineInfo(**fields)
+    return EngineInfo(profile=profile, **fields)
+
+
+def engines_from_json(value: Any) -> Mapping[Profile, EngineInfo]:
+    """Return the engine that a worker is under each profile.
+
+    Raises:
+        WorkerCrashedError: One is missing, or a field is missing or of a wrong type.
+    """
+    named = map(engine_from_json, value if isinstance(value, list) else ())
+    engines = {engine.profile: engine for engine in named}
+    if set(engines) != set(Profile):
+        raise WorkerCrashedError("worker does not name its engine under every profile")
+    return engines
 
 
 def engine_to_json(engine: EngineInfo) -> dict[str, str]:
     """Return the engine as workers spell it."""
     return {
+        "profile": engine.profile,
         "name": engine.name,
         "version": engine.version,
         "config_digest": engine.config_digest,

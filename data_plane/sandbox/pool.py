@@ -6,7 +6,7 @@ Implements design.md, rule 14. Never says whether something may run, and never l
 import asyncio
 import logging
 from collections import OrderedDict, deque
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator, Mapping, Sequence
 from dataclasses import replace
 from datetime import timedelta
 from pathlib import Path
@@ -20,6 +20,7 @@ from data_plane.sandbox.worker import Job, Worker
 from shared.digests import Digest
 from shared.errors import ResourceExhaustedError, UnavailableError, WorkerCrashedError
 from shared.ids import TenantId
+from shared.manifest import Profile
 
 logger = logging.getLogger(__name__)
 
@@ -37,6 +38,7 @@ class _Binding(NamedTuple):
 
     tenant_id: TenantId
     module_digest: Digest
+    profile: Profile
     roots: tuple[tuple[str, bool], ...]
     """Directories that it was locked to, and whether it may write there."""
     scratch: bool
@@ -51,6 +53,7 @@ class WorkerPool:
         *,
         worker_path: str,
         engine: EngineInfo,
+        engines: Mapping[Profile, EngineInfo] | None = None,
         slots: int,
         max_warm_workers: int | None = None,
         spares: int = 1,
@@ -61,7 +64,7 @@ class WorkerPool:
         if slots < 1 or spares < 0:
             raise ValueError(f"a pool has at least one slot and no negative spares, not {slots} and {spares}")
         self._worker_path = worker_path
-        self._engine = engine
+        self._engines = dict(engines or {}) | {engine.profile: engine}
         self._slots = slots
         self._max_warm = max(
             slots, WARM_WORKERS_PER_SLOT * slots if max_warm_workers is None else max_warm_workers
@@ -127,10 +130,12 @@ class WorkerPool:
 
         Raises:
             ResourceExhaustedError: Too many runs wait for a slot already.
-            UnavailableError: The pool is closed, or no process can be started.
+            UnavailableError: The pool is closed, has no engine of that profile, or no process can be started.
         """
         if self._closed:
             raise UnavailableError("sandbox is closed")
+        if request.profile not in self._engines:
+            raise UnavailableError(f"profile {request.profile} is not offered by this sandbox")
         if self._free.locked() and self._waiting >= MAX_WAITING_PER_SLOT * self._slots:
             raise ResourceExhaustedError(
                 f"{self._waiting} runs wait for the {self._slots} slots of this sandbox"
@@ -141,7 +146,7 @@ class WorkerPool:
         finally:
             self._waiting -= 1
         try:
-            binding = _Binding(tenant_id, module_digest, request.roots, request.scratch)
+            binding = _Binding(tenant_id, module_digest, request.profile, request.roots, request.scratch)
             job = Job(artifact=artifact, request=request, stdin=stdin, sink=sink, host_calls=host_calls)
             return await self._run_in_slot(binding, job)
         finally:
@@ -230,7 +235,7 @@ class WorkerPool:
 
     async def _spawn(self) -> Worker:
         worker = await Worker.start(
-            self._worker_path, engine=self._engine, wall_grace=self._wall_grace, require=self._require
+            self._worker_path, engines=self._engines, wall_grace=self._wall_grace, require=self._require
         )
         self._spawned += 1
         return worker

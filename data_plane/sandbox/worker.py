@@ -6,7 +6,7 @@ Chooses no worker for a run; that is the pool's part.
 import asyncio
 import logging
 import os
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
 from datetime import timedelta
@@ -29,6 +29,7 @@ from data_plane.sandbox.link import Link
 from data_plane.sandbox.ports import ArtifactOpener, HostCalls, OutputSink
 from data_plane.sandbox.process import Ended, ExitCode, Mode, WorkerProcess
 from shared.errors import InvalidInputError, WorkerCrashedError
+from shared.manifest import Profile
 from shared.outcomes import LimitName, Outcome
 from shared.resources import ResourcesUsed
 
@@ -83,11 +84,18 @@ class Worker:
     """A worker process and its link. After an error, a trap or a kill it is not used again."""
 
     def __init__(
-        self, *, process: WorkerProcess, link: Link, engine: EngineInfo, wall_grace: timedelta
+        self,
+        *,
+        process: WorkerProcess,
+        link: Link,
+        engines: Mapping[Profile, EngineInfo],
+        wall_grace: timedelta,
     ) -> None:
         self.process = process
         self._link = link
-        self._engine = engine
+        self._engines = engines
+        self._engine = engines[Profile.DEFAULT]
+        """The one of its first run's profile, for its life."""
         self._wall_grace = wall_grace
         self._loaded = False
         self.layers: tuple[LayerState, ...] = ()
@@ -99,7 +107,12 @@ class Worker:
 
     @classmethod
     async def start(
-        cls, worker_path: str, *, engine: EngineInfo, wall_grace: timedelta, require: Sequence[Layer] = ()
+        cls,
+        worker_path: str,
+        *,
+        engines: Mapping[Profile, EngineInfo],
+        wall_grace: timedelta,
+        require: Sequence[Layer] = (),
     ) -> "Worker":
         """Start a process that has not loaded anything yet.
 
@@ -108,7 +121,7 @@ class Worker:
         """
         process = WorkerProcess.start(worker_path, Mode.RUN, require)
         link = await Link.open(process.socket)
-        return cls(process=process, link=link, engine=engine, wall_grace=wall_grace)
+        return cls(process=process, link=link, engines=engines, wall_grace=wall_grace)
 
     @property
     def is_reusable(self) -> bool:
@@ -124,6 +137,7 @@ class Worker:
         """Run once; load first if this is the first run. See ``Sandbox.run``."""
         if not self._reusable:
             raise WorkerCrashedError("worker was to be discarded, not to run again")
+        self._engine = self._engines[job.request.profile]
         limits = job.request.limits
         collected = _Collected(
             sink=job.sink, max_bytes=limits.output_bytes + limits.log_bytes + _OUTPUT_SLACK_BYTES

@@ -116,6 +116,8 @@ def check(run: Run) -> None:
     manifest = ["--manifest-path", str(ENGINE / "Cargo.toml")]
     if rust_tool(run, "fmt"):
         run.command("Rust format", ["cargo", "fmt", "--check", "--all", *manifest])
+        random = ["--manifest-path", str(ROOT / "tests" / "guests" / "random" / "Cargo.toml")]
+        run.command("Rust format: random guests", ["cargo", "fmt", "--check", *random])
     if rust_tool(run, "clippy"):
         for crate in CRATES:
             flags = ["--release", "--locked", "--all-targets", "--quiet", "-p", crate, "--", "-D", "warnings"]

@@ -1,14 +1,16 @@
 //! `agentfactory-worker run|compile [LAYER]...`: descriptor 0 is a socket to the parent; the named layers of the jail
-//! are demanded. `engine`: print the engine's identity. `doctor`: print which layers hold here.
+//! are demanded. `engines`: print the engine's identity under every profile, `engine` under the default one. `doctor`:
+//! print which layers hold here.
 
 use std::os::fd::OwnedFd;
 use std::process::ExitCode;
 
 use agentfactory_worker::jail::{Jail, Mode};
+use agentfactory_worker::messages::Profile;
 use agentfactory_worker::watchdog::exit;
 use agentfactory_worker::{bench, compile, engine, jail, run};
 
-const USAGE: &str = "usage: agentfactory-worker run [LAYER]... | compile [LAYER]... | engine | doctor | --version | bench ARTIFACT RUNS";
+const USAGE: &str = "usage: agentfactory-worker run [LAYER]... | compile [LAYER]... | engine | engines | doctor | --version | bench ARTIFACT RUNS";
 const WRONG_USE: u8 = 2;
 
 fn main() -> ExitCode {
@@ -22,7 +24,16 @@ fn main() -> ExitCode {
         Some("engine" | "--version") => {
             println!(
                 "{}",
-                serde_json::to_string(&engine::info()).expect("plain strings serialize")
+                serde_json::to_string(&engine::info(Profile::Default))
+                    .expect("plain strings serialize")
+            );
+            ExitCode::SUCCESS
+        }
+        Some("engines") => {
+            println!(
+                "{}",
+                serde_json::to_string(&Profile::ALL.map(engine::info))
+                    .expect("plain strings serialize")
             );
             ExitCode::SUCCESS
         }
