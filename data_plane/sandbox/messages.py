@@ -103,7 +103,7 @@ def parse_outcome(payload: bytes) -> RawOutcome:
     if message.get("outcome") == Outcome.REJECTED:
         reason = message.get("reason")
         error = _REFUSALS.get(reason if isinstance(reason, str) else "", WorkerCrashedError)
-        raise error(str(message.get("message", reason)))
+        raise error(_clean(str(message.get("message", reason))))
     return message
 
 
@@ -250,7 +250,12 @@ def _count(value: Any, bound: int = MAX_COUNT) -> int:
 def _text(value: Any) -> str:
     if not isinstance(value, str):
         raise TypeError("no text")
-    return value[:MAX_TEXT_CHARS]
+    return _clean(value)
+
+
+def _clean(text: str) -> str:
+    """JSON can spell half a surrogate pair, which no message or receipt can carry."""
+    return text[:MAX_TEXT_CHARS].encode(errors="replace").decode()
 
 
 def _dump(message: dict[str, Any]) -> bytes:
@@ -260,7 +265,7 @@ def _dump(message: dict[str, Any]) -> bytes:
 def _parse(payload: bytes) -> dict[str, Any]:
     try:
         message = json.loads(payload)
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise WorkerCrashedError("worker sent an outcome that is not JSON") from error
     if not isinstance(message, dict):
         raise WorkerCrashedError("worker sent an outcome that is no object")
