@@ -114,6 +114,7 @@ async def _run(module: Path, request: "RunRequest") -> "RunResult":
     from data_plane.sandbox.compiler import WorkerCompiler
     from data_plane.sandbox.engine import read_engine_info
     from data_plane.sandbox.pool import WorkerPool
+    from data_plane.sandbox.process import User
     from shared.digests import sha256_digest
     from shared.ids import TenantId
 
@@ -127,7 +128,9 @@ async def _run(module: Path, request: "RunRequest") -> "RunResult":
         async def artifact() -> int:
             return os.dup(artifact_fd)
 
-        async with WorkerPool(worker_path=worker, engine=engine, slots=1, spares=0) as pool:
+        # Directories are given with the rights of whoever runs this; without one the guest needs nobody's.
+        user = User.OWN if request.preopens else User.NOBODY
+        async with WorkerPool(worker_path=worker, engine=engine, slots=1, spares=0, user=user) as pool:
             return await pool.run(
                 tenant_id=TenantId("local"),
                 module_digest=sha256_digest(str(module).encode()),

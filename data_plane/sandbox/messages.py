@@ -118,6 +118,7 @@ def result_of(message: RawOutcome, *, stdout: bytes, stderr: bytes, engine: Engi
         trap = message.get("trap")
         limit = message.get("limit")
         outcome = Outcome(message["outcome"])
+        _check_goes_with(outcome, limit, trap)
         return RunResult(
             outcome=outcome,
             exit_code=_exit_code(outcome, message.get("exit_code")),
@@ -234,6 +235,11 @@ def _exit_code(outcome: Outcome, value: Any) -> int | None:
     if (code == 0) != (outcome is Outcome.SUCCEEDED):
         raise ValueError(f"exit code {code} of outcome {outcome}")
     return code
+
+
+def _check_goes_with(outcome: Outcome, limit: Any, trap: Any) -> None:
+    if (limit is not None, trap is not None) != (outcome is Outcome.KILLED, outcome is Outcome.TRAPPED):
+        raise ValueError(f"limit {limit!r} and trap {trap!r} of outcome {outcome}")
 
 
 def _duration(value: Any) -> timedelta:

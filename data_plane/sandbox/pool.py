@@ -12,7 +12,9 @@ from types import TracebackType
 from typing import Final, NamedTuple, Self
 
 from data_plane.sandbox.domain import EngineInfo, Layer, RunRequest, RunResult, SandboxStats
+from data_plane.sandbox.idle import IDLE_LOOK, IdleWatch
 from data_plane.sandbox.ports import ArtifactOpener, OutputSink
+from data_plane.sandbox.process import User
 from data_plane.sandbox.worker import Worker
 from shared.digests import Digest
 from shared.errors import ResourceExhaustedError, UnavailableError, WorkerCrashedError
@@ -49,6 +51,8 @@ class WorkerPool:
         spares: int = 1,
         wall_grace: timedelta = DEFAULT_WALL_GRACE,
         require: Sequence[Layer] = (),
+        user: User = User.NOBODY,
+        idle_look: timedelta = IDLE_LOOK,
     ) -> None:
         if slots < 1 or spares < 0:
             raise ValueError(f"a pool has at least one slot and no negative spares, not {slots} and {spares}")
@@ -61,6 +65,8 @@ class WorkerPool:
         self._spare_target = spares
         self._wall_grace = wall_grace
         self._require = tuple(require)
+        self._user = user
+        self._idle_look = idle_look
         self._free = asyncio.Semaphore(slots)
         self._waiting = 0
         self._busy: set[Worker] = set()
@@ -70,21 +76,23 @@ class WorkerPool:
         # Killed and not reaped yet; leaving the pool waits for them too.
         self._ending: set[Worker] = set()
         self._refill: asyncio.Task[None] | None = None
+        self._watch: asyncio.Task[None] | None = None
         self._closed = True
         self._runs = self._warm_hits = self._spawned = self._crashed = self._discarded = 0
 
     async def __aenter__(self) -> Self:
         self._closed = False
         await self._refill_spares()
+        self._watch = asyncio.create_task(self._look_after_idle())
         return self
 
     async def __aexit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         self._closed = True
-        if self._refill is not None:
-            self._refill.cancel()
-            await asyncio.wait([self._refill])
+        for task in filter(None, (self._refill, self._watch)):
+            task.cancel()
+            await asyncio.wait([task])
         idle = [worker for workers in self._idle.values() for worker in workers]
         workers = {*self._busy, *self._spares, *self._ending, *idle}
         self._idle.clear()
@@ -185,7 +193,11 @@ class WorkerPool:
 
     async def _spawn(self) -> Worker:
         worker = await Worker.start(
-            self._worker_path, engine=self._engine, wall_grace=self._wall_grace, require=self._require
+            self._worker_path,
+            engine=self._engine,
+            wall_grace=self._wall_grace,
+            require=self._require,
+            user=self._user,
         )
         self._spawned += 1
         return worker
@@ -212,6 +224,29 @@ class WorkerPool:
             binding, idle = next(iter(self._idle.items()))
             self._discard(idle.pop(0))
             if not idle:
+                del self._idle[binding]
+
+    async def _look_after_idle(self) -> None:
+        watch = IdleWatch()
+        while True:
+            await asyncio.sleep(self._idle_look.total_seconds())
+            idle = [worker for workers in self._idle.values() for worker in workers]
+            for worker in watch.misbehaving([*idle, *self._spares]):
+                logger.warning(
+                    "idle worker used CPU time or spoke, and was ended",
+                    extra={"worker_pid": worker.process.pid},
+                )
+                self._forget(worker)
+                self._discard(worker)
+
+    def _forget(self, worker: Worker) -> None:
+        """Take an idle worker or a spare out of every list."""
+        if worker in self._spares:
+            self._spares.remove(worker)
+        for binding, workers in list(self._idle.items()):
+            if worker in workers:
+                workers.remove(worker)
+            if not workers:
                 del self._idle[binding]
 
     def _discard(self, worker: Worker) -> None:

@@ -12,7 +12,8 @@ from dataclasses import dataclass, field
 from datetime import timedelta
 from typing import Final
 
-from data_plane.sandbox import messages
+from data_plane.sandbox import look, messages
+from data_plane.sandbox.claims import check_claims
 from data_plane.sandbox.domain import (
     MAX_INPUT_BYTES,
     EngineInfo,
@@ -26,8 +27,9 @@ from data_plane.sandbox.domain import (
 from data_plane.sandbox.frames import END_OF_STDIN, Frame, FrameKind, encode, encode_stdin
 from data_plane.sandbox.link import Link
 from data_plane.sandbox.ports import ArtifactOpener, OutputSink
-from data_plane.sandbox.process import Ended, ExitCode, Mode, WorkerProcess
+from data_plane.sandbox.process import Ended, ExitCode, Mode, User, WorkerProcess
 from shared.errors import InvalidInputError, WorkerCrashedError
+from shared.limits import Limits
 from shared.outcomes import LimitName, Outcome
 
 logger = logging.getLogger(__name__)
@@ -70,35 +72,51 @@ class Worker:
     """A worker process and its link. After an error, a trap or a kill it is not used again."""
 
     def __init__(
-        self, *, process: WorkerProcess, link: Link, engine: EngineInfo, wall_grace: timedelta
+        self,
+        *,
+        process: WorkerProcess,
+        link: Link,
+        engine: EngineInfo,
+        wall_grace: timedelta,
+        require: Sequence[Layer] = (),
     ) -> None:
         self.process = process
         self._link = link
         self._engine = engine
         self._wall_grace = wall_grace
+        self._require = tuple(require)
         self._loaded = False
         self.layers: tuple[LayerState, ...] = ()
-        """The walls around it, once it is loaded."""
+        """The walls around it, once it is loaded; those that can be seen from outside have been."""
+        self._was_seen = False
+        self.runs = 0
+        """How often it was asked to run."""
         self._killed_for_wall = False
         self._reusable = True
 
     @classmethod
     async def start(
-        cls, worker_path: str, *, engine: EngineInfo, wall_grace: timedelta, require: Sequence[Layer] = ()
+        cls,
+        worker_path: str,
+        *,
+        engine: EngineInfo,
+        wall_grace: timedelta,
+        require: Sequence[Layer] = (),
+        user: User = User.NOBODY,
     ) -> "Worker":
         """Start a process that has not loaded anything yet.
 
         Raises:
             UnavailableError: The process cannot be started.
         """
-        process = WorkerProcess.start(worker_path, Mode.RUN, require)
+        process = WorkerProcess.start(worker_path, Mode.RUN, require, user)
         link = await Link.open(process.socket)
-        return cls(process=process, link=link, engine=engine, wall_grace=wall_grace)
+        return cls(process=process, link=link, engine=engine, wall_grace=wall_grace, require=require)
 
     @property
     def is_reusable(self) -> bool:
-        """Whether it may run again: it lives, and its last guest ended by itself."""
-        return self._reusable and not self.process.ended.done()
+        """Whether it may run again: it lives, its last guest ended by itself, and nothing came after that."""
+        return self._reusable and self._link.is_quiet and not self.process.ended.done()
 
     @property
     def is_loaded(self) -> bool:
@@ -132,13 +150,15 @@ class Worker:
             await self._link.drain()
             # From here on a guest may be running; only an outcome makes the worker usable again.
             self._reusable = False
+            self.runs += 1
             self._link.send(first, descriptors)
             _close(descriptors)
             outcome = await self._converse(collected, stdin)
-            if outcome is None:
+            if outcome is None or self._killed_for_wall:
+                # An outcome that came when the time was long over is no outcome.
                 result = await self._result_without_outcome(collected, started_at)
             else:
-                result = self._result(outcome, collected)
+                result = self._result(outcome, collected, limits)
         finally:
             if timer is not None:
                 timer.cancel()
@@ -216,18 +236,27 @@ class Worker:
                 self._link.send(END_OF_STDIN)
 
     async def _until_outcome(self, collected: _Collected) -> messages.RawOutcome | None:
-        while (frames := await self._link.receive()) is not None:
+        while (frames := await self._frames()) is not None:
             for index, frame in enumerate(frames):
                 if frame.kind is FrameKind.OUTPUT and self._loaded:
                     await collected.take(frame.payload)
                 elif frame.kind is FrameKind.READY and not self._loaded:
                     self._loaded = True
                     self.layers = messages.ready_layers(frame.payload)
+                    self._was_seen = look.confirm(self.process.pid, self.layers, self._require)
                 elif frame.kind is FrameKind.OUTCOME and index == len(frames) - 1:
                     return self._parse_outcome(frame.payload)
                 else:
                     raise WorkerCrashedError(f"worker sent {_name(frame)} where it was not due")
         return None
+
+    async def _frames(self) -> list[Frame] | None:
+        try:
+            return await self._link.receive()
+        except WorkerCrashedError:
+            if self._killed_for_wall:
+                return None  # it was killed while it spoke, so the last frame is a part
+            raise
 
     def _parse_outcome(self, payload: bytes) -> messages.RawOutcome:
         try:
@@ -237,13 +266,16 @@ class Worker:
             self._reusable = True
             raise
 
-    def _result(self, outcome: messages.RawOutcome, collected: _Collected) -> RunResult:
+    def _result(self, outcome: messages.RawOutcome, collected: _Collected, limits: Limits) -> RunResult:
         result = messages.result_of(
             outcome,
             stdout=bytes(collected.parts[Stream.STDOUT]),
             stderr=bytes(collected.parts[Stream.STDERR]),
             engine=self._engine,
         )
+        check_claims(result, limits=limits, seen_bytes=collected.seen_bytes, late=self._wall_grace)
+        if not self._was_seen and result.outcome is not Outcome.KILLED:
+            raise WorkerCrashedError(f"worker {self.process.pid} was gone before it could be looked at")
         self._reusable = result.outcome in {Outcome.SUCCEEDED, Outcome.FAILED}
         return result
 

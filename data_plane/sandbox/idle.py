@@ -1,0 +1,38 @@
+"""Looks after workers that nobody uses: one that works on, or speaks unasked, is not kept."""
+
+from collections.abc import Iterable
+from datetime import timedelta
+from typing import Final
+
+from data_plane.sandbox.look import cpu_seconds, worker_behind
+from data_plane.sandbox.worker import Worker
+
+IDLE_LOOK: Final = timedelta(seconds=5)
+"""How often idle workers are looked at."""
+MAX_IDLE_CPU: Final = timedelta(milliseconds=100)
+"""What an idle worker may use between two looks; an honest one uses nothing."""
+
+
+class IdleWatch:
+    """Remembers what each idle worker had used at the last look."""
+
+    def __init__(self) -> None:
+        self._last: dict[Worker, tuple[int, float]] = {}
+
+    def misbehaving(self, idle: Iterable[Worker]) -> list[Worker]:
+        """Return the idle workers that spoke, ended, or used CPU time without a run since the last look."""
+        found: list[Worker] = []
+        now: dict[Worker, tuple[int, float]] = {}
+        for worker in idle:
+            pid = worker_behind(worker.process.pid)
+            used = None if pid is None else cpu_seconds(pid)
+            if used is None or not worker.is_reusable:
+                found.append(worker)
+                continue
+            runs, before = self._last.get(worker, (worker.runs, used))
+            if runs == worker.runs and used - before > MAX_IDLE_CPU.total_seconds():
+                found.append(worker)
+            else:
+                now[worker] = (worker.runs, used)
+        self._last = now
+        return found
