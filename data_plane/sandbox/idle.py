@@ -24,11 +24,13 @@ class IdleWatch:
         found: list[Worker] = []
         now: dict[Worker, tuple[int, float]] = {}
         for worker in idle:
-            pid = worker_behind(worker.process.pid)
-            used = None if pid is None else cpu_seconds(pid)
-            if used is None or not worker.is_reusable:
+            if not worker.is_reusable:
                 found.append(worker)
                 continue
+            pid = worker_behind(worker.process.pid)
+            used = None if pid is None else cpu_seconds(pid)
+            if used is None:
+                continue  # a spare whose monitor has not started it yet
             runs, before = self._last.get(worker, (worker.runs, used))
             if runs == worker.runs and used - before > MAX_IDLE_CPU.total_seconds():
                 found.append(worker)

@@ -28,6 +28,10 @@ MAX_WAITING_PER_SLOT: Final = 64
 DEFAULT_WALL_GRACE: Final = timedelta(seconds=1)
 """After its wall-clock limit a worker ends itself; this much later it is killed from outside."""
 
+SPARE_DELAY: Final = timedelta(milliseconds=50)
+"""How long after a spare was used the next one is started: that takes milliseconds of a processor, and right
+after a kill those belong to the next runs. A run that finds no spare meanwhile starts a worker itself."""
+
 
 class _Binding(NamedTuple):
     """What a worker serves, for its life."""
@@ -82,7 +86,8 @@ class WorkerPool:
 
     async def __aenter__(self) -> Self:
         self._closed = False
-        await self._refill_spares()
+        for _ in range(self._spare_target):
+            await self._add_spare()
         self._watch = asyncio.create_task(self._look_after_idle())
         return self
 
@@ -260,11 +265,13 @@ class WorkerPool:
 
     async def _refill_later(self) -> None:
         try:
-            await self._refill_spares()
+            while len(self._spares) < self._spare_target and not self._closed:
+                await asyncio.sleep(SPARE_DELAY.total_seconds())
+                await self._add_spare()
         except UnavailableError as error:
             # A run that finds no spare starts a worker itself, and its caller learns what is wrong.
             logger.warning("spare worker not started", extra={"error": str(error)})
 
-    async def _refill_spares(self) -> None:
-        while len(self._spares) < self._spare_target and not self._closed:
+    async def _add_spare(self) -> None:
+        if len(self._spares) < self._spare_target and not self._closed:
             self._spares.append(await self._spawn())

@@ -158,7 +158,8 @@ class Worker:
                 # An outcome that came when the time was long over is no outcome.
                 result = await self._result_without_outcome(collected, started_at)
             else:
-                result = self._result(outcome, collected, limits)
+                elapsed = timedelta(seconds=loop.time() - started_at)
+                result = self._result(outcome, collected, limits, elapsed)
         finally:
             if timer is not None:
                 timer.cancel()
@@ -266,14 +267,16 @@ class Worker:
             self._reusable = True
             raise
 
-    def _result(self, outcome: messages.RawOutcome, collected: _Collected, limits: Limits) -> RunResult:
+    def _result(
+        self, outcome: messages.RawOutcome, collected: _Collected, limits: Limits, elapsed: timedelta
+    ) -> RunResult:
         result = messages.result_of(
             outcome,
             stdout=bytes(collected.parts[Stream.STDOUT]),
             stderr=bytes(collected.parts[Stream.STDERR]),
             engine=self._engine,
         )
-        check_claims(result, limits=limits, seen_bytes=collected.seen_bytes, late=self._wall_grace)
+        check_claims(result, limits=limits, seen_bytes=collected.seen_bytes, elapsed=elapsed)
         if not self._was_seen and result.outcome is not Outcome.KILLED:
             raise WorkerCrashedError(f"worker {self.process.pid} was gone before it could be looked at")
         self._reusable = result.outcome in {Outcome.SUCCEEDED, Outcome.FAILED}

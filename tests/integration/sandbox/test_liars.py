@@ -14,6 +14,7 @@ from data_plane.sandbox.pool import WorkerPool
 from data_plane.sandbox.process import MAX_STDERR_BYTES
 from shared.digests import sha256_digest
 from shared.errors import WorkerCrashedError
+from shared.ids import TenantId
 from shared.limits import Limits
 from shared.outcomes import LimitName, Outcome
 from tests.fakes.liar import HONEST, Liar
@@ -149,6 +150,24 @@ async def test_a_worker_that_spoke_after_its_outcome_is_not_used_even_before_any
             await asyncio.sleep(0.01)
     await _healthy(lie, liars)
     assert liars.stats().warm_hits == 0
+
+
+async def test_honest_workers_and_spares_are_left_alone_however_often_they_are_looked_at(
+    engine, artifacts, probe
+):
+    async with WorkerPool(
+        worker_path=worker_path(), engine=engine, slots=2, spares=2, idle_look=timedelta(milliseconds=1)
+    ) as pool:
+        for tenant in ("a", "b", "a", "b", "c"):
+            result = await pool.run(
+                tenant_id=TenantId(tenant),
+                module_digest=sha256_digest(probe),
+                artifact=artifacts.opener(await artifacts.of(probe)),
+                request=RunRequest(args=("probe", "hello")),
+            )
+            assert result.outcome is Outcome.SUCCEEDED
+            await asyncio.sleep(0.1)
+        assert (pool.stats().discarded, pool.stats().warm_hits) == (0, 2)
 
 
 async def test_last_words_cannot_fill_the_nodes_memory(lie):
