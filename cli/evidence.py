@@ -15,7 +15,13 @@ from shared.order_codec import decode_order
 from shared.orders import Order, VerifiedOrderRoot, verify_batch, verify_order_inclusion
 from shared.packages import verify_manifest
 from shared.receipt_codec import verify_receipt
-from shared.receipts import AttemptIdentity, ExpectedReceipt, ReceiptPredicate, check_matches
+from shared.receipts import (
+    AttemptIdentity,
+    ExpectedReceipt,
+    ReceiptPredicate,
+    check_matches,
+    predicate_type_for,
+)
 from shared.signatures import PublicKey
 
 if TYPE_CHECKING:
@@ -97,6 +103,7 @@ def _verify_root(envelope: bytes, keyset: Keyset) -> VerifiedOrderRoot:
 def expected_of(order: Order, digest: Digest) -> ExpectedReceipt:
     """Return what a receipt must say to answer ``order``."""
     return ExpectedReceipt(
+        type=predicate_type_for(order.format),
         installation=order.installation,
         node_id=order.node_id,
         boot_id=order.boot_id,

@@ -8,6 +8,7 @@ import typer
 
 from cli import output
 from cli.output import Json
+from cli.resources import used_fields
 from cli.run import download, outcome, show_result
 from cli.settings import DataDir, Target, read_settings
 from shared.errors import InvalidInputError, NotFoundError
@@ -121,7 +122,8 @@ def show(
 def _show(execution: "executions_pb2.Execution") -> None:
     from agentfactory.v1 import executions_pb2
 
-    used = execution.resources_used
+    from shared.resources import resources_from_proto
+
     output.fields(
         [
             ("execution", execution.execution_id),
@@ -135,9 +137,7 @@ def _show(execution: "executions_pb2.Execution") -> None:
             ("input", f"{execution.input_bytes} bytes, {execution.input_commitment}"),
             ("output", f"{execution.output_bytes} bytes, {execution.output_commitment or 'none'}"),
             ("log", f"{execution.log_bytes} bytes"),
-            ("wall", output.milliseconds(used.wall)),
-            ("cpu", output.milliseconds(used.cpu)),
-            ("memory", f"{used.peak_memory_bytes} bytes"),
+            *used_fields(resources_from_proto(execution.resources_used)),
             ("receipt", execution.receipt_id),
             ("created", output.time(execution.created_at)),
             ("started", output.time(execution.started_at)),

@@ -7,6 +7,7 @@ import typer
 
 from cli import output
 from cli.output import Json
+from cli.resources import used_fields
 from cli.settings import CliSettings, DataDir, Target, read_settings
 from shared.errors import MalformedError, NotFoundError
 from shared.paths import InstallationPaths
@@ -123,7 +124,7 @@ def show(evidence: "Evidence") -> None:
     """Print what was verified and what the node reports."""
     for number, sentence in enumerate(evidence.checks, 1):
         output.note(f"  {number}. {sentence}")
-    receipt, used = evidence.receipt, evidence.receipt.resources
+    receipt = evidence.receipt
     engine = receipt.engine
     output.fields(
         [
@@ -144,9 +145,10 @@ def show(evidence: "Evidence") -> None:
             ("input", evidence.order.input_commitment),
             ("output", receipt.output_commitment),
             ("engine", engine and f"{engine.name} {engine.version}"),
-            ("wall", f"{used.wall.total_seconds() * 1e3:.1f} ms"),
-            ("cpu", f"{used.cpu.total_seconds() * 1e3:.1f} ms"),
-            ("memory", f"{used.peak_memory_bytes} bytes"),
+            *used_fields(receipt.resources),
+            ("denied", ", ".join(f"{one.method} ({one.reason}): {one.count}" for one in receipt.denials)),
+            ("recording", receipt.recording_commitment),
+            ("kv writes", receipt.kv_writes_digest),
             ("node", f"{receipt.node_id}, receipt {receipt.sequence} of its chain"),
             ("ordered at", evidence.signed_at.isoformat()),
             ("finished at", receipt.finished_at.isoformat()),

@@ -253,24 +253,18 @@ def _one_line(result: "RunResult") -> str:
 
 
 def _as_data(result: "RunResult") -> dict[str, object]:
+    from shared.resources import RESOURCE_FIELDS
+
     used = result.resources
+    times = {"wall": "wall_ms", "cpu": "cpu_ms", "host_call_time": "host_call_ms"}
     return {
         "outcome": result.outcome,
         "exit_code": result.exit_code,
         "limit": result.limit,
         "trap": None if result.trap is None else {"name": result.trap.name, "message": result.trap.message},
         "resources": {
-            "wall_ms": used.wall / timedelta(milliseconds=1),
-            "cpu_ms": used.cpu / timedelta(milliseconds=1),
-            "peak_memory_bytes": used.peak_memory_bytes,
-            "output_bytes": used.output_bytes,
-            "log_bytes": used.log_bytes,
-            "peak_open_files": used.peak_open_files,
-            "random_bytes": used.random_bytes,
-            "table_elements": used.table_elements,
-            "log_lines": used.log_lines,
-            "scratch_bytes": used.scratch_bytes,
-            "scratch_inodes": used.scratch_inodes,
+            times.get(name, name): value / timedelta(milliseconds=1) if name in times else value
+            for name, value in ((name, getattr(used, name)) for name in RESOURCE_FIELDS)
         },
         "engine": {"name": result.engine.name, "version": result.engine.version},
     }

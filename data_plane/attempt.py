@@ -111,4 +111,5 @@ def request_of(running: Running, content: bytes) -> RunRequest:
         limits=running.admission.limits,
         seed=order.seed if repeatable else None,
         clock=order.clock_start_at if repeatable else None,
+        scratch=running.admission.limits.has_scratch,
     )

@@ -18,6 +18,7 @@ from data_plane.node import Node
 from data_plane.orders.admission import Admissions
 from data_plane.orders.keyset import NodeKeyset
 from data_plane.orders.ledger import OrderLedger
+from data_plane.orders.quarantine import Quarantine
 from data_plane.orders.verifier import NodeFacts
 from data_plane.receipts.issuer import ReceiptIssuer
 from data_plane.receipts.spool import Spool
@@ -26,6 +27,7 @@ from data_plane.sandbox.compiler import WorkerCompiler
 from data_plane.sandbox.domain import EngineInfo, LayerState
 from data_plane.sandbox.engine import check_layers, read_engine_info, read_layers
 from data_plane.sandbox.pool import WorkerPool
+from data_plane.sandbox.scratch import ScratchFolders
 from data_plane.session.leases import Leases
 from data_plane.session.outbox import Outbox
 from data_plane.session.remote import ControlPlaneLink
@@ -141,6 +143,7 @@ async def build_node(settings: NodeSettings, stack: AsyncExitStack) -> tuple[Nod
         modules=ArtifactService(cache=cache, source=link, compiler=compiler, keyset=keyset, clock=clock),
         inputs=link,
         sandbox=sandbox,
+        quarantine=_quarantine(settings),
         issuer=issuer,
         announcer=outbox,
         metrics=metrics,
@@ -207,6 +210,14 @@ def _trace(settings: NodeSettings, identity: NodeIdentity, stack: AsyncExitStack
         stack.callback(provider.shutdown)
 
 
+def _quarantine(settings: NodeSettings) -> Quarantine:
+    return Quarantine(
+        crashes=settings.quarantine_crashes,
+        window=timedelta(seconds=settings.quarantine_window_s),
+        duration=timedelta(seconds=settings.quarantine_for_s),
+    )
+
+
 async def _sandbox(
     settings: NodeSettings, worker_path: str, engine: EngineInfo, stack: AsyncExitStack
 ) -> WorkerPool:
@@ -216,6 +227,7 @@ async def _sandbox(
         slots=settings.slots,
         max_warm_workers=settings.max_warm_workers,
         require=settings.sandbox_require,
+        scratch=ScratchFolders(settings.paths.scratch),
     )
     return await stack.enter_async_context(pool)
 

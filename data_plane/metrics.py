@@ -67,6 +67,9 @@ class NodeMetrics:
             ["what"],
             registry=registry,
         )
+        self.quarantines = Counter(
+            "agentfactory_node_quarantines", "Modules quarantined for crashing workers", registry=registry
+        )
         self.lease_expiries = Counter(
             "agentfactory_node_lease_expiries", "Runs stopped because their lease ran out", registry=registry
         )

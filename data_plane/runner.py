@@ -27,6 +27,7 @@ from data_plane.orders.admission import Admissions
 from data_plane.orders.domain import AttemptRef, Delivery
 from data_plane.orders.keyset import NodeKeyset
 from data_plane.orders.ledger import OrderLedger
+from data_plane.orders.quarantine import Quarantine, Suspect
 from data_plane.orders.verifier import (
     Check,
     NodeFacts,
@@ -84,6 +85,7 @@ class OrderRunner:
         modules: ModulePreparer,
         inputs: InputSource,
         sandbox: Sandbox,
+        quarantine: Quarantine,
         issuer: ReceiptIssuer,
         announcer: Announcer,
         metrics: NodeMetrics,
@@ -97,6 +99,7 @@ class OrderRunner:
         self._modules = modules
         self._inputs = inputs
         self._sandbox = sandbox
+        self._quarantine = quarantine
         self._issuer = issuer
         self._announcer = announcer
         self._metrics = metrics
@@ -300,6 +303,7 @@ class OrderRunner:
             return self._rejected_report(running, error)
         except WorkerCrashedError as error:
             logger.warning("a worker ended without an outcome", error=str(error))
+            self._note_crash(running.order)
             return self._report(running, Outcome.TRAPPED, trap=f"worker_crashed: {error}"[:512])
         except Exception as error:
             # Nobody else may suffer from it, and its caller is told: another node gets the execution.
@@ -325,6 +329,7 @@ class OrderRunner:
         check_parameters(order, delivery.parameters)
         check_engine(order, self._facts.engine)
         check_node_policy(order, manifest=module.manifest, facts=self._facts)
+        self._check_quarantine(order)
         running.admission.limit(module.manifest.limits)
         request = request_of(running, content)
         self._require_lease(running)
@@ -352,6 +357,26 @@ class OrderRunner:
                     ) from error
                 self._modules.forget(order.module_digest)
         raise AssertionError
+
+    def _check_quarantine(self, order: Order) -> None:
+        """Of check 17: final for its execution, which would crash workers of other nodes next."""
+        suspect = Suspect(order.tenant_id, order.module_digest)
+        remaining = self._quarantine.remaining(suspect, now=self._clock.monotonic())
+        if remaining is not None:
+            raise OrderRejectedError(
+                f"module {order.module_digest} crashed its workers; it is quarantined here for another"
+                f" {remaining.total_seconds():.0f} s",
+                check=Check.NODE_POLICY,
+                rejection=RejectionReason.QUARANTINE,
+            )
+
+    def _note_crash(self, order: Order) -> None:
+        suspect = Suspect(order.tenant_id, order.module_digest)
+        if self._quarantine.note_crash(suspect, now=self._clock.monotonic()):
+            self._metrics.quarantines.inc()
+            logger.error(
+                "a module is quarantined", tenant_id=order.tenant_id, module_digest=order.module_digest
+            )
 
     def _require_lease(self, running: Running) -> None:
         # Rule 6: after its own lease has run out a node starts nothing.

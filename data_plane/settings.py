@@ -63,6 +63,11 @@ class NodeSettings(PlaneSettings):
     max_host_call_bytes: int = Field(default=MAX_LIMITS.host_call_bytes, ge=0, le=MAX_LIMITS.host_call_bytes)
     max_host_call_ms: int = Field(default=MAX_LIMITS.host_call_ms, ge=0, le=MAX_LIMITS.host_call_ms)
 
+    quarantine_crashes: int = Field(default=3, ge=1, le=1000)
+    """So many workers may a module crash within the window; then it is refused for a while."""
+    quarantine_window_s: float = Field(default=300, gt=0, le=86_400)
+    quarantine_for_s: float = Field(default=600, gt=0, le=86_400)
+
     max_order_life_s: float = Field(default=60, gt=0, le=60)
     max_skew_s: float = Field(default=30, ge=0, le=30)
     """How far the control plane's clock may be off in an order's times."""

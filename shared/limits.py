@@ -57,6 +57,11 @@ class Limits:
     def cpu(self) -> timedelta:
         return self.cpu_ms * _MILLISECOND
 
+    @property
+    def has_scratch(self) -> bool:
+        """Whether the guest gets a scratch folder."""
+        return self.scratch_bytes > 0 and self.scratch_inodes > 0
+
     def limited_by(self, other: "Limits | RequestedLimits") -> "Limits":
         """Return the smaller of both, limit by limit; a limit that is not requested stays."""
         named = {name: getattr(other, name) for name in LIMIT_FIELDS}
@@ -90,6 +95,10 @@ class RequestedLimits:
 
 
 LIMIT_FIELDS: Final = tuple(limit.name for limit in fields(Limits))
+FIRST_LIMITS: Final = frozenset(
+    {"wall_ms", "cpu_ms", "memory_bytes", "output_bytes", "log_bytes", "open_files"}
+)
+"""What version 1 of manifests and orders can name."""
 
 MAX_LIMITS: Final = Limits(
     wall_ms=3_600_000,

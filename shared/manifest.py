@@ -14,12 +14,16 @@ from urllib.parse import urlsplit
 
 from shared.canonical import JsonObject, canonical_json, parse_canonical
 from shared.digests import Digest
-from shared.errors import MalformedError, ManifestInvalidError, PackageTooLargeError
+from shared.errors import MalformedError, ManifestInvalidError, PackageTooLargeError, UnknownFieldError
 from shared.fields import Fields
-from shared.limits import LIMIT_FIELDS, MAX_LIMITS, NO_REQUEST, RequestedLimits, requested_json
+from shared.limits import FIRST_LIMITS, LIMIT_FIELDS, MAX_LIMITS, NO_REQUEST, RequestedLimits, requested_json
 from shared.schemas import JsonSchema
 
-FORMAT: Final = "agentfactory.template.v1"
+FORMAT: Final = "agentfactory.template.v2"
+OLDER_FORMAT: Final = "agentfactory.template.v1"
+"""Without the limits and capabilities that came with host calls. A manifest is written in the oldest format
+that can say it: what needs nothing new runs on installations that know nothing new."""
+
 MAX_MANIFEST_BYTES: Final = 256 * 1024
 MAX_DECODED_MANIFESTS: Final = 64
 """Remembered by their exact bytes: a manifest never changes, and its schemas are read only once."""
@@ -42,6 +46,8 @@ MEDIA_TYPE: Final = re.compile(r"(?=.{1,127}\Z)[a-z0-9][a-z0-9!#$&^_.+-]*/[a-z0-
 FILE_NAME: Final = re.compile(r"(?!\.)[A-Za-z0-9._-]{1,128}")
 HTTP_METHODS: Final = frozenset({"GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS"})
 
+_FIRST_CAPABILITIES: Final = frozenset({"http"})
+_FIRST_HTTP: Final = frozenset({"method", "url"})
 _URL = re.compile(r"https?://[\x21-\x7e]+")
 
 
@@ -125,6 +131,15 @@ class Manifest:
     retry: Retry = Retry.UNSAFE
 
 
+def format_of(manifest: Manifest) -> str:
+    """Return the oldest format that can say the manifest."""
+    limits, capabilities = requested_json(manifest.limits), capabilities_json(manifest.capabilities)
+    later = limits.keys() - FIRST_LIMITS or capabilities.keys() - _FIRST_CAPABILITIES
+    if later or any(_http_json(http).keys() - _FIRST_HTTP for http in manifest.capabilities.http):
+        return FORMAT
+    return OLDER_FORMAT
+
+
 def encode_manifest(manifest: Manifest) -> bytes:
     """Return the canonical JSON of a manifest; its SHA-256 is the template's digest.
 
@@ -138,7 +153,7 @@ def encode_manifest(manifest: Manifest) -> bytes:
     }
     encoded = canonical_json(
         {
-            "type": FORMAT,
+            "type": format_of(manifest),
             "name": manifest.name,
             "version": manifest.version,
             "media_type": manifest.media_type,
@@ -186,8 +201,9 @@ def decode_manifest(data: bytes) -> Manifest:
 
     Raises:
         PackageTooLargeError: It has more than 256 KiB.
-        UnknownFieldError: It carries a field that this version does not know.
-        ManifestInvalidError: It is not canonical JSON, or a field breaks a rule of the format.
+        UnknownFieldError: It carries a field that its version does not know.
+        ManifestInvalidError: It is not canonical JSON, a field breaks a rule of the format, or the older
+            format could have said it.
     """
     if len(data) > MAX_MANIFEST_BYTES:
         raise PackageTooLargeError(f"manifest has {len(data)} bytes, the bound is {MAX_MANIFEST_BYTES}")
@@ -200,9 +216,11 @@ def _decode(data: bytes) -> Manifest:
         document = Fields(parse_canonical(data), "manifest", error=ManifestInvalidError)
     except MalformedError as error:
         raise ManifestInvalidError(f"manifest: {error}") from error
-    if (found := document.text("type")) != FORMAT:
+    found = document.text("type")
+    if found not in {FORMAT, OLDER_FORMAT}:
         raise ManifestInvalidError(f"manifest format is {found[:64]!r}, this build reads {FORMAT!r}")
     schemas, run = document.child("schemas"), document.child("run")
+    asked = document.raw_object("capabilities")
     manifest = Manifest(
         name=read_name(document),
         version=read_version(document),
@@ -212,13 +230,24 @@ def _decode(data: bytes) -> Manifest:
         input_schema=_read_schema(schemas, "input"),
         output_schema=_read_schema(schemas, "output"),
         limits=read_limits(document.child("limits")),
-        capabilities=read_capabilities(document.child("capabilities")),
+        capabilities=read_capabilities(Fields(asked, "manifest.capabilities", error=ManifestInvalidError)),
         profile=read_profile(run),
         retry=read_retry(run),
     )
     for part in (schemas, run, document):
         part.end()
+    _check_format(manifest, found, asked)
     return manifest
+
+
+def _check_format(manifest: Manifest, found: str, asked: JsonObject) -> None:
+    needed = format_of(manifest)
+    if found == OLDER_FORMAT and needed != found:
+        raise UnknownFieldError(f"manifest of {found} carries what came later")
+    if found != needed:
+        raise ManifestInvalidError(f"manifest is of {found}, {needed} says the same")
+    if {"http": [], **asked} != capabilities_json(manifest.capabilities):
+        raise ManifestInvalidError("manifest names a capability that it does not ask for")
 
 
 def read_name(document: Fields) -> str:

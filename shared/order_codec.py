@@ -20,7 +20,7 @@ from shared.ids import (
     TenantId,
     parse_id,
 )
-from shared.limits import DEFAULT_LIMITS, LIMIT_FIELDS, Limits
+from shared.limits import DEFAULT_LIMITS, FIRST_LIMITS, LIMIT_FIELDS, Limits
 from shared.manifest import Capabilities, HttpCapability, Profile
 from shared.orders import (
     MAX_ORDER_BYTES,
@@ -37,10 +37,7 @@ _SECOND_NANOS: Final = 1_000_000_000
 _ALWAYS_THERE: Final = tuple(field.name for field in orders_pb2.Order.DESCRIPTOR.fields if field.has_presence)
 """The messages within an order: `encode_order` writes every one of them, empty or not."""
 
-_FIRST_LIMITS: Final = frozenset(
-    {"wall_ms", "cpu_ms", "memory_bytes", "output_bytes", "log_bytes", "open_files"}
-)
-_LATER_LIMITS: Final = tuple(name for name in LIMIT_FIELDS if name not in _FIRST_LIMITS)
+_LATER_LIMITS: Final = tuple(name for name in LIMIT_FIELDS if name not in FIRST_LIMITS)
 _LATER_DEFAULTS: Final = common_pb2.Limits(**{name: getattr(DEFAULT_LIMITS, name) for name in _LATER_LIMITS})
 """What a guest gets of them under an order of version 1."""
 
@@ -52,7 +49,7 @@ _PROFILES: Final = {
 _PROFILES_BACK: Final = {number: profile for profile, number in _PROFILES.items()}
 
 
-def encode_order(order: Order, order_format: str = ORDER_FORMAT) -> bytes:
+def encode_order(order: Order) -> bytes:
     """Return the exact bytes to sign. They are kept and passed on as they are, never encoded again.
 
     Raises:
@@ -61,7 +58,7 @@ def encode_order(order: Order, order_format: str = ORDER_FORMAT) -> bytes:
     """
     check_order(order)
     message = _to_message(order)
-    if order_format == OLDER_ORDER_FORMAT:
+    if order.format == OLDER_ORDER_FORMAT:
         _make_older(message, order)
     encoded = message.SerializeToString(deterministic=True)
     if len(encoded) > MAX_ORDER_BYTES:
@@ -163,6 +160,7 @@ def _from_message(message: orders_pb2.Order) -> Order:
     if message.profile not in _PROFILES_BACK:
         raise InvalidInputError(f"profile number {message.profile} is not known")
     return Order(
+        format=message.type,
         id=parse_id(ORDER, message.order_id),
         installation=_required("installation", message.installation),
         epoch=message.epoch,
@@ -202,16 +200,24 @@ def _from_message(message: orders_pb2.Order) -> Order:
 
 
 def _make_older(message: orders_pb2.Order, order: Order) -> None:
-    """Leave out what version 1 does not have: its nodes hold guests to constants where limits came later."""
-    if order.host_call_grants or capabilities_to_older(order.capabilities) != order.capabilities:
-        raise InvalidInputError(f"order grants host calls, which {OLDER_ORDER_FORMAT} cannot say")
+    if order.host_call_grants or not _is_first(order.limits, order.capabilities):
+        raise InvalidInputError(f"order grants what {OLDER_ORDER_FORMAT} cannot say")
     message.type = OLDER_ORDER_FORMAT
-    first = {name: getattr(order.limits, name) for name in _FIRST_LIMITS}
+    first = {name: getattr(order.limits, name) for name in FIRST_LIMITS}
     message.limits.CopyFrom(common_pb2.Limits(**first))
 
 
-def capabilities_to_older(capabilities: Capabilities) -> Capabilities:
-    """Return as much of the capabilities as version 1 can say."""
+def needs_current_order(limits: Limits, capabilities: Capabilities) -> bool:
+    """Return whether version 1 cannot grant them: it knows no host call, and later limits by default only."""
+    return bool(capabilities.host_call_grants) or not _is_first(limits, capabilities)
+
+
+def _is_first(limits: Limits, capabilities: Capabilities) -> bool:
+    later = any(getattr(limits, name) != getattr(DEFAULT_LIMITS, name) for name in _LATER_LIMITS)
+    return not later and _destinations_of(capabilities) == capabilities
+
+
+def _destinations_of(capabilities: Capabilities) -> Capabilities:
     return Capabilities(
         http=tuple(HttpCapability(method=one.method, url=one.url) for one in capabilities.http)
     )
@@ -220,7 +226,7 @@ def capabilities_to_older(capabilities: Capabilities) -> Capabilities:
 def _check_older(message: orders_pb2.Order) -> None:
     later = [name for name in _LATER_LIMITS if getattr(message.limits, name)]
     capabilities = capabilities_from_proto(message.capabilities)
-    if later or message.host_call_grants or capabilities_to_older(capabilities) != capabilities:
+    if later or message.host_call_grants or _destinations_of(capabilities) != capabilities:
         raise InvalidInputError(f"order of {OLDER_ORDER_FORMAT} carries what came later")
 
 

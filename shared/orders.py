@@ -49,6 +49,8 @@ class EngineConstraint:
 class Order:
     """The authorisation of one attempt on one node until a time. All that influences the run is here."""
 
+    format: str = ORDER_FORMAT
+    """One of `ORDER_FORMATS`: how it is written. Its receipt is of the version that goes with it."""
     id: OrderId
     installation: str
     epoch: int
@@ -201,9 +203,12 @@ def check_order(order: Order) -> None:
     """Refuse an order whose fields contradict the format, at both ends.
 
     Raises:
-        InvalidInputError: A number or a limit is out of range, a time is naive, the nonce does not have 16 or
-            the seed 32 bytes, it expires before it begins, or its lease is none or above 60 s.
+        InvalidInputError: Its format is unknown, a number or a limit is out of range, a time is naive, the
+            nonce does not have 16 or the seed 32 bytes, it expires before it begins, or its lease is none or
+            above 60 s.
     """
+    if order.format not in ORDER_FORMATS:
+        raise InvalidInputError(f"order is of format {order.format[:64]!r}, which is not known")
     numbers = {
         "epoch": order.epoch,
         "attempt_number": order.attempt_number,

@@ -117,3 +117,8 @@ class NodePaths:
     @property
     def artifacts(self) -> Path:
         return self.data_dir / "artifacts"
+
+    @property
+    def scratch(self) -> Path:
+        """What guests write while they run; emptied at every start."""
+        return self.data_dir / "scratch"

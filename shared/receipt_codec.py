@@ -2,7 +2,6 @@
 
 import re
 from dataclasses import dataclass, field, fields
-from datetime import timedelta
 from enum import StrEnum
 from typing import Final, TypeVar
 
@@ -14,30 +13,30 @@ from shared.fields import Fields, time_to_text
 from shared.ids import BOOT, EXECUTION, NODE, ORDER, NodeId, parse_id
 from shared.outcomes import LimitName, Outcome
 from shared.receipts import (
+    DENIAL_WORD,
+    MAX_DENIALS,
     MAX_DETAIL_CHARS,
     MAX_RECEIPT_ENVELOPE_BYTES,
-    PREDICATE_TYPE,
+    PREDICATE_TYPES,
     STATEMENT_TYPE,
     AttemptIdentity,
+    Denial,
     EngineIdentity,
     ReceiptPredicate,
     Rejection,
-    ResourcesUsed,
     check_predicate,
     receipt_hash,
 )
+from shared.resources import check_resources, read_resources, resources_json
 from shared.signatures import Algorithm, PublicKey, Signer
 
 _MAX_EXIT_CODE: Final = 2**32 - 1
-_MICROSECOND: Final = timedelta(microseconds=1)
-_NO_TIME: Final = timedelta(0)
-_MAX_DURATION: Final = timedelta(days=365)
-_MAX_MICROSECONDS: Final = _MAX_DURATION // _MICROSECOND
 _HEX: Final = re.compile(r"[0-9a-f]{64}")
 
 _ENGINE_FIELDS: Final = tuple(one.name for one in fields(EngineIdentity))
 _ATTEMPT_FIELDS: Final = tuple(one.name for one in fields(AttemptIdentity))
 _REJECTION_FIELDS: Final = tuple(one.name for one in fields(Rejection))
+_DENIAL_FIELDS: Final = tuple(one.name for one in fields(Denial))
 
 _Word = TypeVar("_Word", bound=StrEnum)
 
@@ -82,7 +81,7 @@ def _encode_statement(predicate: ReceiptPredicate, encoded: JsonObject) -> bytes
         {
             "_type": STATEMENT_TYPE,
             "subject": [{"name": name, "digest": {"sha256": digest_to_raw(predicate.order_digest).hex()}}],
-            "predicateType": PREDICATE_TYPE,
+            "predicateType": predicate.type,
             "predicate": encoded,
         }
     )
@@ -127,10 +126,10 @@ def verify_receipt(envelope: bytes, *, node_id: NodeId, node_key: PublicKey) -> 
     )
     statement = Fields(parse_canonical(verified.payload), "receipt", error=ReceiptInvalidError)
     types = (statement.text("_type"), statement.text("predicateType"))
-    if types != (STATEMENT_TYPE, PREDICATE_TYPE):
+    if types[0] != STATEMENT_TYPE or types[1] not in PREDICATE_TYPES:
         raise ReceiptInvalidError(f"check 2: statement types are {types[0][:80]!r} and {types[1][:80]!r}")
     subjects = statement.children("subject", max_items=1)
-    predicate = _decode_predicate(statement.child("predicate"))
+    predicate = _decode_predicate(statement.child("predicate"), types[1])
     statement.end()
     check_predicate(predicate)
     if [_subject_digest(subject) for subject in subjects] != [predicate.order_digest]:
@@ -165,6 +164,8 @@ def _check_readable(predicate: ReceiptPredicate) -> None:
             predicate.input_commitment,
             predicate.output_commitment,
             predicate.log_commitment,
+            predicate.recording_commitment,
+            predicate.kv_writes_digest,
         ):
             if digest is not None:
                 parse_digest(digest)
@@ -187,17 +188,9 @@ def _check_readable(predicate: ReceiptPredicate) -> None:
             LimitName(predicate.limit)
         if predicate.trap is not None:
             _require_text("trap", predicate.trap, MAX_DETAIL_CHARS)
-        _check_readable_resources(predicate.resources)
+        check_resources(predicate.resources)
     except (InvalidInputError, ValueError, TypeError) as error:
         raise ReceiptInvalidError(f"the receipt could not be read: {error}") from error
-
-
-def _check_readable_resources(used: ResourcesUsed) -> None:
-    if not _NO_TIME <= used.wall <= _MAX_DURATION or not _NO_TIME <= used.cpu <= _MAX_DURATION:
-        raise InvalidInputError(f"a run of {used.wall} and {used.cpu} of CPU time")
-    _require_integer("peak_memory_bytes", used.peak_memory_bytes)
-    _require_integer("output_bytes", used.output_bytes)
-    _require_integer("log_bytes", used.log_bytes)
 
 
 def _require_text(name: str, value: object, max_chars: int) -> None:
@@ -224,11 +217,14 @@ def _encode_predicate(predicate: ReceiptPredicate) -> JsonObject:
         "input_commitment": predicate.input_commitment,
         "output_commitment": predicate.output_commitment,
         "log_commitment": predicate.log_commitment,
+        "recording_commitment": predicate.recording_commitment,
+        "kv_writes_digest": predicate.kv_writes_digest,
+        "denials": [_record(denial, _DENIAL_FIELDS) for denial in predicate.denials] or None,
         "outcome": predicate.outcome,
         "exit_code": predicate.exit_code,
         "limit": predicate.limit,
         "trap": predicate.trap,
-        "resources": _encode_resources(predicate.resources),
+        "resources": resources_json(predicate.resources),
         "engine": _record(predicate.engine, _ENGINE_FIELDS),
         "attempt": _record(predicate.attempt, _ATTEMPT_FIELDS),
         "rejection": _record(predicate.rejection, _REJECTION_FIELDS),
@@ -240,22 +236,12 @@ def _encode_predicate(predicate: ReceiptPredicate) -> JsonObject:
 
 
 def _record(
-    value: EngineIdentity | AttemptIdentity | Rejection | None, names: tuple[str, ...]
+    value: EngineIdentity | AttemptIdentity | Rejection | Denial | None, names: tuple[str, ...]
 ) -> JsonObject | None:
     return None if value is None else {name: getattr(value, name) for name in names}
 
 
-def _encode_resources(used: ResourcesUsed) -> JsonObject:
-    return {
-        "wall_us": used.wall // _MICROSECOND,
-        "cpu_us": used.cpu // _MICROSECOND,
-        "peak_memory_bytes": used.peak_memory_bytes,
-        "output_bytes": used.output_bytes,
-        "log_bytes": used.log_bytes,
-    }
-
-
-def _decode_predicate(said: Fields) -> ReceiptPredicate:
+def _decode_predicate(said: Fields, predicate_type: str) -> ReceiptPredicate:
     def digest(name: str) -> Digest | None:
         return said.digest(name) if said.has(name) else None
 
@@ -264,6 +250,7 @@ def _decode_predicate(said: Fields) -> ReceiptPredicate:
 
     try:
         predicate = ReceiptPredicate(
+            type=predicate_type,
             installation=said.text("installation", max_chars=64),
             node_id=parse_id(NODE, said.text("node_id")),
             boot_id=parse_id(BOOT, said.text("boot_id")),
@@ -276,12 +263,15 @@ def _decode_predicate(said: Fields) -> ReceiptPredicate:
             input_commitment=digest("input_commitment"),
             output_commitment=digest("output_commitment"),
             log_commitment=digest("log_commitment"),
+            recording_commitment=digest("recording_commitment"),
+            kv_writes_digest=digest("kv_writes_digest"),
+            denials=_decode_denials(said),
             outcome=_word(said, "outcome", Outcome),
             exit_code=said.integer("exit_code", maximum=_MAX_EXIT_CODE) if said.has("exit_code") else None,
             limit=_word(said, "limit", LimitName) if said.has("limit") else None,
             trap=said.text("trap", max_chars=MAX_DETAIL_CHARS) if said.has("trap") else None,
             rejection=_decode_rejection(child("rejection")),
-            resources=_decode_resources(said.child("resources")),
+            resources=read_resources(said.child("resources")),
             engine=_decode_engine(child("engine")),
             received_at=said.time("received_at"),
             started_at=said.time("started_at") if said.has("started_at") else None,
@@ -330,16 +320,23 @@ def _decode_engine(said: Fields | None) -> EngineIdentity | None:
     return engine
 
 
-def _decode_resources(said: Fields) -> ResourcesUsed:
-    resources = ResourcesUsed(
-        wall=said.integer("wall_us", maximum=_MAX_MICROSECONDS) * _MICROSECOND,
-        cpu=said.integer("cpu_us", maximum=_MAX_MICROSECONDS) * _MICROSECOND,
-        peak_memory_bytes=said.integer("peak_memory_bytes"),
-        output_bytes=said.integer("output_bytes"),
-        log_bytes=said.integer("log_bytes"),
+def _decode_denials(said: Fields) -> tuple[Denial, ...]:
+    if not said.has("denials"):
+        return ()
+    entries = said.children("denials", max_items=MAX_DENIALS)
+    if not entries:
+        raise said.invalid("denials", "is empty, which is said by leaving it out")
+    denials = tuple(
+        Denial(
+            method=entry.pattern("method", DENIAL_WORD, "the name of a method"),
+            reason=entry.pattern("reason", DENIAL_WORD, "a word"),
+            count=entry.integer("count", minimum=1),
+        )
+        for entry in entries
     )
-    said.end()
-    return resources
+    for entry in entries:
+        entry.end()
+    return denials
 
 
 def _word(said: Fields, name: str, words: type[_Word]) -> _Word:

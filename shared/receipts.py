@@ -6,20 +6,33 @@ plane's.
 """
 
 import hashlib
+import re
+from collections.abc import Iterable
 from dataclasses import dataclass
-from datetime import datetime, timedelta
+from datetime import datetime
+from itertools import pairwise
 from typing import Final
 
 from shared.canonical import MAX_SAFE_INTEGER
 from shared.digests import Digest, digest_from_raw
 from shared.errors import InvalidInputError, ReceiptInvalidError, RejectionReason
 from shared.ids import BootId, ExecutionId, NodeId, OrderId
+from shared.orders import ORDER_FORMAT
 from shared.outcomes import LimitName, Outcome
+from shared.resources import NO_RESOURCES, ResourcesUsed
 
 STATEMENT_TYPE: Final = "https://in-toto.io/Statement/v1"
-PREDICATE_TYPE: Final = "https://agentfactory.dev/receipt/v1"
+PREDICATE_TYPE: Final = "https://agentfactory.dev/receipt/v2"
+OLDER_PREDICATE_TYPE: Final = "https://agentfactory.dev/receipt/v1"
+"""Without what came with host calls; answers orders of the older format, and what was never believed."""
+PREDICATE_TYPES: Final = frozenset({PREDICATE_TYPE, OLDER_PREDICATE_TYPE})
+
 MAX_RECEIPT_ENVELOPE_BYTES: Final = 64 * 1024
 MAX_DETAIL_CHARS: Final = 512
+MAX_DENIALS: Final = 16
+DENIAL_WORD: Final = re.compile(r"[a-z][a-z0-9._-]{0,63}")
+OTHER: Final = "other"
+"""Method and reason of the denials beyond the first 15 of different ones."""
 
 NODE_OUTCOMES: Final = frozenset(
     {
@@ -32,6 +45,12 @@ NODE_OUTCOMES: Final = frozenset(
     }
 )
 """What a node can report; expired and lost are said by the control plane about nodes that did not report."""
+EXITED: Final = frozenset({Outcome.SUCCEEDED, Outcome.FAILED})
+"""What a guest ended itself."""
+LATER_LIMIT_NAMES: Final = frozenset(
+    {LimitName.FUEL, LimitName.HOST_CALLS, LimitName.HOST_CALL_BYTES, LimitName.HOST_CALL_MS}
+)
+"""Limits that version 1 of receipts has no word for."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -54,18 +73,6 @@ class EngineIdentity:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class ResourcesUsed:
-    """What one run used, as its worker measured it."""
-
-    wall: timedelta = timedelta(0)
-    cpu: timedelta = timedelta(0)
-    """CPU time of the guest thread. Both are kept to the microsecond."""
-    peak_memory_bytes: int = 0
-    output_bytes: int = 0
-    log_bytes: int = 0
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
 class Rejection:
     """Which numbered check refused the order, and why."""
 
@@ -75,9 +82,25 @@ class Rejection:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class Denial:
+    """Host calls that were denied for one reason."""
+
+    method: str
+    """Of a method that nobody knows: a word of the node's own, never the guest's text."""
+    reason: str
+    count: int = 1
+
+    @property
+    def kind(self) -> tuple[str, str]:
+        return self.method, self.reason
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class ReceiptPredicate:
     """All that a node says about one order. Which fields go with which outcome: `check_predicate`."""
 
+    type: str = PREDICATE_TYPE
+    """One of `PREDICATE_TYPES`; `predicate_type_for` says which answers what."""
     installation: str
     node_id: NodeId
     boot_id: BootId
@@ -93,12 +116,18 @@ class ReceiptPredicate:
     input_commitment: Digest | None = None
     output_commitment: Digest | None = None
     log_commitment: Digest | None = None
+    recording_commitment: Digest | None = None
+    """Of what the guest's host calls asked and were answered."""
+    kv_writes_digest: Digest | None = None
+    """SHA-256 of the deterministic encoding of `KvWrites`; None: nothing was written."""
+    denials: tuple[Denial, ...] = ()
+    """Merged by `merge_denials`."""
     outcome: Outcome
     exit_code: int | None = None
     limit: LimitName | None = None
     trap: str | None = None
     rejection: Rejection | None = None
-    resources: ResourcesUsed = ResourcesUsed()
+    resources: ResourcesUsed = NO_RESOURCES
     engine: EngineIdentity | None = None
     received_at: datetime
     started_at: datetime | None = None
@@ -109,6 +138,8 @@ class ReceiptPredicate:
 class ExpectedReceipt:
     """What the control plane stored about the order that a receipt claims to answer."""
 
+    type: str
+    """`predicate_type_for` its format."""
     installation: str
     node_id: NodeId
     boot_id: BootId
@@ -124,6 +155,30 @@ def receipt_hash(envelope: bytes) -> Digest:
     return digest_from_raw(hashlib.sha256(envelope).digest())
 
 
+def predicate_type_for(order_format: str | None) -> str:
+    """Return the type of the receipt that answers an order of a format; None: it was never believed."""
+    return PREDICATE_TYPE if order_format == ORDER_FORMAT else OLDER_PREDICATE_TYPE
+
+
+def merge_denials(denials: Iterable[Denial]) -> tuple[Denial, ...]:
+    """Return denials as receipts carry them: one of each method and reason, at most 16, in their order.
+
+    A guest may be denied in more ways than that: the first 15 ways are kept, all others are counted as one.
+    """
+    counts: dict[tuple[str, str], int] = {}
+    rest = 0
+    for denial in denials:
+        if denial.kind in counts or len(counts) < MAX_DENIALS - 1:
+            counts[denial.kind] = counts.get(denial.kind, 0) + denial.count
+        else:
+            rest += denial.count
+    if rest:
+        counts[OTHER, OTHER] = counts.get((OTHER, OTHER), 0) + rest
+    return tuple(
+        Denial(method=kind[0], reason=kind[1], count=count) for kind, count in sorted(counts.items())
+    )
+
+
 def check_predicate(predicate: ReceiptPredicate) -> None:
     """Refuse a predicate that contradicts itself, at both ends.
 
@@ -133,8 +188,10 @@ def check_predicate(predicate: ReceiptPredicate) -> None:
     with
        rejected, and with nothing else.
     4. Whatever ran names attempt, template, module, input, engine and start. A rejection names no output.
-    5. Output and log that were committed to belong to something that ran.
+    5. Output, log, recording, writes and denials belong to something that ran, writes to what ended itself.
     6. Times are aware and in order: received, started, finished.
+    7. Version 1 says nothing that came later.
+    8. At most 16 denials, different ones, in the order of method and reason, each of words and a number.
 
     Raises:
         ReceiptInvalidError: One of them does not hold.
@@ -158,15 +215,44 @@ def check_predicate(predicate: ReceiptPredicate) -> None:
         raise ReceiptInvalidError(f"check 4: a receipt of outcome {outcome} lacks what ran")
     if ran and None in needed:
         raise ReceiptInvalidError(f"check 4: a receipt of outcome {outcome} lacks what it is about")
-    if started is None and (predicate.output_commitment or predicate.log_commitment):
+    if started is None and any((predicate.output_commitment, predicate.log_commitment, *_later(predicate))):
         raise ReceiptInvalidError("check 5: output or log of something that did not start")
+    if predicate.kv_writes_digest is not None and outcome not in EXITED:
+        raise ReceiptInvalidError(f"check 5: writes of something whose outcome is {outcome}")
     _check_times(predicate)
+    _check_version(predicate)
+    _check_denials(predicate.denials)
+
+
+def _later(predicate: ReceiptPredicate) -> tuple[object, ...]:
+    return predicate.recording_commitment, predicate.kv_writes_digest, predicate.denials
+
+
+def _check_version(predicate: ReceiptPredicate) -> None:
+    if predicate.type not in PREDICATE_TYPES:
+        raise ReceiptInvalidError(f"check 7: receipt is of type {predicate.type[:80]!r}")
+    if predicate.type == PREDICATE_TYPE:
+        return
+    used = predicate.resources
+    if any(_later(predicate)) or predicate.limit in LATER_LIMIT_NAMES or used != used.first_ones:
+        raise ReceiptInvalidError("check 7: receipt of version 1 says what came later")
+
+
+def _check_denials(denials: tuple[Denial, ...]) -> None:
+    if not isinstance(denials, tuple) or len(denials) > MAX_DENIALS:
+        raise ReceiptInvalidError(f"check 8: denials are not up to {MAX_DENIALS} ones")
+    for denial in denials:
+        words = all(DENIAL_WORD.fullmatch(word) for word in denial.kind)
+        if not words or type(denial.count) is not int or not 1 <= denial.count <= MAX_SAFE_INTEGER:
+            raise ReceiptInvalidError(f"check 8: a denial of {denial.method[:64]!r} is malformed")
+    if any(before.kind >= after.kind for before, after in pairwise(denials)):
+        raise ReceiptInvalidError("check 8: denials are not different ones in their order")
 
 
 def _check_companions(predicate: ReceiptPredicate) -> None:
     outcome, exit_code = predicate.outcome, predicate.exit_code
     fits = {
-        "exit_code": (exit_code is not None) == (outcome in {Outcome.SUCCEEDED, Outcome.FAILED})
+        "exit_code": (exit_code is not None) == (outcome in EXITED)
         and (exit_code == 0 if outcome is Outcome.SUCCEEDED else exit_code != 0),
         "limit": (predicate.limit is not None) == (outcome is Outcome.KILLED),
         "trap": (predicate.trap is not None) == (outcome is Outcome.TRAPPED),
@@ -193,6 +279,8 @@ def check_matches(predicate: ReceiptPredicate, expected: ExpectedReceipt) -> Non
     2. The order's digest is the stored one.
     3. The attempt (order, execution, number, fencing token) is the stored one, if it is named.
     4. Template, module and input are the ordered ones, if they are named.
+    5. It is of the version that goes with the order, once the order was believed: nothing that happened is
+       left unsaid for want of words.
 
     `verify_receipt` has made sure that only a rejection may leave them out.
 
@@ -214,6 +302,8 @@ def check_matches(predicate: ReceiptPredicate, expected: ExpectedReceipt) -> Non
     for name, (found, ordered) in pairs.items():
         if found not in {None, ordered}:
             raise ReceiptInvalidError(f"check 4: {name} is {found}, ordered was {ordered}")
+    if predicate.attempt is not None and predicate.type != expected.type:
+        raise ReceiptInvalidError(f"check 5: receipt is of {predicate.type}, due is {expected.type}")
 
 
 def check_follows(predicate: ReceiptPredicate, *, last_sequence: int, last_hash: Digest | None) -> None:

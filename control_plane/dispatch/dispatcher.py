@@ -22,6 +22,7 @@ from control_plane.dispatch.orders import (
     batch_messages,
     build_delivery,
     build_order,
+    can_say,
     expected_receipt,
 )
 from control_plane.dispatch.ports import Observer
@@ -40,7 +41,7 @@ from control_plane.executions.ports import LeaseStore
 from shared.clock import Clock, Random
 from shared.digests import Digest, sha256_digest
 from shared.errors import AgentFactoryError, InvalidInputError, SessionSupersededError
-from shared.ids import ORDER, NodeId, OrderId, new_id
+from shared.ids import ORDER, ExecutionId, NodeId, OrderId, new_id
 from shared.orders import NONCE_BYTES
 
 logger = structlog.get_logger(__name__)
@@ -164,7 +165,7 @@ class Dispatcher:
         if session is None or work.run.run_deadline_at <= self._clock.now():
             self._queue_empty = False
             return None
-        draft = self._hold(session, work)
+        draft = self._hold(session, work) if can_say(session.order_type, work.run) else None
         if draft is None:
             self._queue_empty = False
         return draft
@@ -178,6 +179,10 @@ class Dispatcher:
             if work.runs_alone and not session.is_idle:
                 break
             if work.run.run_deadline_at <= self._clock.now():
+                continue
+            if not can_say(session.order_type, work.run):
+                session.pass_over(work.run.execution_id, self._clock.monotonic())
+                self._to_claim.set()  # what stands behind it may be for this node
                 continue
             draft = self._hold(session, work)
             if draft is not None:
@@ -296,8 +301,11 @@ class Dispatcher:
             return placements
 
         started = self._clock.monotonic()
+        too_new = session.too_new(started)
         try:
-            claimed = await self._claim(session, place, limit=limit, alone=clears or session.is_idle)
+            claimed = await self._claim(
+                session, place, limit=limit, alone=clears or session.is_idle, too_new=too_new
+            )
         except SessionSupersededError as error:
             self._batches.drop(chosen)
             self._take_back(chosen)
@@ -312,7 +320,7 @@ class Dispatcher:
         committed = {placement.order_id for placement in claimed.placements}
         self.release([placement for placement in chosen if placement.order_id not in committed])
         self._commit(claimed.placements, [work.run for work in claimed.executions])
-        return claimed.queue_empty
+        return claimed.queue_empty and not too_new  # those wait for another session
 
     async def _claim(
         self,
@@ -321,6 +329,7 @@ class Dispatcher:
         *,
         limit: int,
         alone: bool,
+        too_new: Sequence[ExecutionId],
     ) -> Claimed:
         reference = SessionRef(
             node_id=session.node_id,
@@ -330,7 +339,7 @@ class Dispatcher:
         )
         async with asyncio.timeout(self._options.store_deadline.total_seconds()):
             return await self._leases.claim(
-                reference, limit=min(MAX_BATCH_ORDERS, limit), place=place, alone=alone
+                reference, limit=min(MAX_BATCH_ORDERS, limit), place=place, alone=alone, too_new=too_new
             )
 
     # --- sending

@@ -1,9 +1,8 @@
 """Builds orders: bytes that authorise one attempt on one node until a time. Pure; signs and sends nothing."""
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import datetime
-from functools import partial
 from typing import Final
 
 from agentfactory.v1 import nodes_pb2, orders_pb2
@@ -16,17 +15,12 @@ from shared.digests import Digest, parse_digest
 from shared.errors import InternalError
 from shared.ids import OrderId
 from shared.manifest import Profile
-from shared.order_codec import encode_order
-from shared.orders import ORDER_FORMATS, EngineConstraint, Order
-from shared.receipts import AttemptIdentity, ExpectedReceipt
+from shared.order_codec import encode_order, needs_current_order
+from shared.orders import OLDER_ORDER_FORMAT, ORDER_FORMATS, EngineConstraint, Order
+from shared.receipts import AttemptIdentity, ExpectedReceipt, predicate_type_for
 
-_ENCODERS: Final[Mapping[str, Callable[[Order], bytes]]] = {
-    order_format: partial(encode_order, order_format=order_format) for order_format in ORDER_FORMATS
-}
-"""How orders are written, by the type that a session has agreed on (rule 11): the current one and N-1."""
-
-ORDER_TYPES: Final = tuple(_ENCODERS)
-"""Newest first."""
+ORDER_TYPES: Final = ORDER_FORMATS
+"""What a session may agree on (rule 11), newest first: the current one and N-1."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -47,7 +41,14 @@ def build_order(work: Claimable, session: LiveSession, parts: OrderParts, option
     Raises:
         InvalidInputError: What the execution says cannot be said in an order; it can run nowhere.
     """
-    return _ENCODERS[session.order_type](_order(work, session, parts, options))
+    return encode_order(_order(work, session, parts, options))
+
+
+def can_say(order_type: str, run: RunSpec) -> bool:
+    """Return whether orders of a type can say what the execution is allowed."""
+    if order_type != OLDER_ORDER_FORMAT:
+        return True
+    return not needs_current_order(limits_of_bytes(run.limits), capabilities_of_bytes(run.capabilities))
 
 
 def expected_receipt(
@@ -55,6 +56,7 @@ def expected_receipt(
 ) -> ExpectedReceipt:
     """Return what a receipt for this order must say."""
     return ExpectedReceipt(
+        type=predicate_type_for(session.order_type),
         installation=options.installation,
         node_id=session.node_id,
         boot_id=session.boot_id,
@@ -75,6 +77,7 @@ def _order(work: Claimable, session: LiveSession, parts: OrderParts, options: Di
     run = work.run
     capabilities = capabilities_of_bytes(run.capabilities)
     return Order(
+        format=session.order_type,
         id=parts.order_id,
         installation=options.installation,
         epoch=options.epoch,

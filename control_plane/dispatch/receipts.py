@@ -27,7 +27,6 @@ from control_plane.executions.domain import (
     Disposition,
     ExecutionState,
     Outcome,
-    ResourcesUsed,
     StoredBody,
 )
 from control_plane.executions.lifecycle import Finished
@@ -268,13 +267,7 @@ class ReceiptIntake:
             trap=said.trap,
             reason=rejection.reason.value if rejection else None,
             counts=not (rejection and rejection.reason.concerns_node_alone),
-            resources_used=ResourcesUsed(
-                wall=said.resources.wall,
-                cpu=said.resources.cpu,
-                peak_memory_bytes=said.resources.peak_memory_bytes,
-                output_bytes=said.resources.output_bytes,
-                log_bytes=said.resources.log_bytes,
-            ),
+            resources_used=said.resources,
             output=output,
             log=log,
             started_at=said.started_at,

@@ -44,6 +44,11 @@ ACK_LINGER: Final = timedelta(milliseconds=20)
 """How long acknowledgements are collected: nobody waits for them but room in the node's spool."""
 MAX_ACKS_PER_MESSAGE: Final = 1024
 
+MAX_TOO_NEW: Final = 1024
+"""Waiting executions that a session remembers as too new for its node; the oldest are forgotten."""
+TOO_NEW_FOR: Final = timedelta(seconds=5)
+"""How long it remembers one: the node will not learn, but what waited may have run elsewhere."""
+
 AttemptKey = tuple[ExecutionId, int]
 """Execution and fencing token: what names an attempt."""
 
@@ -131,6 +136,8 @@ class LiveSession:
     _held_alone: set[AttemptKey] = field(default_factory=set)
     """Those of `_held` beside which nothing may run."""
     _cached: OrderedDict[Digest, None] = field(default_factory=OrderedDict)
+    _too_new: OrderedDict[ExecutionId, float] = field(default_factory=OrderedDict)
+    """By the monotonic second at which they are looked at again."""
     _unexplained: int = 0
     _acknowledged: list[int] = field(default_factory=list)
     """Receipts on record of which the node will be told in a moment."""
@@ -200,6 +207,19 @@ class LiveSession:
         """Give a slot back; False when it was not held."""
         self._held_alone.discard(key)
         return self._held.pop(key, None) is not None
+
+    def pass_over(self, execution_id: ExecutionId, now: float) -> None:
+        """Note that no order which the node accepts can say what this execution is allowed."""
+        self._too_new[execution_id] = now + TOO_NEW_FOR.total_seconds()
+        self._too_new.move_to_end(execution_id)
+        if len(self._too_new) > MAX_TOO_NEW:
+            self._too_new.popitem(last=False)
+
+    def too_new(self, now: float) -> tuple[ExecutionId, ...]:
+        """Return the waiting executions that are to be passed over."""
+        while self._too_new and next(iter(self._too_new.values())) <= now:
+            self._too_new.popitem(last=False)
+        return tuple(self._too_new)
 
     # --- what it says
 

@@ -8,6 +8,7 @@ from control_plane.executions.domain import (
     EXCLUSION_LAPSE,
     INLINE_BODY_BYTES,
     AttemptRef,
+    PendingReason,
     Placement,
 )
 from control_plane.executions.turns import Turns
@@ -66,17 +67,34 @@ LIMIT $2::bigint
 """Waiting executions by turns of their tenants, each tenant's own by priority and age.
 
 Without $7 a tenant gets an equal share of the limit; what others leave of theirs is asked for by a second
-call with the limit as $7 and what is locked already as $8.
+call with the limit as $7 and what is locked already in $8.
 """
+
+MARK_TOO_NEW: Final = f"""
+UPDATE executions e SET pending_reason = '{PendingReason.NEEDS_NEWER_NODE}'
+FROM (
+    SELECT execution_id FROM executions
+    WHERE execution_id = ANY($1::text[]) AND claimable_at IS NOT NULL
+        AND pending_reason <> '{PendingReason.NEEDS_NEWER_NODE}'
+    ORDER BY execution_id FOR UPDATE SKIP LOCKED
+) waiting
+WHERE e.execution_id = waiting.execution_id
+"""  # noqa: S608 - constants of our own; values are parameters
 
 
 def claimable_arguments(
-    node_id: NodeId, limit: int, turns: Turns, *, alone: bool, locked: Sequence[str] = ()
+    node_id: NodeId,
+    limit: int,
+    turns: Turns,
+    *,
+    alone: bool,
+    passed: Sequence[str] = (),
+    locked: Sequence[str] = (),
 ) -> tuple[Any, ...]:
-    """Return the arguments of `LOCK_CLAIMABLE`; with `locked`, of the second call."""
+    """Return the arguments of `LOCK_CLAIMABLE`, which passes over `passed`; of the 2nd call with `locked`."""
     later = turns.later
     share = limit if locked else None
-    return (node_id, limit, alone, list(later), list(later.values()), turns.now, share, list(locked))
+    return (node_id, limit, alone, list(later), list(later.values()), turns.now, share, [*locked, *passed])
 
 
 _PLACED: Final = (

@@ -4,7 +4,7 @@ from collections.abc import Sequence
 from datetime import UTC, datetime
 from typing import Final
 
-from agentfactory.v1 import common_pb2, executions_pb2
+from agentfactory.v1 import executions_pb2
 from google.protobuf.timestamp_pb2 import Timestamp
 
 from control_plane.executions.domain import AttemptState, BodyKind, ExecutionState, Priority
@@ -12,7 +12,7 @@ from control_plane.executions.lifecycle import Attempt, Execution
 from control_plane.executions.service import RunRequest
 from shared.errors import AgentFactoryError, InvalidInputError
 from shared.ids import BODY, EXECUTION, ExecutionId, parse_id
-from shared.receipts import ResourcesUsed
+from shared.resources import resources_to_proto
 from shared.rpc.status import status_of
 
 _EPOCH: Final = datetime(1970, 1, 1, tzinfo=UTC)
@@ -117,7 +117,7 @@ def execution_to_proto(execution: Execution) -> executions_pb2.Execution:
         ended_at=_timestamp(execution.ended_at),
     )
     if execution.resources_used is not None:
-        message.resources_used.CopyFrom(_resources_to_proto(execution.resources_used))
+        message.resources_used.CopyFrom(resources_to_proto(execution.resources_used))
     return message
 
 
@@ -144,15 +144,6 @@ def _attempt_to_proto(attempt: Attempt) -> executions_pb2.Attempt:
         ended_at=_timestamp(attempt.ended_at),
         reason=attempt.reason or "",
     )
-
-
-def _resources_to_proto(used: ResourcesUsed) -> common_pb2.ResourcesUsed:
-    message = common_pb2.ResourcesUsed(
-        peak_memory_bytes=used.peak_memory_bytes, output_bytes=used.output_bytes, log_bytes=used.log_bytes
-    )
-    message.wall.FromTimedelta(used.wall)
-    message.cpu.FromTimedelta(used.cpu)
-    return message
 
 
 def _timestamp(at: datetime | None) -> Timestamp | None:

@@ -8,7 +8,7 @@ from datetime import datetime, timedelta
 from enum import IntEnum, StrEnum
 from typing import Final
 
-from shared import outcomes, receipts
+from shared import outcomes, resources
 from shared.digests import Digest
 from shared.errors import RejectionReason
 from shared.ids import (
@@ -27,7 +27,7 @@ from shared.ids import (
 )
 
 Outcome = outcomes.Outcome
-ResourcesUsed = receipts.ResourcesUsed
+ResourcesUsed = resources.ResourcesUsed
 
 MAX_BODY_BYTES: Final = 16 * 1024 * 1024
 INLINE_BODY_BYTES: Final = 64 * 1024
@@ -86,6 +86,8 @@ class PendingReason(StrEnum):
     QUEUED = "QUEUED"
     RETRYING = "RETRYING"
     NO_ELIGIBLE_NODE = "NO_ELIGIBLE_NODE"
+    NEEDS_NEWER_NODE = "NEEDS_NEWER_NODE"
+    """A node had a free slot and speaks no order that can say what this execution is allowed."""
 
 
 class EndReason(StrEnum):

@@ -75,13 +75,23 @@ class PostgresLeaseStore:
         for held in (self._finishing, self._claiming, self._recording):
             await held.close()
 
-    async def claim(self, session: SessionRef, *, limit: int, place: Place, alone: bool = True) -> Claimed:
+    async def claim(
+        self,
+        session: SessionRef,
+        *,
+        limit: int,
+        place: Place,
+        alone: bool = True,
+        too_new: Sequence[ExecutionId] = (),
+    ) -> Claimed:
         """See `LeaseStore.claim`."""
         async with self._claiming.use() as connection, connection.transaction():
             newest = await connection.fetchrow(sql.LOCK_SESSION, session.node_id)
             if newest is None or newest["session_epoch"] != session.session_epoch:
                 raise SessionSupersededError(f"node {session.node_id} has a newer session")
-            rows = await self._lock_claimable(connection, session.node_id, limit, alone=alone)
+            if too_new:
+                await connection.execute(sql.MARK_TOO_NEW, list(too_new))
+            rows = await self._lock_claimable(connection, session.node_id, limit, alone=alone, passed=too_new)
             claimables = {row["execution_id"]: claimable_of(row) for row in rows}
             placements = tuple(place(tuple(claimables.values())) if claimables else ())
             if placements:
@@ -97,14 +107,20 @@ class PostgresLeaseStore:
         )
 
     async def _lock_claimable(
-        self, connection: DriverConnection, node_id: NodeId, limit: int, *, alone: bool
+        self,
+        connection: DriverConnection,
+        node_id: NodeId,
+        limit: int,
+        *,
+        alone: bool,
+        passed: Sequence[ExecutionId],
     ) -> list[DriverRecord]:
-        arguments = sql.claimable_arguments(node_id, limit, self._turns, alone=alone)
+        arguments = sql.claimable_arguments(node_id, limit, self._turns, alone=alone, passed=passed)
         rows = list(await connection.fetch(sql.LOCK_CLAIMABLE, *arguments))
         if rows and len(rows) < limit and rows[0]["tenants"] > 1:
             locked = [row["execution_id"] for row in rows]
             arguments = sql.claimable_arguments(
-                node_id, limit - len(rows), self._turns, alone=alone, locked=locked
+                node_id, limit - len(rows), self._turns, alone=alone, passed=passed, locked=locked
             )
             rows += await connection.fetch(sql.LOCK_CLAIMABLE, *arguments)
         return rows

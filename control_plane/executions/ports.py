@@ -156,11 +156,20 @@ class ExecutionStore(Protocol):
 class LeaseStore(Protocol):
     """Executions as dispatch sees them. Every method raises DatabaseUnavailableError if Postgres is away."""
 
-    async def claim(self, session: SessionRef, *, limit: int, place: Place, alone: bool = True) -> Claimed:
+    async def claim(
+        self,
+        session: SessionRef,
+        *,
+        limit: int,
+        place: Place,
+        alone: bool = True,
+        too_new: Sequence[ExecutionId] = (),
+    ) -> Claimed:
         """Lock up to `limit` executions that this session may run, let `place` choose, store its choice.
 
         One transaction (rule 3): skips what others hold, compares the session's epoch. Without `alone` it
-        passes over what must run alone: a session that is not idle could not take it.
+        passes over what must run alone: a session that is not idle could not take it. What is `too_new` for
+        its node is passed over as well, and waits with that reason.
 
         Raises:
             SessionSupersededError: The node has a newer session.

@@ -21,6 +21,7 @@ from control_plane.executions.lifecycle import Attempt, Execution
 from control_plane.paging import BAD_TOKEN, decode_token
 from shared.errors import InvalidInputError
 from shared.ids import EXECUTION, ExecutionId, parse_id
+from shared.resources import resources_from_proto, resources_to_proto
 
 
 class Row(Protocol):
@@ -198,26 +199,14 @@ def resources_bytes(used: ResourcesUsed | None) -> bytes | None:
     """Return resources as they are stored: agentfactory.v1.ResourcesUsed."""
     if used is None:
         return None
-    message = common_pb2.ResourcesUsed(
-        peak_memory_bytes=used.peak_memory_bytes, output_bytes=used.output_bytes, log_bytes=used.log_bytes
-    )
-    message.wall.FromTimedelta(used.wall)
-    message.cpu.FromTimedelta(used.cpu)
-    return bytes(message.SerializeToString(deterministic=True))
+    return bytes(resources_to_proto(used).SerializeToString(deterministic=True))
 
 
 def resources_of(data: bytes | None) -> ResourcesUsed | None:
     """Return resources from their stored form."""
     if data is None:
         return None
-    message = common_pb2.ResourcesUsed.FromString(data)
-    return ResourcesUsed(
-        wall=message.wall.ToTimedelta(),
-        cpu=message.cpu.ToTimedelta(),
-        peak_memory_bytes=message.peak_memory_bytes,
-        output_bytes=message.output_bytes,
-        log_bytes=message.log_bytes,
-    )
+    return resources_from_proto(common_pb2.ResourcesUsed.FromString(data))
 
 
 def request_hmac(key: bytes, fingerprint: bytes) -> bytes:

@@ -19,7 +19,8 @@ The list, in this order:
 14. The input matches the commitment in the order (`check_input`).
 15. The parameters match the digest in the order (`check_parameters`).
 16. The engine is one that the order allows (`check_engine`).
-17. The node's own policy allows its profile, limits, capabilities and grants (`check_node_policy`).
+17. The node's own policy allows its profile, limits, capabilities and grants (`check_node_policy`), and the
+    module has not crashed too many workers here (`Quarantine`).
 """
 
 from collections.abc import Mapping

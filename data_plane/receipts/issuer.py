@@ -1,6 +1,6 @@
 """Turns what happened to an order into a signed receipt in the spool. Decides nothing about what happened."""
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from datetime import datetime
 from typing import Final
 
@@ -17,16 +17,19 @@ from shared.orders import Order
 from shared.outcomes import Outcome
 from shared.receipt_codec import encode_readable_receipt
 from shared.receipts import (
+    EXITED,
+    LATER_LIMIT_NAMES,
     MAX_DETAIL_CHARS,
+    OLDER_PREDICATE_TYPE,
     AttemptIdentity,
     EngineIdentity,
     ReceiptPredicate,
     Rejection,
-    ResourcesUsed,
+    predicate_type_for,
 )
+from shared.resources import NO_RESOURCES
 from shared.signatures import PrivateKey, Signature
 
-_EXITED: Final = frozenset({Outcome.SUCCEEDED, Outcome.FAILED})
 _HEAD_DOMAIN: Final = b"agentfactory-spool-head-v1"
 
 
@@ -134,7 +137,8 @@ def _predicate(
     report: Report, head: SpoolHead, facts: NodeFacts, output: Body | None, log: Body | None
 ) -> ReceiptPredicate:
     order, result = report.order, report.result
-    return ReceiptPredicate(
+    predicate = ReceiptPredicate(
+        type=predicate_type_for(None if order is None else order.format),
         installation=facts.installation,
         node_id=facts.node_id,
         boot_id=facts.boot_id,
@@ -148,16 +152,27 @@ def _predicate(
         output_commitment=None if output is None else output.commitment,
         log_commitment=None if log is None else log.commitment,
         outcome=report.outcome,
-        exit_code=result.exit_code if result is not None and report.outcome in _EXITED else None,
+        exit_code=result.exit_code if result is not None and report.outcome in EXITED else None,
         limit=None if result is None else result.limit,
         trap=_trap(report),
         rejection=report.rejection,
-        resources=_resources(result),
+        resources=NO_RESOURCES if result is None else result.resources,
         engine=None if order is None else _engine(facts.engine),
         received_at=report.received_at,
         started_at=report.started_at,
         finished_at=report.finished_at,
     )
+    return _older(predicate) if predicate.type == OLDER_PREDICATE_TYPE else predicate
+
+
+def _older(predicate: ReceiptPredicate) -> ReceiptPredicate:
+    """Return as much of it as version 1 can say; a limit that it has no word for is told as a trap."""
+    older = replace(predicate, resources=predicate.resources.first_ones)
+    if older.limit in LATER_LIMIT_NAMES:
+        return replace(
+            older, outcome=Outcome.TRAPPED, limit=None, trap=f"{older.limit}: the limit was passed"
+        )
+    return older
 
 
 def _attempt(order: Order) -> AttemptIdentity:
@@ -180,19 +195,6 @@ def _trap(report: Report) -> str | None:
         return report.trap
     trap = report.result.trap
     return _printable(f"{trap.name}: {trap.message}")[:MAX_DETAIL_CHARS]
-
-
-def _resources(result: RunResult | None) -> ResourcesUsed:
-    if result is None:
-        return ResourcesUsed()
-    used = result.resources
-    return ResourcesUsed(
-        wall=used.wall,
-        cpu=used.cpu,
-        peak_memory_bytes=used.peak_memory_bytes,
-        output_bytes=used.output_bytes,
-        log_bytes=used.log_bytes,
-    )
 
 
 def _printable(text: str) -> str:

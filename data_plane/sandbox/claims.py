@@ -3,10 +3,11 @@
 from datetime import timedelta
 from typing import Final
 
-from data_plane.sandbox.domain import Resources, RunResult
+from data_plane.sandbox.domain import RunResult
 from shared.errors import WorkerCrashedError
 from shared.limits import Limits
 from shared.outcomes import Outcome
+from shared.resources import ResourcesUsed
 
 CLOCK_SLACK: Final = timedelta(milliseconds=10)
 """CPU time is counted in other steps than the clock's."""
@@ -24,7 +25,7 @@ _COUNTED: Final = {
     "host_calls": "host_calls",
     "host_call_bytes": "host_call_bytes",
 }
-"""A figure of ``Resources`` and the limit that it cannot pass."""
+"""A figure of ``ResourcesUsed`` and the limit that it cannot pass."""
 _EXITED: Final = frozenset({Outcome.SUCCEEDED, Outcome.FAILED})
 
 
@@ -48,5 +49,5 @@ def check_claims(result: RunResult, *, limits: Limits, seen_bytes: int, elapsed:
         raise WorkerCrashedError(f"worker claims {_written(used)} bytes of output, and {seen_bytes} came")
 
 
-def _written(used: Resources) -> int:
+def _written(used: ResourcesUsed) -> int:
     return used.output_bytes + used.log_bytes

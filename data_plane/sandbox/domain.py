@@ -7,6 +7,7 @@ from typing import Final
 
 from shared.limits import DEFAULT_LIMITS, Limits
 from shared.outcomes import LimitName, Outcome
+from shared.resources import NO_RESOURCES, ResourcesUsed
 
 MAX_INPUT_BYTES: Final = 16 * 1024 * 1024
 """Bound of one run's stdin."""
@@ -78,6 +79,8 @@ class RunRequest:
     clock: datetime | None = None
     """Fixed start of the guest's clocks; None means real time."""
     preopens: tuple[Preopen, ...] = ()
+    scratch: bool = False
+    """Whether the guest gets an empty folder of its own to write to, as `/scratch`."""
 
     def __post_init__(self) -> None:
         if len(self.stdin) > MAX_INPUT_BYTES:
@@ -97,27 +100,6 @@ class RunRequest:
         writable = {preopen.host_path for preopen in self.preopens if preopen.writable}
         paths = sorted({preopen.host_path for preopen in self.preopens})
         return tuple((path, path in writable) for path in paths)
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Resources:
-    """What one run used, as its worker measured it."""
-
-    wall: timedelta = timedelta(0)
-    cpu: timedelta = timedelta(0)
-    peak_memory_bytes: int = 0
-    output_bytes: int = 0
-    log_bytes: int = 0
-    peak_open_files: int = 0
-    random_bytes: int = 0
-    table_elements: int = 0
-    log_lines: int = 0
-    scratch_bytes: int = 0
-    scratch_inodes: int = 0
-    fuel: int = 0
-    host_calls: int = 0
-    host_call_bytes: int = 0
-    host_call_time: timedelta = timedelta(0)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -153,7 +135,7 @@ class RunResult:
     stdout: bytes = field(default=b"", repr=False)
     """Empty when the output was streamed to a sink."""
     stderr: bytes = field(default=b"", repr=False)
-    resources: Resources = Resources()
+    resources: ResourcesUsed = NO_RESOURCES
     engine: EngineInfo
 
 

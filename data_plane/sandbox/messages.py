@@ -11,7 +11,6 @@ from data_plane.sandbox.domain import (
     EngineInfo,
     Layer,
     LayerState,
-    Resources,
     RunRequest,
     RunResult,
     Trap,
@@ -27,6 +26,7 @@ from shared.errors import (
 )
 from shared.limits import LIMIT_FIELDS
 from shared.outcomes import LimitName, Outcome
+from shared.resources import MAX_SMALL_COUNT, ResourcesUsed
 
 RawOutcome = dict[str, Any]
 """An outcome as a worker spells it; ``result_of`` and ``compiled_of`` check it field by field."""
@@ -206,21 +206,21 @@ def milliseconds(duration: timedelta) -> int:
     return max(1, duration // timedelta(milliseconds=1))
 
 
-def _resources(value: dict[str, Any]) -> Resources:
-    return Resources(
+def _resources(value: dict[str, Any]) -> ResourcesUsed:
+    return ResourcesUsed(
         wall=_duration(value["wall_us"]),
         cpu=_duration(value["cpu_us"]),
         peak_memory_bytes=_count(value["peak_memory_bytes"]),
         output_bytes=_count(value["stdout_bytes"]),
         log_bytes=_count(value["stderr_bytes"]),
-        peak_open_files=_count(value["peak_open_files"]),
+        peak_open_files=_count(value["peak_open_files"], MAX_SMALL_COUNT),
         random_bytes=_count(value["random_bytes"]),
-        table_elements=_count(value["table_elements"]),
+        table_elements=_count(value["table_elements"], MAX_SMALL_COUNT),
         log_lines=_count(value["log_lines"]),
         scratch_bytes=_count(value["scratch_bytes"]),
-        scratch_inodes=_count(value["scratch_inodes"]),
+        scratch_inodes=_count(value["scratch_inodes"], MAX_SMALL_COUNT),
         fuel=_count(value["fuel"]),
-        host_calls=_count(value["host_calls"]),
+        host_calls=_count(value["host_calls"], MAX_SMALL_COUNT),
         host_call_bytes=_count(value["host_call_bytes"]),
         host_call_time=_duration(value["host_call_us"]),
     )

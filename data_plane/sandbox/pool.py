@@ -7,14 +7,17 @@ import asyncio
 import logging
 from collections import OrderedDict, deque
 from collections.abc import AsyncIterator, Sequence
+from dataclasses import replace
 from datetime import timedelta
+from pathlib import Path
 from types import TracebackType
 from typing import Final, NamedTuple, Self
 
-from data_plane.sandbox.domain import EngineInfo, Layer, RunRequest, RunResult, SandboxStats
+from data_plane.sandbox.domain import EngineInfo, Layer, Preopen, RunRequest, RunResult, SandboxStats
 from data_plane.sandbox.idle import IDLE_LOOK, IdleWatch
 from data_plane.sandbox.ports import ArtifactOpener, OutputSink
 from data_plane.sandbox.process import User
+from data_plane.sandbox.scratch import GUEST_PATH, ScratchFolders, empty_folder, max_entries
 from data_plane.sandbox.worker import Worker
 from shared.digests import Digest
 from shared.errors import ResourceExhaustedError, UnavailableError, WorkerCrashedError
@@ -27,6 +30,8 @@ MAX_WAITING_PER_SLOT: Final = 64
 """Runs that may wait for each slot; the node's own queue is much shorter."""
 DEFAULT_WALL_GRACE: Final = timedelta(seconds=1)
 """After its wall-clock limit a worker ends itself; this much later it is killed from outside."""
+REMOVAL_PAUSE: Final = timedelta(seconds=1)
+"""Before a worker's folder that could not be removed is tried again, once."""
 
 SPARE_DELAY: Final = timedelta(milliseconds=50)
 """How long after a spare was used the next one is started: that takes milliseconds of a processor, and right
@@ -40,6 +45,8 @@ class _Binding(NamedTuple):
     module_digest: Digest
     roots: tuple[tuple[str, bool], ...]
     """Directories that it was locked to, and whether it may write there."""
+    scratch: bool
+    """Whether to a folder of its own as well."""
 
 
 class WorkerPool:
@@ -57,6 +64,7 @@ class WorkerPool:
         require: Sequence[Layer] = (),
         user: User = User.NOBODY,
         idle_look: timedelta = IDLE_LOOK,
+        scratch: ScratchFolders | None = None,
     ) -> None:
         if slots < 1 or spares < 0:
             raise ValueError(f"a pool has at least one slot and no negative spares, not {slots} and {spares}")
@@ -71,6 +79,8 @@ class WorkerPool:
         self._require = tuple(require)
         self._user = user
         self._idle_look = idle_look
+        self._scratch = scratch
+        self._removals: set[asyncio.Task[None]] = set()
         self._free = asyncio.Semaphore(slots)
         self._waiting = 0
         self._busy: set[Worker] = set()
@@ -85,6 +95,8 @@ class WorkerPool:
         self._runs = self._warm_hits = self._spawned = self._crashed = self._discarded = 0
 
     async def __aenter__(self) -> Self:
+        if self._scratch is not None:
+            await asyncio.to_thread(self._scratch.clear)
         self._closed = False
         for _ in range(self._spare_target):
             await self._add_spare()
@@ -105,6 +117,13 @@ class WorkerPool:
         async with asyncio.TaskGroup() as group:
             for worker in workers:
                 group.create_task(worker.aclose())
+        if self._removals:
+            await asyncio.wait(self._removals)
+        if self._scratch is not None:
+            try:
+                await asyncio.to_thread(self._scratch.close)
+            except (OSError, ResourceExhaustedError) as problem:
+                logger.warning("scratch not removed", extra={"error": str(problem)})
 
     async def run(
         self,
@@ -134,7 +153,7 @@ class WorkerPool:
         finally:
             self._waiting -= 1
         try:
-            binding = _Binding(tenant_id, module_digest, request.roots)
+            binding = _Binding(tenant_id, module_digest, request.roots, request.scratch)
             return await self._run_in_slot(binding, artifact, request, stdin, sink)
         finally:
             self._free.release()
@@ -170,6 +189,8 @@ class WorkerPool:
         self._busy.add(worker)
         self._evict_beyond_bound()
         try:
+            if request.scratch:
+                return await self._run_with_scratch(worker, artifact, request, stdin, sink)
             return await worker.run(artifact=artifact, request=request, stdin=stdin, sink=sink)
         except WorkerCrashedError:
             self._crashed += 1
@@ -177,6 +198,41 @@ class WorkerPool:
         finally:
             self._busy.discard(worker)
             self._put_back(binding, worker)
+
+    async def _run_with_scratch(
+        self,
+        worker: Worker,
+        artifact: ArtifactOpener,
+        request: RunRequest,
+        stdin: AsyncIterator[bytes] | None,
+        sink: OutputSink | None,
+    ) -> RunResult:
+        if self._scratch is None:
+            raise UnavailableError("this sandbox has no folder for scratch")
+        with self._scratch.promised(request.limits.scratch_bytes):
+            if worker.scratch is None:
+                worker.scratch = self._scratch.make()
+            folder = Preopen(host_path=str(worker.scratch), guest_path=GUEST_PATH, writable=True)
+            request = replace(request, preopens=(*request.preopens, folder))
+            try:
+                return await worker.run(artifact=artifact, request=request, stdin=stdin, sink=sink)
+            finally:
+                if worker.is_reusable:
+                    await self._empty_scratch(worker, worker.scratch, request)
+
+    async def _empty_scratch(self, worker: Worker, folder: Path, request: RunRequest) -> None:
+        """Leave nothing to the next run; a worker of which something is left has no next run."""
+        bound = max_entries(request.limits.scratch_inodes)
+        try:
+            await asyncio.to_thread(empty_folder, folder, max_entries=bound)
+        except (OSError, ResourceExhaustedError) as error:
+            worker.kill()
+            logger.warning(
+                "scratch not emptied", extra={"worker_pid": worker.process.pid, "error": str(error)}
+            )
+        except BaseException:
+            worker.kill()
+            raise
 
     def _take_idle(self, binding: _Binding) -> Worker | None:
         idle = self._idle.get(binding, [])
@@ -257,8 +313,29 @@ class WorkerPool:
     def _discard(self, worker: Worker) -> None:
         self._discarded += 1
         self._ending.add(worker)
-        worker.process.ended.add_done_callback(lambda _: self._ending.discard(worker))
+        worker.process.ended.add_done_callback(lambda _: self._has_ended(worker))
         worker.kill()
+
+    def _has_ended(self, worker: Worker) -> None:
+        self._ending.discard(worker)
+        if worker.scratch is not None and not self._closed:
+            # Only now that nobody writes there any more.
+            removal = asyncio.create_task(self._remove_scratch(worker.scratch))
+            self._removals.add(removal)
+            removal.add_done_callback(self._removals.discard)
+
+    async def _remove_scratch(self, folder: Path) -> None:
+        assert self._scratch is not None
+        try:
+            await asyncio.to_thread(self._scratch.remove, folder)
+        except (OSError, ResourceExhaustedError):
+            # The process behind the monitor may have been ending still.
+            await asyncio.sleep(REMOVAL_PAUSE.total_seconds())
+            try:
+                await asyncio.to_thread(self._scratch.remove, folder)
+            except (OSError, ResourceExhaustedError) as error:
+                # It is tried again when the pool is left, and when the node starts again.
+                logger.warning("scratch not removed", extra={"folder": str(folder), "error": str(error)})
 
     def _warm_count(self) -> int:
         return len(self._busy) + sum(len(idle) for idle in self._idle.values())

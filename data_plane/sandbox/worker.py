@@ -10,6 +10,7 @@ from collections.abc import AsyncIterator, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
 from datetime import timedelta
+from pathlib import Path  # noqa: TC003 - imports stay in one place
 from typing import Final
 
 from data_plane.sandbox import look, messages
@@ -19,7 +20,6 @@ from data_plane.sandbox.domain import (
     EngineInfo,
     Layer,
     LayerState,
-    Resources,
     RunRequest,
     RunResult,
     Stream,
@@ -31,6 +31,7 @@ from data_plane.sandbox.process import Ended, ExitCode, Mode, User, WorkerProces
 from shared.errors import InvalidInputError, WorkerCrashedError
 from shared.limits import Limits
 from shared.outcomes import LimitName, Outcome
+from shared.resources import ResourcesUsed
 
 logger = logging.getLogger(__name__)
 
@@ -91,6 +92,8 @@ class Worker:
         self._was_seen = False
         self.runs = 0
         """How often it was asked to run."""
+        self.scratch: Path | None = None
+        """The folder that its guests write to, once one did: the pool's to empty."""
         self._killed_for_wall = False
         self._reusable = True
 
@@ -303,7 +306,7 @@ class Worker:
             limit=limit,
             stdout=bytes(collected.parts[Stream.STDOUT]),
             stderr=bytes(collected.parts[Stream.STDERR]),
-            resources=Resources(
+            resources=ResourcesUsed(
                 wall=timedelta(seconds=loop.time() - started_at),
                 output_bytes=len(collected.parts[Stream.STDOUT]),
                 log_bytes=len(collected.parts[Stream.STDERR]),

@@ -1,6 +1,7 @@
 """What a new user does, through the public command line and the gRPC API, on real processes."""
 
 import json
+import re
 from collections.abc import AsyncIterator
 from pathlib import Path
 
@@ -51,6 +52,21 @@ async def test_the_same_request_id_finds_the_same_execution(stack: TestStack, de
     assert first.json()["executionId"] == second.json()["executionId"]
     other = await stack.cli("run", desk, "--request-id", "story-1", "--json", expect=2)
     assert other.json()["error"]["reason"] == "IDEMPOTENCY_CONFLICT"
+
+
+async def test_a_limit_of_agent_toml_is_the_one_that_fires_and_all_that_was_used_is_shown(
+    stack: TestStack,
+) -> None:
+    module = ROOT / "tests" / "guests" / "limits" / "make_files.wasm"
+    await stack.make_agent("maker", module, limits="scratch_bytes = 4096\nscratch_inodes = 7")
+
+    ended = (await stack.cli("run", "maker", "--json", expect=1)).json()
+    assert (ended["state"], ended["limit"]) == ("EXECUTION_STATE_KILLED", "scratch_inodes")
+    assert ended["resourcesUsed"]["scratchInodes"] == 7
+    for command_ in (("execution", "show"), ("receipt", "get")):
+        shown = (await stack.cli(*command_, ended["executionId"])).out
+        assert re.search(r"scratch names +7\n", shown), shown
+        assert "host calls" not in shown
 
 
 async def test_the_receipt_is_verified_offline_and_a_forged_one_refused(stack: TestStack, desk: str) -> None:

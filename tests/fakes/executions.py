@@ -27,6 +27,7 @@ from control_plane.executions.domain import (
     LossReason,
     LostAttempt,
     NewExecution,
+    PendingReason,
     Placement,
     SessionRef,
     SignedBatchRecord,
@@ -259,11 +260,23 @@ class FakeExecutionStore:
 
     # --- as dispatch sees them
 
-    async def claim(self, session: SessionRef, *, limit: int, place: Place, alone: bool = True) -> Claimed:
+    async def claim(
+        self,
+        session: SessionRef,
+        *,
+        limit: int,
+        place: Place,
+        alone: bool = True,
+        too_new: Sequence[ExecutionId] = (),
+    ) -> Claimed:
         now = self.clock.now()
         if self.sessions.get(session.node_id, (0, ""))[0] != session.session_epoch:
             raise SessionSupersededError(f"node {session.node_id} has a newer session")
-        waiting = self._by_turns(session.node_id, limit, now, alone=alone)
+        for execution_id in too_new:
+            one = self._executions[execution_id]
+            if one.claimable_at is not None:
+                self._executions[execution_id] = replace(one, pending_reason=PendingReason.NEEDS_NEWER_NODE)
+        waiting = self._by_turns(session.node_id, limit, now, alone=alone, passed=too_new)
         found = {one.execution_id: self._claimable_of(one) for one in waiting}
         placements = tuple(place(tuple(found.values())) if found else ())
         for placement in placements:
@@ -280,13 +293,16 @@ class FakeExecutionStore:
             queue_empty=len(waiting) < limit and len(placements) == len(waiting),
         )
 
-    def _by_turns(self, node_id: NodeId, limit: int, now: datetime, *, alone: bool) -> Sequence[Execution]:
+    def _by_turns(
+        self, node_id: NodeId, limit: int, now: datetime, *, alone: bool, passed: Sequence[ExecutionId]
+    ) -> Sequence[Execution]:
         queues: dict[TenantId, list[Execution]] = {}
         for one in sorted(
             (one for one in self._executions.values() if one.claimable_at is not None), key=self._due
         ):
             mine = queues.setdefault(one.tenant_id, [])
-            if _claimable(one, node_id, now) and (alone or not one.runs_alone):
+            passed_over = one.execution_id in passed or (one.runs_alone and not alone)
+            if _claimable(one, node_id, now) and not passed_over:
                 mine.append(one)
         tenants = sorted(queues, key=lambda tenant: (self._turns.of(tenant), tenant))
         each = share(limit, tenants)

@@ -24,6 +24,7 @@ from data_plane.orders.admission import Admissions
 from data_plane.orders.domain import AttemptRef
 from data_plane.orders.keyset import NodeKeyset
 from data_plane.orders.ledger import OrderLedger
+from data_plane.orders.quarantine import Quarantine
 from data_plane.orders.verifier import NodeFacts
 from data_plane.receipts.domain import INLINE_BODY_BYTES, SpooledBody
 from data_plane.receipts.issuer import ReceiptIssuer
@@ -285,6 +286,7 @@ class SimulatedNode:
             modules=modules,
             inputs=link,
             sandbox=sandbox,
+            quarantine=Quarantine(crashes=3, window=timedelta(minutes=5), duration=timedelta(minutes=10)),
             issuer=issuer,
             announcer=outbox,
             metrics=metrics,

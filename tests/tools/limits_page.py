@@ -22,9 +22,9 @@ real worker and asserts how the run ended, that nothing beyond any limit was use
 
 ## Of a run
 
-`wall_ms` to `open_files` are requested in agent.toml, granted in orders and bounded by the node; the others have one
-value for every run of a node. Times are measured by a thread beside the guest, and the process kill of the node stands
-behind it: no instruction is added to the guest's code.
+All but `stack_bytes`, which the engine fixes, are requested in agent.toml, bounded by policy and node, granted in orders
+and named in receipts with what was used. Times are measured by a thread beside the guest, and the process kill of the
+node stands behind it: no instruction is added to the guest's code.
 
 | limit | default | guest | what it does | outcome |
 |---|---|---|---|---|
@@ -46,6 +46,7 @@ _NOTES: Final = """
   after memory was refused, the limit is named; for a table that grows the engine tells nobody, so the outcome is only
   the guest's own trap. The table is held to its limit either way.
 * `open_files` is refused with an errno (`EMFILE`) and named when the guest then ends without success.
+* An agent that is granted none of `scratch_bytes` or of `scratch_inodes` has no folder to write to.
 * `scratch_bytes` counts by how much files grow in size, holes included, and `scratch_inodes` counts names that were made.
   Neither is given back by removing or cutting files.
 * A C program has a second stack in its own memory. Passing that one is a fault of the program (a trap), not of the call

@@ -33,7 +33,14 @@ from shared.order_codec import decode_order
 from shared.orders import ORDER_FORMAT, Order, VerifiedOrderRoot, verify_batch, verify_order_inclusion
 from shared.outcomes import Outcome
 from shared.receipt_codec import sign_receipt
-from shared.receipts import AttemptIdentity, EngineIdentity, ReceiptPredicate, ResourcesUsed, receipt_hash
+from shared.receipts import (
+    AttemptIdentity,
+    EngineIdentity,
+    ReceiptPredicate,
+    predicate_type_for,
+    receipt_hash,
+)
+from shared.resources import ResourcesUsed
 from shared.rpc.channel import connect
 from shared.rpc.errors import error_of
 from shared.signatures import FileSigner, PrivateKey
@@ -255,6 +262,7 @@ class SimulatedNode:
     ) -> nodes_pb2.ReceiptDelivery:
         output, salt = delivery.input.inline, os.urandom(SALT_BYTES)
         predicate = ReceiptPredicate(
+            type=predicate_type_for(order.format),
             installation=order.installation,
             node_id=self.identity.node_id,
             boot_id=self._boot_id,

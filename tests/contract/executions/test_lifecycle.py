@@ -242,6 +242,33 @@ async def test_what_place_leaves_stays_in_the_queue(world):
     assert len((await claim(world)).placements) == 1
 
 
+async def test_rule_11_what_is_too_new_for_a_node_waits_for_another_and_says_so(world):
+    first, second = world.build.execution(), world.build.execution()
+    await submit(world, first, second)
+
+    def place(works):
+        return [world.build.placement(work) for work in works]
+
+    too_new = (first.run.execution_id,)
+    claimed = await world.leases.claim(session(), limit=1, place=place, too_new=too_new)
+
+    assert [one.run.execution_id for one in claimed.executions] == [second.run.execution_id]
+    waiting = await world.store.get(first.run.tenant_id, first.run.execution_id)
+    assert (waiting.state, waiting.pending_reason) == ("pending", "NEEDS_NEWER_NODE")
+    again = await world.leases.claim(session("two"), limit=1, place=place)
+    assert [one.run.execution_id for one in again.executions] == [first.run.execution_id]
+
+
+async def test_rule_11_what_is_held_already_is_not_marked_as_too_new(world):
+    (held,) = await submit(world, world.build.execution())
+    await claim(world)
+
+    found = await world.leases.claim(session(), limit=1, place=lambda _: [], too_new=(held.run.execution_id,))
+
+    assert found.queue_empty
+    assert (await world.store.get(held.run.tenant_id, held.run.execution_id)).pending_reason == ""
+
+
 async def test_rule_3_the_newest_session_wins_a_claim(world):
     await submit(world, world.build.execution())
     await world.connect("one", epoch=2, boot="boot_1")

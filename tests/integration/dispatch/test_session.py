@@ -1,11 +1,13 @@
 """Orders down, receipts up, over a real channel and a real database."""
 
 import asyncio
+import json
 from datetime import timedelta
 
 import pytest
 from agentfactory.v1 import nodes_pb2
 
+from control_plane.executions.encoding import capabilities_bytes
 from control_plane.nodes.domain import NodeState
 from shared.clock import SystemClock
 from shared.dsse import decode_envelope
@@ -24,10 +26,12 @@ from shared.errors import (
     UnknownKeyError,
     UnsupportedVersionError,
 )
+from shared.manifest import Capabilities
 from shared.order_codec import decode_order
 from shared.orders import verify_batch, verify_order_inclusion
 from shared.outcomes import Outcome
 from shared.receipts import Rejection
+from shared.resources import ResourcesUsed
 from tests.fixtures import dispatch as build
 from tests.fixtures.keys import ed25519_key, rsa_key, trusting
 from tests.fixtures.scripted_node import ScriptedNode
@@ -67,6 +71,17 @@ async def test_an_order_goes_out_and_its_receipt_is_accepted(one: Replica):
     assert list((await node.next("receipt_ack")).receipt_ack.sequences) == [1]
     stored = await one.get(accepted.execution_id)
     assert (stored.state, stored.receipt_id) == ("succeeded", ended.receipt_id)
+
+
+async def test_all_that_a_receipt_says_was_used_is_kept(one: Replica):
+    node = await one.ready_node(accepts=[V2])
+    [accepted] = await one.submit(work())
+    used = ResourcesUsed(
+        wall=timedelta(milliseconds=3), fuel=5, host_calls=2, host_call_time=timedelta(microseconds=1)
+    )
+    await node.answer(await node.next_order(), resources=used)
+    await one.waiting.ended(accepted.execution_id)
+    assert (await one.get(accepted.execution_id)).resources_used == used
 
 
 async def test_rule_3_a_newcomer_is_accepted_and_claimed_in_one_transaction(one: Replica):
@@ -471,6 +486,77 @@ async def test_rule_11_the_newest_common_order_type_is_spoken(one: Replica):
     node = one.client((await one.add_node()).node_id)
     welcome = await node.connect(accepts=["agentfactory.order.v0", "agentfactory.order.v2"])
     assert welcome.order_type == "agentfactory.order.v2"
+
+
+V1 = "agentfactory.order.v1"
+V2 = "agentfactory.order.v2"
+NEW = capabilities_bytes(Capabilities(kv=True))
+
+
+async def test_rule_11_a_node_that_accepts_only_version_1_gets_orders_of_it_and_answers_in_it(one: Replica):
+    node = await one.ready_node()
+    session = one.dispatch._fleet.get(node.node_id)
+    assert session is not None
+    assert session.order_type == V1
+
+    [accepted] = await one.submit(work())
+    delivery = await node.next_order()
+    assert decode_order(delivery.order).format == V1
+    receipt = await node.answer(delivery)
+
+    assert (await one.waiting.ended(accepted.execution_id)).state == "succeeded"
+    statement = json.loads(decode_envelope(receipt.envelope).payload)
+    assert statement["predicateType"] == "https://agentfactory.dev/receipt/v1"
+
+
+async def test_rule_11_what_version_1_cannot_say_waits_says_why_and_holds_nobody_up(one: Replica):
+    node = await one.ready_node()
+    too_new = [work(capabilities=NEW) for _ in range(3)]
+    [*waiting, other] = await one.submit(*too_new, work())
+    assert not any(accepted.placed for accepted in waiting)
+
+    delivery = await node.next_order()
+    assert decode_order(delivery.order).execution_id == other.execution_id
+
+    async def all_say_why() -> bool:
+        found = [await one.get(accepted.execution_id) for accepted in waiting]
+        return all(
+            (execution.state, execution.pending_reason) == ("pending", "NEEDS_NEWER_NODE")
+            for execution in found
+        )
+
+    await one.until(all_say_why)
+
+
+async def test_rule_11_what_version_1_cannot_say_goes_to_a_node_that_speaks_version_2(one: Replica):
+    older = await one.ready_node()
+    [accepted] = await one.submit(work(capabilities=NEW))
+    await one.until(lambda: one.dispatch._fleet.get(older.node_id)._too_new)
+
+    newer = one.client((await one.add_node()).node_id)
+    await newer.connect(accepts=[V2])
+    await newer.beat()
+
+    order = decode_order((await newer.next_order()).order)
+    assert (order.format, order.execution_id) == (V2, accepted.execution_id)
+    assert order.host_call_grants == ("kv.get", "kv.put")
+
+
+async def test_rule_11_what_version_1_cannot_say_is_not_asked_for_in_a_hot_loop(one: Replica):
+    node = await one.ready_node()
+    session = one.dispatch._fleet.get(node.node_id)
+    await one.submit(work(capabilities=NEW))
+    await one.until(lambda: session._too_new)
+    claims, claim = [], one.leases.claim
+
+    async def counted(*arguments, **named):
+        claims.append(named["too_new"])
+        return await claim(*arguments, **named)
+
+    one.leases.claim = counted  # type: ignore[method-assign]
+    await asyncio.sleep(0.5)
+    one.leases.claim = claim  # type: ignore[method-assign]
+    assert len(claims) <= 4
 
 
 # --- who may open a session

@@ -1,5 +1,6 @@
 """Orders on a real node: what runs, what is stopped, what is refused, and the receipt of each."""
 
+import asyncio
 import errno
 import os
 from dataclasses import replace
@@ -11,12 +12,16 @@ from agentfactory.v1 import nodes_pb2
 from data_plane.artifacts import cache as cache_module
 from shared.digests import sha256_digest
 from shared.errors import RejectionReason
-from shared.limits import Limits
+from shared.limits import Limits, RequestedLimits
 from shared.manifest import Profile
 from shared.orders import EngineConstraint
 from shared.outcomes import LimitName, Outcome
+from shared.receipts import OLDER_PREDICATE_TYPE, PREDICATE_TYPE
 from tests.fakes.control_plane import publish
 from tests.fixtures.keys import rsa_key
+from tests.guests.adversaries import ATTACKS
+
+V1 = "agentfactory.order.v1"
 
 
 async def run(control_plane, session, template, text: bytes, **changes):
@@ -68,6 +73,106 @@ async def test_guest_fault_is_a_named_outcome(
         assert said.trap
     else:
         assert detail in {said.exit_code, said.limit}
+
+
+ATTACK_OF = {attack.limit: attack for attack in reversed(ATTACKS) if attack.outcome is Outcome.KILLED}
+"""The first guest of each limit."""
+USED = {LimitName.MEMORY_BYTES: "peak_memory_bytes", LimitName.OPEN_FILES: "peak_open_files"}
+TIMES = {LimitName.WALL_MS: "wall", LimitName.CPU_MS: "cpu"}
+
+
+@pytest.mark.parametrize("attack", ATTACK_OF.values(), ids=lambda attack: attack.limit)
+async def test_limit_that_an_order_names_is_the_one_that_fires_and_is_named_with_what_was_used(
+    control_plane, start_node, attack
+):
+    await start_node()
+    session = await control_plane.session()
+    template = await publish(attack.module, limits=RequestedLimits(**attack.granted))
+
+    receipt = await run(control_plane, session, template, b"", limits=limits(**attack.granted))
+
+    said = receipt.predicate
+    assert (said.outcome, said.limit) == (Outcome.KILLED, attack.limit)
+    if attack.limit in TIMES:
+        least = timedelta(milliseconds=attack.granted[attack.limit])
+        assert getattr(said.resources, TIMES[attack.limit]) >= least * 0.9
+    elif attack.limit is not LimitName.STACK_BYTES:
+        used = getattr(said.resources, USED.get(attack.limit, attack.limit))
+        assert used <= attack.granted.get(attack.limit, getattr(Limits(), attack.limit))
+
+
+@pytest.mark.parametrize(
+    ("limit", "ceiling"), [("scratch_inodes", 5), ("log_lines", 7), ("random_bytes", 11), ("open_files", 6)]
+)
+async def test_ceiling_of_the_node_holds_for_every_kind_of_limit(control_plane, start_node, limit, ceiling):
+    attack = ATTACK_OF[LimitName(limit)]
+    await start_node(**{f"max_{limit}": ceiling})
+    session = await control_plane.session()
+
+    template = await publish(attack.module)
+    receipt = await run(control_plane, session, template, b"", limits=limits(**attack.granted))
+
+    said = receipt.predicate
+    assert (said.outcome, said.limit) == (Outcome.KILLED, attack.limit)
+    assert getattr(said.resources, USED.get(attack.limit, limit)) <= ceiling
+
+
+async def test_run_that_is_granted_no_scratch_has_no_folder(control_plane, start_node):
+    attack = ATTACK_OF[LimitName.SCRATCH_INODES]
+    node = await start_node()
+    session = await control_plane.session()
+    template = await publish(attack.module)
+
+    receipt = await run(control_plane, session, template, b"", limits=limits(scratch_bytes=1 << 20))
+
+    assert receipt.predicate.outcome is Outcome.TRAPPED  # there is no directory to write to
+    assert receipt.predicate.resources.scratch_inodes == 0
+    assert list(node.settings.paths.scratch.iterdir()) == []
+
+
+async def test_scratch_of_a_run_is_gone_when_its_receipt_is_there(control_plane, start_node):
+    attack = ATTACK_OF[LimitName.SCRATCH_INODES]
+    node = await start_node()
+    session = await control_plane.session()
+    template = await publish(attack.module)
+
+    granted = limits(**attack.granted)
+    receipt = await run(control_plane, session, template, b"", limits=granted)
+
+    assert receipt.predicate.resources.scratch_inodes == attack.granted["scratch_inodes"]
+    await control_plane.wait_for(lambda: list(node.settings.paths.scratch.iterdir()) == [])
+
+
+async def test_rule_11_order_of_version_1_runs_and_is_answered_in_version_1(control_plane, start_node, actor):
+    control_plane.spoil_welcome = lambda welcome: setattr(welcome, "order_type", V1)
+    await start_node()
+    session = await control_plane.session()
+    assert set(session.hello.accepts) == {V1, "agentfactory.order.v2"}
+
+    receipt = await run(control_plane, session, actor, b"exit 0", format=V1)
+    again = await run(control_plane, session, actor, b"exit 0")
+
+    assert (receipt.predicate.outcome, receipt.predicate.type) == (Outcome.SUCCEEDED, OLDER_PREDICATE_TYPE)
+    assert receipt.predicate.resources.peak_memory_bytes
+    assert not receipt.predicate.resources.log_lines
+    assert again.predicate.type == PREDICATE_TYPE
+    assert again.predicate.resources.log_lines == 1
+
+
+async def test_rule_11_order_of_version_1_is_held_to_the_defaults_of_later_limits(control_plane, start_node):
+    attack = ATTACK_OF[LimitName.TABLE_ELEMENTS]
+    await start_node()
+    session = await control_plane.session()
+    template = await publish(attack.module)
+
+    receipt = await run(control_plane, session, template, b"", format=V1)
+
+    said = receipt.predicate
+    assert (said.outcome, said.limit, said.type) == (
+        Outcome.KILLED,
+        LimitName.TABLE_ELEMENTS,
+        OLDER_PREDICATE_TYPE,
+    )
 
 
 async def test_ceiling_of_the_node_holds_whatever_is_ordered(control_plane, start_node, actor):
@@ -329,6 +434,39 @@ async def test_deterministic_runs_repeat(control_plane, start_node, actor):
     ]
 
     assert [control_plane.output_of(receipt) for receipt in receipts] == [b"abc", b"abc"]
+
+
+async def test_rule_14_module_that_crashes_its_workers_is_quarantined_for_a_while(
+    control_plane, start_node, actor
+):
+    running = await start_node(quarantine_crashes=2, quarantine_for_s=3)
+    session = await control_plane.session()
+    for crash in (1, 2):
+        job = control_plane.job(session, actor, b"sleep 60000", limits=limits(wall_ms=60_000))
+        await control_plane.send(session, job)
+        await control_plane.wait_for(lambda crash=crash: len(session.started) == crash)
+        (worker,) = running.node.sandbox._busy
+        os.kill(worker.process.pid, 9)
+        assert (await control_plane.receipt_of(job)).predicate.outcome is Outcome.TRAPPED
+
+    refused = await run(control_plane, session, actor, b"exit 0")
+    other = await publish(ATTACK_OF[LimitName.WALL_MS].module)
+    beside = await run(control_plane, session, other, b"", limits=limits(wall_ms=100))
+
+    rejection = refused.predicate.rejection
+    assert (refused.predicate.outcome, rejection.reason) == (Outcome.REJECTED, RejectionReason.QUARANTINE)
+    assert not rejection.reason.concerns_node_alone  # or the next node would be next
+    assert (rejection.check, "quarantined" in rejection.message) == (17, True)
+    assert beside.predicate.limit is LimitName.WALL_MS
+    assert running.node.metrics.quarantines._value.get() == 1
+
+    async def runs_again() -> bool:
+        receipt = await run(control_plane, session, actor, b"exit 0")
+        return receipt.predicate.outcome is Outcome.SUCCEEDED
+
+    async with asyncio.timeout(20):
+        while not await runs_again():
+            await asyncio.sleep(0.2)
 
 
 async def test_killed_worker_ends_its_own_attempt_only(control_plane, start_node, actor):

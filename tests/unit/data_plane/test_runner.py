@@ -17,9 +17,10 @@ from data_plane.orders.admission import Admissions
 from data_plane.orders.domain import attempt_of
 from data_plane.orders.keyset import NodeKeyset
 from data_plane.orders.ledger import OrderLedger
+from data_plane.orders.quarantine import Quarantine
 from data_plane.receipts.issuer import ReceiptIssuer
 from data_plane.runner import OrderRunner
-from data_plane.sandbox.domain import Resources, Trap
+from data_plane.sandbox.domain import Trap
 from data_plane.session.leases import Leases
 from shared import ids
 from shared.errors import (
@@ -34,6 +35,7 @@ from shared.keyset import sign_keyset
 from shared.limits import RequestedLimits
 from shared.outcomes import Outcome
 from shared.receipt_codec import verify_receipt
+from shared.resources import ResourcesUsed
 from tests.fakes.clock import START, FakeClock, FakeRandom
 from tests.fakes.sandbox import FakeSandbox
 from tests.fakes.spool import FakeSpool
@@ -112,6 +114,7 @@ class World:
             modules=self.modules,
             inputs=None,
             sandbox=self.sandbox,
+            quarantine=Quarantine(crashes=3, window=timedelta(minutes=5), duration=timedelta(minutes=10)),
             issuer=ReceiptIssuer(spool=self.spool, key=RECEIPT_KEY, facts=self.facts, random=FakeRandom()),
             announcer=self.announced,
             metrics=NodeMetrics(CollectorRegistry(), self.clock),
@@ -510,7 +513,8 @@ async def test_answer_of_an_order_uses_the_room_that_was_reserved_for_it(world, 
 
 
 @pytest.mark.parametrize(
-    "nonsense", [{"exit_code": "x"}, {"exit_code": 1, "resources": Resources(cpu=timedelta(microseconds=-5))}]
+    "nonsense",
+    [{"exit_code": "x"}, {"exit_code": 1, "resources": ResourcesUsed(cpu=timedelta(microseconds=-5))}],
 )
 async def test_receipt_that_nobody_could_read_takes_no_number_and_the_node_goes_on(world, nonsense):
     async def lies(_request):

@@ -11,7 +11,8 @@ from shared.limits import Limits
 from shared.manifest import Manifest, ModuleFile, Profile
 from shared.orders import Order
 from shared.outcomes import Outcome
-from shared.receipts import AttemptIdentity, EngineIdentity, ReceiptPredicate, Rejection, ResourcesUsed
+from shared.receipts import AttemptIdentity, EngineIdentity, ReceiptPredicate, Rejection
+from shared.resources import ResourcesUsed
 from shared.signatures import PrivateKey
 from tests.fakes.clock import START, FakeClock, FakeRandom
 from tests.fixtures.keys import rsa_key

@@ -1,4 +1,5 @@
 import json
+from dataclasses import replace
 
 import pytest
 
@@ -30,6 +31,9 @@ retry = "safe"
 """
 
 
+HTTP = HttpCapability(method="GET", url="https://a.test/v1/")
+
+
 def changed(change) -> bytes:
     document = json.loads(encode_manifest(a_manifest()))
     change(document)
@@ -47,6 +51,46 @@ def test_manifest_survives_its_encoding():
         retry=Retry.SAFE,
     )
     assert decode_manifest(encode_manifest(manifest)) == manifest
+
+
+LATER = [
+    {"limits": RequestedLimits(**{name: 1})}
+    for name in Limits.__dataclass_fields__
+    if name not in {"wall_ms", "cpu_ms", "memory_bytes", "output_bytes", "log_bytes", "open_files"}
+] + [
+    {"capabilities": capabilities}
+    for capabilities in (
+        Capabilities(kv=True),
+        Capabilities(secrets=("token",)),
+        Capabilities(record_host_calls=True),
+        Capabilities(http=(replace(HTTP, addresses=("10.0.0.0/8",)),)),
+        Capabilities(http=(HTTP, replace(HTTP, max_calls=1))),
+        Capabilities(http=(replace(HTTP, max_bytes=1),)),
+    )
+]
+
+
+def test_manifest_is_written_in_the_oldest_format_that_can_say_it():
+    first = RequestedLimits(wall_ms=1, cpu_ms=1, memory_bytes=1, output_bytes=1, log_bytes=1, open_files=1)
+    manifest = a_manifest(limits=first, capabilities=Capabilities(http=(HTTP,)))
+    assert json.loads(encode_manifest(manifest))["type"] == "agentfactory.template.v1"
+
+
+@pytest.mark.parametrize("changes", LATER)
+def test_manifest_that_asks_for_what_came_later_is_of_version_2_and_of_no_other(changes):
+    manifest = a_manifest(**changes)
+    data = encode_manifest(manifest)
+    document = json.loads(data)
+    assert document["type"] == "agentfactory.template.v2"
+    assert decode_manifest(data) == manifest
+    with pytest.raises(UnknownFieldError, match="came later"):
+        decode_manifest(canonical_json({**document, "type": "agentfactory.template.v1"}))
+
+
+@pytest.mark.parametrize("change", [{"kv": False}, {"secrets": []}, {"record_host_calls": False}])
+def test_capability_that_is_named_and_not_asked_for_is_refused(change):
+    with pytest.raises(ManifestInvalidError):
+        decode_manifest(changed(lambda d: d["capabilities"].update(change)))
 
 
 def test_agent_toml_of_the_design_says_what_it_says():
@@ -187,7 +231,8 @@ def test_unknown_field_in_a_manifest_is_refused_at_every_depth(change):
 @pytest.mark.parametrize(
     "change",
     [
-        lambda d: d.update(type="agentfactory.template.v2"),
+        lambda d: d.update(type="agentfactory.template.v2"),  # version 1 says the same
+        lambda d: d.update(type="agentfactory.template.v3"),
         lambda d: d.update(name=None),
         lambda d: d["module"].update(size_bytes=0),
         lambda d: d["module"].update(size_bytes=64 * 1024 * 1024 + 1),

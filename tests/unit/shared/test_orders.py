@@ -25,9 +25,9 @@ from shared.errors import (
     UnsupportedVersionError,
     VerificationError,
 )
-from shared.limits import LIMIT_FIELDS, Limits
+from shared.limits import DEFAULT_LIMITS, LIMIT_FIELDS, Limits
 from shared.manifest import Capabilities, HttpCapability, Profile
-from shared.order_codec import decode_order, encode_order
+from shared.order_codec import decode_order, encode_order, needs_current_order
 from shared.orders import EngineConstraint, verify_batch, verify_order_inclusion
 from tests.fakes.clock import START
 from tests.fixtures.keys import rsa_key, signer, trusting
@@ -333,6 +333,76 @@ def test_order_is_bounded():
 def test_order_that_contradicts_itself_is_never_encoded(changes):
     with pytest.raises(InvalidInputError):
         encode_order(an_order(**changes))
+
+
+# --- the older version ---
+
+
+def an_older_order(**changes):
+    return an_order(format="agentfactory.order.v1", **changes)
+
+
+def test_rule_11_order_of_version_1_is_written_without_what_came_later():
+    http = Capabilities(http=(HttpCapability(method="GET", url="https://a.test/"),))
+    order = an_older_order(capabilities=http, limits=Limits(wall_ms=5))
+    sent = orders_pb2.Order.FromString(encode_order(order))
+    assert sent.type == "agentfactory.order.v1"
+    assert {field.name for field, _ in sent.limits.ListFields()} == {
+        "wall_ms",
+        "cpu_ms",
+        "memory_bytes",
+        "output_bytes",
+        "log_bytes",
+        "open_files",
+    }
+    assert [field.name for field, _ in sent.capabilities.ListFields()] == ["http"]
+
+
+def test_rule_11_order_of_version_1_grants_the_defaults_of_what_came_later():
+    order = an_older_order(limits=Limits(wall_ms=5, open_files=1))
+    read = decode_order(encode_order(order))
+    assert read == order
+    assert read.limits.fuel == DEFAULT_LIMITS.fuel
+    assert encode_order(read) == encode_order(order)
+
+
+_CAME_LATER = {
+    "kv": {"capabilities": Capabilities(kv=True)},
+    "secrets": {"capabilities": Capabilities(secrets=("token",))},
+    "record": {"capabilities": Capabilities(record_host_calls=True)},
+    "addresses": {
+        "capabilities": Capabilities(
+            http=(HttpCapability(method="GET", url="https://a.test/", addresses=("10.0.0.0/8",)),)
+        )
+    },
+    "grants": {"host_call_grants": ("kv.get",)},
+    "scratch": {"limits": Limits(scratch_bytes=1)},
+    "random": {"limits": Limits(random_bytes=0)},
+}
+
+
+@pytest.mark.parametrize("later", _CAME_LATER.values(), ids=_CAME_LATER)
+def test_rule_11_what_version_1_cannot_say_is_not_said_in_it_and_not_read_from_it(later):
+    with pytest.raises(InvalidInputError, match="cannot say"):
+        encode_order(an_older_order(**later))
+    forged = orders_pb2.Order.FromString(encode_order(an_order(**later)))
+    forged.type = "agentfactory.order.v1"
+    with pytest.raises(MalformedError, match="came later"):
+        decode_order(encoded(forged))
+
+
+def test_order_of_a_format_that_nobody_knows_is_neither_written_nor_read():
+    with pytest.raises(InvalidInputError, match="format"):
+        encode_order(an_order(format="agentfactory.order.v3"))
+    with pytest.raises(UnsupportedVersionError):
+        decode_order(encoded(message(type="agentfactory.order.v3")))
+
+
+def test_only_what_version_1_can_grant_is_left_to_it():
+    destination = Capabilities(http=(HttpCapability(method="GET", url="https://a.test/"),))
+    assert not needs_current_order(Limits(wall_ms=1), Capabilities())
+    assert needs_current_order(Limits(), destination)  # grants http.fetch, which it has no word for
+    assert needs_current_order(Limits(scratch_bytes=1), Capabilities())
 
 
 # --- batches ---

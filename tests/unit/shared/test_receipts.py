@@ -24,22 +24,46 @@ from shared.errors import (
 from shared.outcomes import LimitName, Outcome
 from shared.receipt_codec import encode_readable_receipt, encode_receipt, sign_receipt, verify_receipt
 from shared.receipts import (
+    MAX_DENIALS,
+    OLDER_PREDICATE_TYPE,
+    PREDICATE_TYPE,
     AttemptIdentity,
+    Denial,
     ExpectedReceipt,
     ReceiptPredicate,
     Rejection,
-    ResourcesUsed,
     check_follows,
     check_matches,
+    merge_denials,
+    predicate_type_for,
     receipt_hash,
 )
+from shared.resources import RESOURCE_FIELDS, ResourcesUsed
 from shared.signatures import Signature
 from tests.fakes.clock import START, FakeClock, FakeRandom
 from tests.fixtures.keys import ed25519_key, rsa_key, signer
 from tests.unit.shared.builders import BOOT, INSTALLATION, NODE, a_receipt, a_rejection
 
 KEY = ed25519_key("node")
+TIMES = {"wall", "cpu", "host_call_time"}
 OTHER_NODE = ids.new_id(ids.NODE, FakeClock(), FakeRandom("other"))
+DENIED = Denial(method="http.fetch", reason="not-granted")
+EVERYTHING = ResourcesUsed(
+    wall=timedelta(milliseconds=1),
+    cpu=timedelta(milliseconds=2),
+    host_call_time=timedelta(microseconds=3),
+    **{name: number for number, name in enumerate(RESOURCE_FIELDS, 4) if name not in TIMES},
+)
+DENIED_JSON = {"method": "http.fetch", "reason": "not-granted", "count": 1}
+FIRST_RESOURCES = {"wall", "cpu", "peak_memory_bytes", "output_bytes", "log_bytes"}
+KILLED = {"outcome": Outcome.KILLED, "exit_code": None}
+NEVER_STARTED = {
+    "started_at": None,
+    "output_commitment": None,
+    "outcome": Outcome.CANCELLED,
+    "exit_code": None,
+}
+WROTE = {"kv_writes_digest": sha256_digest(b"writes")}
 FORGED = Rejection(check=1, reason=RejectionReason.SIGNATURE, message="signature does not match")
 
 
@@ -59,6 +83,7 @@ async def signed_document(change) -> bytes:
 
 def expected(receipt) -> ExpectedReceipt:
     return ExpectedReceipt(
+        type=PREDICATE_TYPE,
         installation=INSTALLATION,
         node_id=NODE,
         boot_id=BOOT,
@@ -83,6 +108,17 @@ def expected(receipt) -> ExpectedReceipt:
             outcome=Outcome.CANCELLED, exit_code=None, engine=None, started_at=None, output_commitment=None
         ),
         a_rejection(FORGED),
+        a_receipt(
+            outcome=Outcome.KILLED,
+            exit_code=None,
+            limit=LimitName.HOST_CALLS,
+            recording_commitment=sha256_digest(b"recording"),
+            denials=(DENIED, replace(DENIED, method="kv.put", count=2)),
+            resources=EVERYTHING,
+        ),
+        a_receipt(kv_writes_digest=sha256_digest(b"writes")),
+        a_receipt(type=OLDER_PREDICATE_TYPE),
+        a_rejection(FORGED, type=OLDER_PREDICATE_TYPE),
     ],
     ids=lambda receipt: receipt.outcome,
 )
@@ -97,7 +133,9 @@ def test_statement_is_in_toto_v1_about_the_order():
     receipt = a_receipt()
     statement = json.loads(encode_receipt(receipt))
     assert statement["_type"] == "https://in-toto.io/Statement/v1"
-    assert statement["predicateType"] == "https://agentfactory.dev/receipt/v1"
+    assert statement["predicateType"] == "https://agentfactory.dev/receipt/v2"
+    older = json.loads(encode_receipt(replace(receipt, type=OLDER_PREDICATE_TYPE)))
+    assert older == {**statement, "predicateType": "https://agentfactory.dev/receipt/v1"}
     assert statement["subject"] == [
         {
             "name": receipt.attempt.order_id,
@@ -141,6 +179,7 @@ async def test_payload_of_another_type_is_no_receipt():
         lambda d: d["predicate"]["attempt"],
         lambda d: d["predicate"]["engine"],
         lambda d: d["predicate"]["resources"],
+        lambda d: d["predicate"].setdefault("denials", [dict(DENIED_JSON)])[0],
         lambda d: d["subject"][0],
         lambda d: d["subject"][0]["digest"],
     ],
@@ -170,6 +209,16 @@ async def test_unknown_field_is_refused_at_every_depth(where):
         lambda d: d["predicate"]["resources"].update(wall_us=-1),
         lambda d: d["predicate"].pop("module_digest"),
         lambda d: d["predicate"].update(finished_at="2025-01-01T00:00:00.000000Z"),
+        lambda d: d.update(predicateType="https://agentfactory.dev/receipt/v3"),
+        lambda d: d["predicate"].update(denials=[]),
+        lambda d: d["predicate"].update(denials=None),
+        lambda d: d["predicate"].update(denials=[DENIED_JSON] * 2),
+        lambda d: d["predicate"].update(denials=[{**DENIED_JSON, "count": 0}]),
+        lambda d: d["predicate"].update(denials=[{**DENIED_JSON, "method": "Http.Fetch\n"}]),
+        lambda d: d["predicate"].update(recording_commitment="sha256:00"),
+        lambda d: d["predicate"]["resources"].update(fuel=0),
+        lambda d: d["predicate"]["resources"].update(host_call_us=0),
+        lambda d: d["predicate"]["resources"].update(host_calls=2**32),
     ],
 )
 async def test_malformed_receipt_is_refused_though_well_signed(change):
@@ -206,14 +255,61 @@ async def test_receipt_that_is_not_canonical_is_refused():
         (4, {"started_at": None}),
         (4, {"outcome": Outcome.CANCELLED, "exit_code": None, "attempt": None}),
         (5, {"outcome": Outcome.CANCELLED, "exit_code": None, "started_at": None}),
+        (5, {**NEVER_STARTED, "denials": (DENIED,)}),
+        (5, {**NEVER_STARTED, "recording_commitment": sha256_digest(b"recording")}),
+        (5, {**NEVER_STARTED, **WROTE}),
+        (5, {"outcome": Outcome.TRAPPED, "exit_code": None, "trap": "x", **WROTE}),
         (6, {"finished_at": START - timedelta(microseconds=1)}),
         (6, {"started_at": START - timedelta(microseconds=1)}),
         (6, {"received_at": datetime(2026, 1, 1)}),  # noqa: DTZ001 - naive on purpose
+        (7, {"type": "https://agentfactory.dev/receipt/v3"}),
+        (7, {"type": OLDER_PREDICATE_TYPE, "denials": (DENIED,)}),
+        (7, {"type": OLDER_PREDICATE_TYPE, "recording_commitment": sha256_digest(b"recording")}),
+        (7, {"type": OLDER_PREDICATE_TYPE, **WROTE}),
+        (7, {"type": OLDER_PREDICATE_TYPE, **KILLED, "limit": LimitName.HOST_CALLS}),
+        (8, {"denials": (DENIED, DENIED)}),
+        (8, {"denials": (replace(DENIED, method="log"), DENIED)}),
+        (8, {"denials": (replace(DENIED, count=0),)}),
+        (8, {"denials": (replace(DENIED, reason="Two Words"),)}),
+        (8, {"denials": tuple(replace(DENIED, method=f"m{n:02}") for n in range(MAX_DENIALS + 1))}),
     ],
 )
 async def test_receipt_that_contradicts_itself_is_never_signed(check, changes):
     with pytest.raises(ReceiptInvalidError, match=f"check {check}"):
         await signed(a_receipt(**changes))
+
+
+@pytest.mark.parametrize("name", [name for name in RESOURCE_FIELDS if name not in FIRST_RESOURCES])
+def test_receipt_of_version_1_says_nothing_of_resources_that_came_later(name):
+    used = ResourcesUsed(**{name: timedelta(microseconds=1) if name in TIMES else 1})
+    with pytest.raises(ReceiptInvalidError, match="check 7"):
+        encode_receipt(a_receipt(type=OLDER_PREDICATE_TYPE, resources=used))
+
+
+async def test_receipt_of_version_1_that_says_what_came_later_is_refused_though_well_signed():
+    def change(document):
+        document["predicateType"] = OLDER_PREDICATE_TYPE
+        document["predicate"]["denials"] = [DENIED_JSON]
+
+    with pytest.raises(ReceiptInvalidError, match="check 7"):
+        verify(await signed_document(change))
+
+
+def test_order_of_each_version_is_answered_in_its_own():
+    assert predicate_type_for("agentfactory.order.v2") == PREDICATE_TYPE
+    assert predicate_type_for("agentfactory.order.v1") == OLDER_PREDICATE_TYPE
+    assert predicate_type_for(None) == OLDER_PREDICATE_TYPE
+
+
+def test_denials_are_merged_and_bounded_and_none_is_lost():
+    many = [Denial(method=f"m{n:02}", reason="unknown") for n in range(40)] * 2
+    merged = merge_denials([DENIED, DENIED, *many])
+    assert len(merged) == MAX_DENIALS
+    assert sum(denial.count for denial in merged) == 82
+    assert replace(DENIED, count=2) in merged
+    assert Denial(method="other", reason="other", count=2 * (40 - 14)) in merged
+    encode_receipt(a_receipt(denials=merged))
+    assert merge_denials([]) == ()
 
 
 async def test_receipt_is_bounded():
@@ -229,6 +325,7 @@ def test_receipt_matches_its_order_and_a_bare_rejection_matches_too():
     receipt = a_receipt()
     check_matches(receipt, expected(receipt))
     check_matches(a_rejection(FORGED), expected(receipt))
+    check_matches(a_rejection(FORGED, type=OLDER_PREDICATE_TYPE), expected(receipt))
 
 
 @pytest.mark.parametrize(
@@ -241,6 +338,7 @@ def test_receipt_matches_its_order_and_a_bare_rejection_matches_too():
         (4, {"template_digest": sha256_digest(b"another")}),
         (4, {"module_digest": sha256_digest(b"another")}),
         (4, {"input_commitment": sha256_digest(b"another")}),
+        (5, {"type": OLDER_PREDICATE_TYPE}),
     ],
 )
 def test_receipt_that_answers_something_else_is_refused(check, changes):
@@ -313,6 +411,9 @@ _RECEIPTS = (
     a_receipt(outcome=Outcome.TRAPPED, exit_code=None, trap="unreachable"),
     a_receipt(outcome=Outcome.KILLED, exit_code=None, limit=LimitName.WALL_MS),
     a_rejection(FORGED),
+    a_rejection(FORGED, type=OLDER_PREDICATE_TYPE),
+    a_receipt(type=OLDER_PREDICATE_TYPE),
+    a_receipt(denials=(DENIED,), resources=EVERYTHING, **WROTE),
 )
 
 
@@ -321,6 +422,9 @@ def receipts_with_one_odd_value(draw) -> ReceiptPredicate:
     receipt = draw(st.sampled_from(_RECEIPTS))
     name = draw(st.sampled_from(sorted(ReceiptPredicate.__dataclass_fields__)))
     part = getattr(receipt, name)
+    if name == "denials" and part and draw(st.booleans()):
+        inner = draw(st.sampled_from(sorted(Denial.__dataclass_fields__)))
+        return replace(receipt, denials=(replace(DENIED, **{inner: draw(_ODD)}),))
     if not is_dataclass(part):
         return replace(receipt, **{name: draw(_ODD)})
     inner = draw(st.sampled_from(sorted(part.__dataclass_fields__)))

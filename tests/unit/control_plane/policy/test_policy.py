@@ -11,7 +11,7 @@ from control_plane.policy.domain import PolicyInput, Question, Subject
 from control_plane.policy.service import UNDECIDED, PolicyService
 from shared.digests import sha256_digest
 from shared.ids import TenantId
-from shared.limits import DEFAULT_LIMITS, Limits, RequestedLimits
+from shared.limits import DEFAULT_LIMITS, LIMIT_FIELDS, MAX_LIMITS, Limits, RequestedLimits
 from shared.manifest import Capabilities, HttpCapability
 from tests.fakes.clock import FakeClock, FakeRandom
 
@@ -93,6 +93,17 @@ def test_a_limit_is_granted_as_asked_below_the_ceiling_and_cut_above_it():
     asked = replace(ASKED, limits=RequestedLimits(wall_ms=5, memory_bytes=4 * 1024**3))
     limits = service().decide(Question.EXECUTE, asked).limits
     assert (limits.wall_ms, limits.memory_bytes) == (5, 1024**3)
+
+
+@pytest.mark.parametrize("name", LIMIT_FIELDS)
+def test_every_limit_has_a_ceiling_and_is_granted_as_asked_below_it(name):
+    def granted(value: int) -> int:
+        asked = replace(ASKED, limits=RequestedLimits(**{name: value}))
+        return getattr(service().decide(Question.EXECUTE, asked).limits, name)
+
+    ceiling = granted(getattr(MAX_LIMITS, name))
+    assert granted(1) == 1
+    assert max(1, getattr(DEFAULT_LIMITS, name)) <= ceiling <= getattr(MAX_LIMITS, name)
 
 
 def test_a_decision_names_the_exact_policy_and_input():
