@@ -10,17 +10,17 @@ from data_plane.sandbox.worker import Worker
 IDLE_LOOK: Final = timedelta(seconds=5)
 """How often idle workers are looked at."""
 MAX_IDLE_CPU: Final = timedelta(milliseconds=100)
-"""What an idle worker may use between two looks; an honest one uses nothing."""
+"""What an idle worker may use between two runs; an honest one uses nothing."""
 
 
 class IdleWatch:
-    """Remembers what each idle worker had used at the last look."""
+    """Remembers what each idle worker had used when it was first seen idle after a run."""
 
     def __init__(self) -> None:
-        self._last: dict[Worker, tuple[int, float]] = {}
+        self._first: dict[Worker, tuple[int, float]] = {}
 
     def misbehaving(self, idle: Iterable[Worker]) -> list[Worker]:
-        """Return the idle workers that spoke, ended, or used CPU time without a run since the last look."""
+        """Return the idle workers that spoke, ended, or used CPU time without a run."""
         found: list[Worker] = []
         now: dict[Worker, tuple[int, float]] = {}
         for worker in idle:
@@ -31,10 +31,12 @@ class IdleWatch:
             used = None if pid is None else cpu_seconds(pid)
             if used is None:
                 continue  # a spare whose monitor has not started it yet
-            runs, before = self._last.get(worker, (worker.runs, used))
-            if runs == worker.runs and used - before > MAX_IDLE_CPU.total_seconds():
+            runs, before = self._first.get(worker, (worker.runs, used))
+            if runs != worker.runs:
+                before = used
+            if used - before > MAX_IDLE_CPU.total_seconds():
                 found.append(worker)
             else:
-                now[worker] = (worker.runs, used)
-        self._last = now
+                now[worker] = (worker.runs, before)
+        self._first = now
         return found

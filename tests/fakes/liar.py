@@ -73,7 +73,7 @@ def stale(frame):
     def lie():
         hear()
         say(ready(), outcome())
-        time.sleep(0.05)
+        time.sleep(0.5)
         say(frame)
         time.sleep(60)
     return lie
@@ -146,7 +146,7 @@ LIES = {
     "claims output that never came": claim(stdout_bytes=5),
     "claims files": claim(scratch_inodes=1),
     "claims time": claim(wall_us=3_600_000_000),
-    "claims calls": claim(host_calls=1 << 40),
+    "claims calls": claim(host_calls=2_000_000),
     "names no limit": once(ready(), outcome("killed", None)),
     "names an unknown limit": once(ready(), outcome("killed", None, limit="patience")),
     "names a limit of a success": once(ready(), outcome(limit="wall_ms")),
