@@ -4,13 +4,22 @@ from collections.abc import Iterable
 from datetime import timedelta
 from typing import Final
 
-from data_plane.sandbox.look import cpu_seconds, worker_behind
+from data_plane.sandbox.look import HiddenError, cpu_seconds, worker_behind
 from data_plane.sandbox.worker import Worker
 
 IDLE_LOOK: Final = timedelta(seconds=5)
 """How often idle workers are looked at."""
 MAX_IDLE_CPU: Final = timedelta(milliseconds=100)
 """What an idle worker may use between two runs; an honest one uses nothing."""
+
+
+def _cpu_seconds(worker: Worker) -> float | None:
+    """None of a spare whose monitor has not started it yet, and where processes are hidden."""
+    try:
+        pid = worker_behind(worker.process.pid)
+    except HiddenError:
+        return None
+    return None if pid is None else cpu_seconds(pid)
 
 
 class IdleWatch:
@@ -27,10 +36,9 @@ class IdleWatch:
             if not worker.is_reusable:
                 found.append(worker)
                 continue
-            pid = worker_behind(worker.process.pid)
-            used = None if pid is None else cpu_seconds(pid)
+            used = _cpu_seconds(worker)
             if used is None:
-                continue  # a spare whose monitor has not started it yet
+                continue
             runs, before = self._first.get(worker, (worker.runs, used))
             if runs != worker.runs:
                 before = used

@@ -26,16 +26,27 @@ _NAMESPACES: Final = ("user", "pid", "net", "mnt", "ipc", "uts")
 _CPU_FIELDS: Final = slice(11, 13)
 
 
+class HiddenError(Exception):
+    """Processes are hidden from this node (``hidepid`` of proc): nothing can be looked at."""
+
+
 def worker_behind(monitor_pid: int) -> int | None:
-    """Return the process that a monitor started, by its number out here; None when it is gone."""
-    with suppress(OSError, ValueError):
-        (pid,) = map(int, (_PROC / f"{monitor_pid}/task/{monitor_pid}/children").read_text().split())
-        return pid
-    return None
+    """Return the process that a monitor started, by its number out here; None while there is none.
+
+    Raises:
+        HiddenError: The monitor, which has not been reaped, cannot be seen.
+    """
+    try:
+        children = (_PROC / f"{monitor_pid}/task/{monitor_pid}/children").read_text().split()
+    except OSError as error:
+        raise HiddenError from error
+    return int(children[0]) if len(children) == 1 else None
 
 
 def confirm(monitor_pid: int, claimed: Iterable[LayerState], require: Iterable[Layer]) -> bool:
     """Look whether a worker tells the truth about its jail. False when it was gone already.
+
+    Where processes are hidden the worker is believed.
 
     Raises:
         WorkerCrashedError: The kernel knows nothing of a layer that it claims, or it does not claim one that
@@ -44,8 +55,10 @@ def confirm(monitor_pid: int, claimed: Iterable[LayerState], require: Iterable[L
     active = {state.layer for state in claimed if state.active}
     if missing := set(require) - active:
         raise WorkerCrashedError(f"worker runs without {', '.join(sorted(missing))}, which is demanded")
-    pid = worker_behind(monitor_pid)
-    seen = None if pid is None else layers_seen(pid)
+    try:
+        seen = _seen_behind(monitor_pid)
+    except HiddenError:
+        return True
     if seen is None:
         return False
     if lies := {layer for layer, holds in seen.items() if not holds} & active:
@@ -55,8 +68,20 @@ def confirm(monitor_pid: int, claimed: Iterable[LayerState], require: Iterable[L
     return True
 
 
+def _seen_behind(monitor_pid: int) -> Mapping[Layer, bool] | None:
+    pid = worker_behind(monitor_pid)
+    seen = None if pid is None else layers_seen(pid)
+    if seen is None and pid is not None and worker_behind(monitor_pid) == pid:
+        raise HiddenError  # it is there, and shows nothing
+    return seen
+
+
 def layers_seen(pid: int) -> Mapping[Layer, bool] | None:
-    """Return what holds around a worker that is ready, as far as the kernel tells; None when it is gone."""
+    """Return what holds around a worker that is ready, as far as the kernel tells; None when it is gone.
+
+    Raises:
+        HiddenError: It is there and may not be looked at.
+    """
     folder = _PROC / str(pid)
     try:
         status = dict(
@@ -76,6 +101,8 @@ def layers_seen(pid: int) -> Mapping[Layer, bool] | None:
         }
     except (FileNotFoundError, ProcessLookupError):
         return None
+    except PermissionError as error:
+        raise HiddenError from error
 
 
 def cpu_seconds(pid: int) -> float | None:

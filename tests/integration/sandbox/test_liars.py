@@ -21,10 +21,10 @@ from tests.fakes.liar import HONEST, Liar
 from tests.integration.sandbox.conftest import TENANT
 
 GRACE = timedelta(milliseconds=200)
-WALL_MS = 300
+WALL_MS = 1_000
 PATIENCE_SECONDS = 30.0
-BOUND_SECONDS = 5.0
-"""Wall limit, grace, and a process that is killed a second later: nothing takes longer, whatever the lie."""
+BOUND_SECONDS = 15.0
+"""Loading, wall limit, grace and a kill a second later take 4 s; the rest is for a busy machine."""
 
 
 @pytest.fixture
@@ -35,7 +35,7 @@ def liar(tmp_path):
 @pytest.fixture
 async def liars(liar, engine, monkeypatch):
     """A pool whose workers lie when they are told to."""
-    monkeypatch.setattr("data_plane.sandbox.worker.LOAD_TIMEOUT", timedelta(milliseconds=500))
+    monkeypatch.setattr("data_plane.sandbox.worker.LOAD_TIMEOUT", timedelta(seconds=2))
     async with WorkerPool(
         worker_path=str(liar.path),
         engine=engine,
@@ -99,7 +99,7 @@ async def _healthy(lie, liars):
         ("floods output", "sent more than"),
         ("reads nothing", "SIGKILL"),
         ("closes half way", "closed inside a frame"),
-        ("leaves without a word", "ended with code 0"),
+        ("leaves without a word", "ended with code 0|was killed by"),
     ],
 )
 async def test_a_lie_is_a_crash_in_time_and_the_node_goes_on(lie, liars, behaviour, said):
