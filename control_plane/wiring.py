@@ -32,6 +32,7 @@ from control_plane.audit.service import AuditService
 from control_plane.audit.servicer import AuditServicer
 from control_plane.audit.store import PostgresAuditStore
 from control_plane.audit.throttle import RefusalLog
+from control_plane.call_turns import CallTurns
 from control_plane.database.engine import PoolBounds, create_engine
 from control_plane.database.migrate import require_current_schema
 from control_plane.database.notifications import (
@@ -58,6 +59,8 @@ from control_plane.installation.ports import FoundInstallation
 from control_plane.installation.store import PostgresInstallationStore
 from control_plane.keys.ca import BuiltinCertificateAuthority
 from control_plane.keys.registry import KeysetRegistry
+from control_plane.kv.domain import KvQuota
+from control_plane.kv.store import PostgresKvStore
 from control_plane.metrics import ControlMetrics, MeasuredAcceptor, MeasuredCompletions
 from control_plane.nodes.service import NodeService
 from control_plane.nodes.servicer import FleetServicer, NodeServicer
@@ -111,12 +114,13 @@ class Services:
     """What is served, and what runs beside it."""
 
     access: AccessService
+    turns: CallTurns
     dispatch: Dispatch
     completions: Completions
     directory: CachedAgentDirectory
     register: Callable[[grpc.aio.Server], None]
     loops: tuple[Callable[[], Coroutine[Any, Any, NoReturn]], ...]
-    stores: tuple[PostgresExecutionStore | PostgresLeaseStore, ...]
+    stores: tuple[PostgresExecutionStore | PostgresLeaseStore | PostgresKvStore, ...]
     """They keep connections of their own."""
 
 
@@ -202,6 +206,7 @@ def build(base: Base, signer: FileSigner) -> Services:
     catalog = TemplateCatalog(database=base.database, store=stores.templates)
     directory = CachedAgentDirectory(database=base.database, agents=stores.agents, templates=catalog)
     admission = _admission(base)
+    turns = CallTurns(clock=base.clock, has_backlog=admission.has_backlog)
     acceptor = MeasuredAcceptor(
         store=stores.executions,
         placer=dispatch.placer,
@@ -238,6 +243,7 @@ def build(base: Base, signer: FileSigner) -> Services:
     )
     return Services(
         access=_access(base),
+        turns=turns,
         dispatch=dispatch,
         completions=completions,
         directory=directory,
@@ -247,11 +253,12 @@ def build(base: Base, signer: FileSigner) -> Services:
             base.notifications.run,
             acceptor.run,
             admission.run,
+            turns.run,
             partial(completions.run, stores.executions),
             Housekeeping(stores.executions).run,
             base.refusals.run,
         ),
-        stores=(stores.executions, stores.leases),
+        stores=(stores.executions, stores.leases, stores.kv),
     )
 
 
@@ -277,6 +284,7 @@ class _Servicers:
 class _Stores:
     executions: PostgresExecutionStore
     leases: PostgresLeaseStore
+    kv: PostgresKvStore
     nodes: PostgresNodeStore
     templates: PostgresTemplateStore
     agents: PostgresAgentStore
@@ -295,7 +303,9 @@ class _Stores:
                 audit=base.audit,
                 clock=base.clock,
                 random=base.random,
+                kv_quota=KvQuota(max_keys=base.settings.kv_max_keys, max_bytes=base.settings.kv_max_bytes),
             ),
+            kv=PostgresKvStore(base.database),
             nodes=PostgresNodeStore(database=base.database, audit=base.audit),
             templates=PostgresTemplateStore(),
             agents=PostgresAgentStore(),
@@ -316,9 +326,9 @@ def _admission(base: Base) -> Admission:
 
 
 def _policy(base: Base) -> PolicyService:
-    source = builtin_policy()
+    source = builtin_policy(base.settings.allowed_http)
     return PolicyService(
-        engine=agentfactory_engine.Policy(source.source),
+        engine=agentfactory_engine.Policy(source.source, source.data_json),
         policy_digest=source.digest,
         observer=base.metrics,
         clock=base.clock,
@@ -350,6 +360,7 @@ def _access(base: Base) -> AccessService:
 def _dispatch(base: Base, stores: _Stores, completions: Completions, signer: FileSigner) -> Dispatch:
     return Dispatch(
         leases=stores.leases,
+        kv=stores.kv,
         bodies=stores.executions,
         nodes=stores.nodes,
         orders=stores.nodes,
@@ -386,6 +397,7 @@ def _agents(base: Base, stores: _Stores, policy: PolicyService, catalog: Templat
     service = AgentService(
         database=base.database,
         store=stores.agents,
+        values=stores.kv,
         templates=catalog,
         gate=_gate(base, stores, policy),
         decisions=stores.decisions,

@@ -1,6 +1,6 @@
 """What the use cases of executions and the dispatcher need from the outside. Promises, no implementation."""
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from datetime import timedelta
 from typing import Protocol
 
@@ -22,6 +22,7 @@ from control_plane.executions.domain import (
     SessionRef,
     SignedBatchRecord,
     StoredBody,
+    UnsafeCall,
     UploadQuota,
 )
 from control_plane.executions.lifecycle import Execution, Finished
@@ -48,8 +49,8 @@ class Placer(Protocol):
     def release(self, placements: Sequence[Placement]) -> None:
         """The placements were not committed, or their session was superseded: give the slots back."""
 
-    def wake(self) -> None:
-        """Something is pending: claim soon."""
+    def wake(self, *, of: Collection[TenantId] | None = None) -> None:
+        """Something of these tenants is pending, of any when none are named: claim soon."""
 
     def cancel(self, requests: Sequence[CancelRequest]) -> None:
         """Tell the nodes of own sessions to stop these attempts; others reach their replica by NOTIFY."""
@@ -189,10 +190,18 @@ class LeaseStore(Protocol):
     ) -> Sequence[AttemptRef]:
         """Extend the leases that the node still holds, from now by Postgres' time; returns those."""
 
+    async def declare_unsafe(self, calls: Sequence[UnsafeCall]) -> Sequence[bool]:
+        """Note that these attempts make unsafe calls, in one transaction that a crash cannot take back.
+
+        True for those whose live lease the node holds now, by Postgres' time (rule 6). A repeat changes
+        nothing.
+        """
+
     async def finish(self, results: Sequence[AttemptResult]) -> Sequence[Finished]:
         """Store receipts, their batches' signatures, and apply `Execution.finish`, in one transaction.
 
-        Answers in order.
+        What an accepted result has put into its agent's kv is there with it; if that would pass the agent's
+        quota the execution ends killed instead. Answers in order.
 
         A second receipt for one attempt waits for a transaction of its own. Repeating a call whose fate is
         unknown is harmless and tells what became of it.
