@@ -46,7 +46,9 @@ _NOTES: Final = """
 
 * `table.grow` and `memory.grow` answer -1 when they are refused, and the guest may go on. When it ends without success
   after memory was refused, the limit is named; for a table that grows the engine tells nobody, so the outcome is only
-  the guest's own trap. The table is held to its limit either way.
+  the guest's own trap. The table is held to its limit either way. It cannot be named with wasmer 7.4.2: a memory is behind
+  a trait that we implement, a table is a struct of the engine, grown by a library call that compares with the maximum and
+  answers -1 in one place without a hook; its size afterwards does not say whether more was asked for.
 * `open_files` is refused with an errno (`EMFILE`) and named when the guest then ends without success.
 * An agent that is granted none of `scratch_bytes` or of `scratch_inodes` has no folder to write to.
 * `scratch_bytes` counts by how much files grow in size, holes included, and `scratch_inodes` counts names that were made.
