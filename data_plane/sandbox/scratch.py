@@ -51,7 +51,8 @@ class ScratchFolders:
         Raises:
             ResourceExhaustedError: There is more than any node leaves.
         """
-        self._root.mkdir(mode=0o700, parents=True, exist_ok=True)
+        self._root.mkdir(parents=True, exist_ok=True)
+        self._root.chmod(stat.S_IRWXU)  # nobody comes to a folder in it by its path
         empty_folder(self._root, max_entries=MAX_LEFT_ENTRIES)
 
     @contextmanager
@@ -72,9 +73,11 @@ class ScratchFolders:
             self._promised_bytes -= size_bytes
 
     def make(self) -> Path:
-        """Return a new empty folder."""
+        """Return a new empty folder, for one worker to be given as a descriptor."""
         folder = Path(tempfile.mkdtemp(dir=self._root))
         self._made.add(folder)
+        if os.geteuid() == 0:
+            folder.chmod(0o777)  # the worker has no right of root, and need not be root's
         return folder
 
     def remove(self, folder: Path) -> None:

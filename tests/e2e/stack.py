@@ -177,6 +177,7 @@ class TestStack:
         module: Path = ACTOR,
         *,
         limits: str = "",
+        capabilities: str = "",
         retry: str = "safe",
         profile: str = "default",
     ) -> None:
@@ -186,7 +187,7 @@ class TestStack:
         shutil.copy(module, source / "agent.wasm")
         (source / "agent.toml").write_text(
             f'[template]\nname = "{name}"\nversion = "1.0.0"\nmodule = "agent.wasm"\n'
-            f'media_type = "application/json"\n[limits]\n{limits}\n[capabilities]\n'
+            f'media_type = "application/json"\n[limits]\n{limits}\n[capabilities]\n{capabilities}\n'
             f'[run]\nprofile = "{profile}"\nretry = "{retry}"\n'
         )
         package = write_package(build_package(source), self.folder / "sources")

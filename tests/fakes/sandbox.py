@@ -14,7 +14,7 @@ from data_plane.sandbox.domain import (
     RunResult,
     SandboxStats,
 )
-from data_plane.sandbox.ports import ArtifactOpener, OutputSink
+from data_plane.sandbox.ports import ArtifactOpener, HostCalls, OutputSink
 from shared.digests import Digest
 from shared.ids import TenantId
 from shared.manifest import Profile
@@ -33,6 +33,8 @@ class FakeSandbox:
         self.loaded: dict[tuple[TenantId, Digest, Profile], bytes] = {}
         self.requests: list[RunRequest] = []
         self.guest: Guest = self.echo
+        self.host_calls: HostCalls | None = None
+        """Of the last run."""
 
     async def run(
         self,
@@ -43,6 +45,7 @@ class FakeSandbox:
         request: RunRequest,
         stdin: object = None,
         sink: OutputSink | None = None,
+        host_calls: HostCalls | None = None,
     ) -> RunResult:
         async with self._slots:
             name = (tenant_id, module_digest, request.profile)
@@ -53,6 +56,7 @@ class FakeSandbox:
                 finally:
                     os.close(descriptor)
             self.requests.append(request)
+            self.host_calls = host_calls
             return await self.guest(request)
 
     def stats(self) -> SandboxStats:

@@ -54,6 +54,8 @@ _NOTES: Final = """
 * `fuel` is charged for each block of instructions when it begins; a run that used more than it had is killed by it,
   whatever else it came to. Growing a memory or a table costs a fixed amount: what grows is bounded by `memory_bytes` and
   `table_elements`. Walls and CPU time stand behind it.
+* `host_call_ms` is the time that a guest waits for answers; `wall_ms` runs on meanwhile. An answer that is asked for
+  again with a larger buffer is no second call.
 * A C program has a second stack in its own memory. Passing that one is a fault of the program (a trap), not of the call
   stack of the engine.
 """

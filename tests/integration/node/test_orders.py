@@ -88,9 +88,11 @@ async def test_limit_that_an_order_names_is_the_one_that_fires_and_is_named_with
 ):
     await start_node()
     session = await control_plane.session()
-    template = await publish(attack.module, limits=RequestedLimits(**attack.granted))
+    asked = RequestedLimits(**attack.granted)
+    template = await publish(attack.module, limits=asked, profile=attack.profile)
 
-    receipt = await run(control_plane, session, template, b"", limits=limits(**attack.granted))
+    ordered = {"limits": limits(**attack.granted), "profile": attack.profile}
+    receipt = await run(control_plane, session, template, b"", **ordered)
 
     said = receipt.predicate
     assert (said.outcome, said.limit) == (Outcome.KILLED, attack.limit)

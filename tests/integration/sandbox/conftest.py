@@ -115,7 +115,7 @@ def run(pool: WorkerPool, artifacts: Artifacts, probe: bytes) -> Run:
         profile = options.setdefault("profile", Profile.DEFAULT)
         if profile is not Profile.DEFAULT:
             options = {"seed": bytes(32), "clock": datetime(2026, 1, 2, tzinfo=UTC), **options}
-        streams = {name: options.pop(name) for name in ("sink", "feed") if name in options}
+        streams = {name: options.pop(name) for name in ("sink", "feed", "calls") if name in options}
         return await pool.run(
             tenant_id=tenant,
             module_digest=sha256_digest(code),
@@ -123,6 +123,7 @@ def run(pool: WorkerPool, artifacts: Artifacts, probe: bytes) -> Run:
             request=RunRequest(args=("probe", *args), limits=limits, **options),
             stdin=streams.get("feed"),
             sink=streams.get("sink"),
+            host_calls=streams.get("calls"),
         )
 
     return run_once

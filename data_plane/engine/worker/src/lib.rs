@@ -8,6 +8,7 @@ pub mod engine;
 pub mod frames;
 pub mod fuel;
 pub mod guest;
+pub mod host_call;
 pub mod jail;
 pub mod limits;
 pub mod messages;

@@ -13,6 +13,7 @@ use crate::artifact::{self, ArtifactError};
 use crate::engine;
 use crate::frames::{FrameReader, Kind};
 use crate::guest::{Guest, Input, Used, refuse};
+use crate::host_call;
 use crate::jail::{self, Jail, Root};
 use crate::messages::{Load, MAX_ARGUMENTS, MAX_PREOPENS, Outcome, Profile, Ready, Refusal, Run};
 use crate::output::Output;
@@ -177,6 +178,7 @@ fn serve_runs(guest: &Guest, input: &Input, shared: &Arc<Shared>) -> ! {
             run.limits.table_elements,
             profile.is_repeatable(),
         );
+        shared.calls.reset();
         shared.output().reset();
         input.begin();
         shared.arm(number, wall, cpu);
@@ -184,6 +186,7 @@ fn serve_runs(guest: &Guest, input: &Input, shared: &Arc<Shared>) -> ! {
             input: input.clone(),
             shared: Arc::clone(shared),
         };
+        let host_calls = host_call::Limits::from(&run.limits);
         let (outcome, used) = match configure(run, descriptors, profile) {
             Err(message) => (
                 Refusal::new("invalid_request", message).into(),
@@ -194,7 +197,7 @@ fn serve_runs(guest: &Guest, input: &Input, shared: &Arc<Shared>) -> ! {
                     Refusal::new("invalid_request", error.to_string()).into(),
                     Used::default(),
                 ),
-                Ok(wasi) => guest.run(wasi, fuel, shared),
+                Ok(wasi) => guest.run(wasi, host_calls, fuel, shared),
             },
         };
         report(outcome, &used, shared);
@@ -274,15 +277,10 @@ fn seed(text: &str) -> Result<[u8; 32], ParseIntError> {
 /// Send the outcome. From taking the lock to letting go of it the watchdog cannot speak; it stays armed until the
 /// outcome has left, so that a parent which does not read cannot hold the worker.
 fn report(mut outcome: Outcome, used: &Used, shared: &Shared) {
-    let usage = &used.wasi;
     let mut output = shared.output();
     let (wall, cpu) = shared.elapsed();
     let mut resources = shared.resources(&output, wall, cpu);
-    resources.peak_open_files = usage.peak_open_files;
-    resources.random_bytes = usage.random_bytes;
-    resources.log_lines = usage.log_lines;
-    resources.scratch_bytes = usage.scratch_bytes;
-    resources.scratch_inodes = usage.scratch_inodes;
+    resources.add(&used.wasi);
     resources.fuel = used.fuel;
     outcome.resources = Some(resources);
     output.say(Kind::Outcome, &outcome);

@@ -10,6 +10,7 @@ use wasmer::{
 
 use crate::fuel;
 use crate::guest::Input;
+use crate::host_call::HostCalls;
 use crate::output::Stream;
 use crate::watchdog::{Shared, end, exit};
 
@@ -46,6 +47,7 @@ impl Stdio for GuestStdio {
 /// What host functions see.
 pub struct Context {
     pub wasi: Wasi<GuestStdio>,
+    pub host_calls: HostCalls,
     /// Absent while the module's own start function runs: then every pointer is refused.
     pub memory: Option<Memory>,
     /// What is left; absent under a profile that does not count it.
@@ -76,13 +78,15 @@ fn charge(
     Ok(())
 }
 
-/// Unwinds the guest: it ended by itself, passed a limit, or called what is not granted.
+/// Unwinds the guest: it ended by itself, passed a limit, or named memory that it does not have.
 #[derive(Debug)]
 pub enum Unwind {
     Exit(u32),
     Limit(LimitName),
     OutOfFuel,
-    HostCallRefused,
+    /// A limit that the WASI core does not know.
+    Killed(&'static str),
+    HostCallFault,
 }
 
 impl std::fmt::Display for Unwind {
@@ -91,7 +95,8 @@ impl std::fmt::Display for Unwind {
             Self::Exit(code) => write!(formatter, "exit {code}"),
             Self::Limit(limit) => write!(formatter, "limit {}", limit.as_str()),
             Self::OutOfFuel => write!(formatter, "limit fuel"),
-            Self::HostCallRefused => write!(formatter, "host calls are not granted"),
+            Self::Killed(limit) => write!(formatter, "limit {limit}"),
+            Self::HostCallFault => write!(formatter, "a host call outside the memory"),
         }
     }
 }
@@ -122,8 +127,15 @@ pub fn resolve(module: &Module) -> Result<Vec<Maker>, String> {
                         Err(format!("import {name} is {wanted}, not {offered}"))
                     }
                 }
-                ("agentfactory", "call", ExternType::Function(function)) => {
-                    Ok(refusing(function.clone()))
+                ("agentfactory", "call", ExternType::Function(wanted)) => {
+                    let offered = FunctionType::new([Type::I32; 4], [Type::I32]);
+                    if offered == *wanted {
+                        Ok(calling_the_host())
+                    } else {
+                        Err(format!(
+                            "import agentfactory.call is {wanted}, not {offered}"
+                        ))
+                    }
                 }
                 (module, name, _) => Err(format!("import {module}.{name} is not offered")),
             },
@@ -141,13 +153,50 @@ fn types(types: &[ValType]) -> Vec<Type> {
         .collect()
 }
 
-/// The host call links, so that a module which may call can be loaded, and refuses: nothing is granted.
-fn refusing(function: FunctionType) -> Maker {
-    Box::new(move |store: &mut Store, _: &FunctionEnv<Context>| {
-        Function::new(store, function.clone(), |_| {
-            Err(RuntimeError::user(Box::new(Unwind::HostCallRefused)))
-        })
+fn calling_the_host() -> Maker {
+    Box::new(|store: &mut Store, env: &FunctionEnv<Context>| {
+        Function::new_typed_with_env(store, env, host_call)
     })
+}
+
+fn host_call(
+    mut env: FunctionEnvMut<'_, Context>,
+    request: u32,
+    request_len: u32,
+    response: u32,
+    response_cap: u32,
+) -> Result<u32, RuntimeError> {
+    spend(&mut env, fuel::host_call("call") + u64::from(request_len))?;
+    let (request, response) = ((request, request_len), (response, response_cap));
+    let length = with_memory(&mut env, |wasi, host_calls, memory| {
+        host_calls.call(wasi, memory, request, response)
+    })
+    .map_err(|unwind| RuntimeError::user(Box::new(unwind)))?;
+    spend(&mut env, u64::from(length))?;
+    Ok(length)
+}
+
+fn spend(env: &mut FunctionEnvMut<'_, Context>, amount: u64) -> Result<(), RuntimeError> {
+    let (context, mut store) = env.data_and_store_mut();
+    charge(context.fuel.as_ref(), &mut store, amount)
+}
+
+fn with_memory<Value>(
+    env: &mut FunctionEnvMut<'_, Context>,
+    function: impl FnOnce(&mut Wasi<GuestStdio>, &mut HostCalls, &mut [u8]) -> Value,
+) -> Value {
+    let (context, store) = env.data_and_store_mut();
+    match &context.memory {
+        None => function(&mut context.wasi, &mut context.host_calls, &mut []),
+        Some(memory) => {
+            let view = memory.view(&store);
+            let size = usize::try_from(view.data_size()).expect("32-bit memories");
+            // SAFETY: the view spans the guest's memory, which is neither moved nor shrunk by growing (it is static),
+            // and the only guest thread is inside this call, so nobody else reads or writes it meanwhile.
+            let bytes = unsafe { std::slice::from_raw_parts_mut(view.data_ptr(), size) };
+            function(&mut context.wasi, &mut context.host_calls, bytes)
+        }
+    }
 }
 
 fn call(
@@ -155,25 +204,14 @@ fn call(
     env: &mut FunctionEnvMut<'_, Context>,
     function: impl FnOnce(&mut Wasi<GuestStdio>, &mut [u8]) -> Result<(), Fault>,
 ) -> Result<u32, RuntimeError> {
-    let (context, mut store) = env.data_and_store_mut();
-    charge(context.fuel.as_ref(), &mut store, fuel::host_call(name))?;
-    let before = context.wasi.work();
-    let result = match &context.memory {
-        None => function(&mut context.wasi, &mut []),
-        Some(memory) => {
-            let view = memory.view(&store);
-            let size = usize::try_from(view.data_size()).expect("32-bit memories");
-            // SAFETY: the view spans the guest's memory, which is neither moved nor shrunk by growing (it is static),
-            // and the only guest thread is inside this call, so nobody else reads or writes it meanwhile.
-            let bytes = unsafe { std::slice::from_raw_parts_mut(view.data_ptr(), size) };
-            function(&mut context.wasi, bytes)
-        }
-    };
-    let work = context.wasi.work() - before;
-    charge(context.fuel.as_ref(), &mut store, work)?;
+    spend(env, fuel::host_call(name))?;
+    let before = env.data().wasi.work();
+    let result = with_memory(env, |wasi, _, memory| function(wasi, memory));
+    let work = env.data().wasi.work() - before;
+    spend(env, work)?;
     match result {
         Ok(()) => Ok(0),
-        Err(Fault::Errno(errno)) if context.fuel.is_some() && is_of_the_machine(errno) => {
+        Err(Fault::Errno(errno)) if env.data().fuel.is_some() && is_of_the_machine(errno) => {
             // Another machine would have had room, so this run has no result at all.
             end(exit::ABORTED)
         }
