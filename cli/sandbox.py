@@ -129,6 +129,7 @@ async def _run(module: Path, request: "RunRequest") -> "RunResult":
     from data_plane.sandbox.compiler import WorkerCompiler
     from data_plane.sandbox.engine import read_engines
     from data_plane.sandbox.pool import WorkerPool
+    from data_plane.sandbox.process import User
     from shared.digests import sha256_digest
     from shared.ids import TenantId
     from shared.manifest import Profile
@@ -145,8 +146,10 @@ async def _run(module: Path, request: "RunRequest") -> "RunResult":
         async def artifact() -> int:
             return os.dup(artifact_fd)
 
+        # Directories are given with the rights of whoever runs this; without one the guest needs nobody's.
+        user = User.OWN if request.preopens else User.NOBODY
         async with WorkerPool(
-            worker_path=worker, engine=engines[Profile.DEFAULT], engines=engines, slots=1, spares=0
+            worker_path=worker, engine=engines[Profile.DEFAULT], engines=engines, slots=1, spares=0, user=user
         ) as pool:
             return await pool.run(
                 tenant_id=TenantId("local"),

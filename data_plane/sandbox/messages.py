@@ -137,7 +137,7 @@ def parse_outcome(payload: bytes) -> RawOutcome:
     if message.get("outcome") == Outcome.REJECTED:
         reason = message.get("reason")
         error = _REFUSALS.get(reason if isinstance(reason, str) else "", WorkerCrashedError)
-        raise error(str(message.get("message", reason)))
+        raise error(_clean(str(message.get("message", reason))))
     return message
 
 
@@ -152,6 +152,7 @@ def result_of(message: RawOutcome, *, stdout: bytes, stderr: bytes, engine: Engi
         trap = message.get("trap")
         limit = message.get("limit")
         outcome = Outcome(message["outcome"])
+        _check_goes_with(outcome, limit, trap)
         return RunResult(
             outcome=outcome,
             exit_code=_exit_code(outcome, message.get("exit_code")),
@@ -285,6 +286,11 @@ def _exit_code(outcome: Outcome, value: Any) -> int | None:
     return code
 
 
+def _check_goes_with(outcome: Outcome, limit: Any, trap: Any) -> None:
+    if (limit is not None, trap is not None) != (outcome is Outcome.KILLED, outcome is Outcome.TRAPPED):
+        raise ValueError(f"limit {limit!r} and trap {trap!r} of outcome {outcome}")
+
+
 def _duration(value: Any) -> timedelta:
     return timedelta(microseconds=_count(value, MAX_DURATION // timedelta(microseconds=1)))
 
@@ -299,7 +305,12 @@ def _count(value: Any, bound: int = MAX_COUNT) -> int:
 def _text(value: Any) -> str:
     if not isinstance(value, str):
         raise TypeError("no text")
-    return value[:MAX_TEXT_CHARS]
+    return _clean(value)
+
+
+def _clean(text: str) -> str:
+    """JSON can spell half a surrogate pair, which no message or receipt can carry."""
+    return text[:MAX_TEXT_CHARS].encode(errors="replace").decode()
 
 
 def _dump(message: dict[str, Any]) -> bytes:
@@ -309,7 +320,7 @@ def _dump(message: dict[str, Any]) -> bytes:
 def _parse(payload: bytes) -> dict[str, Any]:
     try:
         message = json.loads(payload)
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise WorkerCrashedError("worker sent an outcome that is not JSON") from error
     if not isinstance(message, dict):
         raise WorkerCrashedError("worker sent an outcome that is no object")

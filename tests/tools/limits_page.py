@@ -46,16 +46,18 @@ _NOTES: Final = """
 
 * `table.grow` and `memory.grow` answer -1 when they are refused, and the guest may go on. When it ends without success
   after memory was refused, the limit is named; for a table that grows the engine tells nobody, so the outcome is only
-  the guest's own trap. The table is held to its limit either way.
+  the guest's own trap. The table is held to its limit either way. It cannot be named with wasmer 7.4.2: a memory is behind
+  a trait that we implement, a table is a struct of the engine, grown by a library call that compares with the maximum and
+  answers -1 in one place without a hook; its size afterwards does not say whether more was asked for.
 * `open_files` is refused with an errno (`EMFILE`) and named when the guest then ends without success.
 * An agent that is granted none of `scratch_bytes` or of `scratch_inodes` has no folder to write to.
 * `scratch_bytes` counts by how much files grow in size, holes included, and `scratch_inodes` counts names that were made.
   Neither is given back by removing or cutting files.
+* `host_call_ms` is the time that a guest waits for answers; `wall_ms` runs on meanwhile. An answer that is asked for
+  again with a larger buffer is no second call.
 * `fuel` is charged for each block of instructions when it begins; a run that used more than it had is killed by it,
   whatever else it came to. Growing a memory or a table costs a fixed amount: what grows is bounded by `memory_bytes` and
   `table_elements`. Walls and CPU time stand behind it.
-* `host_call_ms` is the time that a guest waits for answers; `wall_ms` runs on meanwhile. An answer that is asked for
-  again with a larger buffer is no second call.
 * A C program has a second stack in its own memory. Passing that one is a fault of the program (a trap), not of the call
   stack of the engine.
 """

@@ -15,7 +15,7 @@ from data_plane.sandbox.compiler import WorkerCompiler
 from data_plane.sandbox.domain import EngineInfo, RunRequest, RunResult
 from data_plane.sandbox.engine import read_engines
 from data_plane.sandbox.pool import WorkerPool
-from data_plane.sandbox.process import WorkerProcess
+from data_plane.sandbox.process import User, WorkerProcess
 from shared.digests import sha256_digest
 from shared.ids import TenantId
 from shared.limits import Limits
@@ -99,7 +99,10 @@ def artifacts(artifact_folder: Path) -> Artifacts:
 
 @pytest.fixture
 async def pool(engine: EngineInfo, engines: Mapping[Profile, EngineInfo]) -> AsyncIterator[WorkerPool]:
-    async with WorkerPool(worker_path=worker_path(), engine=engine, engines=engines, slots=2) as running:
+    # Directories of the tests belong to whoever runs them.
+    async with WorkerPool(
+        worker_path=worker_path(), engine=engine, engines=engines, slots=2, user=User.OWN
+    ) as running:
         yield running
 
 

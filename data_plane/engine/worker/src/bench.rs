@@ -127,8 +127,7 @@ fn one(guest: &Guest, input: &Input, shared: &Arc<Shared>) -> Result<(), String>
         shared: Arc::clone(shared),
     };
     let wasi = Wasi::new(config, stdio).map_err(|error| error.to_string())?;
-    let limits = host_call::Limits::default();
-    let (outcome, _) = guest.run(wasi, limits, u64::MAX, shared);
+    let (outcome, _) = guest.run(wasi, u64::MAX, host_call::Limits::default(), shared);
     shared.output().discard();
     if outcome.outcome == "succeeded" {
         Ok(())

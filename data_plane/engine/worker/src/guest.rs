@@ -54,6 +54,7 @@ impl Guest {
     pub fn run(
         &self,
         mut wasi: Wasi<GuestStdio>,
+        fuel: u64,
         limits: host_call::Limits,
         fuel: u64,
         shared: &Shared,

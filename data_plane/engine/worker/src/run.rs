@@ -197,7 +197,7 @@ fn serve_runs(guest: &Guest, input: &Input, shared: &Arc<Shared>) -> ! {
                     Refusal::new("invalid_request", error.to_string()).into(),
                     Used::default(),
                 ),
-                Ok(wasi) => guest.run(wasi, host_calls, fuel, shared),
+                Ok(wasi) => guest.run(wasi, fuel, host_calls, shared),
             },
         };
         report(outcome, &used, shared);

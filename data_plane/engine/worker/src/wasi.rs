@@ -83,9 +83,9 @@ fn charge(
 pub enum Unwind {
     Exit(u32),
     Limit(LimitName),
-    OutOfFuel,
     /// A limit that the WASI core does not know.
     Killed(&'static str),
+    OutOfFuel,
     HostCallFault,
 }
 
@@ -94,8 +94,8 @@ impl std::fmt::Display for Unwind {
         match self {
             Self::Exit(code) => write!(formatter, "exit {code}"),
             Self::Limit(limit) => write!(formatter, "limit {}", limit.as_str()),
-            Self::OutOfFuel => write!(formatter, "limit fuel"),
             Self::Killed(limit) => write!(formatter, "limit {limit}"),
+            Self::OutOfFuel => write!(formatter, "limit fuel"),
             Self::HostCallFault => write!(formatter, "a host call outside the memory"),
         }
     }
@@ -168,25 +168,26 @@ fn host_call(
 ) -> Result<u32, RuntimeError> {
     spend(&mut env, fuel::host_call("call") + u64::from(request_len))?;
     let (request, response) = ((request, request_len), (response, response_cap));
-    let length = with_memory(&mut env, |wasi, host_calls, memory| {
+    let size = charged("call", &mut env, |wasi, host_calls, memory| {
         host_calls.call(wasi, memory, request, response)
-    })
+    })?
     .map_err(|unwind| RuntimeError::user(Box::new(unwind)))?;
-    spend(&mut env, u64::from(length))?;
-    Ok(length)
-}
-
-fn spend(env: &mut FunctionEnvMut<'_, Context>, amount: u64) -> Result<(), RuntimeError> {
     let (context, mut store) = env.data_and_store_mut();
-    charge(context.fuel.as_ref(), &mut store, amount)
+    let moved = u64::from(request_len) + u64::from(size);
+    charge(context.fuel.as_ref(), &mut store, moved)?;
+    Ok(size)
 }
 
-fn with_memory<Value>(
+/// Runs a host function on the guest's memory; fuel is charged for the call and for the work that it did.
+fn charged<Value>(
+    name: &'static str,
     env: &mut FunctionEnvMut<'_, Context>,
     function: impl FnOnce(&mut Wasi<GuestStdio>, &mut HostCalls, &mut [u8]) -> Value,
-) -> Value {
-    let (context, store) = env.data_and_store_mut();
-    match &context.memory {
+) -> Result<Value, RuntimeError> {
+    let (context, mut store) = env.data_and_store_mut();
+    charge(context.fuel.as_ref(), &mut store, fuel::host_call(name))?;
+    let before = context.wasi.work();
+    let value = match &context.memory {
         None => function(&mut context.wasi, &mut context.host_calls, &mut []),
         Some(memory) => {
             let view = memory.view(&store);
@@ -196,7 +197,10 @@ fn with_memory<Value>(
             let bytes = unsafe { std::slice::from_raw_parts_mut(view.data_ptr(), size) };
             function(&mut context.wasi, &mut context.host_calls, bytes)
         }
-    }
+    };
+    let work = context.wasi.work() - before;
+    charge(context.fuel.as_ref(), &mut store, work)?;
+    Ok(value)
 }
 
 fn call(
@@ -204,14 +208,11 @@ fn call(
     env: &mut FunctionEnvMut<'_, Context>,
     function: impl FnOnce(&mut Wasi<GuestStdio>, &mut [u8]) -> Result<(), Fault>,
 ) -> Result<u32, RuntimeError> {
-    spend(env, fuel::host_call(name))?;
-    let before = env.data().wasi.work();
-    let result = with_memory(env, |wasi, _, memory| function(wasi, memory));
-    let work = env.data().wasi.work() - before;
-    spend(env, work)?;
+    let result = charged(name, env, |wasi, _, memory| function(wasi, memory))?;
+    let is_repeatable = env.data().fuel.is_some();
     match result {
         Ok(()) => Ok(0),
-        Err(Fault::Errno(errno)) if env.data().fuel.is_some() && is_of_the_machine(errno) => {
+        Err(Fault::Errno(errno)) if is_repeatable && is_of_the_machine(errno) => {
             // Another machine would have had room, so this run has no result at all.
             end(exit::ABORTED)
         }
