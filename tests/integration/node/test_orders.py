@@ -79,7 +79,7 @@ async def test_guest_fault_is_a_named_outcome(
 ATTACK_OF = {attack.limit: attack for attack in reversed(ATTACKS) if attack.outcome is Outcome.KILLED}
 """The first guest of each limit."""
 USED = {LimitName.MEMORY_BYTES: "peak_memory_bytes", LimitName.OPEN_FILES: "peak_open_files"}
-TIMES = {LimitName.WALL_MS: "wall", LimitName.CPU_MS: "cpu"}
+TIMES = {LimitName.WALL_MS: "wall", LimitName.CPU_MS: "cpu", LimitName.HOST_CALL_MS: "host_call_time"}
 
 
 @pytest.mark.parametrize("attack", ATTACK_OF.values(), ids=lambda attack: attack.limit)

@@ -56,7 +56,6 @@ impl Guest {
         mut wasi: Wasi<GuestStdio>,
         fuel: u64,
         limits: host_call::Limits,
-        fuel: u64,
         shared: &Shared,
     ) -> (Outcome, Used) {
         let mut store = Store::new(self.engine.clone());

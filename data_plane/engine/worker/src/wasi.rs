@@ -166,7 +166,6 @@ fn host_call(
     response: u32,
     response_cap: u32,
 ) -> Result<u32, RuntimeError> {
-    spend(&mut env, fuel::host_call("call") + u64::from(request_len))?;
     let (request, response) = ((request, request_len), (response, response_cap));
     let size = charged("call", &mut env, |wasi, host_calls, memory| {
         host_calls.call(wasi, memory, request, response)
