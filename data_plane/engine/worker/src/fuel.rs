@@ -25,7 +25,7 @@ pub const START: &str = "agentfactory:start";
 
 /// What a host call costs before it does anything: the way out of the guest and, mostly, into the kernel.
 const HOST_CALL: u64 = 1_000;
-/// Of one that walks a path, or waits for a disk.
+/// Of one that walks a path, waits for a disk, or asks the node.
 const DEAR_HOST_CALL: u64 = 10_000;
 
 const CALL: u64 = 4;
@@ -83,7 +83,7 @@ fn cost(operator: &Operator<'_>) -> u64 {
 /// What a host call costs on top of the work that it does.
 #[must_use]
 pub fn host_call(name: &str) -> u64 {
-    if name.starts_with("path_") || name.ends_with("sync") {
+    if name.starts_with("path_") || name.ends_with("sync") || name == "call" {
         DEAR_HOST_CALL
     } else {
         HOST_CALL

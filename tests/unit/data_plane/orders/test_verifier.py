@@ -322,18 +322,18 @@ def test_every_part_of_a_capability_is_one_that_the_template_asks_for(granted):
     asked = Capabilities(http=(GET,), secrets=("api",))
     ordered = order(capabilities=granted, host_call_grants=granted.host_call_grants)
     with refused(Check.NODE_POLICY, RejectionReason.POLICY):
-        check_node_policy(ordered, manifest=a_manifest(capabilities=asked), facts=facts())
+        check_node_policy(ordered, manifest=a_manifest(capabilities=asked))
 
 
 def test_host_calls_that_the_capabilities_come_to_are_allowed():
     ordered = order(capabilities=ALL, host_call_grants=ALL.host_call_grants)
-    check_node_policy(ordered, manifest=a_manifest(capabilities=ALL), facts=facts())
+    check_node_policy(ordered, manifest=a_manifest(capabilities=ALL))
 
 
 def test_host_call_without_its_capability():
     ordered = order(capabilities=replace(ALL, kv=False), host_call_grants=ALL.host_call_grants)
     with refused(Check.NODE_POLICY, RejectionReason.POLICY):
-        check_node_policy(ordered, manifest=a_manifest(capabilities=ALL), facts=facts())
+        check_node_policy(ordered, manifest=a_manifest(capabilities=ALL))
 
 
 def test_the_smaller_limit_counts():
