@@ -2,6 +2,7 @@
 
 import asyncio
 import sys
+from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Final
 
 import typer
@@ -137,6 +138,7 @@ def _show(execution: "executions_pb2.Execution") -> None:
             ("input", f"{execution.input_bytes} bytes, {execution.input_commitment}"),
             ("output", f"{execution.output_bytes} bytes, {execution.output_commitment or 'none'}"),
             ("log", f"{execution.log_bytes} bytes"),
+            ("recording", f"{execution.recording_bytes} bytes" if execution.recording_bytes else ""),
             *used_fields(resources_from_proto(execution.resources_used)),
             ("receipt", execution.receipt_id),
             ("created", output.time(execution.created_at)),
@@ -242,5 +244,37 @@ def logs(
         data = call(read_settings(data_dir, target), use)
     except NotFoundError as error:
         raise NotFoundError(str(error), hint="an agent's log arrives when its execution ends") from error
+    sys.stdout.buffer.write(data)
+    sys.stdout.flush()
+
+
+@app.command()
+def recording(
+    execution_id: ExecutionId,
+    out: Annotated[Path | None, typer.Option("--out", help="Write it here instead of printing it.")] = None,
+    data_dir: DataDir = None,
+    target: Target = None,
+) -> None:
+    """Print what an agent's host calls asked and were answered, one JSON line for each.
+
+    Example: agentfactory execution recording exe_… --out calls.jsonl
+    """
+    from agentfactory.v1 import executions_pb2
+
+    from cli.client import Client, call
+
+    async def use(client: Client) -> bytes:
+        return await download(client, execution_id, executions_pb2.BODY_KIND_RECORDING)
+
+    try:
+        data = call(read_settings(data_dir, target), use)
+    except NotFoundError as error:
+        raise NotFoundError(
+            str(error), hint="only executions that made host calls have one, once they have ended"
+        ) from error
+    if out is not None:
+        out.write_bytes(data)
+        output.note(f"{len(data)} bytes of {execution_id} written to {out}")
+        return
     sys.stdout.buffer.write(data)
     sys.stdout.flush()

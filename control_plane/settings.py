@@ -2,15 +2,18 @@
 
 from datetime import timedelta
 from pathlib import Path
-from typing import ClassVar, Literal
+from typing import Annotated, ClassVar, Literal
 
 from pydantic import Field, SecretStr
 
+from control_plane.kv.domain import DEFAULT_QUOTA
 from shared.logs import LogStyle
 from shared.orders import MAX_LEASE
 from shared.settings import Plane, PlaneSettings, default_data_dir
 
 _SECOND = timedelta(seconds=1)
+
+AllowedHttp = Annotated[str, Field(pattern=r"^(\*|[A-Z]+) https?://[!-~]+$", max_length=2080)]
 
 
 class ControlSettings(PlaneSettings):
@@ -48,6 +51,20 @@ class ControlSettings(PlaneSettings):
     )
     max_per_minute_per_tenant: int | None = Field(
         default=None, ge=1, le=1_000_000, description="Executions accepted of one tenant; absent: any number."
+    )
+    allowed_http: tuple[AllowedHttp, ...] = Field(
+        default=(),
+        max_length=1024,
+        description="METHOD URL, or * URL: what agents may call, with all that is below it.",
+    )
+    kv_max_keys: int = Field(
+        default=DEFAULT_QUOTA.max_keys, ge=1, le=1_000_000, description="Keys that one agent may keep."
+    )
+    kv_max_bytes: int = Field(
+        default=DEFAULT_QUOTA.max_bytes,
+        ge=1,
+        le=16 * 1024**3,
+        description="Keys and values of one agent together.",
     )
     stop_grace: timedelta = Field(
         default=10 * _SECOND, ge=timedelta(0), le=timedelta(minutes=5), description="For RPCs in flight."

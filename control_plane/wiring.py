@@ -58,6 +58,8 @@ from control_plane.installation.ports import FoundInstallation
 from control_plane.installation.store import PostgresInstallationStore
 from control_plane.keys.ca import BuiltinCertificateAuthority
 from control_plane.keys.registry import KeysetRegistry
+from control_plane.kv.domain import KvQuota
+from control_plane.kv.store import PostgresKvStore
 from control_plane.metrics import ControlMetrics, MeasuredAcceptor, MeasuredCompletions
 from control_plane.nodes.service import NodeService
 from control_plane.nodes.servicer import FleetServicer, NodeServicer
@@ -116,7 +118,7 @@ class Services:
     directory: CachedAgentDirectory
     register: Callable[[grpc.aio.Server], None]
     loops: tuple[Callable[[], Coroutine[Any, Any, NoReturn]], ...]
-    stores: tuple[PostgresExecutionStore | PostgresLeaseStore, ...]
+    stores: tuple[PostgresExecutionStore | PostgresLeaseStore | PostgresKvStore, ...]
     """They keep connections of their own."""
 
 
@@ -251,7 +253,7 @@ def build(base: Base, signer: FileSigner) -> Services:
             Housekeeping(stores.executions).run,
             base.refusals.run,
         ),
-        stores=(stores.executions, stores.leases),
+        stores=(stores.executions, stores.leases, stores.kv),
     )
 
 
@@ -277,6 +279,7 @@ class _Servicers:
 class _Stores:
     executions: PostgresExecutionStore
     leases: PostgresLeaseStore
+    kv: PostgresKvStore
     nodes: PostgresNodeStore
     templates: PostgresTemplateStore
     agents: PostgresAgentStore
@@ -295,7 +298,9 @@ class _Stores:
                 audit=base.audit,
                 clock=base.clock,
                 random=base.random,
+                kv_quota=KvQuota(max_keys=base.settings.kv_max_keys, max_bytes=base.settings.kv_max_bytes),
             ),
+            kv=PostgresKvStore(base.database),
             nodes=PostgresNodeStore(database=base.database, audit=base.audit),
             templates=PostgresTemplateStore(),
             agents=PostgresAgentStore(),
@@ -316,9 +321,9 @@ def _admission(base: Base) -> Admission:
 
 
 def _policy(base: Base) -> PolicyService:
-    source = builtin_policy()
+    source = builtin_policy(base.settings.allowed_http)
     return PolicyService(
-        engine=agentfactory_engine.Policy(source.source),
+        engine=agentfactory_engine.Policy(source.source, source.data_json),
         policy_digest=source.digest,
         observer=base.metrics,
         clock=base.clock,
@@ -350,6 +355,7 @@ def _access(base: Base) -> AccessService:
 def _dispatch(base: Base, stores: _Stores, completions: Completions, signer: FileSigner) -> Dispatch:
     return Dispatch(
         leases=stores.leases,
+        kv=stores.kv,
         bodies=stores.executions,
         nodes=stores.nodes,
         orders=stores.nodes,
@@ -386,6 +392,7 @@ def _agents(base: Base, stores: _Stores, policy: PolicyService, catalog: Templat
     service = AgentService(
         database=base.database,
         store=stores.agents,
+        values=stores.kv,
         templates=catalog,
         gate=_gate(base, stores, policy),
         decisions=stores.decisions,

@@ -4,11 +4,15 @@ Pure but for the task that it names; `runner.py` carries it out.
 """
 
 import asyncio  # noqa: TC003 - imports stay in one place
+import hashlib
+import hmac
 from dataclasses import dataclass, field
 from datetime import datetime
 from enum import Enum
 from typing import Final
 
+from data_plane.host_calls.domain import NO_CALLS, CallContext
+from data_plane.host_calls.service import AttemptCalls
 from data_plane.orders.admission import Admission
 from data_plane.orders.domain import Delivery
 from data_plane.orders.verifier import Check
@@ -22,6 +26,9 @@ from shared.outcomes import Outcome
 
 PARAMETERS_VARIABLE: Final = "AGENTFACTORY_PARAMETERS"
 """Where a guest finds its agent's parameters, as canonical JSON."""
+
+
+_CALLS_DOMAIN: Final = b"agentfactory-host-calls-v1\0"
 
 
 class StopReason(Enum):
@@ -57,6 +64,8 @@ class Running:
     stopped: StopReason | None = None
     task: "asyncio.Task[None] | None" = field(default=None, repr=False)
     """The slot that carries it out; None while it waits for one."""
+    calls: AttemptCalls | None = field(default=None, repr=False)
+    """What its guest asks; None until it starts."""
     is_stoppable: bool = False
     """Whether its slot may be interrupted now."""
 
@@ -82,6 +91,7 @@ def report_of_run(
         result=result,
         trap=trap,
         order_envelope=running.order_envelope,
+        calls=NO_CALLS if running.calls is None else running.calls.conclude(),
     )
 
 
@@ -96,6 +106,21 @@ def report_of_rejection(running: Running, error: OrderRejectedError, *, now: dat
         finished_at=max(now, running.started_at or running.received_at),
         rejection=rejection_of(error),
         order_envelope=running.order_envelope,
+    )
+
+
+def call_context(running: Running) -> CallContext:
+    """Return what decides what the guest of a verified order may call."""
+    order = running.order
+    key = hmac.new(order.seed, _CALLS_DOMAIN + order.execution_id.encode(), hashlib.sha256).digest()
+    return CallContext(
+        attempt=running.admission.attempt,
+        tenant_id=order.tenant_id,
+        capabilities=order.capabilities,
+        grants=frozenset(order.host_call_grants),
+        limits=running.admission.limits,
+        is_repeatable=order.profile is not Profile.DEFAULT,
+        key=key,
     )
 
 

@@ -12,6 +12,11 @@ from prometheus_client import CollectorRegistry
 from data_plane.artifacts.cache import ArtifactCache
 from data_plane.artifacts.seal import KEY_BYTES
 from data_plane.artifacts.service import ArtifactService
+from data_plane.host_calls.http_client import DirectHttp, make_tls
+from data_plane.host_calls.ports import SecretStore
+from data_plane.host_calls.resolver import SystemResolver
+from data_plane.host_calls.secrets_file import NoSecrets, SecretsFile
+from data_plane.host_calls.service import HostCallParts
 from data_plane.identity import NodeIdentity, read_identity
 from data_plane.metrics import NodeMetrics
 from data_plane.node import Node
@@ -28,6 +33,7 @@ from data_plane.sandbox.domain import EngineInfo, LayerState
 from data_plane.sandbox.engine import check_layers, read_engine_info, read_layers
 from data_plane.sandbox.pool import WorkerPool
 from data_plane.sandbox.scratch import ScratchFolders
+from data_plane.session.host_calls import HostCallRelay
 from data_plane.session.leases import Leases
 from data_plane.session.outbox import Outbox
 from data_plane.session.remote import ControlPlaneLink
@@ -40,6 +46,7 @@ from shared.clock import SystemClock, SystemRandom
 from shared.errors import (
     KeyFormatError,
     NotFoundError,
+    SettingsError,
     VerificationError,
 )
 from shared.gathering import Gathering
@@ -126,6 +133,7 @@ async def build_node(settings: NodeSettings, stack: AsyncExitStack) -> tuple[Nod
         slots=settings.slots, queue=settings.queue, leases=leases, spool=spool, ceilings=facts.ceilings
     )
     outbox = Outbox(spool=spool, clock=clock)
+    relay = HostCallRelay(wake=outbox.changed.set)
     link = ControlPlaneLink(
         targets=settings.control_planes,
         trust=trust,
@@ -143,6 +151,7 @@ async def build_node(settings: NodeSettings, stack: AsyncExitStack) -> tuple[Nod
         modules=ArtifactService(cache=cache, source=link, compiler=compiler, keyset=keyset, clock=clock),
         inputs=link,
         sandbox=sandbox,
+        host_calls=_host_calls(settings, relay, stack),
         quarantine=_quarantine(settings),
         issuer=issuer,
         announcer=outbox,
@@ -159,6 +168,7 @@ async def build_node(settings: NodeSettings, stack: AsyncExitStack) -> tuple[Nod
         spool=spool,
         issuer=issuer,
         outbox=outbox,
+        host_calls=relay,
         orders=RunnerTaker(runner),
         outputs=link,
         metrics=metrics,
@@ -201,6 +211,31 @@ def _facts(
         max_skew=timedelta(seconds=settings.max_skew_s),
         layers=layers,
     )
+
+
+def _host_calls(settings: NodeSettings, relay: HostCallRelay, stack: AsyncExitStack) -> HostCallParts:
+    resolver = SystemResolver()
+    stack.callback(resolver.close)
+    try:
+        tls = make_tls(None if settings.http_ca_file is None else str(settings.http_ca_file))
+    except OSError as error:
+        raise SettingsError(f"http_ca_file {settings.http_ca_file} cannot be used: {error}") from error
+    return HostCallParts(
+        policy=settings.http_policy,
+        transport=DirectHttp(tls),
+        resolver=resolver,
+        intents=relay,
+        kv=relay,
+        secrets=_secrets(settings),
+    )
+
+
+def _secrets(settings: NodeSettings) -> SecretStore:
+    if settings.secrets_file is None:
+        return NoSecrets()
+    secrets = SecretsFile(settings.secrets_file)
+    secrets.load()
+    return secrets
 
 
 def _trace(settings: NodeSettings, identity: NodeIdentity, stack: AsyncExitStack) -> None:

@@ -17,11 +17,13 @@ from data_plane.artifacts.ports import ModulePreparer, PreparedModule
 from data_plane.attempt import (
     Running,
     StopReason,
+    call_context,
     report_of_rejection,
     report_of_run,
     request_of,
     stop_rejection,
 )
+from data_plane.host_calls.service import HostCallParts
 from data_plane.metrics import NodeMetrics, Stage
 from data_plane.orders.admission import Admissions
 from data_plane.orders.domain import AttemptRef, Delivery
@@ -85,6 +87,7 @@ class OrderRunner:
         modules: ModulePreparer,
         inputs: InputSource,
         sandbox: Sandbox,
+        host_calls: HostCallParts,
         quarantine: Quarantine,
         issuer: ReceiptIssuer,
         announcer: Announcer,
@@ -99,6 +102,7 @@ class OrderRunner:
         self._modules = modules
         self._inputs = inputs
         self._sandbox = sandbox
+        self._host_calls = host_calls
         self._quarantine = quarantine
         self._issuer = issuer
         self._announcer = announcer
@@ -337,9 +341,13 @@ class OrderRunner:
         # The wall clock may have been set back since; a receipt's times never run backwards.
         running.started_at = max(self._clock.now(), running.received_at)
         with self._metrics.timed(Stage.RUN):
-            return await self._load_and_run(order, module, request)
+            return await self._load_and_run(running, module, request)
 
-    async def _load_and_run(self, order: Order, module: PreparedModule, request: RunRequest) -> RunResult:
+    async def _load_and_run(self, running: Running, module: PreparedModule, request: RunRequest) -> RunResult:
+        order, attempt = running.order, running.admission.attempt
+        running.calls = self._host_calls.begin(
+            call_context(running), lambda: self._leases.is_live(attempt, now=self._clock.monotonic())
+        )
         for last in (False, True):
             try:
                 return await self._sandbox.run(
@@ -347,6 +355,7 @@ class OrderRunner:
                     module_digest=order.module_digest,
                     artifact=module.open_artifact,
                     request=request,
+                    host_calls=running.calls,
                 )
             except ArtifactInvalidError as error:
                 if last:

@@ -6,7 +6,10 @@ from typing import Annotated, ClassVar, Final
 
 from pydantic import Field, field_validator
 
+from data_plane.host_calls.addresses import parse_networks
+from data_plane.host_calls.http_fetch import AllowedHttp, HttpPolicy
 from data_plane.sandbox.domain import Layer
+from shared.errors import HostCallRefusedError
 from shared.limits import LIMIT_FIELDS, MAX_LIMITS, Limits
 from shared.logs import LogStyle
 from shared.manifest import Profile
@@ -63,6 +66,14 @@ class NodeSettings(PlaneSettings):
     max_host_call_bytes: int = Field(default=MAX_LIMITS.host_call_bytes, ge=0, le=MAX_LIMITS.host_call_bytes)
     max_host_call_ms: int = Field(default=MAX_LIMITS.host_call_ms, ge=0, le=MAX_LIMITS.host_call_ms)
 
+    allowed_http: tuple[str, ...] = Field(default=(), max_length=1024)
+    """`METHOD URL`, or `* URL`: what guests of this node may call, each with all that is below it."""
+    allowed_networks: tuple[str, ...] = Field(default=(), max_length=64)
+    """In CIDR notation: what calls may reach beside public addresses, if their template names it too."""
+    secrets_file: Path | None = None
+    """Secrets of tenants for headers of such calls: mode 0600, see docs/operations.md."""
+    http_ca_file: Path | None = None
+    """Certificates that such calls trust instead of the system's."""
     quarantine_crashes: int = Field(default=3, ge=1, le=1000)
     """So many workers may a module crash within the window; then it is refused for a while."""
     quarantine_window_s: float = Field(default=300, gt=0, le=86_400)
@@ -88,6 +99,32 @@ class NodeSettings(PlaneSettings):
         if value.lower() not in {"debug", "info", "warning", "error", "critical"}:
             raise ValueError("must be debug, info, warning, error or critical")
         return value.lower()
+
+    @field_validator("allowed_http")
+    @classmethod
+    def _readable_http(cls, value: tuple[str, ...]) -> tuple[str, ...]:
+        for entry in value:
+            try:
+                AllowedHttp.parse(entry)
+            except (ValueError, HostCallRefusedError) as error:
+                raise ValueError(
+                    f"{entry[:200]!r} is not METHOD URL, such as GET https://a.test/v1/"
+                ) from error
+        return value
+
+    @field_validator("allowed_networks")
+    @classmethod
+    def _readable_networks(cls, value: tuple[str, ...]) -> tuple[str, ...]:
+        parse_networks(value)
+        return value
+
+    @property
+    def http_policy(self) -> HttpPolicy:
+        """What host calls of this node may reach."""
+        return HttpPolicy(
+            allowed=tuple(map(AllowedHttp.parse, self.allowed_http)),
+            networks=parse_networks(self.allowed_networks),
+        )
 
     @property
     def paths(self) -> NodePaths:

@@ -379,6 +379,20 @@ class TemplateRevokedError(AgentFactoryError):
     reason = "TEMPLATE_REVOKED"
 
 
+# --- host calls ---
+
+
+class HostCallRefusedError(AgentFactoryError):
+    """A host call of a guest is denied, or came to nothing; the guest gets the reason as a value."""
+
+    reason = "HOST_CALL_REFUSED"
+
+    def __init__(self, message: str, *, refusal: str, hint: str | None = None) -> None:
+        super().__init__(message, hint=hint)
+        self.refusal = refusal
+        """Why, for the guest and the receipt: upper snake case, e.g. `NOT_GRANTED` or `LEASE_NOT_HELD`."""
+
+
 # --- orders and receipts ---
 
 

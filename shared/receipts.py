@@ -29,6 +29,8 @@ PREDICATE_TYPES: Final = frozenset({PREDICATE_TYPE, OLDER_PREDICATE_TYPE})
 
 MAX_RECEIPT_ENVELOPE_BYTES: Final = 64 * 1024
 MAX_DETAIL_CHARS: Final = 512
+MAX_RECORDING_BYTES: Final = 4 * 1024 * 1024
+"""What a run's host calls leave behind; nodes deny further ones before it is more."""
 MAX_DENIALS: Final = 16
 DENIAL_WORD: Final = re.compile(r"[a-z][a-z0-9._-]{0,63}")
 OTHER: Final = "other"

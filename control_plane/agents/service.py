@@ -8,6 +8,7 @@ from control_plane.agents.ports import AgentStore, Templates
 from control_plane.audit.domain import NewAuditEntry
 from control_plane.audit.ports import AuditLog
 from control_plane.database.ports import Database
+from control_plane.kv.ports import KvRemover
 from control_plane.paging import BAD_TOKEN, DEFAULT_PAGE_SIZE, MAX_PAGE_SIZE, decode_token, encode_token
 from control_plane.policy.domain import Decision, PolicyInput, Question, Subject
 from control_plane.policy.gate import PolicyGate
@@ -51,6 +52,7 @@ class AgentService:
         *,
         database: Database,
         store: AgentStore,
+        values: KvRemover,
         templates: Templates,
         gate: PolicyGate,
         decisions: DecisionLog,
@@ -60,6 +62,7 @@ class AgentService:
     ) -> None:
         self._database = database
         self._store = store
+        self._values = values
         self._templates = templates
         self._gate = gate
         self._decisions = decisions
@@ -170,7 +173,7 @@ class AgentService:
         return updated
 
     async def delete(self, subject: Subject, name: str) -> None:
-        """Remove an agent; its executions and receipts stay.
+        """Remove an agent and what it keeps; its executions and receipts stay.
 
         Raises:
             NotFoundError: There is no live agent of this name.
@@ -179,13 +182,14 @@ class AgentService:
             agent_id = await self._store.delete(tx, subject.tenant_id, name)
             if agent_id is None:
                 raise NotFoundError(f"there is no agent {name}")
+            kv_keys = await self._values.remove_all(tx, subject.tenant_id, agent_id)
             entry = NewAuditEntry(
                 audit_entry_id=new_id(AUDIT_ENTRY, self._clock, self._random),
                 tenant_id=subject.tenant_id,
                 actor=subject.identity,
                 action="agent.deleted",
                 subject=agent_id,
-                details={"name": name},
+                details={"name": name, "kv_keys": kv_keys},
             )
             await self._audit.append(tx, [entry])
             tx.notify_after_commit(AGENTS_CHANNEL)

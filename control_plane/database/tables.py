@@ -181,13 +181,33 @@ agents = Table(
     _at("created_at", now=True),
     _at("updated_at", now=True),
     _at("deleted_at", nullable=True),
+    # Sums over its kv_entries. Who writes those holds this row's lock.
+    Column("kv_keys", Integer, nullable=False, server_default=text("0")),
+    Column("kv_bytes", BigInteger, nullable=False, server_default=text("0")),
     # A deleted agent keeps its row for its executions; its name is free again.
     Index(
         "uq_agents_live_name", "tenant_id", "name", unique=True, postgresql_where=text("deleted_at IS NULL")
     ),
 )
 
-# Inputs, outputs and logs. The commitment binds salt and bytes; erasing the row erases the personal data.
+# What an agent keeps between its runs: written when the result of a run is accepted (rule 6).
+kv_entries = Table(
+    "kv_entries",
+    metadata,
+    _tenant_of_origin(),
+    Column("agent_id", Text, nullable=False),
+    Column("key", Text, nullable=False),
+    Column("value", LargeBinary, nullable=False),
+    # Key and value, as the quota counts them.
+    Column("size_bytes", BigInteger, nullable=False),
+    # The execution whose result brought it.
+    Column("written_by", Text, nullable=False),
+    _at("updated_at", now=True),
+    PrimaryKeyConstraint("tenant_id", "agent_id", "key"),
+)
+
+# Inputs, outputs, logs and recordings. The commitment binds salt and bytes; erasing the row erases the
+# personal data.
 bodies = Table(
     "bodies",
     metadata,
@@ -282,6 +302,9 @@ executions = Table(
     Column("output_bytes", BigInteger, nullable=True),
     Column("log_body_id", Text, nullable=True),
     Column("log_bytes", BigInteger, nullable=True),
+    # What its host calls asked and were answered.
+    Column("recording_body_id", Text, nullable=True),
+    Column("recording_bytes", BigInteger, nullable=True),
     _at("created_at", now=True),
     _at("started_at", nullable=True),
     _at("ended_at", nullable=True),

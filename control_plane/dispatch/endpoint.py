@@ -12,6 +12,7 @@ from control_plane.audit.domain import NewAuditEntry, node_actor
 from control_plane.dispatch.background import Background
 from control_plane.dispatch.dispatcher import Dispatcher
 from control_plane.dispatch.fleet import Fleet
+from control_plane.dispatch.host_calls import HostCallDesk
 from control_plane.dispatch.leases import LeaseDesk
 from control_plane.dispatch.opening import SessionOpener, head_of
 from control_plane.dispatch.options import DispatchOptions
@@ -47,6 +48,7 @@ class SessionEndpoint:
         dispatcher: Dispatcher,
         desk: LeaseDesk,
         receipts: ReceiptIntake,
+        host_calls: HostCallDesk,
         nodes: NodeStore,
         options: DispatchOptions,
         clock: Clock,
@@ -59,6 +61,7 @@ class SessionEndpoint:
         self._dispatcher = dispatcher
         self._desk = desk
         self._receipts = receipts
+        self._host_calls = host_calls
         self._nodes = nodes
         self._options = options
         self._clock = clock
@@ -136,6 +139,8 @@ class SessionEndpoint:
                 await self._receipts.take(session, request.receipt_batch)
             case "lease_renewal":
                 self._desk.renew(session, request.lease_renewal)
+            case "host_call":
+                self._host_calls.take(session, request.host_call)
             case other:
                 raise InvalidInputError(f"a session takes no {other or 'empty message'} after its hello")
 

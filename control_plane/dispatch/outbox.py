@@ -11,7 +11,10 @@ M = TypeVar("M")
 
 
 class Outbox(Generic[M]):
-    """Messages to one node, in order. A node that does not read them loses its own session only."""
+    """Messages to one node, in order; some stand behind all others, whenever those come.
+
+    A node that does not read them loses its own session only.
+    """
 
     def __init__(self, *, limit: int, max_bytes: int, size_of: Callable[[M], int], owner: str) -> None:
         self._limit = limit
@@ -19,6 +22,7 @@ class Outbox(Generic[M]):
         self._size_of = size_of
         self._owner = owner
         self._messages: deque[tuple[M, int]] = deque()
+        self._behind: deque[tuple[M, int]] = deque()
         self._bytes = 0
         self._changed = asyncio.Event()
         self._closed = False
@@ -35,18 +39,26 @@ class Outbox(Generic[M]):
 
     def put(self, message: M) -> bool:
         """Queue a message; False when the queue is closed, or full and therefore closed by this call."""
+        return self._put(message, self._messages)
+
+    def put_behind(self, message: M) -> bool:
+        """Queue a message that others may overtake: an answer that one guest alone waits for."""
+        return self._put(message, self._behind)
+
+    def _put(self, message: M, queue: deque[tuple[M, int]]) -> bool:
         if self._closed:
             return False
         size_bytes = self._size_of(message)
-        if len(self._messages) >= self._limit or self._bytes + size_bytes > self._max_bytes:
+        waiting = len(self._messages) + len(self._behind)
+        if waiting >= self._limit or self._bytes + size_bytes > self._max_bytes:
             self.close(
                 ResourceExhaustedError(
-                    f"node {self._owner} left {len(self._messages)} messages of {self._bytes} bytes unread",
+                    f"node {self._owner} left {waiting} messages of {self._bytes} bytes unread",
                     hint="the node or its network is too slow; it reconnects by itself",
                 )
             )
             return False
-        self._messages.append((message, size_bytes))
+        queue.append((message, size_bytes))
         self._bytes += size_bytes
         self._changed.set()
         return True
@@ -61,8 +73,9 @@ class Outbox(Generic[M]):
 
     def take_unread(self) -> list[M]:
         """Return what the node will never read: call it when its stream is over."""
-        unread = [message for message, _ in self._messages]
+        unread = [message for message, _ in (*self._messages, *self._behind)]
         self._messages.clear()
+        self._behind.clear()
         self._bytes = 0
         return unread
 
@@ -73,8 +86,8 @@ class Outbox(Generic[M]):
             AgentFactoryError: What it was closed with.
         """
         while True:
-            while self._messages and self._error is None:
-                message, size_bytes = self._messages.popleft()
+            while (queue := self._messages or self._behind) and self._error is None:
+                message, size_bytes = queue.popleft()
                 self._bytes -= size_bytes
                 yield message
             if self._closed:

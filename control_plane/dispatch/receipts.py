@@ -19,6 +19,7 @@ from control_plane.dispatch.recording import Recording
 from control_plane.dispatch.retry import retrying
 from control_plane.dispatch.returned import Returned, ReturnedSignatures
 from control_plane.dispatch.session import HeldAttempt, LiveSession
+from control_plane.dispatch.writes import kv_writes_of
 from control_plane.executions.domain import (
     INLINE_BODY_BYTES,
     MAX_BODY_BYTES,
@@ -30,6 +31,7 @@ from control_plane.executions.domain import (
     StoredBody,
 )
 from control_plane.executions.lifecycle import Finished
+from control_plane.kv.domain import KvWrite
 from control_plane.nodes.domain import NodeState
 from control_plane.nodes.ports import NodeStore
 from shared.clock import Clock, Random
@@ -133,7 +135,8 @@ class ReceiptIntake:
         2. It continues the node's chain as far as this session has seen it (rule 5).
         3. It answers an order of this node: the one in memory when there is one (`check_matches`), else the
            stored one, whose digest the store compares.
-        4. Output and log are what their salted commitments say (rule 10).
+        4. Output, log and recording are what their salted commitments say (rule 10), written values what
+           their digest says.
         5. Its texts hold no NUL, which no text of Postgres can.
 
         Raises:
@@ -162,6 +165,10 @@ class ReceiptIntake:
             attempt,
             output=await self._body(session, delivery.output, predicate.output_commitment, "output"),
             log=await self._body(session, delivery.log, predicate.log_commitment, "log"),
+            recording=await self._body(
+                session, delivery.recording, predicate.recording_commitment, "recording"
+            ),
+            kv_writes=kv_writes_of(delivery.kv_writes, predicate.kv_writes_digest),
         )
         return result, sent_here
 
@@ -245,6 +252,8 @@ class ReceiptIntake:
         *,
         output: StoredBody | None,
         log: StoredBody | None,
+        recording: StoredBody | None,
+        kv_writes: tuple[KvWrite, ...],
     ) -> AttemptResult:
         said = receipt.predicate
         rejection = said.rejection
@@ -270,6 +279,8 @@ class ReceiptIntake:
             resources_used=said.resources,
             output=output,
             log=log,
+            recording=recording,
+            kv_writes=kv_writes,
             started_at=said.started_at,
             ended_at=said.finished_at,
             batch=self._batches.unrecorded(attempt.order_id),

@@ -18,6 +18,7 @@ from control_plane.dispatch.batches import Batches
 from control_plane.dispatch.dispatcher import Dispatcher
 from control_plane.dispatch.endpoint import SessionEndpoint
 from control_plane.dispatch.fleet import Fleet
+from control_plane.dispatch.host_calls import HostCallDesk
 from control_plane.dispatch.leases import LeaseDesk, Sweeper
 from control_plane.dispatch.opening import NO_BOOT, SessionOpener
 from control_plane.dispatch.options import DispatchOptions
@@ -28,6 +29,7 @@ from control_plane.dispatch.returned import ReturnedSignatures
 from control_plane.executions.domain import AttemptResult
 from control_plane.executions.lifecycle import Finished
 from control_plane.executions.ports import LeaseStore
+from control_plane.kv.ports import KvReader
 from control_plane.nodes.domain import NodeState
 from control_plane.nodes.ports import NodeStore, SessionBeat
 from shared.clock import Clock, Random
@@ -56,6 +58,7 @@ class Dispatch:
         self,
         *,
         leases: LeaseStore,
+        kv: KvReader,
         bodies: BodyStore,
         nodes: NodeStore,
         orders: OrderLookup,
@@ -105,6 +108,7 @@ class Dispatch:
             clock=clock,
             background=self._background,
         )
+        self._host_calls = HostCallDesk(kv=kv, leases=leases, background=self._background)
         self._sweeper = Sweeper(
             fleet=self._fleet,
             dispatcher=self.placer,
@@ -127,6 +131,7 @@ class Dispatch:
             fleet=self._fleet,
             dispatcher=self.placer,
             desk=self._desk,
+            host_calls=self._host_calls,
             receipts=ReceiptIntake(
                 dispatcher=self.placer,
                 batches=self._batches,
@@ -161,6 +166,8 @@ class Dispatch:
                 (self.placer.claim_loop, "claim"),
                 (self._desk.start_loop, "note starts"),
                 (self._finishing.run, "finish"),
+                (self._host_calls.read_loop, "read values"),
+                (self._host_calls.intent_loop, "record unsafe calls"),
             ):
                 self._background.spawn(_forever(work), name=name)
             for tick, every in (
@@ -287,8 +294,8 @@ class Dispatch:
 
 
 def _size_of(result: AttemptResult) -> int:
-    bodies = (result.output, result.log)
-    return len(result.envelope) + sum(len(body.content or b"") for body in bodies if body is not None)
+    inline = sum(len(body.content or b"") for body in result.bodies)
+    return len(result.envelope) + inline + sum(one.kept_bytes for one in result.kv_writes)
 
 
 async def _forever(work: Callable[[], Awaitable[None]]) -> None:

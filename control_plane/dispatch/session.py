@@ -126,6 +126,8 @@ class LiveSession:
     renewal: WaitingRenewal | None = None
     """The newest renewal that waits for the one under way."""
     renewing: bool = False
+    open_host_calls: int = 0
+    """Questions of its guests that are not answered yet."""
     heartbeat_number: int = 0
     heartbeat_at: float | None = None
     """Monotonic second of the newest heartbeat; None before the first: no offer yet."""
@@ -292,6 +294,10 @@ class LiveSession:
     def send(self, message: nodes_pb2.SessionResponse, placements: tuple[Placement, ...] = ()) -> bool:
         """Queue a message; False when the session is over."""
         return self.outbox.put(Outgoing(message=message, placements=placements))
+
+    def answer(self, message: nodes_pb2.SessionResponse) -> bool:
+        """Queue the answer to a host call, behind what leases and orders depend on."""
+        return self.outbox.put_behind(Outgoing(message=message))
 
     def end(self, error: AgentFactoryError | None = None) -> None:
         """End the stream; attempts and leases are not touched by it."""

@@ -1,4 +1,4 @@
-"""Use cases of callers that move bodies above 64 KiB: upload an input, download an output or a log."""
+"""Use cases of callers that move bodies above 64 KiB: upload an input, download what a run left."""
 
 from collections.abc import AsyncGenerator, AsyncIterator
 from typing import Final

@@ -1,4 +1,4 @@
-"""Inputs, outputs and logs in Postgres: uploads, pieces of them, and the removal of what nothing uses."""
+"""Inputs, outputs, logs and recordings in Postgres: uploads, pieces, and the removal of what nothing uses."""
 
 from datetime import timedelta
 from typing import Any, Final
@@ -28,6 +28,7 @@ _BODY_OF: Final = {
     BodyKind.INPUT: executions.c.input_body_id,
     BodyKind.OUTPUT: executions.c.output_body_id,
     BodyKind.LOG: executions.c.log_body_id,
+    BodyKind.RECORDING: executions.c.recording_body_id,
 }
 
 

@@ -180,6 +180,35 @@ FROM held h WHERE a.execution_id = h.execution_id AND a.fencing_token = h.fencin
 RETURNING a.execution_id, a.attempt_number, a.fencing_token
 """  # noqa: S608 - constants of our own; values are parameters
 
+DECLARE_UNSAFE: Final = """
+WITH item AS MATERIALIZED (
+    SELECT * FROM unnest($1::text[], $2::bigint[], $3::integer[], $4::text[], $5::text[])
+        AS i (execution_id, fencing_token, attempt_number, node_id, audit_entry_id)
+), held AS MATERIALIZED (
+    SELECT a.tenant_id, a.execution_id, a.fencing_token, a.attempt_number, a.node_id,
+        a.unsafe_call_at IS NULL AS is_new
+    FROM attempts a
+    WHERE (a.execution_id, a.fencing_token) IN (SELECT execution_id, fencing_token FROM item)
+        AND a.state IN ('leased', 'running') AND a.lease_expires_at > now()
+    ORDER BY a.execution_id, a.fencing_token FOR UPDATE OF a
+), told AS MATERIALIZED (
+    -- One row for each attempt, however often the group names it.
+    SELECT DISTINCT ON (h.execution_id, h.fencing_token) h.*, i.audit_entry_id
+    FROM held h JOIN item i USING (execution_id, fencing_token, attempt_number, node_id)
+    ORDER BY h.execution_id, h.fencing_token
+), noted AS (
+    UPDATE attempts a SET unsafe_call_at = now()
+    FROM told t WHERE t.is_new AND a.execution_id = t.execution_id AND a.fencing_token = t.fencing_token
+), new_audit_entry AS (
+    INSERT INTO audit_entries (audit_entry_id, tenant_id, actor, action, subject, details)
+    SELECT audit_entry_id, tenant_id, 'node:' || node_id, 'attempt.unsafe_call', execution_id,
+        jsonb_build_object('fencing_token', fencing_token)
+    FROM told WHERE is_new
+)
+SELECT execution_id, fencing_token, attempt_number, node_id, is_new FROM told
+"""
+"""Committed like a result, not relaxed: the call leaves the node after it."""
+
 RELAXED_COMMIT: Final = "SET LOCAL synchronous_commit = off"
 """For what a crash of Postgres may take back: rule 9 lets leases run on, a start shows as leased again."""
 

@@ -109,6 +109,7 @@ def execution_to_proto(execution: Execution) -> executions_pb2.Execution:
         output_commitment=execution.output_commitment or "",
         output_bytes=execution.output_bytes,
         log_bytes=execution.log_bytes,
+        recording_bytes=execution.recording_bytes,
         media_type=execution.media_type,
         output=execution.output or b"",
         pending_reason=execution.pending_reason,

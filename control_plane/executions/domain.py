@@ -3,11 +3,12 @@
 How an execution changes is in lifecycle.py.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import datetime, timedelta
 from enum import IntEnum, StrEnum
 from typing import Final
 
+from control_plane.kv.domain import KvWrite
 from shared import outcomes, resources
 from shared.digests import Digest
 from shared.errors import RejectionReason
@@ -114,6 +115,8 @@ class BodyKind(StrEnum):
     INPUT = "input"
     OUTPUT = "output"
     LOG = "log"
+    RECORDING = "recording"
+    """Of its host calls."""
 
 
 class Priority(IntEnum):
@@ -164,7 +167,7 @@ class Disposition(StrEnum):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class StoredBody:
-    """An input, output or log with its salted commitment (rule 10)."""
+    """An input, output, log or recording with its salted commitment (rule 10)."""
 
     body_id: BodyId
     salt: bytes
@@ -340,6 +343,14 @@ class AttemptRef:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class UnsafeCall:
+    """A node's word that its attempt is about to have an effect outside (rule 6)."""
+
+    node_id: NodeId
+    attempt: AttemptRef
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Claimed:
     """What one claim took from the queue."""
 
@@ -397,6 +408,9 @@ class AttemptResult:
     resources_used: ResourcesUsed | None = None
     output: StoredBody | None = None
     log: StoredBody | None = None
+    recording: StoredBody | None = None
+    kv_writes: tuple[KvWrite, ...] = ()
+    """What the run wrote, each key once; it counts if this result is accepted and succeeded (rule 6)."""
     started_at: datetime | None = None
     ended_at: datetime
     batch: SignedBatchRecord | None = None
@@ -406,6 +420,15 @@ class AttemptResult:
     def refuses_a_repeat(self) -> bool:
         """Whether it only says that its order came twice: the receipt of the first time decides."""
         return self.outcome is Outcome.REJECTED and self.reason == RejectionReason.REPLAY
+
+    @property
+    def bodies(self) -> tuple[StoredBody, ...]:
+        """The bodies that came with it."""
+        return tuple(one for one in (self.output, self.log, self.recording) if one is not None)
+
+    def over(self, limit: str, *, reason: str) -> "AttemptResult":
+        """Return it as killed by a limit that only the control plane can know; the receipt says otherwise."""
+        return replace(self, outcome=Outcome.KILLED, exit_code=None, limit=limit, reason=reason)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

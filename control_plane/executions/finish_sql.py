@@ -6,10 +6,16 @@ it before.
 """
 
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import Any, Final
 
-from control_plane.executions.domain import REJECTION_BACKOFF, AttemptResult, EndReason, PendingReason
+from control_plane.executions.domain import (
+    REJECTION_BACKOFF,
+    AttemptResult,
+    EndReason,
+    PendingReason,
+    StoredBody,
+)
 from control_plane.executions.rows import EXECUTION_COLUMN_NAMES, resources_bytes
 from shared.errors import RejectionReason
 
@@ -48,31 +54,65 @@ _COLUMNS: Final = (
     ("batch_envelope", "bytea"),
     ("batch_key_id", "text"),
 )
-_ITEM: Final = ", ".join(f"(${n}::{kind}[])[n] AS {name}" for n, (name, kind) in enumerate(_COLUMNS, 1))
+_RECORDING_COLUMNS: Final = (
+    ("recording_body_id", "text"),
+    ("recording_salt", "bytea"),
+    ("recording_commitment", "text"),
+    ("recording_digest", "text"),
+    ("recording_bytes", "bigint"),
+    ("recording_content", "bytea"),
+)
+
+
+def _item(columns: Sequence[tuple[str, str]]) -> str:
+    return ", ".join(f"(${n}::{kind}[])[n] AS {name}" for n, (name, kind) in enumerate(columns, 1))
+
+
 _RETURNED: Final = ", ".join(f"e.{name}" for name in EXECUTION_COLUMN_NAMES)
 _BACKOFF: Final = f"interval '{REJECTION_BACKOFF.total_seconds()} seconds'"
 
-# Not EXISTS: that one may be answered from a hash of the whole table.
-_UPLOADED_THERE: Final = """
-        (i.output_body_id IS NULL OR i.output_content IS NOT NULL
+
+def _there(body: str) -> str:
+    # Not EXISTS: that one may be answered from a hash of the whole table.
+    return f"""(i.{body}_body_id IS NULL OR i.{body}_content IS NOT NULL
             OR (SELECT count(*) FROM bodies b
-                WHERE b.body_id = i.output_body_id AND b.tenant_id = h.tenant_id) = 1)
-        AND (i.log_body_id IS NULL OR i.log_content IS NOT NULL
-            OR (SELECT count(*) FROM bodies b
-                WHERE b.body_id = i.log_body_id AND b.tenant_id = h.tenant_id) = 1)"""
-_USE_UPLOADED: Final = """
+                WHERE b.body_id = i.{body}_body_id AND b.tenant_id = h.tenant_id) = 1)"""  # noqa: S608 - names of our own
+
+
+def _uploaded_there(*bodies: str) -> str:
+    return " AND ".join(_there(body) for body in bodies)
+
+
+def _use_uploaded(*bodies: str) -> str:
+    used = " OR ".join(f"(b.body_id = w.{body}_body_id AND w.{body}_content IS NULL)" for body in bodies)
+    return f"""
 ), used_body AS (
     UPDATE bodies b SET expires_at = NULL FROM won w
-    WHERE b.expires_at IS NOT NULL AND (
-        (b.body_id = w.output_body_id AND w.output_content IS NULL)
-        OR (b.body_id = w.log_body_id AND w.log_content IS NULL))"""
+    WHERE b.expires_at IS NOT NULL AND ({used})"""  # noqa: S608 - the same
 
 
-def _statement(*, bodies_there: str, use_bodies: str) -> str:
+_RECORDING_BODY: Final = """
+    UNION ALL
+    SELECT recording_body_id, tenant_id, recording_salt, recording_commitment, recording_digest,
+        recording_bytes, recording_content
+    FROM won WHERE recording_content IS NOT NULL"""
+_SET_RECORDING: Final = """
+        recording_body_id = CASE WHEN NOT w.requeued THEN w.recording_body_id END,
+        recording_bytes = CASE WHEN NOT w.requeued THEN w.recording_bytes END,"""
+
+
+def _statement(
+    *,
+    bodies_there: str,
+    use_bodies: str,
+    columns: Sequence[tuple[str, str]] = _COLUMNS,
+    recording_body: str = "",
+    set_recording: str = "",
+) -> str:
     return f"""
 WITH item AS MATERIALIZED (
     -- By subscript: unnest makes a tuple store for every array, 7 % of the statement.
-    SELECT n, {_ITEM} FROM generate_subscripts($1::text[], 1) AS n
+    SELECT n, {_item(columns)} FROM generate_subscripts($1::text[], 1) AS n
 ), held AS MATERIALIZED (
     SELECT i.n, e.tenant_id, e.state, e.fencing_token AS newest_token, e.cancel_requested,
         e.reason AS cancel_reason, a.state AS attempt_state, a.order_id, a.order_digest,
@@ -119,7 +159,7 @@ WITH item AS MATERIALIZED (
     FROM won WHERE output_content IS NOT NULL
     UNION ALL
     SELECT log_body_id, tenant_id, log_salt, log_commitment, log_digest, log_bytes, log_content
-    FROM won WHERE log_content IS NOT NULL
+    FROM won WHERE log_content IS NOT NULL{recording_body}
 {use_bodies}
 ), ended_attempt AS (
     UPDATE attempts a SET state = 'finished', receipt_id = w.receipt_id, reason = w.reason,
@@ -146,7 +186,7 @@ WITH item AS MATERIALIZED (
         output_commitment = CASE WHEN NOT w.requeued THEN w.output_commitment END,
         output_bytes = CASE WHEN NOT w.requeued THEN w.output_bytes END,
         log_body_id = CASE WHEN NOT w.requeued THEN w.log_body_id END,
-        log_bytes = CASE WHEN NOT w.requeued THEN w.log_bytes END,
+        log_bytes = CASE WHEN NOT w.requeued THEN w.log_bytes END,{set_recording}
         started_at = CASE WHEN NOT w.requeued THEN coalesce(e.started_at, w.started_at) END,
         ended_at = CASE WHEN NOT w.requeued THEN now() END
     FROM won w WHERE e.execution_id = w.execution_id
@@ -188,9 +228,19 @@ LEFT JOIN ended_attempt a ON f.decides AND a.execution_id = i.execution_id
 FINISH: Final = _statement(bodies_there="true", use_bodies="")
 """For groups whose bodies all come inline: nearly every one, and the shorter statement costs less."""
 
-FINISH_UPLOADED: Final = _statement(bodies_there=_UPLOADED_THERE, use_bodies=_USE_UPLOADED)
+FINISH_UPLOADED: Final = _statement(
+    bodies_there=_uploaded_there("output", "log"), use_bodies=_use_uploaded("output", "log")
+)
 """For groups with an output or a log that was uploaded before."""
 
+FINISH_RECORDED: Final = _statement(
+    bodies_there=_uploaded_there("output", "log", "recording"),
+    use_bodies=_use_uploaded("output", "log", "recording"),
+    columns=(*_COLUMNS, *_RECORDING_COLUMNS),
+    recording_body=_RECORDING_BODY,
+    set_recording=_SET_RECORDING,
+)
+"""For groups with a recording of host calls, all bodies uploaded or not."""
 
 STORED_RECEIPTS: Final = """
 SELECT i.n, r.receipt_id, r.hash, r.accepted, r.tenant_id
@@ -205,13 +255,22 @@ ORDER BY i.n
 
 def finish_statement(results: Sequence[AttemptResult]) -> str:
     """Return the statement that these results need."""
-    bodies = (body for result in results for body in (result.output, result.log))
-    return FINISH_UPLOADED if any(body is not None and body.content is None for body in bodies) else FINISH
+    if _any_recorded(results):
+        return FINISH_RECORDED
+    uploaded = any(body.content is None for result in results for body in result.bodies)
+    return FINISH_UPLOADED if uploaded else FINISH
 
 
 def finish_arguments(results: Sequence[AttemptResult]) -> list[Sequence[Any]]:
     """Return the arrays of the statement, one value per result and column."""
-    return list(zip(*(_values(result) for result in results), strict=True))
+    rows: Iterable[tuple[Any, ...]] = map(_values, results)
+    if _any_recorded(results):
+        rows = ((*row, *_body_values(result.recording)) for row, result in zip(rows, results, strict=True))
+    return list(zip(*rows, strict=True))
+
+
+def _any_recorded(results: Sequence[AttemptResult]) -> bool:
+    return any(result.recording is not None for result in results)
 
 
 def in_rounds(results: Sequence[AttemptResult]) -> list[list[int]]:
@@ -231,7 +290,6 @@ def in_rounds(results: Sequence[AttemptResult]) -> list[list[int]]:
 
 
 def _values(result: AttemptResult) -> tuple[Any, ...]:
-    output, log = result.output, result.log
     return (
         result.receipt_id,
         result.audit_entry_id,
@@ -250,15 +308,8 @@ def _values(result: AttemptResult) -> tuple[Any, ...]:
         result.reason,
         result.counts,
         resources_bytes(result.resources_used),
-        *(
-            value
-            for body in (output, log)
-            for value in (
-                (None,) * 6
-                if body is None
-                else (body.body_id, body.salt, body.commitment, body.digest, body.size_bytes, body.content)
-            )
-        ),
+        *_body_values(result.output),
+        *_body_values(result.log),
         result.started_at,
         *(
             (None,) * 3
@@ -266,3 +317,9 @@ def _values(result: AttemptResult) -> tuple[Any, ...]:
             else (result.batch.batch_id, result.batch.envelope, result.batch.key_id)
         ),
     )
+
+
+def _body_values(body: StoredBody | None) -> tuple[Any, ...]:
+    if body is None:
+        return (None,) * 6
+    return (body.body_id, body.salt, body.commitment, body.digest, body.size_bytes, body.content)

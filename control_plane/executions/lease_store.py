@@ -1,6 +1,5 @@
 """Executions in Postgres as dispatch sees them: claim, lease, result, loss. store.py has what callers see."""
 
-import hmac
 from collections.abc import Callable, Sequence
 from datetime import datetime, timedelta
 from typing import Any
@@ -18,31 +17,27 @@ from control_plane.database.unit_of_work import (
 )
 from control_plane.executions import claim_sql as sql
 from control_plane.executions.domain import (
-    INLINE_BODY_BYTES,
     AttemptRef,
     AttemptResult,
     AttemptState,
     CancelRequest,
     Claimed,
-    Disposition,
     LiveAttempt,
     LossReason,
     LostAttempt,
     Placement,
     SessionRef,
     SignedBatchRecord,
+    UnsafeCall,
 )
-from control_plane.executions.finish_sql import (
-    STORED_RECEIPTS,
-    finish_arguments,
-    finish_statement,
-    in_rounds,
-)
+from control_plane.executions.finishing import Finishing
 from control_plane.executions.lifecycle import Attempt, Execution, Finished
 from control_plane.executions.ports import ExecutionStore, Place
-from control_plane.executions.rows import claimable_of, execution_of
+from control_plane.executions.rows import claimable_of
 from control_plane.executions.transitions import lock_executions, save_executions
 from control_plane.executions.turns import Turns
+from control_plane.kv.domain import DEFAULT_QUOTA, KvQuota
+from control_plane.kv.settlement import KvSettlement
 from shared.clock import Clock, Random
 from shared.errors import PermissionDeniedError, SessionSupersededError
 from shared.ids import AUDIT_ENTRY, AuditEntryId, BootId, ExecutionId, NodeId, new_id
@@ -59,14 +54,14 @@ class PostgresLeaseStore:
         audit: AuditLog,
         clock: Clock,
         random: Random,
+        kv_quota: KvQuota = DEFAULT_QUOTA,
     ) -> None:
         self._database = database
-        self._executions = executions
         self._audit = audit
         self._clock = clock
         self._random = random
         self._turns = Turns()
-        self._finishing = database.held()
+        self._finishing = Finishing(database, executions=executions, settlement=KvSettlement(kv_quota))
         self._claiming = database.held()
         self._recording = database.held()
 
@@ -151,6 +146,28 @@ class PostgresLeaseStore:
             self._database.notifier.notify(Channel.STARTS, [row["execution_id"] for row in rows])
             self._database.notifier.notify(Channel.AUDIT)
 
+    async def declare_unsafe(self, calls: Sequence[UnsafeCall]) -> Sequence[bool]:
+        """See `LeaseStore.declare_unsafe`."""
+        async with self._database.driver() as connection:
+            rows = await connection.fetch(
+                sql.DECLARE_UNSAFE,
+                [one.attempt.execution_id for one in calls],
+                [one.attempt.fencing_token for one in calls],
+                [one.attempt.attempt_number for one in calls],
+                [one.node_id for one in calls],
+                [self._audit_id() for _ in calls],
+            )
+        if any(row["is_new"] for row in rows):
+            self._database.notifier.notify(Channel.AUDIT)
+        held = {
+            (row["execution_id"], row["fencing_token"], row["attempt_number"], row["node_id"]) for row in rows
+        }
+        return [
+            (one.attempt.execution_id, one.attempt.fencing_token, one.attempt.attempt_number, one.node_id)
+            in held
+            for one in calls
+        ]
+
     async def renew(
         self, node_id: NodeId, attempts: Sequence[AttemptRef], *, lease: timedelta
     ) -> Sequence[AttemptRef]:
@@ -165,53 +182,7 @@ class PostgresLeaseStore:
 
     async def finish(self, results: Sequence[AttemptResult]) -> Sequence[Finished]:
         """See `LeaseStore.finish`."""
-        answers: dict[int, Finished] = {}
-        for places in in_rounds(results):
-            finished = await self._finish([results[n] for n in places])
-            answers |= zip(places, finished, strict=True)
-        changed = [one.execution.execution_id for one in answers.values() if one.execution is not None]
-        if changed:
-            # Who waits here gets the execution itself from what this returns, without another look.
-            self._database.notifier.notify_others(Channel.EXECUTIONS, changed)
-            self._database.notifier.notify(Channel.AUDIT)
-        return [answers[n] for n in range(len(results))]
-
-    async def _finish(self, results: Sequence[AttemptResult]) -> list[Finished]:
-        async with self._finishing.use() as connection:
-            found = await connection.fetch(finish_statement(results), *finish_arguments(results))
-            rows = sorted(found, key=lambda row: int(row["n"]))
-            left = [n for n, row in enumerate(rows) if row["decides"] is None]
-            stored = await self._stored(connection, [results[n] for n in left])
-        answers = [_finished(result, row) for result, row in zip(results, rows, strict=True)]
-        for n, earlier in zip(left, stored, strict=True):
-            answers[n] = await self._finished_before(results[n], rows[n], earlier)
-        return answers
-
-    async def _stored(
-        self, connection: DriverConnection, results: Sequence[AttemptResult]
-    ) -> Sequence[DriverRecord]:
-        if not results:
-            return []
-        return await connection.fetch(
-            STORED_RECEIPTS, [one.node_id for one in results], [one.sequence for one in results]
-        )
-
-    async def _finished_before(
-        self, result: AttemptResult, row: DriverRecord, stored: DriverRecord
-    ) -> Finished:
-        """Say what became of a receipt that this call did not store."""
-        if stored["receipt_id"] is None:
-            missing = row["order_matches"] and not row["bodies_there"]
-            return _answer(result, Disposition.OUTPUT_MISSING if missing else Disposition.UNKNOWN_ORDER)
-        if not hmac.compare_digest(stored["hash"], result.hash):
-            return _answer(result, Disposition.CONFLICT)
-        if stored["receipt_id"] != result.receipt_id:
-            return _answer(result, Disposition.DUPLICATE)
-        # An earlier try of this very call has committed.
-        if not stored["accepted"]:
-            return _answer(result, Disposition.EVIDENCE)
-        execution = await self._executions.get(stored["tenant_id"], result.execution_id)
-        return _answer(result, Disposition.ACCEPTED, execution)
+        return await self._finishing.finish(results)
 
     async def expire_leases(
         self, *, limit: int, database_up_for: timedelta = timedelta(0)
@@ -375,37 +346,4 @@ def _lost(after: Execution, attempt: Attempt, reason: LossReason) -> LostAttempt
         tenant_id=after.tenant_id,
         reason=reason,
         state=after.state,
-    )
-
-
-def _finished(result: AttemptResult, row: DriverRecord) -> Finished:
-    if not row["decides"]:
-        return _answer(result, Disposition.EVIDENCE)
-    attempt = Attempt(
-        number=row["attempt_number"],
-        fencing_token=result.fencing_token,
-        node_id=row["ran_on"],
-        boot_id=row["boot_id"],
-        order_id=row["order_id"],
-        state=AttemptState.FINISHED,
-        receipt_id=row["attempt_receipt_id"],
-        reason=row["attempt_reason"],
-        leased_at=row["leased_at"],
-        lease_expires_at=row["lease_expires_at"],
-        started_at=row["attempt_started_at"],
-        ended_at=row["attempt_ended_at"],
-        unsafe_call_at=row["unsafe_call_at"],
-    )
-    small = result.output is not None and result.output.size_bytes <= INLINE_BODY_BYTES
-    output = result.output.content if result.output is not None and small else None
-    return _answer(result, Disposition.ACCEPTED, execution_of(row, (attempt,), output))
-
-
-def _answer(result: AttemptResult, disposition: Disposition, execution: Execution | None = None) -> Finished:
-    return Finished(
-        receipt_id=result.receipt_id,
-        node_id=result.node_id,
-        sequence=result.sequence,
-        disposition=disposition,
-        execution=execution,
     )

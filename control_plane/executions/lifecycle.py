@@ -90,6 +90,8 @@ class Execution:
     output_bytes: int = 0
     log_body_id: BodyId | None = None
     log_bytes: int = 0
+    recording_body_id: BodyId | None = None
+    recording_bytes: int = 0
     started_at: datetime | None = None
     ended_at: datetime | None = None
     attempts: tuple[Attempt, ...] = ()
@@ -283,6 +285,8 @@ def _ended_by(execution: Execution, result: AttemptResult, *, now: datetime) -> 
         output_bytes=result.output.size_bytes if result.output else 0,
         log_body_id=result.log.body_id if result.log else None,
         log_bytes=result.log.size_bytes if result.log else 0,
+        recording_body_id=result.recording.body_id if result.recording else None,
+        recording_bytes=result.recording.size_bytes if result.recording else 0,
         started_at=execution.started_at or result.started_at,
     )
 

@@ -22,6 +22,7 @@ from control_plane.executions.domain import (
     SessionRef,
     SignedBatchRecord,
     StoredBody,
+    UnsafeCall,
     UploadQuota,
 )
 from control_plane.executions.lifecycle import Execution, Finished
@@ -189,10 +190,18 @@ class LeaseStore(Protocol):
     ) -> Sequence[AttemptRef]:
         """Extend the leases that the node still holds, from now by Postgres' time; returns those."""
 
+    async def declare_unsafe(self, calls: Sequence[UnsafeCall]) -> Sequence[bool]:
+        """Note that these attempts make unsafe calls, in one transaction that a crash cannot take back.
+
+        True for those whose live lease the node holds now, by Postgres' time (rule 6). A repeat changes
+        nothing.
+        """
+
     async def finish(self, results: Sequence[AttemptResult]) -> Sequence[Finished]:
         """Store receipts, their batches' signatures, and apply `Execution.finish`, in one transaction.
 
-        Answers in order.
+        What an accepted result has put into its agent's kv is there with it; if that would pass the agent's
+        quota the execution ends killed instead. Answers in order.
 
         A second receipt for one attempt waits for a transaction of its own. Repeating a call whose fate is
         unknown is harmless and tells what became of it.

@@ -68,6 +68,8 @@ EXECUTION_COLUMNS: Final = (
     _e.output_bytes,
     _e.log_body_id,
     _e.log_bytes,
+    _e.recording_body_id,
+    _e.recording_bytes,
     _e.started_at,
     _e.ended_at,
 )
@@ -116,6 +118,8 @@ def execution_of(row: Row, tries: Sequence[Attempt] = (), output: bytes | None =
         output_bytes=row["output_bytes"] or 0,
         log_body_id=row["log_body_id"],
         log_bytes=row["log_bytes"] or 0,
+        recording_body_id=row["recording_body_id"],
+        recording_bytes=row["recording_bytes"] or 0,
         started_at=row["started_at"],
         ended_at=row["ended_at"],
         attempts=tuple(tries),

@@ -97,6 +97,8 @@ class AttemptOwner:
     tenant_id: TenantId
     output_bytes: int
     log_bytes: int
+    recording_bytes: int
+    """Zero: its guest makes no host calls that are recorded."""
 
 
 class RefusalLog(Protocol):

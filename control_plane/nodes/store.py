@@ -41,7 +41,7 @@ from control_plane.database.tables import (
 )
 from control_plane.database.unit_of_work import PostgresDatabase
 from control_plane.executions.domain import UnsignedOrder
-from control_plane.executions.encoding import limits_of_bytes
+from control_plane.executions.encoding import capabilities_of_bytes, limits_of_bytes
 from control_plane.nodes.domain import (
     EngineInfo,
     EnrollmentToken,
@@ -56,7 +56,7 @@ from shared.digests import Digest
 from shared.errors import EnrollmentTokenInvalidError, NotFoundError, PermissionDeniedError
 from shared.ids import BootId, ExecutionId, KeyId, NodeId, OrderBatchId, OrderId, TenantId
 from shared.merkle import split_hashes
-from shared.receipts import AttemptIdentity
+from shared.receipts import MAX_RECORDING_BYTES, AttemptIdentity
 
 SILENT_AFTER: Final = timedelta(seconds=10)
 """A session that no replica has noted for so long counts as closed."""
@@ -270,7 +270,7 @@ class PostgresNodeStore:
     ) -> AttemptOwner:
         """See `AttemptOwners.owner_of_attempt`."""
         query = (
-            select(attempts.c.tenant_id, executions.c.limits)
+            select(attempts.c.tenant_id, executions.c.limits, executions.c.capabilities)
             .join(executions, executions.c.execution_id == attempts.c.execution_id)
             .where(
                 attempts.c.execution_id == execution_id,
@@ -286,10 +286,12 @@ class PostgresNodeStore:
                 hint="a node may hand in only what it was ordered to run",
             )
         limits = limits_of_bytes(row.limits)
+        grants = capabilities_of_bytes(row.capabilities).host_call_grants
         return AttemptOwner(
             tenant_id=TenantId(row.tenant_id),
             output_bytes=limits.output_bytes,
             log_bytes=limits.log_bytes,
+            recording_bytes=MAX_RECORDING_BYTES if grants else 0,
         )
 
     async def find_order(self, node_id: NodeId, order_digest: Digest) -> AttemptIdentity | None:

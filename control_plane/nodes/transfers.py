@@ -17,8 +17,8 @@ from shared.ids import BODY, NodeId, new_id
 CHUNK_BYTES: Final = 1024 * 1024
 MAX_UPLOADS: Final = 8
 """Outputs in memory at once, of at most 16 MiB each."""
-MAX_BODIES_OF_ATTEMPT: Final = 2
-"""An output and a log."""
+MAX_BODIES_OF_ATTEMPT: Final = 3
+"""An output, a log and a recording."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -99,9 +99,10 @@ class NodeTransfers:
         """Keep an output that a receipt will name.
 
         1. The attempt was given to this node; a late output is kept as well, as evidence.
-        2. Its size is within the limits of the order, and exactly as many bytes come.
+        2. Its size is within the limits of the order, or of a recording, and exactly as many bytes come.
         3. The bytes are what the salted commitment says.
-        4. The attempt has at most one output and one log waiting for their receipt, within its limits.
+        4. The attempt has at most an output, a log and a recording waiting for their receipt, within its
+           limits.
 
         A repeat changes nothing.
 
@@ -114,13 +115,13 @@ class NodeTransfers:
         attempt = header.attempt
         owner = await self._owners.owner_of_attempt(node_id, attempt.execution_id, attempt.fencing_token)
         tenant_id = owner.tenant_id
-        most = min(max(owner.output_bytes, owner.log_bytes), MAX_BODY_BYTES)
+        most = min(max(owner.output_bytes, owner.log_bytes, owner.recording_bytes), MAX_BODY_BYTES)
         if not 0 <= header.size_bytes <= most:
             raise InvalidInputError(f"check 2: output of {header.size_bytes} bytes, at most {most}")
         quota = UploadQuota(
             owner=f"attempt {attempt.fencing_token} of {attempt.execution_id}",
             max_bodies=MAX_BODIES_OF_ATTEMPT,
-            max_bytes=owner.output_bytes + owner.log_bytes,
+            max_bytes=owner.output_bytes + owner.log_bytes + owner.recording_bytes,
         )
         async with self._uploads.hold(node_id):
             content = await _collect(paced(chunks), header.size_bytes)

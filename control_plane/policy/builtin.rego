@@ -1,4 +1,4 @@
-# The built-in policy. Its SHA-256 is in every decision and every order.
+# The built-in policy. Its SHA-256, with that of the operator's data, is in every decision and every order.
 #
 # A question is a rule of this package: publish_template, create_agent, execute. Its answer is
 # {"allowed": bool, "reason": string, "limits": {every limit}}. Undefined means denied.
@@ -46,8 +46,22 @@ defaults := {
 
 max_input_bytes := 16777216
 
-# Destinations that agents may reach. None: nothing outside the sandbox is offered yet.
-allowed_http := set()
+# Destinations that agents may reach: the operator's list (AF_CONTROL_ALLOWED_HTTP), none by default. An entry is for one
+# method, or for all by "*", and for its URL with all that is below it.
+http_allowed(wanted) if {
+	some entry in data.operator.allowed_http
+	entry.method in {wanted.method, "*"}
+	at_or_below(wanted.url, entry.url)
+}
+
+at_or_below(url, prefix) if url == prefix
+
+at_or_below(url, prefix) if {
+	endswith(prefix, "/")
+	startswith(url, prefix)
+}
+
+at_or_below(url, prefix) if startswith(url, concat("", [prefix, "/"]))
 
 publish_template := answer(publish_template_denials)
 
@@ -71,7 +85,7 @@ execute_denials contains reason if some reason in template_denials
 
 template_denials contains "CAPABILITY_NOT_ALLOWED" if {
 	some wanted in input.capabilities.http
-	not {"method": wanted.method, "url": wanted.url} in allowed_http
+	not http_allowed(wanted)
 }
 
 has_role(roles) if {

@@ -18,6 +18,7 @@ from data_plane.session.leases import Leases
 from shared.errors import OrderRejectedError, RejectionReason, SpoolFullError
 from shared.limits import Limits, RequestedLimits
 from shared.orders import Order
+from shared.receipts import MAX_RECORDING_BYTES
 
 QUEUE_TIME: Final = timedelta(milliseconds=100)
 """How much work may wait here: long enough to hide a round trip, short enough to wait out anywhere."""
@@ -130,6 +131,8 @@ class Admissions:
         limits = order.limits.limited_by(self._ceilings)
         attempt = attempt_of(order)
         self._reserved_bytes = limits.output_bytes + limits.log_bytes
+        if order.host_call_grants:
+            self._reserved_bytes += MAX_RECORDING_BYTES
         try:
             reservation = self._spool.reserve(self._reserved_bytes)
         except SpoolFullError as error:

@@ -40,7 +40,7 @@ from shared.errors import (
 )
 from shared.ids import BootId, InstallationId, KeyId, NodeId
 from shared.limits import Limits
-from shared.manifest import Manifest, Profile
+from shared.manifest import Capabilities, Manifest, Profile
 from shared.order_codec import decode_order
 from shared.orders import Order, VerifiedOrderRoot, verify_batch, verify_order_inclusion
 from shared.signatures import PublicKey
@@ -190,11 +190,25 @@ def check_node_policy(order: Order, *, manifest: Manifest, facts: NodeFacts) -> 
         raise _policy(f"profile {order.profile} is not offered by this node")
     if order.profile is not manifest.profile:
         raise _policy(f"order has profile {order.profile}, the template {manifest.profile}")
-    if order.host_call_grants:
-        raise _policy(f"host call {order.host_call_grants[0]!r} is not offered by this node")
-    surplus = set(order.capabilities.http) - set(manifest.capabilities.http)
+    _check_capabilities(order.capabilities, manifest.capabilities)
+    # Fewer are no contradiction: orders of version 1 name none at all.
+    surplus = sorted(set(order.host_call_grants) - set(order.capabilities.host_call_grants))
+    if surplus:
+        raise _policy(f"host call {surplus[0]!r} is granted without the capability it needs")
+
+
+def _check_capabilities(granted: Capabilities, asked: Capabilities) -> None:
+    """Every part of what was granted, against what the publisher signed."""
+    surplus = set(granted.http) - set(asked.http)
     if surplus:
         raise _policy(f"order grants {len(surplus)} http capabilities that the template does not ask for")
+    if granted.kv and not asked.kv:
+        raise _policy("order grants values of its own, which the template does not ask for")
+    secrets = sorted(set(granted.secrets) - set(asked.secrets))
+    if secrets:
+        raise _policy(f"order grants secret {secrets[0]}, which the template does not ask for")
+    if granted.record_host_calls and not asked.record_host_calls:
+        raise _policy("order wants host calls recorded, which the template does not ask for")
 
 
 def _check_audience(order: Order, root: VerifiedOrderRoot, facts: NodeFacts) -> None:

@@ -73,6 +73,9 @@ class SpooledReceipt:
     """None when the order was never verified, so that nobody knows whose attempt it was."""
     output: SpooledBody | None = None
     log: SpooledBody | None = None
+    recording: SpooledBody | None = None
+    kv_writes: bytes = field(default=b"", repr=False)
+    """The encoding of `KvWrites` whose digest the receipt names; empty when nothing was written."""
     order_envelope: bytes = field(default=b"", repr=False)
     """The signed root that its order came under: whoever takes the receipt may lack it. Empty when the order
     was never believed."""
@@ -80,10 +83,16 @@ class SpooledReceipt:
     @property
     def uploads(self) -> tuple[SpooledBody, ...]:
         """Bodies that have to reach the control plane before the receipt does."""
-        return tuple(body for body in (self.output, self.log) if body is not None and body.inline is None)
+        return tuple(body for body in self.bodies if body.inline is None)
+
+    @property
+    def bodies(self) -> tuple[SpooledBody, ...]:
+        """Output, log and recording, as far as there are any."""
+        bodies = (self.output, self.log, self.recording)
+        return tuple(body for body in bodies if body is not None)
 
     @property
     def size_bytes(self) -> int:
         """Roughly what its delivery weighs."""
-        inline = sum(len(body.inline or b"") for body in (self.output, self.log) if body is not None)
-        return len(self.envelope) + len(self.order_envelope) + inline
+        inline = sum(len(body.inline or b"") for body in self.bodies)
+        return len(self.envelope) + len(self.order_envelope) + len(self.kv_writes) + inline

@@ -4,13 +4,15 @@ from dataclasses import dataclass, field, replace
 from datetime import datetime
 from typing import Final
 
+from data_plane.host_calls.domain import NO_CALLS, CallSummary
+from data_plane.host_calls.kv import encode_writes
 from data_plane.orders.domain import attempt_of
 from data_plane.orders.verifier import NodeFacts
 from data_plane.receipts.domain import Body, SpooledReceipt, SpoolHead
 from data_plane.receipts.ports import ReceiptDraft, ReceiptSpool, Reservation
 from data_plane.sandbox.domain import EngineInfo, RunResult
 from shared.clock import Random
-from shared.digests import SALT_BYTES, Digest, digest_from_raw
+from shared.digests import SALT_BYTES, Digest, digest_from_raw, sha256_digest
 from shared.dsse import IN_TOTO_TYPE, encode_envelope, envelope_of, pae
 from shared.errors import OrderRejectedError
 from shared.orders import Order
@@ -25,6 +27,7 @@ from shared.receipts import (
     EngineIdentity,
     ReceiptPredicate,
     Rejection,
+    merge_denials,
     predicate_type_for,
 )
 from shared.resources import NO_RESOURCES
@@ -51,6 +54,18 @@ class Report:
     rejection: Rejection | None = None
     order_envelope: bytes = field(default=b"", repr=False)
     """The signed root that the order came under, once the order was believed."""
+    calls: CallSummary = field(default=NO_CALLS, repr=False)
+    """What the run asked its node by `agentfactory.call`."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Kept:
+    """What goes into the spool beside the receipt, which commits to it."""
+
+    output: Body | None
+    log: Body | None
+    recording: Body | None
+    kv_writes: bytes = field(repr=False)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -78,17 +93,19 @@ class ReceiptIssuer:
             SpoolFullError, DiskFullError, SpoolCorruptError: As `ReceiptSpool.append`.
             InternalError: The report makes no receipt that a control plane could read.
         """
-        output, log = self._bodies(report.result)
+        kept = self._kept(report)
 
         def build(head: SpoolHead) -> bytes:
-            return self._sign(_predicate(report, head, self._facts, output, log))
+            return self._sign(_predicate(report, head, self._facts, kept))
 
         attempt = None if report.order is None else attempt_of(report.order)
         draft = ReceiptDraft(
             build=build,
             attempt=attempt,
-            output=output,
-            log=log,
+            output=kept.output,
+            log=kept.log,
+            recording=kept.recording,
+            kv_writes=kept.kv_writes,
             order_envelope=b"" if report.order is None else report.order_envelope,
             reservation=reservation,
         )
@@ -111,12 +128,18 @@ class ReceiptIssuer:
             self._signed_head = SignedHead(head=head, signature=self._key.sign(data))
         return self._signed_head
 
-    def _bodies(self, result: RunResult | None) -> tuple[Body | None, Body | None]:
-        if result is None:
-            return None, None
-        output = Body.of(result.stdout, self._random.token_bytes(SALT_BYTES))
-        log = Body.of(result.stderr, self._random.token_bytes(SALT_BYTES)) if result.stderr else None
-        return output, log
+    def _kept(self, report: Report) -> _Kept:
+        result, calls = report.result, report.calls
+        return _Kept(
+            output=None if result is None else self._body(result.stdout),
+            log=self._body(result.stderr) if result is not None and result.stderr else None,
+            recording=self._body(calls.recording) if calls.recording else None,
+            # What was stopped from outside has no writes: they are part of a result.
+            kv_writes=encode_writes(calls.kv_writes) if report.outcome in EXITED else b"",
+        )
+
+    def _body(self, content: bytes) -> Body:
+        return Body.of(content, self._random.token_bytes(SALT_BYTES))
 
     def _sign(self, predicate: ReceiptPredicate) -> bytes:
         payload = encode_readable_receipt(predicate)
@@ -133,9 +156,7 @@ def rejection_of(error: OrderRejectedError) -> Rejection:
     )
 
 
-def _predicate(
-    report: Report, head: SpoolHead, facts: NodeFacts, output: Body | None, log: Body | None
-) -> ReceiptPredicate:
+def _predicate(report: Report, head: SpoolHead, facts: NodeFacts, kept: _Kept) -> ReceiptPredicate:
     order, result = report.order, report.result
     predicate = ReceiptPredicate(
         type=predicate_type_for(None if order is None else order.format),
@@ -149,8 +170,11 @@ def _predicate(
         template_digest=None if order is None else order.template_digest,
         module_digest=None if order is None else order.module_digest,
         input_commitment=None if order is None else order.input_commitment,
-        output_commitment=None if output is None else output.commitment,
-        log_commitment=None if log is None else log.commitment,
+        output_commitment=_commitment(kept.output),
+        log_commitment=_commitment(kept.log),
+        recording_commitment=_commitment(kept.recording),
+        kv_writes_digest=sha256_digest(kept.kv_writes) if kept.kv_writes else None,
+        denials=merge_denials(report.calls.denials),
         outcome=report.outcome,
         exit_code=result.exit_code if result is not None and report.outcome in EXITED else None,
         limit=None if result is None else result.limit,
@@ -167,12 +191,16 @@ def _predicate(
 
 def _older(predicate: ReceiptPredicate) -> ReceiptPredicate:
     """Return as much of it as version 1 can say; a limit that it has no word for is told as a trap."""
-    older = replace(predicate, resources=predicate.resources.first_ones)
+    older = replace(predicate, resources=predicate.resources.first_ones, denials=())
     if older.limit in LATER_LIMIT_NAMES:
         return replace(
             older, outcome=Outcome.TRAPPED, limit=None, trap=f"{older.limit}: the limit was passed"
         )
     return older
+
+
+def _commitment(body: Body | None) -> Digest | None:
+    return None if body is None else body.commitment
 
 
 def _attempt(order: Order) -> AttemptIdentity:

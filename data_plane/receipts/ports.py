@@ -19,9 +19,16 @@ class ReceiptDraft:
     attempt: AttemptRef | None
     output: Body | None = None
     log: Body | None = None
+    recording: Body | None = None
+    kv_writes: bytes = field(default=b"", repr=False)
     order_envelope: bytes = field(default=b"", repr=False)
     reservation: "Reservation | None" = None
     """The room that was taken for it. Without one it gets only what nobody has reserved."""
+
+    @property
+    def bodies(self) -> tuple[Body, ...]:
+        """Output, log and recording, as far as there are any."""
+        return tuple(body for body in (self.output, self.log, self.recording) if body is not None)
 
 
 class Reservation(Protocol):

@@ -15,6 +15,7 @@ from data_plane.orders.domain import AttemptRef
 from data_plane.receipts.domain import (
     EMPTY_HEAD,
     HASH_BYTES,
+    INLINE_BODY_BYTES,
     MAX_ENVELOPE_BYTES,
     SpooledBody,
     SpooledReceipt,
@@ -27,7 +28,16 @@ from shared.ids import ExecutionId
 from shared.orders import MAX_BATCH_ENVELOPE_BYTES
 
 MAX_META_BYTES: Final = 4 * 1024
-MAX_RECORD_BYTES: Final = MAX_META_BYTES + MAX_ENVELOPE_BYTES + MAX_BATCH_ENVELOPE_BYTES + 2 * 64 * 1024 + 64
+MAX_KV_WRITES_BYTES: Final = 320 * 1024
+"""What the writes of one run are at most, encoded."""
+MAX_RECORD_BYTES: Final = (
+    MAX_META_BYTES
+    + MAX_ENVELOPE_BYTES
+    + MAX_BATCH_ENVELOPE_BYTES
+    + 3 * INLINE_BODY_BYTES
+    + MAX_KV_WRITES_BYTES
+    + 64
+)
 
 _CHECKSUM_BYTES: Final = 16
 _SEGMENT_MAGIC: Final = b"AFSPOOL1"
@@ -75,12 +85,9 @@ def encode_record(receipt: SpooledReceipt) -> bytes:
     parts = (
         json.dumps(_meta(receipt), separators=(",", ":")).encode(),
         receipt.envelope,
-        *(
-            body.inline
-            for body in (receipt.output, receipt.log)
-            if body is not None and body.inline is not None
-        ),
+        *(body.inline for body in receipt.bodies if body.inline is not None),
         *((receipt.order_envelope,) if receipt.order_envelope else ()),
+        *((receipt.kv_writes,) if receipt.kv_writes else ()),
     )
     payload = b"".join(_PART.pack(len(part)) + part for part in parts)
     head = _RECORD.pack(_RECORD_MAGIC, len(payload), receipt.sequence)
@@ -127,15 +134,19 @@ def _decode_payload(payload: bytes, sequence: int) -> SpooledReceipt:
         parts = list(_parts(payload))
         meta = parse_strict(parts[0], max_bytes=MAX_META_BYTES)
         inlined = iter(parts[2:])
-        output, log = (_body_from_meta(meta[name], inlined) for name in ("output", "log"))
+        output, log, recording = (
+            _body_from_meta(meta.get(name), inlined) for name in ("output", "log", "recording")
+        )
         return SpooledReceipt(
             sequence=sequence,
             envelope=parts[1],
             attempt=_attempt_from_meta(meta["attempt"]),
             output=output,
             log=log,
-            # Absent from what a build before this field wrote.
+            recording=recording,
+            # Absent, like the recording and the writes, from what a build before these fields wrote.
             order_envelope=next(inlined) if meta.get("order_envelope") else b"",
+            kv_writes=next(inlined) if meta.get("kv_writes") else b"",
         )
     except (
         AgentFactoryError,
@@ -169,7 +180,9 @@ def _meta(receipt: SpooledReceipt) -> dict[str, Any]:
         else [attempt.execution_id, attempt.attempt_number, str(attempt.fencing_token)],
         "output": _body_meta(receipt.output),
         "log": _body_meta(receipt.log),
+        "recording": _body_meta(receipt.recording),
         "order_envelope": bool(receipt.order_envelope),
+        "kv_writes": bool(receipt.kv_writes),
     }
 
 

@@ -210,6 +210,8 @@ class SegmentStore:
             attempt=draft.attempt,
             output=_spooled(draft.output),
             log=_spooled(draft.log),
+            recording=_spooled(draft.recording),
+            kv_writes=draft.kv_writes,
             order_envelope=draft.order_envelope,
         )
         record = encode_record(receipt)
@@ -372,4 +374,4 @@ def _spooled(body: Body | None) -> SpooledBody | None:
 
 def _with_files(draft: ReceiptDraft) -> list[Body]:
     """Return the bodies of a draft that do not travel inline."""
-    return [body for body in (draft.output, draft.log) if body is not None and not body.travels_inline]
+    return [body for body in draft.bodies if not body.travels_inline]

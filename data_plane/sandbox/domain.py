@@ -12,6 +12,13 @@ from shared.resources import NO_RESOURCES, ResourcesUsed
 MAX_INPUT_BYTES: Final = 16 * 1024 * 1024
 """Bound of one run's stdin."""
 
+MAX_REQUEST_BYTES: Final = 512 * 1024
+"""Of one host call; a worker forwards no more."""
+MAX_RESPONSE_BYTES: Final = 768 * 1024
+"""Of one host call; a worker takes no more."""
+MAX_LOG_LINE_BYTES: Final = 128 * 1024
+"""What one host call may add to the guest's log."""
+
 MAX_ARTIFACT_BYTES: Final = 128 * 1024 * 1024
 """Bound of one compiled module."""
 
@@ -100,6 +107,16 @@ class RunRequest:
         writable = {preopen.host_path for preopen in self.preopens if preopen.writable}
         paths = sorted({preopen.host_path for preopen in self.preopens})
         return tuple((path, path in writable) for path in paths)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class HostReply:
+    """What a guest gets for a host call."""
+
+    response: bytes = field(repr=False)
+    """Of `MAX_RESPONSE_BYTES` at most; what the guest reads."""
+    log: bytes = field(default=b"", repr=False)
+    """Goes to the guest's log as if the guest had written it, its limits included."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

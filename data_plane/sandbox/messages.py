@@ -6,9 +6,13 @@ from datetime import UTC, datetime, timedelta
 from typing import Any, Final
 
 from data_plane.sandbox.domain import (
+    MAX_LOG_LINE_BYTES,
+    MAX_REQUEST_BYTES,
+    MAX_RESPONSE_BYTES,
     CompiledArtifact,
     CompileLimits,
     EngineInfo,
+    HostReply,
     Layer,
     LayerState,
     RunRequest,
@@ -37,6 +41,7 @@ MAX_COUNT: Final = 2**53 - 1
 MAX_TEXT_CHARS: Final = 4096
 """What a worker may say; beyond it nothing of what it says is believed."""
 
+_LENGTH_BYTES: Final = 4
 _RUN_OUTCOMES: Final = frozenset({Outcome.SUCCEEDED, Outcome.FAILED, Outcome.TRAPPED, Outcome.KILLED})
 _EXITED: Final = frozenset({Outcome.SUCCEEDED, Outcome.FAILED})
 _EPOCH: Final = datetime(1970, 1, 1, tzinfo=UTC)
@@ -90,6 +95,33 @@ def run_payload(request: RunRequest) -> bytes:
             {"guest_path": preopen.guest_path, "writable": preopen.writable} for preopen in request.preopens
         ]
     return _dump(message)
+
+
+def parse_host_call(payload: bytes) -> tuple[ResourcesUsed, bytes]:
+    """Return what the run has used, and the guest's exact request.
+
+    Raises:
+        WorkerCrashedError: The payload is no ``host_call``.
+    """
+    size = int.from_bytes(payload[:_LENGTH_BYTES], "little")
+    used, request = payload[_LENGTH_BYTES:][:size], payload[_LENGTH_BYTES + size :]
+    if len(used) != size or len(request) > MAX_REQUEST_BYTES:
+        raise WorkerCrashedError(f"worker sent a host call of {len(payload)} bytes that is none")
+    try:
+        return _resources(_parse(used)), request
+    except (KeyError, TypeError, ValueError) as error:
+        raise WorkerCrashedError(f"worker sent a host call that is none: {error!r}") from error
+
+
+def reply_payload(reply: HostReply) -> bytes:
+    """Return the payload of ``host_reply``.
+
+    Raises:
+        ValueError: The reply is larger than the worker takes.
+    """
+    if len(reply.log) > MAX_LOG_LINE_BYTES or len(reply.response) > MAX_RESPONSE_BYTES:
+        raise ValueError(f"host reply of {len(reply.log)} and {len(reply.response)} bytes")
+    return len(reply.log).to_bytes(_LENGTH_BYTES, "little") + reply.log + reply.response
 
 
 def parse_outcome(payload: bytes) -> RawOutcome:

@@ -14,9 +14,9 @@ from types import TracebackType
 from typing import Final, NamedTuple, Self
 
 from data_plane.sandbox.domain import EngineInfo, Layer, Preopen, RunRequest, RunResult, SandboxStats
-from data_plane.sandbox.ports import ArtifactOpener, OutputSink
+from data_plane.sandbox.ports import ArtifactOpener, HostCalls, OutputSink
 from data_plane.sandbox.scratch import GUEST_PATH, ScratchFolders, empty_folder, max_entries
-from data_plane.sandbox.worker import Worker
+from data_plane.sandbox.worker import Job, Worker
 from shared.digests import Digest
 from shared.errors import ResourceExhaustedError, UnavailableError, WorkerCrashedError
 from shared.ids import TenantId
@@ -121,6 +121,7 @@ class WorkerPool:
         request: RunRequest,
         stdin: AsyncIterator[bytes] | None = None,
         sink: OutputSink | None = None,
+        host_calls: HostCalls | None = None,
     ) -> RunResult:
         """See ``Sandbox.run``.
 
@@ -141,7 +142,8 @@ class WorkerPool:
             self._waiting -= 1
         try:
             binding = _Binding(tenant_id, module_digest, request.roots, request.scratch)
-            return await self._run_in_slot(binding, artifact, request, stdin, sink)
+            job = Job(artifact=artifact, request=request, stdin=stdin, sink=sink, host_calls=host_calls)
+            return await self._run_in_slot(binding, job)
         finally:
             self._free.release()
 
@@ -159,14 +161,7 @@ class WorkerPool:
             discarded=self._discarded,
         )
 
-    async def _run_in_slot(
-        self,
-        binding: _Binding,
-        artifact: ArtifactOpener,
-        request: RunRequest,
-        stdin: AsyncIterator[bytes] | None,
-        sink: OutputSink | None,
-    ) -> RunResult:
+    async def _run_in_slot(self, binding: _Binding, job: Job) -> RunResult:
         self._runs += 1
         worker = self._take_idle(binding)
         if worker is None:
@@ -176,9 +171,9 @@ class WorkerPool:
         self._busy.add(worker)
         self._evict_beyond_bound()
         try:
-            if request.scratch:
-                return await self._run_with_scratch(worker, artifact, request, stdin, sink)
-            return await worker.run(artifact=artifact, request=request, stdin=stdin, sink=sink)
+            if job.request.scratch:
+                return await self._run_with_scratch(worker, job)
+            return await worker.run(job)
         except WorkerCrashedError:
             self._crashed += 1
             raise
@@ -186,14 +181,8 @@ class WorkerPool:
             self._busy.discard(worker)
             self._put_back(binding, worker)
 
-    async def _run_with_scratch(
-        self,
-        worker: Worker,
-        artifact: ArtifactOpener,
-        request: RunRequest,
-        stdin: AsyncIterator[bytes] | None,
-        sink: OutputSink | None,
-    ) -> RunResult:
+    async def _run_with_scratch(self, worker: Worker, job: Job) -> RunResult:
+        request = job.request
         if self._scratch is None:
             raise UnavailableError("this sandbox has no folder for scratch")
         with self._scratch.promised(request.limits.scratch_bytes):
@@ -202,7 +191,7 @@ class WorkerPool:
             folder = Preopen(host_path=str(worker.scratch), guest_path=GUEST_PATH, writable=True)
             request = replace(request, preopens=(*request.preopens, folder))
             try:
-                return await worker.run(artifact=artifact, request=request, stdin=stdin, sink=sink)
+                return await worker.run(replace(job, request=request))
             finally:
                 if worker.is_reusable:
                     await self._empty_scratch(worker, worker.scratch, request)

@@ -7,6 +7,7 @@ from data_plane.sandbox.domain import (
     DEFAULT_COMPILE_LIMITS,
     CompiledArtifact,
     CompileLimits,
+    HostReply,
     RunRequest,
     RunResult,
     SandboxStats,
@@ -14,6 +15,7 @@ from data_plane.sandbox.domain import (
 )
 from shared.digests import Digest
 from shared.ids import TenantId
+from shared.resources import ResourcesUsed
 
 ArtifactOpener = Callable[[], Awaitable[int]]
 """Authenticates and opens the artifact and returns a new read-only descriptor, which the sandbox closes.
@@ -23,6 +25,17 @@ Called only when a worker has to be loaded; what it raises reaches the caller of
 
 OutputSink = Callable[[Stream, bytes], Awaitable[None]]
 """Gets output as it flows, in the order of each stream. While it waits, the guest waits."""
+
+
+class HostCalls(Protocol):
+    """Answers what one guest asks by `agentfactory.call`."""
+
+    async def answer(self, request: bytes, used: ResourcesUsed) -> HostReply:
+        """Answer the exact bytes that the guest sent; `used` is what its worker says the run has used.
+
+        The guest waits meanwhile. Denials and failures are answers. Cancelled when the run ends first.
+        """
+        ...
 
 
 class Sandbox(Protocol):
@@ -37,12 +50,13 @@ class Sandbox(Protocol):
         request: RunRequest,
         stdin: AsyncIterator[bytes] | None = None,
         sink: OutputSink | None = None,
+        host_calls: HostCalls | None = None,
     ) -> RunResult:
         """Run the module to an outcome; what the guest does wrong is an outcome, never an error.
 
         The worker used serves this tenant and module only, for its life. ``stdin`` replaces ``request.stdin``
-        with chunks as they come; with ``sink`` the output goes there and the result's is empty. Waits for a
-        slot. Cancelling the call kills the worker.
+        with chunks as they come; with ``sink`` the output goes there and the result's is empty. Without
+        ``host_calls`` every host call is denied. Waits for a slot. Cancelling the call kills the worker.
 
         Raises:
             WorkerCrashedError: The worker ended without an outcome: killed from outside, or by a defect.

@@ -14,6 +14,7 @@ from pathlib import Path  # noqa: TC003 - imports stay in one place
 from typing import Final
 
 from data_plane.sandbox import messages
+from data_plane.sandbox.calls import CallAnswerer
 from data_plane.sandbox.domain import (
     MAX_INPUT_BYTES,
     EngineInfo,
@@ -25,7 +26,7 @@ from data_plane.sandbox.domain import (
 )
 from data_plane.sandbox.frames import END_OF_STDIN, Frame, FrameKind, encode, encode_stdin
 from data_plane.sandbox.link import Link
-from data_plane.sandbox.ports import ArtifactOpener, OutputSink
+from data_plane.sandbox.ports import ArtifactOpener, HostCalls, OutputSink
 from data_plane.sandbox.process import Ended, ExitCode, Mode, WorkerProcess
 from shared.errors import InvalidInputError, WorkerCrashedError
 from shared.outcomes import LimitName, Outcome
@@ -41,6 +42,17 @@ _END_PATIENCE: Final = timedelta(seconds=1)
 _OUTPUT_SLACK_BYTES: Final = 64 * 1024
 """What a worker may send beyond its run's limits before it counts as broken."""
 _STREAMS: Final = {1: Stream.STDOUT, 2: Stream.STDERR}
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Job:
+    """What a worker is to do; see ``Sandbox.run``."""
+
+    artifact: ArtifactOpener
+    request: RunRequest
+    stdin: AsyncIterator[bytes] | None = None
+    sink: OutputSink | None = None
+    host_calls: HostCalls | None = None
 
 
 @dataclass(slots=True)
@@ -108,27 +120,21 @@ class Worker:
         """Whether it holds a module, and so is bound to it."""
         return self._loaded
 
-    async def run(
-        self,
-        *,
-        artifact: ArtifactOpener,
-        request: RunRequest,
-        stdin: AsyncIterator[bytes] | None,
-        sink: OutputSink | None,
-    ) -> RunResult:
+    async def run(self, job: Job) -> RunResult:
         """Run once; load first if this is the first run. See ``Sandbox.run``."""
         if not self._reusable:
             raise WorkerCrashedError("worker was to be discarded, not to run again")
-        limits = request.limits
+        limits = job.request.limits
         collected = _Collected(
-            sink=sink, max_bytes=limits.output_bytes + limits.log_bytes + _OUTPUT_SLACK_BYTES
+            sink=job.sink, max_bytes=limits.output_bytes + limits.log_bytes + _OUTPUT_SLACK_BYTES
         )
         loop = asyncio.get_running_loop()
         started_at = loop.time()
         descriptors: list[int] = []
         timer: asyncio.TimerHandle | None = None
+        calls = CallAnswerer(job.host_calls, self._link)
         try:
-            first = await self._first_bytes(artifact, request, descriptors, streaming=stdin is not None)
+            first = await self._first_bytes(job, descriptors)
             patience = limits.wall + self._wall_grace + (timedelta(0) if self._loaded else LOAD_TIMEOUT)
             timer = loop.call_later(patience.total_seconds(), self._kill_for_wall)
             # The last guest may have left input unread, which the worker is still passing over.
@@ -137,7 +143,7 @@ class Worker:
             self._reusable = False
             self._link.send(first, descriptors)
             _close(descriptors)
-            outcome = await self._converse(collected, stdin)
+            outcome = await self._converse(collected, calls, job.stdin)
             if outcome is None:
                 result = await self._result_without_outcome(collected, started_at)
             else:
@@ -148,6 +154,7 @@ class Worker:
             _close(descriptors)
             if not self._reusable:
                 self.process.kill()
+            await calls.aclose()
         return result
 
     def kill(self) -> None:
@@ -169,34 +176,33 @@ class Worker:
         except TimeoutError as error:
             raise WorkerCrashedError(f"worker {self.process.pid} is still there after SIGKILL") from error
 
-    async def _first_bytes(
-        self, artifact: ArtifactOpener, request: RunRequest, descriptors: list[int], *, streaming: bool
-    ) -> bytes:
+    async def _first_bytes(self, job: Job, descriptors: list[int]) -> bytes:
         """Return all that can be said at once: load, run and input, so that a warm run is one system call."""
+        request = job.request
         frames: list[bytes] = []
         if not self._loaded:
             frames.append(encode(FrameKind.LOAD, messages.load_payload(self._engine, request.roots)))
-            descriptors.append(await artifact())
+            descriptors.append(await job.artifact())
             descriptors.extend(_open_directory(path) for path, _ in request.roots)
         try:
             frames.append(encode(FrameKind.RUN, messages.run_payload(request)))
             descriptors.extend(_open_directory(preopen.host_path) for preopen in request.preopens)
         except ValueError as error:
             raise InvalidInputError(f"run cannot be requested: {error}") from error
-        if not streaming:
+        if job.stdin is None:
             frames += encode_stdin(request.stdin)
             frames.append(END_OF_STDIN)
         return b"".join(frames)
 
     async def _converse(
-        self, collected: _Collected, stdin: AsyncIterator[bytes] | None
+        self, collected: _Collected, calls: CallAnswerer, stdin: AsyncIterator[bytes] | None
     ) -> messages.RawOutcome | None:
         if stdin is None:
-            return await self._until_outcome(collected)
+            return await self._until_outcome(collected, calls)
         try:
             async with asyncio.TaskGroup() as group:
                 feeder = group.create_task(self._feed(stdin))
-                outcome = await self._until_outcome(collected)
+                outcome = await self._until_outcome(collected, calls)
                 feeder.cancel()
         except BaseExceptionGroup as errors:
             # Callers know the errors of a run, not how many tasks it has; the first one ended the others.
@@ -218,11 +224,13 @@ class Worker:
             with suppress(WorkerCrashedError):
                 self._link.send(END_OF_STDIN)
 
-    async def _until_outcome(self, collected: _Collected) -> messages.RawOutcome | None:
+    async def _until_outcome(self, collected: _Collected, calls: CallAnswerer) -> messages.RawOutcome | None:
         while (frames := await self._link.receive()) is not None:
             for index, frame in enumerate(frames):
                 if frame.kind is FrameKind.OUTPUT and self._loaded:
                     await collected.take(frame.payload)
+                elif frame.kind is FrameKind.HOST_CALL and self._loaded:
+                    calls.begin(frame.payload)
                 elif frame.kind is FrameKind.READY and not self._loaded:
                     self._loaded = True
                     self.layers = messages.ready_layers(frame.payload)

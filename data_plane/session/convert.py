@@ -102,6 +102,8 @@ def receipts_to_proto(receipts: Sequence[SpooledReceipt]) -> nodes_pb2.SessionRe
             envelope=receipt.envelope,
             output=_body_to_proto(receipt.output),
             log=_body_to_proto(receipt.log),
+            recording=_body_to_proto(receipt.recording),
+            kv_writes=nodes_pb2.KvWrites.FromString(receipt.kv_writes) if receipt.kv_writes else None,
             order_envelope=places.setdefault(receipt.order_envelope, len(places)),
         )
         for receipt in receipts

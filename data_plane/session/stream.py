@@ -22,6 +22,7 @@ from data_plane.receipts.ports import ReceiptSpool
 from data_plane.session import convert
 from data_plane.session.chain import check_chain
 from data_plane.session.clock_watch import ClockWatch
+from data_plane.session.host_calls import HostCallRelay
 from data_plane.session.leases import Leases
 from data_plane.session.outbox import Outbox
 from data_plane.session.ports import OrderTaker, OutputSink
@@ -78,6 +79,7 @@ class SessionParts:
     spool: ReceiptSpool
     issuer: ReceiptIssuer
     outbox: Outbox
+    host_calls: HostCallRelay
     orders: OrderTaker
     outputs: OutputSink
     metrics: NodeMetrics
@@ -113,6 +115,7 @@ class Session:
                 convert.attempt_from_proto(message.cancel.attempt)
             ),
             "drain": lambda message: self._take_drain(message.drain),
+            "host_reply": lambda message: self._parts.host_calls.answered(message.host_reply),
             "keyset_update": lambda message: self._take_keyset(message.keyset_update.keyset),
         }
 
@@ -191,6 +194,7 @@ class Session:
             "session opened", session_epoch=welcome.session_epoch, keyset_version=self._parts.keyset.version
         )
         self._parts.outbox.restart()
+        self._parts.host_calls.restart()
 
     async def _read(self, replies: AsyncIterator[nodes_pb2.SessionResponse]) -> None:
         async for message in replies:
@@ -294,7 +298,10 @@ class Session:
             started = outbox.next_started()
             if started:
                 await self._send(convert.started_to_proto(started))
-            if not receipts and not started:
+            questions = self._parts.host_calls.next_questions()
+            for question in questions:
+                await self._send(question)
+            if not receipts and not started and not questions:
                 await outbox.changed.wait()
 
     async def _send(self, message: nodes_pb2.SessionRequest) -> None:

@@ -19,6 +19,7 @@ from control_plane.executions.domain import (
     SessionRef,
     StoredBody,
 )
+from control_plane.executions.encoding import capabilities_bytes
 from shared.clock import Clock, Random, SystemClock, SystemRandom
 from shared.digests import commit_body, sha256_digest
 from shared.ids import (
@@ -35,6 +36,7 @@ from shared.ids import (
     TenantId,
     new_id,
 )
+from shared.manifest import Capabilities
 
 TENANT = TenantId("default")
 OTHER_TENANT = TenantId("other")
@@ -90,6 +92,7 @@ class Builder:
         run_deadline: timedelta = timedelta(hours=1),
         tenant: TenantId = TENANT,
         priority: Priority = Priority.NORMAL,
+        capabilities: Capabilities | None = None,
     ) -> NewExecution:
         decision_id = new_id(DECISION, self.clock, self.random)
         run = RunSpec(
@@ -108,7 +111,7 @@ class Builder:
             seed=self.random.token_bytes(32),
             clock_start_at=self.clock.now(),
             limits=b"",
-            capabilities=b"",
+            capabilities=capabilities_bytes(capabilities) if capabilities else b"",
             retry_is_safe=retry_is_safe,
             decision_id=decision_id,
             policy_digest=sha256_digest(b"policy"),

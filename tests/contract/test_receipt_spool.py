@@ -64,6 +64,28 @@ async def test_signature_of_the_order_is_kept_with_its_receipt(spool):
     assert (await spool.read(1)).order_envelope == b"signed root"
 
 
+@pytest.mark.parametrize("size", [100, INLINE_BODY_BYTES + 1])
+async def test_recording_and_writes_are_kept_with_their_receipt(spool, size):
+    recording = Body.of(os.urandom(size), bytes(32))
+    made = ReceiptDraft(
+        build=lambda _: b"receipt",
+        attempt=ATTEMPT,
+        log=Body.of(b"log", bytes(32)),
+        recording=recording,
+        kv_writes=b"writes",
+        order_envelope=b"signed root",
+    )
+
+    receipt = await spool.append(made)
+
+    assert await spool.read(1) == receipt
+    assert (receipt.kv_writes, receipt.order_envelope) == (b"writes", b"signed root")
+    assert (receipt.output, receipt.log.inline) == (None, b"log")
+    assert receipt.recording.commitment == recording.commitment
+    assert await spool.read_body(receipt.recording) == recording.content
+    assert receipt.uploads == (() if size == 100 else (receipt.recording,))
+
+
 @pytest.mark.parametrize(("size", "inline"), [(INLINE_BODY_BYTES, True), (INLINE_BODY_BYTES + 1, False)])
 async def test_bodies_travel_inline_up_to_64_kib(spool, size, inline):
     content = os.urandom(size)

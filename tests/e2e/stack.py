@@ -172,7 +172,13 @@ class TestStack:
         return finished
 
     async def make_agent(
-        self, name: str, module: Path = ACTOR, *, limits: str = "", retry: str = "safe"
+        self,
+        name: str,
+        module: Path = ACTOR,
+        *,
+        limits: str = "",
+        capabilities: str = "",
+        retry: str = "safe",
     ) -> None:
         """Build, sign and publish a template of this name around a module, and make the agent."""
         source = self.folder / "sources" / name
@@ -180,7 +186,7 @@ class TestStack:
         shutil.copy(module, source / "agent.wasm")
         (source / "agent.toml").write_text(
             f'[template]\nname = "{name}"\nversion = "1.0.0"\nmodule = "agent.wasm"\n'
-            f'media_type = "application/json"\n[limits]\n{limits}\n[capabilities]\n'
+            f'media_type = "application/json"\n[limits]\n{limits}\n[capabilities]\n{capabilities}\n'
             f'[run]\nprofile = "default"\nretry = "{retry}"\n'
         )
         package = write_package(build_package(source), self.folder / "sources")

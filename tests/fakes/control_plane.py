@@ -128,6 +128,10 @@ class ScriptedControlPlane(nodes_pb2_grpc.NodeServiceServicer):
         self.forged_csr = b""
         """Whom, and for which key, certificates are issued instead."""
         self.acknowledges = True
+        self.kv_values: dict[str, bytes] = {}
+        self.unsafe_intents: list[str] = []
+        self.host_call_denial = ""
+        """What every question of a guest is denied for; empty: none is."""
         self.grants = True
         self.spoil_welcome: Callable[[nodes_pb2.Welcome], None] = lambda _welcome: None
         """What a test gets wrong in a welcome."""
@@ -394,6 +398,21 @@ class ScriptedControlPlane(nodes_pb2_grpc.NodeServiceServicer):
                     self.say(heard, nodes_pb2.SessionResponse(lease_granted=granted))
             case "receipt_batch":
                 self._take_receipts(heard, request.receipt_batch)
+            case "host_call":
+                self._take_host_call(heard, request.host_call)
+
+    def _take_host_call(self, heard: Heard, call: nodes_pb2.HostCall) -> None:
+        reply = nodes_pb2.HostReply(number=call.number)
+        if self.host_call_denial:
+            reply.denied.reason = self.host_call_denial
+        elif call.WhichOneof("call") == "unsafe_intent":
+            self.unsafe_intents.append(call.attempt.execution_id)
+            reply.unsafe_intent_recorded.SetInParent()
+        else:
+            value = self.kv_values.get(call.kv_get.key)
+            reply.kv_value.found = value is not None
+            reply.kv_value.value = value or b""
+        self.say(heard, nodes_pb2.SessionResponse(host_reply=reply))
 
     def _take_receipts(self, heard: Heard, batch: nodes_pb2.ReceiptBatch) -> None:
         node_id = NodeId(heard.hello.node_id)

@@ -32,17 +32,21 @@ from control_plane.executions.domain import (
     SessionRef,
     SignedBatchRecord,
     StoredBody,
+    UnsafeCall,
     UploadQuota,
 )
+from control_plane.executions.encoding import capabilities_of_bytes
 from control_plane.executions.lifecycle import Attempt, Execution, Finished
 from control_plane.executions.ports import Place
 from control_plane.executions.rows import execution_id_of_token, request_hmac
 from control_plane.executions.turns import Turns, due, share
+from control_plane.kv.domain import KvAnswer, KvDenial, KvRead
 from control_plane.paging import Page, encode_token
 from shared.clock import Clock
 from shared.digests import Digest
 from shared.errors import NotFoundError, PermissionDeniedError, ResourceExhaustedError, SessionSupersededError
 from shared.ids import AuditEntryId, BodyId, BootId, ExecutionId, NodeId, OrderId, TenantId
+from tests.fakes.kv import FakeKv
 
 Key = tuple[str, str, str, str]
 
@@ -65,7 +69,7 @@ class _Request:
 
 @dataclass
 class FakeExecutionStore:
-    """Implements `ExecutionStore` and `LeaseStore`. Agents and sessions are set by the test."""
+    """Implements `ExecutionStore`, `LeaseStore` and `KvReader`. Agents and sessions are set by the test."""
 
     clock: Clock
     agents: dict[str, tuple[int, str]] = field(default_factory=dict)
@@ -75,6 +79,7 @@ class FakeExecutionStore:
     entries: list[NewAuditEntry] = field(default_factory=list)
     denials: list[DecisionRecord] = field(default_factory=list)
     batches: dict[str, SignedBatchRecord] = field(default_factory=dict)
+    kv: FakeKv = field(default_factory=FakeKv)
 
     def __post_init__(self) -> None:
         self._executions: dict[ExecutionId, Execution] = {}
@@ -231,6 +236,7 @@ class FakeExecutionStore:
             BodyKind.INPUT: execution.input_body_id,
             BodyKind.OUTPUT: execution.output_body_id,
             BodyKind.LOG: execution.log_body_id,
+            BodyKind.RECORDING: execution.recording_body_id,
         }[kind]
         if body_id is None:
             raise NotFoundError(f"execution {execution_id} has no {kind}")
@@ -356,6 +362,51 @@ class FakeExecutionStore:
             renewed.append(ref)
         return renewed
 
+    async def declare_unsafe(self, calls: Sequence[UnsafeCall]) -> Sequence[bool]:
+        return [self._declare(one) for one in calls]
+
+    def _declare(self, call: UnsafeCall) -> bool:
+        live = self._held(call.node_id, call.attempt)
+        if live is None:
+            return False
+        if live.unsafe_call_at is None:
+            execution = self._executions[call.attempt.execution_id]
+            noted = replace(live, unsafe_call_at=self.clock.now())
+            self._executions[execution.execution_id] = replace(
+                execution, attempts=(*execution.attempts[:-1], noted)
+            )
+            self._record(
+                AuditEntryId(""),
+                execution.tenant_id,
+                node_actor(call.node_id),
+                "attempt.unsafe_call",
+                execution.execution_id,
+            )
+        return True
+
+    async def read(self, reads: Sequence[KvRead]) -> Sequence[KvAnswer]:
+        return [self._read(one) for one in reads]
+
+    def _read(self, read: KvRead) -> KvAnswer:
+        attempt = AttemptRef(
+            execution_id=read.execution_id,
+            attempt_number=read.attempt_number,
+            fencing_token=read.fencing_token,
+        )
+        if self._held(read.node_id, attempt) is None:
+            return KvAnswer(denial=KvDenial.LEASE_NOT_HELD)
+        run = self._work[read.execution_id].run
+        if not capabilities_of_bytes(run.capabilities).kv:
+            return KvAnswer(denial=KvDenial.NOT_GRANTED)
+        return KvAnswer(value=self.kv.values.get((run.tenant_id, run.agent_id, read.key)))
+
+    def _held(self, node_id: NodeId, ref: AttemptRef) -> Attempt | None:
+        """The attempt whose lease this node holds now."""
+        live = self._live(ref)
+        if live is None or (live.node_id, live.number) != (node_id, ref.attempt_number):
+            return None
+        return live if live.lease_expires_at > self.clock.now() else None
+
     async def finish(self, results: Sequence[AttemptResult]) -> Sequence[Finished]:
         await self.record_batches([result.batch for result in results if result.batch is not None])
         return [self._finish(result) for result in results]
@@ -373,10 +424,15 @@ class FakeExecutionStore:
         ) != (result.order_digest, result.node_id, result.execution_id, result.fencing_token):
             return _answer(result, Disposition.UNKNOWN_ORDER)
         before = self._executions[result.execution_id]
-        for body in (result.output, result.log):
-            if body is not None and body.content is None and body.body_id not in self._bodies:
+        for body in result.bodies:
+            if body.content is None and body.body_id not in self._bodies:
                 return _answer(result, Disposition.OUTPUT_MISSING)
         after, disposition = before.finish(result, now=self.clock.now())
+        if disposition is Disposition.ACCEPTED and before.agent_id in self.agents:
+            capabilities = self._work[before.execution_id].run.capabilities
+            result = self.kv.judge(result, before, capabilities)
+            self.kv.write(result, before)
+            after, disposition = before.finish(result, now=self.clock.now())
         self._receipts[(result.node_id, result.sequence)] = (result, disposition)
         self._record(
             result.audit_entry_id,
@@ -387,9 +443,8 @@ class FakeExecutionStore:
         )
         if disposition is Disposition.EVIDENCE:
             return _answer(result, disposition)
-        for body in (result.output, result.log):
-            if body is not None:
-                self._use(before.tenant_id, body)
+        for body in result.bodies:
+            self._use(before.tenant_id, body)
         self._executions[result.execution_id] = after
         return _answer(result, disposition, self._with_output(after))
 

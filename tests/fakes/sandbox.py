@@ -14,7 +14,7 @@ from data_plane.sandbox.domain import (
     RunResult,
     SandboxStats,
 )
-from data_plane.sandbox.ports import ArtifactOpener, OutputSink
+from data_plane.sandbox.ports import ArtifactOpener, HostCalls, OutputSink
 from shared.digests import Digest
 from shared.ids import TenantId
 from shared.outcomes import Outcome
@@ -32,6 +32,8 @@ class FakeSandbox:
         self.loaded: dict[tuple[TenantId, Digest], bytes] = {}
         self.requests: list[RunRequest] = []
         self.guest: Guest = self.echo
+        self.host_calls: HostCalls | None = None
+        """Of the last run."""
 
     async def run(
         self,
@@ -42,6 +44,7 @@ class FakeSandbox:
         request: RunRequest,
         stdin: object = None,
         sink: OutputSink | None = None,
+        host_calls: HostCalls | None = None,
     ) -> RunResult:
         async with self._slots:
             if (tenant_id, module_digest) not in self.loaded:
@@ -51,6 +54,7 @@ class FakeSandbox:
                 finally:
                     os.close(descriptor)
             self.requests.append(request)
+            self.host_calls = host_calls
             return await self.guest(request)
 
     def stats(self) -> SandboxStats:

@@ -41,7 +41,7 @@ class FakeSpool:
             raise self.error
         envelope = draft.build(self.head)
         bodies = []
-        for body in (draft.output, draft.log):
+        for body in (draft.output, draft.log, draft.recording):
             if body is None:
                 bodies.append(None)
                 continue
@@ -62,6 +62,8 @@ class FakeSpool:
             attempt=draft.attempt,
             output=bodies[0],
             log=bodies[1],
+            recording=bodies[2],
+            kv_writes=draft.kv_writes,
             order_envelope=draft.order_envelope,
         )
         self.receipts[receipt.sequence] = receipt

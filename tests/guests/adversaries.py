@@ -89,6 +89,9 @@ ATTACKS: Final = (
         {"scratch_bytes": MIB, "scratch_inodes": 100},
         "make_files", "make_directories", "make_symlinks", "make_hard_links", "make_and_remove_files",
     ),
+    *_attacks(LimitName.HOST_CALLS, {"host_calls": 100}, "call_forever", "call_and_never_take"),
+    *_attacks(LimitName.HOST_CALL_BYTES, {"host_call_bytes": MIB}, "call_with_large_requests"),
+    *_attacks(LimitName.HOST_CALL_MS, {"host_call_ms": 20, "host_calls": 100_000}, "call_forever"),
 )  # fmt: skip
 
 

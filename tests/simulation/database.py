@@ -331,6 +331,7 @@ class StoreView:
                         tenant_id=TenantId("default"),
                         output_bytes=DEFAULT_LIMITS.output_bytes,
                         log_bytes=DEFAULT_LIMITS.log_bytes,
+                        recording_bytes=0,
                     )
             raise PermissionDeniedError(f"attempt {fencing_token} was never given to node {node_id}")
 

@@ -30,6 +30,7 @@ from data_plane.receipts.domain import INLINE_BODY_BYTES, SpooledBody
 from data_plane.receipts.issuer import ReceiptIssuer
 from data_plane.runner import OrderRunner
 from data_plane.sandbox.domain import RunRequest, RunResult, SandboxStats
+from data_plane.session.host_calls import HostCallRelay
 from data_plane.session.leases import Leases
 from data_plane.session.outbox import Outbox
 from data_plane.session.remote import UPLOAD_DEADLINE
@@ -45,6 +46,7 @@ from shared.orders import Order
 from shared.outcomes import Outcome
 from shared.paths import NodePaths
 from tests.fakes.clock import START, FakeClock
+from tests.fakes.host_calls import fake_parts
 from tests.fixtures.keys import ed25519_key, rsa_key
 from tests.simulation.chance import Chance
 from tests.simulation.disk import Disk
@@ -286,6 +288,7 @@ class SimulatedNode:
             modules=modules,
             inputs=link,
             sandbox=sandbox,
+            host_calls=fake_parts(),
             quarantine=Quarantine(crashes=3, window=timedelta(minutes=5), duration=timedelta(minutes=10)),
             issuer=issuer,
             announcer=outbox,
@@ -302,6 +305,7 @@ class SimulatedNode:
             spool=spool,
             issuer=issuer,
             outbox=outbox,
+            host_calls=HostCallRelay(wake=outbox.changed.set),
             orders=RunnerTaker(runner),
             outputs=link,
             metrics=metrics,

@@ -77,6 +77,7 @@ class Replica:
         self.completions = Completions()
         self.dispatch = Dispatch(
             leases=view,
+            kv=view,
             bodies=view,
             nodes=view,
             orders=view,

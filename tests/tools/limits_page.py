@@ -49,6 +49,8 @@ _NOTES: Final = """
 * An agent that is granted none of `scratch_bytes` or of `scratch_inodes` has no folder to write to.
 * `scratch_bytes` counts by how much files grow in size, holes included, and `scratch_inodes` counts names that were made.
   Neither is given back by removing or cutting files.
+* `host_call_ms` is the time that a guest waits for answers; `wall_ms` runs on meanwhile. An answer that is asked for
+  again with a larger buffer is no second call.
 * A C program has a second stack in its own memory. Passing that one is a fault of the program (a trap), not of the call
   stack of the engine.
 """

@@ -15,6 +15,7 @@ from control_plane.agents.store import PostgresAgentStore
 from control_plane.audit.store import PostgresAuditStore
 from control_plane.database.engine import create_engine
 from control_plane.database.unit_of_work import PostgresDatabase
+from control_plane.kv.store import PostgresKvStore
 from control_plane.policy.builtin import builtin_policy
 from control_plane.policy.domain import Subject
 from control_plane.policy.gate import PolicyGate
@@ -114,6 +115,11 @@ class Registry:
         async with self.engine.connect() as connection:
             return [tuple(row) for row in await connection.execute(text(query))]
 
+    async def run(self, statement: str) -> None:
+        """Run a statement as the service."""
+        async with self.engine.begin() as connection:
+            await connection.execute(text(statement))
+
 
 @asynccontextmanager
 async def open_registry(server, name: str) -> AsyncIterator[Registry]:
@@ -131,7 +137,7 @@ async def open_registry(server, name: str) -> AsyncIterator[Registry]:
     )
     source = builtin_policy()
     policy = PolicyService(
-        engine=agentfactory_engine.Policy(source.source),
+        engine=agentfactory_engine.Policy(source.source, source.data_json),
         policy_digest=source.digest,
         observer=Uncounted(),
         clock=clock,
@@ -157,7 +163,13 @@ async def open_registry(server, name: str) -> AsyncIterator[Registry]:
                 **shared,
             ),
             catalog=catalog,
-            agents=AgentService(database=database, store=agent_store, templates=catalog, **shared),
+            agents=AgentService(
+                database=database,
+                store=agent_store,
+                values=PostgresKvStore(database),
+                templates=catalog,
+                **shared,
+            ),
             directory=CachedAgentDirectory(database=database, agents=agent_store, templates=catalog),
             stopped=stopped,
         )

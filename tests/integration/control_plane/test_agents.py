@@ -53,6 +53,22 @@ async def test_creating_is_recorded_with_its_decision(published):
     assert ("create_agent",) in await published.rows("SELECT question FROM decisions")
 
 
+async def test_a_deleted_agent_takes_what_it_keeps_along_on_record(published):
+    agent, other = await create(published), await create(published, name="other")
+    for one, key in ((agent, "a"), (agent, "b"), (other, "a")):
+        await published.run(
+            "INSERT INTO kv_entries (tenant_id, agent_id, key, value, size_bytes, written_by)"
+            f" VALUES ('{TENANT}', '{one.agent_id}', '{key}', '', 1, 'exe_1')"
+        )
+
+    await published.agents.delete(AUTHOR, "prober")
+
+    assert await published.rows("SELECT agent_id FROM kv_entries") == [(other.agent_id,)]
+    assert await published.rows(
+        "SELECT details->>'kv_keys' FROM audit_entries WHERE action = 'agent.deleted'"
+    ) == [("2",)]
+
+
 async def test_the_same_content_again_is_the_same_agent(published):
     first = await create(published)
     assert (await create(published)).agent_id == first.agent_id

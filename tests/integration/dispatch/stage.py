@@ -26,6 +26,7 @@ from control_plane.executions.domain import (
 from control_plane.executions.lease_store import PostgresLeaseStore
 from control_plane.executions.lifecycle import Execution
 from control_plane.executions.store import PostgresExecutionStore
+from control_plane.kv.store import PostgresKvStore
 from control_plane.nodes.domain import Node
 from control_plane.nodes.service import NodeService
 from control_plane.nodes.servicer import NodeServicer
@@ -248,10 +249,12 @@ async def replica(database_url: str, *, name: str = "replica-1", **options: Any)
     audit = PostgresAuditStore(database)
     executions = PostgresExecutionStore(database, audit=audit, clock=CLOCK, random=RANDOM)
     leases = PostgresLeaseStore(database, executions=executions, audit=audit, clock=CLOCK, random=RANDOM)
+    kv = PostgresKvStore(database)
     nodes = PostgresNodeStore(database=database, audit=audit)
     waiting, keysets, identities = Waiting(), OneKeyset(), Identities.create()
     dispatch = Dispatch(
         leases=leases,
+        kv=kv,
         bodies=executions,
         nodes=nodes,
         orders=nodes,
@@ -316,6 +319,7 @@ async def replica(database_url: str, *, name: str = "replica-1", **options: Any)
                 task.cancel()
             await asyncio.gather(*tasks, return_exceptions=True)
             await leases.close()
+            await kv.close()
             await executions.close()
             await database.close()
 

@@ -8,10 +8,13 @@ import grpc
 import pytest
 from agentfactory.v1 import nodes_pb2, orders_pb2
 
+from control_plane.executions.encoding import capabilities_bytes
 from control_plane.transfers import IDLE_DEADLINE
 from shared.digests import commit_body, sha256_digest
 from shared.errors import AgentFactoryError, InvalidInputError, PermissionDeniedError, ResourceExhaustedError
+from shared.manifest import Capabilities
 from shared.order_codec import decode_order
+from shared.receipts import MAX_RECORDING_BYTES
 from shared.rpc.errors import error_of
 from tests.fixtures import dispatch as build
 from tests.fixtures.scripted_node import ScriptedNode
@@ -227,15 +230,24 @@ async def test_a_node_that_does_not_read_its_module_keeps_no_other_from_reading(
         call.cancel()
 
 
-async def test_an_attempt_has_one_output_and_one_log_waiting_at_most(one: Replica):
+async def test_an_attempt_has_an_output_a_log_and_a_recording_waiting_at_most(one: Replica):
     node, delivery = await started(one)
-    await upload(node, attempt_of(delivery), b"1" * 70_000)
-    await upload(node, attempt_of(delivery), b"2" * 70_000)
+    for content in (b"1", b"2", b"3"):
+        await upload(node, attempt_of(delivery), content * 70_000)
     with pytest.raises(ResourceExhaustedError):
-        await upload(node, attempt_of(delivery), b"3" * 70_000)
+        await upload(node, attempt_of(delivery), b"4" * 70_000)
 
 
 async def test_an_output_above_the_limits_of_its_order_is_refused_before_its_bytes(one: Replica):
     node, delivery = await started(one)
-    with pytest.raises(InvalidInputError, match="check 2"):
+    with pytest.raises(InvalidInputError, match=f"check 2: .* at most {1 << 20}$"):
         await upload(node, attempt_of(delivery), b"few", size=(1 << 20) + 1)
+
+
+async def test_a_recording_may_be_larger_where_the_order_grants_host_calls(one: Replica):
+    node = await one.ready_node(accepts=["agentfactory.order.v2"])
+    await one.submit(work(capabilities=capabilities_bytes(Capabilities(kv=True))))
+    attempt = attempt_of(await node.next_order())
+    await upload(node, attempt, b"r" * ((1 << 20) + 1))
+    with pytest.raises(InvalidInputError, match=f"check 2: .* at most {MAX_RECORDING_BYTES}$"):
+        await upload(node, attempt, b"few", size=MAX_RECORDING_BYTES + 1)

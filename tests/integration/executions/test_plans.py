@@ -8,10 +8,21 @@ import pytest
 
 from control_plane.executions import accept_sql, claim_sql, finish_sql
 from control_plane.executions.turns import Turns
+from control_plane.kv import sql as kv_sql
 from tests.builders.executions import node
 from tests.fixtures.execution_worlds import PostgresWorld
 
-GROWING = ("executions", "attempts", "orders", "receipts", "bodies", "decisions", "idempotency_keys")
+GROWING = (
+    "executions",
+    "attempts",
+    "orders",
+    "receipts",
+    "bodies",
+    "decisions",
+    "idempotency_keys",
+    "kv_entries",
+    "agents",
+)
 _SCAN = re.compile(rf"Seq Scan on (?:{'|'.join(GROWING)})\b")
 
 _MANY = 10
@@ -30,6 +41,27 @@ STATEMENTS: dict[str, tuple[str, tuple[Any, ...]]] = {
     "live attempt": (claim_sql.LIVE_ATTEMPT, ("exe_1", 1, 1, node())),
     "cancel requests": (claim_sql.CANCEL_REQUESTS, ([node()],)),
     "expired leases": (claim_sql.EXPIRED_LEASES, (10, timedelta(0))),
+    "declare unsafe": (
+        claim_sql.DECLARE_UNSAFE,
+        (*_ATTEMPTS, [1] * _MANY, [node()] * _MANY, ["aud_1"] * _MANY),
+    ),
+    "read values": (
+        kv_sql.READ,
+        ([node()] * _MANY, ["exe_1"] * _MANY, [1] * _MANY, [1] * _MANY, ["k"] * _MANY),
+    ),
+    "lock decided": (
+        kv_sql.LOCK_DECIDED,
+        (*_ATTEMPTS, ["ord_1"] * _MANY, ["d"] * _MANY, [node()] * _MANY, [1] * _MANY),
+    ),
+    "lock agents": (kv_sql.LOCK_AGENTS, (["agt_1"] * _MANY,)),
+    "sizes of values": (kv_sql.SIZES, (["t"] * _MANY, ["agt_1"] * _MANY, ["k"] * _MANY)),
+    "write values": (
+        kv_sql.WRITE,
+        (
+            *(["t"] * _MANY, ["agt_1"] * _MANY, ["k"] * _MANY, [b"v"] * _MANY, [2] * _MANY),
+            *(["exe_1"] * _MANY, ["agt_1"] * _MANY, [1] * _MANY, [2] * _MANY),
+        ),
+    ),
     "past deadline": (claim_sql.PAST_DEADLINE, (10,)),
 }
 
@@ -52,10 +84,15 @@ async def test_accepting_reads_no_growing_table_from_end_to_end(world: PostgresW
     assert not _SCAN.findall(await plan(world, statement, tuple(arguments)))
 
 
-@pytest.mark.parametrize("statement", [finish_sql.FINISH, finish_sql.FINISH_UPLOADED])
+@pytest.mark.parametrize(
+    "statement", [finish_sql.FINISH, finish_sql.FINISH_UPLOADED, finish_sql.FINISH_RECORDED]
+)
 async def test_finishing_reads_no_growing_table_from_end_to_end(world: PostgresWorld, statement: str) -> None:
     placements = [world.build.placement(world.build.execution()) for _ in range(_MANY)]
-    arguments = finish_sql.finish_arguments([world.build.result(one) for one in placements])
+    recording = world.build.body(b"calls") if statement == finish_sql.FINISH_RECORDED else None
+    results = [world.build.result(one, recording=recording) for one in placements]
+    arguments = finish_sql.finish_arguments(results)
+    assert finish_sql.finish_statement(results) in {statement, finish_sql.FINISH}
     assert not _SCAN.findall(await plan(world, statement, tuple(arguments)))
 
 

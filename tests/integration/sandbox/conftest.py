@@ -105,7 +105,7 @@ def run(pool: WorkerPool, artifacts: Artifacts, probe: bytes) -> Run:
     ) -> RunResult:
         code = probe if module is None else module
         limits = Limits(**{name: options.pop(name) for name in list(options) if name in Limits.__slots__})
-        streams = {name: options.pop(name) for name in ("sink", "feed") if name in options}
+        streams = {name: options.pop(name) for name in ("sink", "feed", "calls") if name in options}
         return await pool.run(
             tenant_id=tenant,
             module_digest=sha256_digest(code),
@@ -113,6 +113,7 @@ def run(pool: WorkerPool, artifacts: Artifacts, probe: bytes) -> Run:
             request=RunRequest(args=("probe", *args), limits=limits, **options),
             stdin=streams.get("feed"),
             sink=streams.get("sink"),
+            host_calls=streams.get("calls"),
         )
 
     return run_once

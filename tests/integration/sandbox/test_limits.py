@@ -21,8 +21,6 @@ DIVIDES_BY_ZERO = """(module (memory (export "memory") 1)
   (func (export "_start") (drop (i32.div_u (i32.const 1) (i32.const 0)))))"""
 CALLS_A_NULL = """(module (memory (export "memory") 1) (table 1 funcref) (type $t (func))
   (func (export "_start") (call_indirect (type $t) (i32.const 0))))"""
-HOST_CALL = """(module (import "agentfactory" "call" (func $call (param i32 i32) (result i32)))
-  (memory (export "memory") 1) (func (export "_start") (drop (call $call (i32.const 0) (i32.const 0)))))"""
 
 
 async def test_wall_clock_limit_ends_an_endless_loop(run):
@@ -111,7 +109,6 @@ async def test_open_file_limit_is_named_when_the_guest_fails_by_it(run, tmp_path
     [
         (DIVIDES_BY_ZERO, "IntegerDivisionByZero"),
         (CALLS_A_NULL, "IndirectCallToNull"),
-        (HOST_CALL, "HostCallRefused"),
     ],
 )
 async def test_a_trap_is_named_and_tells_nothing_of_the_host(run, text, trap):

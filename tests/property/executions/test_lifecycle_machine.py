@@ -21,9 +21,11 @@ from hypothesis.stateful import (
 from sqlalchemy import text
 
 from control_plane.audit.domain import NewAuditEntry
-from control_plane.executions.domain import Disposition, Outcome
+from control_plane.executions.domain import Disposition, Outcome, UnsafeCall
+from control_plane.kv.domain import KvRead, KvWrite
 from shared.errors import SessionSupersededError, WrongStateError
 from shared.ids import AUDIT_ENTRY, RECEIPT, BootId, new_id
+from shared.manifest import Capabilities
 from tests.builders.executions import TENANT, Builder, node, session
 from tests.fakes.clock import FakeClock, FakeRandom
 from tests.fixtures.execution_worlds import FakeWorld, postgres_world
@@ -37,7 +39,9 @@ MAX_EXECUTIONS = 6
 EXAMPLES = 25
 STEPS = 20
 
-TABLES = "executions, attempts, orders, receipts, bodies, decisions, idempotency_keys, audit_entries"
+TABLES = (
+    "executions, attempts, orders, receipts, bodies, decisions, idempotency_keys, audit_entries, kv_entries"
+)
 
 nodes = st.sampled_from(NODES)
 numbers = st.integers(min_value=0, max_value=1000)
@@ -62,6 +66,7 @@ def shape(execution):
                 lease_expires_at=None,
                 started_at=None,
                 ended_at=None if one.ended_at is None else datetime.min.replace(tzinfo=UTC),
+                unsafe_call_at=None if one.unsafe_call_at is None else datetime.min.replace(tzinfo=UTC),
             )
             for one in execution.attempts
         ),
@@ -88,6 +93,7 @@ class Lives(RuleBasedStateMachine):
     async def _reset(self):
         async with self.real.owner.begin() as connection:
             await connection.execute(text(f"TRUNCATE {TABLES}"))
+            await connection.execute(text("UPDATE agents SET kv_keys = 0, kv_bytes = 0"))
         for name in NODES:
             await self.real.connect(name, epoch=1, boot="boot_1")
 
@@ -113,7 +119,9 @@ class Lives(RuleBasedStateMachine):
     @precondition(lambda self: len(self.items) < MAX_EXECUTIONS)
     @rule(name=nodes, placed=st.booleans(), safe=st.booleans())
     def accept(self, name, placed, safe):
-        item = self.build.execution(run_deadline=DEADLINE, retry_is_safe=safe, max_attempts=2)
+        item = self.build.execution(
+            run_deadline=DEADLINE, retry_is_safe=safe, max_attempts=2, capabilities=Capabilities(kv=True)
+        )
         placement = self.build.placement(item, self.at(name), lease=LEASE) if placed else None
         # Time passes on the real side by what is stored growing older: what comes new counts from true time.
         true = replace(item, run=replace(item.run, run_deadline_at=datetime.now(UTC) + DEADLINE))
@@ -196,6 +204,31 @@ class Lives(RuleBasedStateMachine):
     def renew(self, number, name):
         ref = self.placements[number % len(self.placements)].attempt
         one, other = self.both(lambda world: world.leases.renew(node(name), [ref], lease=LEASE))
+        assert list(one) == list(other)
+
+    @rule(number=numbers, name=nodes)
+    def declare_unsafe(self, number, name):
+        call = UnsafeCall(node_id=node(name), attempt=self.placements[number % len(self.placements)].attempt)
+        one, other = self.both(lambda world: world.leases.declare_unsafe([call]))
+        assert list(one) == list(other)
+
+    @rule(number=numbers, key=st.sampled_from("ab"), size=st.sampled_from([None, 0, 499, 997, 998]))
+    def finish_with_a_value(self, number, key, size):
+        placement = self.placements[number % len(self.placements)]
+        write = KvWrite(key=key, value=None if size is None else b"v" * size)
+        self.finish_both([self.build.result(placement, kv_writes=(write,))])
+
+    @rule(number=numbers, name=nodes, key=st.sampled_from("ab"))
+    def read_a_value(self, number, name, key):
+        attempt = self.placements[number % len(self.placements)].attempt
+        read = KvRead(
+            node_id=node(name),
+            execution_id=attempt.execution_id,
+            attempt_number=attempt.attempt_number,
+            fencing_token=attempt.fencing_token,
+            key=key,
+        )
+        one, other = self.both(lambda world: world.kv.read([read]))
         assert list(one) == list(other)
 
     @rule()

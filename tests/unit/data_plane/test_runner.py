@@ -33,11 +33,14 @@ from shared.errors import (
 from shared.ids import InstallationId, new_id
 from shared.keyset import sign_keyset
 from shared.limits import RequestedLimits
+from shared.manifest import Capabilities
+from shared.orders import OLDER_ORDER_FORMAT
 from shared.outcomes import LimitName, Outcome
 from shared.receipt_codec import verify_receipt
-from shared.receipts import predicate_type_for
-from shared.resources import ResourcesUsed
+from shared.receipts import OLDER_PREDICATE_TYPE, predicate_type_for
+from shared.resources import NO_RESOURCES, ResourcesUsed
 from tests.fakes.clock import START, FakeClock, FakeRandom
+from tests.fakes.host_calls import fake_parts
 from tests.fakes.sandbox import FakeSandbox
 from tests.fakes.spool import FakeSpool
 from tests.fixtures.keys import ed25519_key, rsa_key, signer
@@ -87,7 +90,7 @@ class Announced:
 
 
 class World:
-    def __init__(self, folder, queue=0, **changes) -> None:
+    def __init__(self, folder, queue=0, calls=None, **changes) -> None:
         self.clock, self.spool, self.modules, self.announced = (
             FakeClock(),
             FakeSpool(),
@@ -115,6 +118,7 @@ class World:
             modules=self.modules,
             inputs=None,
             sandbox=self.sandbox,
+            host_calls=fake_parts(**(calls or {})),
             quarantine=Quarantine(crashes=3, window=timedelta(minutes=5), duration=timedelta(minutes=10)),
             issuer=ReceiptIssuer(spool=self.spool, key=RECEIPT_KEY, facts=self.facts, random=FakeRandom()),
             announcer=self.announced,
@@ -323,6 +327,52 @@ async def test_cancelled_before_the_guest_started(world, begun):
 
     assert (said.outcome, said.started_at) == (Outcome.CANCELLED, None)
     assert world.holds_nothing
+
+
+@pytest.mark.parametrize(("reason", "kept"), [(StopReason.CANCELLED, True), (StopReason.LEASE_LOST, False)])
+async def test_what_a_stopped_run_has_called_is_in_its_receipt_and_what_it_wrote_is_not(
+    tmp_path, reason, kept
+):
+    world = World(tmp_path)
+    asked = Capabilities(kv=True)
+    world.modules.manifest = a_manifest(capabilities=asked)
+    called = asyncio.Event()
+
+    async def guest(_request):
+        calls = world.sandbox.host_calls
+        await calls.answer(b'{"method":"kv.put","params":{"key":"a","value_base64":""}}', NO_RESOURCES)
+        await calls.answer(b'{"method":"http.fetch"}', NO_RESOURCES)
+        called.set()
+        await asyncio.Event().wait()
+
+    world.sandbox.guest = guest
+    async with world.running():
+        one = order(capabilities=asked, host_call_grants=asked.host_call_grants)
+        await world.take(one)
+        await world.until(called.is_set)
+        world.runner.stop(attempt_of(one), reason)
+        (said,) = await world.receipts()
+    assert (said.recording_commitment is not None, bool(said.denials), said.kv_writes_digest) == (
+        kept,
+        kept,
+        None,
+    )
+    (spooled,) = world.spool.receipts.values()
+    assert (spooled.recording is not None, spooled.kv_writes) == (kept, b"")
+
+
+async def test_receipt_of_an_older_order_tells_no_denials(tmp_path):
+    world = World(tmp_path)
+
+    async def guest(request):
+        await world.sandbox.host_calls.answer(b'{"method":"kv.get","params":{"key":"a"}}', NO_RESOURCES)
+        return await world.sandbox.echo(request)
+
+    world.sandbox.guest = guest
+    async with world.running():
+        await world.take(order(format=OLDER_ORDER_FORMAT))
+        (said,) = await world.receipts()
+    assert (said.type, said.outcome, said.denials) == (OLDER_PREDICATE_TYPE, Outcome.SUCCEEDED, ())
 
 
 @pytest.mark.parametrize(

@@ -225,6 +225,20 @@ impl<S: Stdio> Wasi<S> {
         )?)
     }
 
+    /// Writes a line of the host's to standard error, as if the guest had: it counts against the guest's limits.
+    ///
+    /// # Errors
+    /// `Limit` when it does not fit, after the bytes that do; `Errno` when the stream refuses.
+    pub fn write_log(&mut self, mut line: &[u8]) -> Result<(), Fault> {
+        while !line.is_empty() {
+            match self.write_some(line, Out::Stderr)? {
+                0 => return Err(Errno::Io.into()),
+                taken => line = line.get(taken..).unwrap_or_default(),
+            }
+        }
+        Ok(())
+    }
+
     /// Hands parts to a standard stream until all are taken, it refuses, or the limit is reached.
     fn write_stream(&mut self, mem: &[u8], parts: &[Range<usize>], out: Out) -> Result<u32, Fault> {
         let mut total = 0_u32;

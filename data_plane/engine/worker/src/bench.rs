@@ -14,6 +14,7 @@ use wasmer::Module;
 
 use crate::frames::{FrameReader, Kind, append_frame, send_all};
 use crate::guest::{Guest, Input};
+use crate::host_call;
 use crate::output::Output;
 use crate::wasi::GuestStdio;
 use crate::watchdog::Shared;
@@ -127,7 +128,7 @@ fn one(guest: &Guest, input: &Input, shared: &Arc<Shared>) -> Result<(), String>
         shared: Arc::clone(shared),
     };
     let wasi = Wasi::new(config, stdio).map_err(|error| error.to_string())?;
-    let (outcome, _) = guest.run(wasi, shared);
+    let (outcome, _) = guest.run(wasi, host_call::Limits::default(), shared);
     shared.output().discard();
     if outcome.outcome == "succeeded" {
         Ok(())

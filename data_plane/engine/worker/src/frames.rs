@@ -9,7 +9,9 @@ use std::fmt;
 use std::io::{IoSlice, IoSliceMut};
 use std::mem::MaybeUninit;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::time::Instant;
 
+use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::io::Errno;
 use rustix::net::{
     RecvAncillaryBuffer, RecvAncillaryMessage, RecvFlags, ReturnFlags, SendAncillaryBuffer,
@@ -123,24 +125,13 @@ impl<Socket: AsFd> FrameReader<Socket> {
     pub fn next_frame(&mut self) -> Result<Option<(Kind, &[u8])>, FrameError> {
         loop {
             let have = self.end - self.start;
-            let mut wanted = HEADER_BYTES;
-            if have >= LENGTH_BYTES {
-                let head = &self.buffer[self.start..self.start + LENGTH_BYTES];
-                let size = u32::from_le_bytes(head.try_into().expect("four bytes")) as usize;
-                if size == 0 {
-                    return Err(FrameError::Empty);
-                }
-                if size > MAX_FRAME_BYTES {
-                    return Err(FrameError::Oversized(size));
-                }
-                wanted = LENGTH_BYTES + size;
-                if have >= wanted {
-                    let byte = self.buffer[self.start + LENGTH_BYTES];
-                    let kind = Kind::from_byte(byte).ok_or(FrameError::UnknownKind(byte))?;
-                    let payload = self.start + HEADER_BYTES..self.start + wanted;
-                    self.start = payload.end;
-                    return Ok(Some((kind, &self.buffer[payload])));
-                }
+            let wanted = self.wanted()?;
+            if have >= wanted {
+                let byte = self.buffer[self.start + LENGTH_BYTES];
+                let kind = Kind::from_byte(byte).ok_or(FrameError::UnknownKind(byte))?;
+                let payload = self.start + HEADER_BYTES..self.start + wanted;
+                self.start = payload.end;
+                return Ok(Some((kind, &self.buffer[payload])));
             }
             self.make_room(wanted);
             if self.receive()? == 0 {
@@ -150,6 +141,46 @@ impl<Socket: AsFd> FrameReader<Socket> {
                     Err(FrameError::Truncated)
                 };
             }
+        }
+    }
+
+    /// Wait until `next_frame` does not, or until the deadline: then `false`.
+    ///
+    /// # Errors
+    /// The peer broke the protocol, see [`FrameError`].
+    pub fn wait_for_frame(&mut self, deadline: Instant) -> Result<bool, FrameError> {
+        loop {
+            let wanted = self.wanted()?;
+            if self.end - self.start >= wanted {
+                return Ok(true);
+            }
+            let left = deadline.saturating_duration_since(Instant::now());
+            let left = Timespec::try_from(left).expect("a short duration");
+            let mut waiting = [PollFd::new(&self.socket, PollFlags::IN)];
+            match poll(&mut waiting, Some(&left)) {
+                Ok(0) => return Ok(false),
+                Ok(_) => {}
+                Err(Errno::INTR) => continue,
+                Err(error) => return Err(error.into()),
+            }
+            self.make_room(wanted);
+            if self.receive()? == 0 {
+                // The end; `next_frame` says of what.
+                return Ok(true);
+            }
+        }
+    }
+
+    /// The bytes that the next frame takes, as far as it is known.
+    fn wanted(&self) -> Result<usize, FrameError> {
+        if self.end - self.start < LENGTH_BYTES {
+            return Ok(HEADER_BYTES);
+        }
+        let head = &self.buffer[self.start..self.start + LENGTH_BYTES];
+        match u32::from_le_bytes(head.try_into().expect("four bytes")) as usize {
+            0 => Err(FrameError::Empty),
+            size if size > MAX_FRAME_BYTES => Err(FrameError::Oversized(size)),
+            size => Ok(LENGTH_BYTES + size),
         }
     }
 

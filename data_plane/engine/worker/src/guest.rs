@@ -1,11 +1,14 @@
 //! One run of a loaded module: a fresh store, its imports, `_start`, and how it ended.
 
+use std::collections::VecDeque;
 use std::sync::{Arc, Mutex};
+use std::time::Instant;
 
 use agentfactory_wasi::{Errno, Usage, Wasi};
 use wasmer::{Extern, FunctionEnv, Instance, InstantiationError, Module, RuntimeError, Store};
 
 use crate::frames::{FrameReader, Kind};
+use crate::host_call::{self, HostCalls, Reply};
 use crate::messages::{Outcome, Refusal, Trap};
 use crate::output::Output;
 use crate::wasi::{Context, GuestStdio, Maker, Unwind, resolve};
@@ -34,9 +37,19 @@ impl Guest {
     }
 
     /// Run `_start` in a store of its own; nothing of it is left for the next run.
-    pub fn run(&self, wasi: Wasi<GuestStdio>, shared: &Shared) -> (Outcome, Usage) {
+    pub fn run(
+        &self,
+        mut wasi: Wasi<GuestStdio>,
+        limits: host_call::Limits,
+        shared: &Shared,
+    ) -> (Outcome, Usage) {
         let mut store = Store::new(self.engine.clone());
-        let env = FunctionEnv::new(&mut store, Context { wasi, memory: None });
+        let context = Context {
+            host_calls: HostCalls::new(wasi.stdio_mut(), limits),
+            wasi,
+            memory: None,
+        };
+        let env = FunctionEnv::new(&mut store, context);
         let ended = self.start(&mut store, &env);
         let wasi = &env.as_ref(&store).wasi;
         // A refusal that the guest could not live with is the reason of its end; one it coped with is not.
@@ -87,10 +100,11 @@ fn outcome(ended: Result<(), RuntimeError>, refused: Option<&'static str>) -> Ou
         Ok(Unwind::Exit(0)) => return exited(0),
         Ok(Unwind::Limit(limit)) => return killed(limit.as_str()),
         Ok(Unwind::Exit(code)) => return refused.map_or_else(|| exited(code), killed),
-        Ok(Unwind::HostCallRefused) => {
+        Ok(Unwind::Killed(limit)) => return killed(limit),
+        Ok(Unwind::HostCallFault) => {
             return trapped(
-                "HostCallRefused",
-                "agentfactory.call was called, and no host call is granted",
+                "HostCallFault",
+                "agentfactory.call was given a range that is not in the memory",
             );
         }
         Err(error) => error,
@@ -131,8 +145,14 @@ fn trapped(name: &str, message: &str) -> Outcome {
     }
 }
 
+/// Input that may come before the guest reads it: all that a run may be given.
+const MAX_AHEAD_BYTES: usize = 16 * 1024 * 1024;
+
 struct InputState {
     reader: FrameReader<std::os::fd::OwnedFd>,
+    /// Input that came while the guest waited for something else.
+    ahead: VecDeque<Vec<u8>>,
+    ahead_bytes: usize,
     chunk: Vec<u8>,
     position: usize,
     ended: bool,
@@ -148,6 +168,8 @@ impl Input {
     pub fn new(reader: FrameReader<std::os::fd::OwnedFd>) -> Self {
         Self(Arc::new(Mutex::new(InputState {
             reader,
+            ahead: VecDeque::new(),
+            ahead_bytes: 0,
             chunk: Vec::new(),
             position: 0,
             ended: true,
@@ -179,12 +201,19 @@ impl Input {
     pub fn finish(&self, shared: &Shared) {
         let mut state = self.state();
         while !state.ended {
-            state.next_chunk(shared);
+            state.next_chunk(shared, Late::IsIgnored);
         }
+        state.ahead = VecDeque::new();
+        state.ahead_bytes = 0;
         // A guest with a large input does not leave the memory it took behind.
         const KEEP_BYTES: usize = 64 * 1024;
         state.chunk.clear();
         state.chunk.shrink_to(KEEP_BYTES);
+    }
+
+    /// Wait for the answer to a host call; `None` when it does not come in time.
+    pub fn reply(&self, shared: &Shared, deadline: Instant) -> Option<Reply> {
+        self.state().next_reply(shared, deadline)
     }
 
     /// Read at most `buf.len()` bytes; waits for the parent; 0 at the end.
@@ -194,7 +223,7 @@ impl Input {
     pub fn read(&self, buf: &mut [u8], shared: &Shared) -> Result<usize, Errno> {
         let mut state = self.state();
         while state.position == state.chunk.len() && !state.ended {
-            state.next_chunk(shared);
+            state.next_chunk(shared, Late::IsRefused);
         }
         let available = &state.chunk[state.position..];
         let size = available.len().min(buf.len());
@@ -204,8 +233,50 @@ impl Input {
     }
 }
 
+/// What a reply is that nobody waits for.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Late {
+    IsRefused,
+    /// Its guest was stopped while it waited.
+    IsIgnored,
+}
+
 impl InputState {
-    fn next_chunk(&mut self, shared: &Shared) {
+    /// Wait for the next frame of a reply; input that comes first is kept for the guest to read.
+    fn next_reply(&mut self, shared: &Shared, deadline: Instant) -> Option<Reply> {
+        loop {
+            match self.reader.wait_for_frame(deadline) {
+                Ok(true) => {}
+                Ok(false) => return None,
+                Err(error) => refuse(&mut shared.output(), error.to_string()),
+            }
+            match self.reader.next_frame() {
+                Ok(Some((Kind::HostReply, payload))) => {
+                    return Some(host_call::parse_reply(payload, shared));
+                }
+                Ok(Some((Kind::Stdin, payload)))
+                    if self.ahead_bytes + payload.len() <= MAX_AHEAD_BYTES =>
+                {
+                    self.ahead_bytes += payload.len();
+                    self.ahead.push_back(payload.to_vec());
+                }
+                Ok(Some((kind, _))) => refuse(
+                    &mut shared.output(),
+                    format!("frame {kind:?} while a guest waits for a reply"),
+                ),
+                Ok(None) => end(0),
+                Err(error) => refuse(&mut shared.output(), error.to_string()),
+            }
+        }
+    }
+
+    fn next_chunk(&mut self, shared: &Shared, late: Late) {
+        if let Some(chunk) = self.ahead.pop_front() {
+            self.ahead_bytes -= chunk.len();
+            self.ended = chunk.is_empty();
+            (self.chunk, self.position) = (chunk, 0);
+            return;
+        }
         let mut output = shared.output();
         // Whoever waits for input may be waiting for an answer to what the guest has just written.
         if !output.is_empty() && output.flush().is_err() {
@@ -219,6 +290,7 @@ impl InputState {
                 self.chunk.extend_from_slice(payload);
                 self.position = 0;
             }
+            Ok(Some((Kind::HostReply, _))) if late == Late::IsIgnored => {}
             Ok(Some((kind, _))) => refuse(
                 &mut shared.output(),
                 format!("frame {kind:?} while a guest runs"),

@@ -7,6 +7,7 @@ pub mod compile;
 pub mod engine;
 pub mod frames;
 pub mod guest;
+pub mod host_call;
 pub mod jail;
 pub mod limits;
 pub mod messages;

@@ -1,5 +1,6 @@
 //! The JSON payloads of load, ready, run and outcome. Unknown fields are refused; every size has a bound.
 
+use agentfactory_wasi::Usage;
 use serde::{Deserialize, Serialize};
 
 use crate::jail::Layer;
@@ -194,6 +195,17 @@ pub struct Resources {
     pub host_calls: u32,
     pub host_call_bytes: u64,
     pub host_call_us: u64,
+}
+
+impl Resources {
+    /// Add what the guest's own state knows.
+    pub fn add(&mut self, usage: &Usage) {
+        self.peak_open_files = usage.peak_open_files;
+        self.random_bytes = usage.random_bytes;
+        self.log_lines = usage.log_lines;
+        self.scratch_bytes = usage.scratch_bytes;
+        self.scratch_inodes = usage.scratch_inodes;
+    }
 }
 
 #[derive(Debug, Serialize)]

@@ -119,6 +119,15 @@ impl Output {
         append_frame(&mut self.buffer, kind, &payload);
     }
 
+    /// Append a frame of several parts.
+    ///
+    /// # Panics
+    /// They are larger than a frame.
+    pub fn send(&mut self, kind: Kind, parts: &[&[u8]]) {
+        self.close_frames();
+        append_frame(&mut self.buffer, kind, &parts.concat());
+    }
+
     /// Send everything; waits for the parent.
     ///
     /// # Errors

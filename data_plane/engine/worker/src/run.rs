@@ -13,6 +13,7 @@ use crate::artifact::{self, ArtifactError};
 use crate::engine;
 use crate::frames::{FrameReader, Kind};
 use crate::guest::{Guest, Input, refuse};
+use crate::host_call;
 use crate::jail::{self, Jail, Root};
 use crate::messages::{Load, MAX_ARGUMENTS, MAX_PREOPENS, Outcome, Ready, Refusal, Run};
 use crate::output::Output;
@@ -173,6 +174,7 @@ fn serve_runs(guest: &Guest, input: &Input, shared: &Arc<Shared>) -> ! {
         shared
             .budget
             .reset(run.limits.memory_bytes, run.limits.table_elements);
+        shared.calls.reset();
         shared.output().reset();
         input.begin();
         shared.arm(number, wall, cpu);
@@ -180,6 +182,7 @@ fn serve_runs(guest: &Guest, input: &Input, shared: &Arc<Shared>) -> ! {
             input: input.clone(),
             shared: Arc::clone(shared),
         };
+        let host_calls = host_call::Limits::from(&run.limits);
         let (outcome, usage) = match configure(run, descriptors) {
             Err(message) => (
                 Refusal::new("invalid_request", message).into(),
@@ -190,7 +193,7 @@ fn serve_runs(guest: &Guest, input: &Input, shared: &Arc<Shared>) -> ! {
                     Refusal::new("invalid_request", error.to_string()).into(),
                     Usage::default(),
                 ),
-                Ok(wasi) => guest.run(wasi, shared),
+                Ok(wasi) => guest.run(wasi, host_calls, shared),
             },
         };
         report(outcome, usage, shared);
@@ -267,11 +270,7 @@ fn report(mut outcome: Outcome, usage: Usage, shared: &Shared) {
     let mut output = shared.output();
     let (wall, cpu) = shared.elapsed();
     let mut resources = shared.resources(&output, wall, cpu);
-    resources.peak_open_files = usage.peak_open_files;
-    resources.random_bytes = usage.random_bytes;
-    resources.log_lines = usage.log_lines;
-    resources.scratch_bytes = usage.scratch_bytes;
-    resources.scratch_inodes = usage.scratch_inodes;
+    resources.add(&usage);
     outcome.resources = Some(resources);
     output.say(Kind::Outcome, &outcome);
     if output.flush().is_err() {

@@ -9,6 +9,7 @@ use wasmer::{
 };
 
 use crate::guest::Input;
+use crate::host_call::HostCalls;
 use crate::output::Stream;
 use crate::watchdog::Shared;
 
@@ -45,16 +46,19 @@ impl Stdio for GuestStdio {
 /// What host functions see.
 pub struct Context {
     pub wasi: Wasi<GuestStdio>,
+    pub host_calls: HostCalls,
     /// Absent while the module's own start function runs: then every pointer is refused.
     pub memory: Option<Memory>,
 }
 
-/// Unwinds the guest: it ended by itself, passed a limit, or called what is not granted.
+/// Unwinds the guest: it ended by itself, passed a limit, or named memory that it does not have.
 #[derive(Debug)]
 pub enum Unwind {
     Exit(u32),
     Limit(LimitName),
-    HostCallRefused,
+    /// A limit that the WASI core does not know.
+    Killed(&'static str),
+    HostCallFault,
 }
 
 impl std::fmt::Display for Unwind {
@@ -62,7 +66,8 @@ impl std::fmt::Display for Unwind {
         match self {
             Self::Exit(code) => write!(formatter, "exit {code}"),
             Self::Limit(limit) => write!(formatter, "limit {}", limit.as_str()),
-            Self::HostCallRefused => write!(formatter, "host calls are not granted"),
+            Self::Killed(limit) => write!(formatter, "limit {limit}"),
+            Self::HostCallFault => write!(formatter, "a host call outside the memory"),
         }
     }
 }
@@ -93,8 +98,15 @@ pub fn resolve(module: &Module) -> Result<Vec<Maker>, String> {
                         Err(format!("import {name} is {wanted}, not {offered}"))
                     }
                 }
-                ("agentfactory", "call", ExternType::Function(function)) => {
-                    Ok(refusing(function.clone()))
+                ("agentfactory", "call", ExternType::Function(wanted)) => {
+                    let offered = FunctionType::new([Type::I32; 4], [Type::I32]);
+                    if offered == *wanted {
+                        Ok(calling_the_host())
+                    } else {
+                        Err(format!(
+                            "import agentfactory.call is {wanted}, not {offered}"
+                        ))
+                    }
                 }
                 (module, name, _) => Err(format!("import {module}.{name} is not offered")),
             },
@@ -112,31 +124,49 @@ fn types(types: &[ValType]) -> Vec<Type> {
         .collect()
 }
 
-/// The host call links, so that a module which may call can be loaded, and refuses: nothing is granted.
-fn refusing(function: FunctionType) -> Maker {
-    Box::new(move |store: &mut Store, _: &FunctionEnv<Context>| {
-        Function::new(store, function.clone(), |_| {
-            Err(RuntimeError::user(Box::new(Unwind::HostCallRefused)))
-        })
+fn calling_the_host() -> Maker {
+    Box::new(|store: &mut Store, env: &FunctionEnv<Context>| {
+        Function::new_typed_with_env(store, env, host_call)
     })
 }
 
-fn call(
-    env: &mut FunctionEnvMut<'_, Context>,
-    function: impl FnOnce(&mut Wasi<GuestStdio>, &mut [u8]) -> Result<(), Fault>,
+fn host_call(
+    mut env: FunctionEnvMut<'_, Context>,
+    request: u32,
+    request_len: u32,
+    response: u32,
+    response_cap: u32,
 ) -> Result<u32, RuntimeError> {
+    let (request, response) = ((request, request_len), (response, response_cap));
+    with_memory(&mut env, |wasi, host_calls, memory| {
+        host_calls.call(wasi, memory, request, response)
+    })
+    .map_err(|unwind| RuntimeError::user(Box::new(unwind)))
+}
+
+fn with_memory<Value>(
+    env: &mut FunctionEnvMut<'_, Context>,
+    function: impl FnOnce(&mut Wasi<GuestStdio>, &mut HostCalls, &mut [u8]) -> Value,
+) -> Value {
     let (context, store) = env.data_and_store_mut();
-    let result = match &context.memory {
-        None => function(&mut context.wasi, &mut []),
+    match &context.memory {
+        None => function(&mut context.wasi, &mut context.host_calls, &mut []),
         Some(memory) => {
             let view = memory.view(&store);
             let size = usize::try_from(view.data_size()).expect("32-bit memories");
             // SAFETY: the view spans the guest's memory, which is neither moved nor shrunk by growing (it is static),
             // and the only guest thread is inside this call, so nobody else reads or writes it meanwhile.
             let bytes = unsafe { std::slice::from_raw_parts_mut(view.data_ptr(), size) };
-            function(&mut context.wasi, bytes)
+            function(&mut context.wasi, &mut context.host_calls, bytes)
         }
-    };
+    }
+}
+
+fn call(
+    env: &mut FunctionEnvMut<'_, Context>,
+    function: impl FnOnce(&mut Wasi<GuestStdio>, &mut [u8]) -> Result<(), Fault>,
+) -> Result<u32, RuntimeError> {
+    let result = with_memory(env, |wasi, _, memory| function(wasi, memory));
     match result {
         Ok(()) => Ok(0),
         Err(Fault::Errno(errno)) => Ok(errno.code()),

@@ -11,6 +11,7 @@ use rustix::time::{
 };
 
 use crate::frames::Kind;
+use crate::host_call::Counts;
 use crate::limits::Budget;
 use crate::messages::{Outcome, Resources};
 use crate::output::Output;
@@ -57,6 +58,7 @@ pub struct Shared {
     output: Mutex<Output>,
     armed: Mutex<Option<Armed>>,
     pub budget: Arc<Budget>,
+    pub calls: Counts,
     timer: OwnedFd,
 }
 
@@ -68,6 +70,7 @@ impl Shared {
             output: Mutex::new(output),
             armed: Mutex::new(None),
             budget: Arc::new(Budget::default()),
+            calls: Counts::default(),
             timer: timerfd_create(TimerfdClockId::Monotonic, TimerfdFlags::CLOEXEC)?,
         })
     }
@@ -182,7 +185,11 @@ impl Shared {
     /// What the run has used, as far as it is known outside the guest's own state.
     #[must_use]
     pub fn resources(&self, output: &Output, wall: Duration, cpu: Duration) -> Resources {
+        let (host_calls, host_call_bytes, host_call_us) = self.calls.used();
         Resources {
+            host_calls,
+            host_call_bytes,
+            host_call_us,
             wall_us: u64::try_from(wall.as_micros()).unwrap_or(u64::MAX),
             cpu_us: u64::try_from(cpu.as_micros()).unwrap_or(u64::MAX),
             peak_memory_bytes: self.budget.peak_bytes(),

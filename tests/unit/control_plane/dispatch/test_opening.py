@@ -9,6 +9,7 @@ import pytest
 from agentfactory.v1 import nodes_pb2
 
 from control_plane.dispatch.endpoint import SessionEndpoint
+from control_plane.dispatch.host_calls import HostCallDesk
 from control_plane.dispatch.leases import LeaseDesk
 from control_plane.dispatch.opening import SessionOpener
 from control_plane.dispatch.ports import SilentObserver
@@ -30,6 +31,7 @@ from shared.errors import (
     UnsupportedVersionError,
 )
 from tests.fakes.clock import START, FakeRandom
+from tests.fakes.executions import FakeExecutionStore
 from tests.fakes.nodes import FakeNodeStore
 from tests.fixtures import dispatch as build
 from tests.fixtures.keys import ed25519_key
@@ -133,6 +135,9 @@ def door(parts: Parts) -> Door:
             options=build.options(),
             clock=parts.clock,
             background=parts.background,
+        ),
+        host_calls=HostCallDesk(
+            kv=FakeExecutionStore(parts.clock), leases=parts.leases, background=parts.background
         ),
         receipts=ReceiptIntake(
             dispatcher=dispatcher,

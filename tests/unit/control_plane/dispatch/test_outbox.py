@@ -31,6 +31,24 @@ async def test_a_node_that_does_not_read_loses_its_session():
     assert box.take_unread() == [1, 2], "what never left can be taken back"
 
 
+async def test_what_stands_behind_is_overtaken_by_everything_else():
+    box = outbox(limit=4)
+    assert [box.put_behind(8), box.put_behind(9), box.put(1)] == [True] * 3
+    seen = []
+    async for message in box:
+        seen.append(message)
+        if message == 8:
+            box.put(2)
+            box.close()
+    assert seen == [1, 8, 2, 9]
+
+
+async def test_what_stands_behind_counts_for_the_bounds_and_can_be_taken_back():
+    box = outbox(limit=2)
+    assert [box.put_behind(8), box.put(1), box.put_behind(9)] == [True, True, False]
+    assert box.take_unread() == [1, 8]
+
+
 async def test_the_first_reason_to_close_stays():
     box = outbox()
     box.put(1)

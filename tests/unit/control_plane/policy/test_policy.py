@@ -35,10 +35,10 @@ class Denials(list):
         self.append((question, reason))
 
 
-def service(engine=None) -> PolicyService:
-    source = builtin_policy()
+def service(engine=None, allowed_http=()) -> PolicyService:
+    source = builtin_policy(allowed_http)
     return PolicyService(
-        engine=engine or agentfactory_engine.Policy(source.source),
+        engine=engine or agentfactory_engine.Policy(source.source, source.data_json),
         policy_digest=source.digest,
         observer=Denials(),
         clock=FakeClock(),
@@ -71,13 +71,52 @@ def test_who_may_what(question, role, allowed):
 
 
 @pytest.mark.parametrize("question", list(Question))
-def test_no_capability_is_granted_yet(question):
+def test_no_destination_is_allowed_by_default(question):
     asked = replace(
         with_roles("admin"),
         capabilities=Capabilities(http=(HttpCapability(method="GET", url="https://a.test/"),)),
     )
     decision = service().decide(question, asked)
     assert (decision.allowed, decision.reason) == (False, "CAPABILITY_NOT_ALLOWED")
+
+
+@pytest.mark.parametrize(
+    ("entry", "method", "url", "allowed"),
+    [
+        ("GET https://a.test/", "GET", "https://a.test/", True),
+        ("GET https://a.test/", "GET", "https://a.test/v1/", True),
+        ("GET https://a.test/", "POST", "https://a.test/", False),
+        ("* https://a.test/", "POST", "https://a.test/v1", True),
+        ("GET https://a.test/v1", "GET", "https://a.test/v1", True),
+        ("GET https://a.test/v1", "GET", "https://a.test/v1/x", True),
+        ("GET https://a.test/v1", "GET", "https://a.test/v10", False),
+        ("GET https://a.test/v1/", "GET", "https://a.test/v1", False),
+        ("GET https://a.test/", "GET", "http://a.test/", False),
+        ("GET https://a.test/", "GET", "https://a.test.evil/", False),
+        ("GET https://a.test/", "GET", "https://a.test:444/", False),
+    ],
+)
+def test_operator_allows_destinations_by_method_and_prefix(entry, method, url, allowed):
+    asked = replace(
+        with_roles("admin"), capabilities=Capabilities(http=(HttpCapability(method=method, url=url),))
+    )
+    decision = service(allowed_http=(entry,)).decide(Question.EXECUTE, asked)
+    assert decision.allowed is allowed
+
+
+def test_every_destination_must_be_allowed():
+    http = tuple(HttpCapability(method="GET", url=f"https://{host}.test/") for host in "ab")
+    asked = replace(with_roles("admin"), capabilities=Capabilities(http=http))
+    assert not service(allowed_http=("GET https://a.test/",)).decide(Question.EXECUTE, asked).allowed
+    both = service(allowed_http=("GET https://b.test/", "GET https://a.test/"))
+    assert both.decide(Question.EXECUTE, asked).allowed
+
+
+def test_what_the_operator_allows_is_in_the_digest():
+    first, second = ("GET https://a.test/", "GET https://b.test/")
+    digests = {builtin_policy(entries).digest for entries in ((), (first,), (second,), (first, second))}
+    assert len(digests) == 4
+    assert builtin_policy((first, second)).digest == builtin_policy((second, first)).digest
 
 
 @pytest.mark.parametrize(("input_bytes", "allowed"), [(16 * 1024**2, True), (16 * 1024**2 + 1, False)])
@@ -115,7 +154,7 @@ def test_a_decision_names_the_exact_policy_and_input():
 def test_equal_questions_are_evaluated_once_and_decided_each():
     class Counting:
         calls = 0
-        policy = agentfactory_engine.Policy(builtin_policy().source)
+        policy = agentfactory_engine.Policy(builtin_policy().source, builtin_policy().data_json)
 
         def evaluate(self, rule, input_json):
             Counting.calls += 1

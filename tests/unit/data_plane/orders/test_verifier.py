@@ -290,6 +290,38 @@ def test_capability_that_the_template_asks_for():
     check_node_policy(order(capabilities=asked), manifest=a_manifest(capabilities=asked), facts=facts())
 
 
+ALL = Capabilities(http=(GET,), kv=True, secrets=("api",), record_host_calls=True)
+
+
+@pytest.mark.parametrize(
+    "granted",
+    [
+        Capabilities(http=(replace(GET, addresses=("10.0.0.0/8",)),)),
+        Capabilities(http=(replace(GET, max_calls=2),)),
+        Capabilities(kv=True),
+        Capabilities(secrets=("api", "other")),
+        Capabilities(record_host_calls=True),
+    ],
+    ids=["addresses", "calls", "kv", "secrets", "recording"],
+)
+def test_every_part_of_a_capability_is_one_that_the_template_asks_for(granted):
+    asked = Capabilities(http=(GET,), secrets=("api",))
+    ordered = order(capabilities=granted, host_call_grants=granted.host_call_grants)
+    with refused(Check.NODE_POLICY, RejectionReason.POLICY):
+        check_node_policy(ordered, manifest=a_manifest(capabilities=asked), facts=facts())
+
+
+def test_host_calls_that_the_capabilities_come_to_are_allowed():
+    ordered = order(capabilities=ALL, host_call_grants=ALL.host_call_grants)
+    check_node_policy(ordered, manifest=a_manifest(capabilities=ALL), facts=facts())
+
+
+def test_host_call_without_its_capability():
+    ordered = order(capabilities=replace(ALL, kv=False), host_call_grants=ALL.host_call_grants)
+    with refused(Check.NODE_POLICY, RejectionReason.POLICY):
+        check_node_policy(ordered, manifest=a_manifest(capabilities=ALL), facts=facts())
+
+
 def test_the_smaller_limit_counts():
     ceilings = Limits(wall_ms=100, cpu_ms=50_000, memory_bytes=1, output_bytes=2, log_bytes=3, open_files=4)
     ordered = Limits(wall_ms=200, cpu_ms=300)

@@ -25,7 +25,7 @@ from data_plane.receipts.records import (
     decode_record,
     encode_record,
 )
-from data_plane.receipts.spool import Spool
+from data_plane.receipts.spool import HEADROOM_BYTES, Spool
 from shared.errors import (
     DiskFullError,
     InternalError,
@@ -38,6 +38,8 @@ from shared.ids import ExecutionId
 
 MIB = 1024 * 1024
 SMALL_SEGMENT = SEGMENT_HEADER_BYTES + MAX_RECORD_BYTES
+WIDE = b"w" * 130_000
+"""With it and a text of 60,000 characters three records fill a small segment."""
 ATTEMPT = AttemptRef(execution_id=ExecutionId("exe_1"), attempt_number=1, fencing_token=2**60)
 SALT = bytes(range(32))
 
@@ -46,12 +48,15 @@ def open_spool(folder: Path, **changes) -> Spool:
     return Spool.open(folder, **{"bound_bytes": 64 * MIB, "segment_bytes": SMALL_SEGMENT} | changes)
 
 
-def draft(text: str = "", *, output: bytes | None = None, log: bytes | None = None) -> ReceiptDraft:
+def draft(
+    text: str = "", *, output: bytes | None = None, log: bytes | None = None, writes: bytes = b""
+) -> ReceiptDraft:
     return ReceiptDraft(
         build=lambda head: f"{head.sequence + 1}:{head.hash.hex()}:{text}".encode(),
         attempt=ATTEMPT,
         output=None if output is None else Body.of(output, SALT),
         log=None if log is None else Body.of(log, SALT),
+        kv_writes=writes,
     )
 
 
@@ -262,9 +267,9 @@ async def test_restart_after_a_large_output_was_acknowledged(tmp_path, emptied):
     assert await again.read(2) == other
     assert mark.stat().st_size == 0
     again.acknowledge([2])
-    for _ in range(2):  # into a segment of its own: the first one goes with its marks
+    for _ in range(4):  # into a segment of its own: the first one goes with its marks
         await again.append(draft("c" * 60_000, output=b"o" * 60_000, log=b"l" * 60_000))
-    again.acknowledge([3])
+    again.acknowledge([3, 4, 5])
     await again.close()
     assert not list((tmp_path / "bodies").iterdir())
 
@@ -306,7 +311,7 @@ async def test_order_is_refused_when_the_spool_has_no_room_for_its_receipt(tmp_p
 
 
 async def test_room_that_is_given_back_can_be_taken_again(tmp_path):
-    spool = open_spool(tmp_path, bound_bytes=4 * MIB)
+    spool = open_spool(tmp_path, bound_bytes=HEADROOM_BYTES + 2 * SMALL_SEGMENT + 1_300_000)
     held = [spool.reserve(600_000)]
     with pytest.raises(SpoolFullError):
         held.append(spool.reserve(1_200_000))
@@ -319,7 +324,7 @@ async def test_room_that_is_given_back_can_be_taken_again(tmp_path):
 
 
 async def test_rejections_have_room_when_orders_have_none(tmp_path):
-    spool = open_spool(tmp_path, bound_bytes=4 * MIB)
+    spool = open_spool(tmp_path, bound_bytes=HEADROOM_BYTES + 2 * SMALL_SEGMENT + 1_700_000)
     spool.reserve(1_600_000)
     with pytest.raises(SpoolFullError):
         spool.reserve(1)
@@ -358,7 +363,7 @@ async def test_full_disk_is_seen_before_an_order_is_taken(tmp_path, monkeypatch)
 async def test_full_disk_takes_no_number_and_the_spool_goes_on(tmp_path, monkeypatch):
     spool = open_spool(tmp_path)
     for _ in range(3):
-        await spool.append(draft("x" * 60_000))
+        await spool.append(draft("x" * 60_000, writes=WIDE))
     real = segments.write_all
 
     def full(*_args, **_kwargs):
@@ -366,10 +371,10 @@ async def test_full_disk_takes_no_number_and_the_spool_goes_on(tmp_path, monkeyp
 
     monkeypatch.setattr(segments, "write_all", full)
     with pytest.raises(DiskFullError):
-        await spool.append(draft("x" * 60_000))
+        await spool.append(draft("x" * 60_000, writes=WIDE))
     monkeypatch.setattr(segments, "write_all", real)
 
-    assert (await spool.append(draft("x" * 60_000))).sequence == 4
+    assert (await spool.append(draft("x" * 60_000, writes=WIDE))).sequence == 4
     await spool.close()
 
 
@@ -417,7 +422,7 @@ async def test_torn_tail_is_cut_off(tmp_path, caplog):
 async def test_damage_before_the_tail_ends_the_identity(tmp_path):
     spool = open_spool(tmp_path)
     for _ in range(9):
-        await spool.append(draft("x" * 60_000))
+        await spool.append(draft("x" * 60_000, writes=WIDE))
     await spool.close()
     first = min(tmp_path.glob("*.segment"))
     data = bytearray(first.read_bytes())
@@ -432,7 +437,7 @@ async def test_segment_of_another_chain_ends_the_identity(tmp_path):
     for name in ("ours", "theirs"):
         spool = open_spool(tmp_path / name)
         for _ in range(6):
-            await spool.append(draft(name + "x" * 60_000))
+            await spool.append(draft(name + "x" * 60_000, writes=WIDE))
         await spool.close()
     theirs = max((tmp_path / "theirs").glob("*.segment"))
     (tmp_path / "ours" / theirs.name).write_bytes(theirs.read_bytes())

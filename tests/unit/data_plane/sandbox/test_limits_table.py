@@ -12,7 +12,7 @@ from tests.tools.limits_page import PAGE, ROOT, module_limits, page
 WORKER_SOURCE = ROOT / "data_plane" / "engine" / "worker" / "src"
 
 
-TO_COME = {"fuel", "host_calls", "host_call_bytes", "host_call_ms"}
+TO_COME = {"fuel"}
 """Limits that nothing enforces yet."""
 
 

@@ -4,7 +4,15 @@ from datetime import UTC, datetime, timedelta
 import pytest
 
 from data_plane.sandbox import messages
-from data_plane.sandbox.domain import EngineInfo, Preopen, RunRequest
+from data_plane.sandbox.domain import (
+    MAX_LOG_LINE_BYTES,
+    MAX_REQUEST_BYTES,
+    MAX_RESPONSE_BYTES,
+    EngineInfo,
+    HostReply,
+    Preopen,
+    RunRequest,
+)
 from shared.errors import (
     ArtifactInvalidError,
     DiskFullError,
@@ -158,3 +166,39 @@ def test_what_names_no_engine_is_refused(value):
 
 def test_an_engine_survives_the_round_trip():
     assert messages.engine_from_json(messages.engine_to_json(ENGINE)) == ENGINE
+
+
+def host_call(used: bytes, request: bytes = b"{}", size: int | None = None) -> bytes:
+    return (len(used) if size is None else size).to_bytes(4, "little") + used + request
+
+
+def test_a_host_call_is_what_was_used_and_the_guests_bytes():
+    used, request = messages.parse_host_call(host_call(json.dumps(RESOURCES).encode(), b"\xff{}"))
+    assert (used.wall, used.log_lines, request) == (timedelta(microseconds=1500), 1, b"\xff{}")
+
+
+@pytest.mark.parametrize(
+    "payload",
+    [
+        b"",
+        b"\1\0",
+        host_call(b""),
+        host_call(b"[]"),
+        host_call(b"{}"),
+        host_call(json.dumps(RESOURCES | {"wall_us": -1}).encode()),
+        host_call(json.dumps(RESOURCES | {"host_calls": True}).encode()),
+        host_call(b"{}", size=2**32 - 1),
+        host_call(json.dumps(RESOURCES).encode(), bytes(MAX_REQUEST_BYTES + 1)),
+    ],
+)
+def test_a_host_call_of_a_worker_that_lies_is_none(payload):
+    with pytest.raises(WorkerCrashedError):
+        messages.parse_host_call(payload)
+
+
+def test_a_reply_larger_than_a_worker_takes_is_a_defect_of_the_node():
+    largest = HostReply(response=bytes(MAX_RESPONSE_BYTES), log=bytes(MAX_LOG_LINE_BYTES))
+    assert messages.reply_payload(largest).startswith(MAX_LOG_LINE_BYTES.to_bytes(4, "little"))
+    for change in ({"response": bytes(MAX_RESPONSE_BYTES + 1)}, {"log": bytes(MAX_LOG_LINE_BYTES + 1)}):
+        with pytest.raises(ValueError, match="host reply"):
+            messages.reply_payload(HostReply(**{"response": b"", **change}))
