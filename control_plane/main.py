@@ -55,7 +55,12 @@ async def _serve(
 ) -> None:
     services = build(base, signer)
     settings = base.settings
-    front = Front(gatekeeper=services.access, observer=base.metrics, register=services.register)
+    front = Front(
+        gatekeeper=services.access,
+        observer=base.metrics,
+        turns=services.turns,
+        register=services.register,
+    )
     watch = HealthWatch(queue=QueueGauge(base.database), front=front, metrics=base.metrics)
     renewal = CertificateRenewal(
         paths=base.paths,

@@ -20,6 +20,7 @@ from shared.rpc.channel import SERVER_OPTIONS
 from shared.rpc.identity import Gatekeeper
 from shared.rpc.inflight import MAX_CONCURRENT_RPCS, RpcBounds
 from shared.rpc.server import Guard, RpcObserver
+from shared.rpc.turns import Turns
 
 SERVICES: Final = tuple(
     f"agentfactory.v1.{name}"
@@ -48,9 +49,12 @@ class Address:
 class Front:
     """All servers of a replica, as one thing to start, ask and stop."""
 
-    def __init__(self, *, gatekeeper: Gatekeeper, observer: RpcObserver, register: Register) -> None:
+    def __init__(
+        self, *, gatekeeper: Gatekeeper, observer: RpcObserver, turns: Turns, register: Register
+    ) -> None:
         self._gatekeeper = gatekeeper
         self._observer = observer
+        self._turns = turns
         self._register = register
         self._health = health.aio.HealthServicer()
         self._servers: list[grpc.aio.Server] = []
@@ -90,7 +94,10 @@ class Front:
     def _add(self, address: Address) -> int:
         # A guard for each server: it remembers handlers, and every server has its own.
         guard = Guard(
-            gatekeeper=self._gatekeeper, observer=self._observer, bounds=RpcBounds.of(MAX_CONCURRENT_RPCS)
+            gatekeeper=self._gatekeeper,
+            observer=self._observer,
+            bounds=RpcBounds.of(MAX_CONCURRENT_RPCS),
+            turns=self._turns,
         )
         server = grpc.aio.server(
             interceptors=[guard], options=SERVER_OPTIONS, maximum_concurrent_rpcs=MAX_CONCURRENT_RPCS

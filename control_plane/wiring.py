@@ -32,6 +32,7 @@ from control_plane.audit.service import AuditService
 from control_plane.audit.servicer import AuditServicer
 from control_plane.audit.store import PostgresAuditStore
 from control_plane.audit.throttle import RefusalLog
+from control_plane.call_turns import CallTurns
 from control_plane.database.engine import PoolBounds, create_engine
 from control_plane.database.migrate import require_current_schema
 from control_plane.database.notifications import (
@@ -113,6 +114,7 @@ class Services:
     """What is served, and what runs beside it."""
 
     access: AccessService
+    turns: CallTurns
     dispatch: Dispatch
     completions: Completions
     directory: CachedAgentDirectory
@@ -204,6 +206,7 @@ def build(base: Base, signer: FileSigner) -> Services:
     catalog = TemplateCatalog(database=base.database, store=stores.templates)
     directory = CachedAgentDirectory(database=base.database, agents=stores.agents, templates=catalog)
     admission = _admission(base)
+    turns = CallTurns(clock=base.clock, has_backlog=admission.has_backlog)
     acceptor = MeasuredAcceptor(
         store=stores.executions,
         placer=dispatch.placer,
@@ -240,6 +243,7 @@ def build(base: Base, signer: FileSigner) -> Services:
     )
     return Services(
         access=_access(base),
+        turns=turns,
         dispatch=dispatch,
         completions=completions,
         directory=directory,
@@ -249,6 +253,7 @@ def build(base: Base, signer: FileSigner) -> Services:
             base.notifications.run,
             acceptor.run,
             admission.run,
+            turns.run,
             partial(completions.run, stores.executions),
             Housekeeping(stores.executions).run,
             base.refusals.run,

@@ -6,13 +6,14 @@ batches whose claim has committed. No transaction waits for a key (rule 3): sign
 
 import asyncio
 from collections import deque
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Collection, Iterable, Sequence
 from dataclasses import dataclass
 from typing import Final
 
 import structlog
 from agentfactory.v1 import nodes_pb2, orders_pb2
 
+from control_plane.company import Company
 from control_plane.dispatch.background import Background
 from control_plane.dispatch.batches import Batch, Batches, Committed
 from control_plane.dispatch.fleet import Fleet
@@ -28,6 +29,7 @@ from control_plane.dispatch.orders import (
 from control_plane.dispatch.ports import Observer
 from control_plane.dispatch.retry import retrying
 from control_plane.dispatch.session import HeldAttempt, LiveSession
+from control_plane.dispatch.waiting import WaitingTenants
 from control_plane.executions.domain import (
     CancelRequest,
     Claimable,
@@ -41,10 +43,18 @@ from control_plane.executions.ports import LeaseStore
 from shared.clock import Clock, Random
 from shared.digests import Digest, sha256_digest
 from shared.errors import AgentFactoryError, InvalidInputError, SessionSupersededError
-from shared.ids import ORDER, ExecutionId, NodeId, OrderId, new_id
+from shared.ids import ORDER, ExecutionId, NodeId, OrderId, TenantId, new_id
 from shared.orders import NONCE_BYTES
 
 logger = structlog.get_logger(__name__)
+
+COMPANY_QUEUE: Final = 4
+COMPANY_ORDERS: Final = 8
+"""Orders that a node holds while several tenants are active: so many beyond its slots, and so many at least.
+Enough to keep its slots busy; more would stand in front of a newcomer of another tenant.
+"""
+COMPANY_RESERVE: Final = 4
+"""Places beyond those for newcomers of tenants of whom nothing waits."""
 
 ENOUGH_EMPTY: Final = 4
 """Sessions in a row for which a claim found nothing: the queue is empty, but for what all of them refused."""
@@ -88,6 +98,8 @@ class Dispatcher:
         self._to_send = asyncio.Event()
         self._to_claim = asyncio.Event()
         self._queue_empty = False
+        self._waiting = WaitingTenants()
+        self._company = Company()
         self._wakes = 0
         self._paused_until = 0.0
 
@@ -99,7 +111,7 @@ class Dispatcher:
     # --- Placer
 
     def place(self, executions: Sequence[NewExecution]) -> Sequence[Placement | None]:
-        """Take a free slot of an own session for each newcomer, while the queue is known to be empty."""
+        """Take a free slot of an own session for each newcomer before which nothing of its tenant waits."""
         drafts = [self._place_newcomer(new.claimable()) for new in executions]
         placements = iter(self._placements([draft for draft in drafts if draft is not None]))
         return [None if draft is None else next(placements) for draft in drafts]
@@ -124,9 +136,10 @@ class Dispatcher:
                 ),
             )
 
-    def wake(self) -> None:
-        """Claim soon: something waits, or may."""
+    def wake(self, *, of: Collection[TenantId] | None = None) -> None:
+        """Claim soon: something of these tenants waits, or may; none named: of any."""
         self._queue_empty = False
+        self._waiting.add(of)
         self._wakes += 1
         self._to_claim.set()
 
@@ -158,17 +171,22 @@ class Dispatcher:
             self._to_claim.set()
 
     def _place_newcomer(self, work: Claimable) -> _Draft | None:
-        now = self._clock.monotonic()
-        session = None
-        if self._queue_empty and now >= self._paused_until:
+        now, tenant_id = self._clock.monotonic(), work.run.tenant_id
+        self._company.came(tenant_id, now)
+        draft = None
+        if now >= self._paused_until and (self._queue_empty or not self._waiting.may_wait(tenant_id)):
             session = self._fleet.pick(module_digest=work.run.module_digest, now=now, zone=self._options.zone)
-        if session is None or work.run.run_deadline_at <= self._clock.now():
-            self._queue_empty = False
-            return None
-        draft = self._hold(session, work) if can_say(session.order_type, work.run) else None
+            in_time = work.run.run_deadline_at > self._clock.now()
+            if session is not None and in_time and self._has_place(session, now):
+                draft = self._hold(session, work) if can_say(session.order_type, work.run) else None
         if draft is None:
             self._queue_empty = False
+            self._waiting.add((tenant_id,))
         return draft
+
+    def _has_place(self, session: LiveSession, now: float) -> bool:
+        """Whether a newcomer may stand in a node's queue: among several tenants it is kept short."""
+        return session.held_count < _in_company(session) + COMPANY_RESERVE or not self._company.is_mixed(now)
 
     def _place_claimed(self, session: LiveSession, works: Sequence[Claimable]) -> list[Placement]:
         """Fill free slots in the queue's order; what must run alone waits until nothing else runs."""
@@ -289,7 +307,11 @@ class Dispatcher:
         return bool(answers) and all(answers)  # nobody asked means nothing known
 
     def _free_slots(self, session: LiveSession) -> int:
-        return self._fleet.free_slots(session, self._clock.monotonic())
+        now = self._clock.monotonic()
+        free = self._fleet.free_slots(session, now)
+        if self._company.is_mixed(now):
+            free = min(free, _in_company(session) - session.held_count)
+        return free
 
     async def _claim_for(self, session: LiveSession, *, limit: int, clears: bool) -> bool:
         """Give one session up to `limit` orders; True when nothing was left waiting for it."""
@@ -301,6 +323,7 @@ class Dispatcher:
             return placements
 
         started = self._clock.monotonic()
+        self._waiting.look()
         too_new = session.too_new(started)
         try:
             claimed = await self._claim(
@@ -317,6 +340,9 @@ class Dispatcher:
             self._take_back(chosen)  # its fate is unknown: what was claimed after all is released
             return False
         self._observer.stage("claim", self._clock.monotonic() - started)
+        self._waiting.seen(claimed.left)
+        for work in claimed.executions:
+            self._company.came(work.run.tenant_id, started)
         committed = {placement.order_id for placement in claimed.placements}
         self.release([placement for placement in chosen if placement.order_id not in committed])
         self._commit(claimed.placements, [work.run for work in claimed.executions])
@@ -404,3 +430,7 @@ class Dispatcher:
     async def _release_unsent(self, placements: Sequence[Placement]) -> None:
         await retrying(lambda: self._leases.release_unsent(placements), what="release unsent orders")
         self.wake()
+
+
+def _in_company(session: LiveSession) -> int:
+    return max(session.slots + COMPANY_QUEUE, COMPANY_ORDERS)

@@ -101,7 +101,7 @@ class Acceptor:
         sent: list[Placement] = []
         sent_items: list[NewExecution] = []
         dropped: list[Placement] = []
-        waits = False
+        waiting: set[TenantId] = set()
         for item, placement, answer in zip(items, placements, answers, strict=True):
             if placement is not None and answer.placed:
                 sent.append(placement)
@@ -109,13 +109,14 @@ class Acceptor:
                 continue
             if placement is not None:
                 dropped.append(placement)
-            waits = waits or answer.outcome is AcceptOutcome.NEW
+            if answer.outcome is AcceptOutcome.NEW:
+                waiting.add(item.run.tenant_id)
         if sent:
             self._placer.commit(sent, sent_items)
         if dropped:
             self._placer.release(dropped)
-        if waits:
-            self._placer.wake()
+        if waiting:
+            self._placer.wake(of=waiting)
 
 
 def _left(admission: Admission, tenant_id: TenantId, answer: "asyncio.Future[Accepted]") -> None:

@@ -21,6 +21,11 @@ from shared.logs import get_logger
 COUNT_EVERY: Final = timedelta(seconds=1)
 """Between two counts of what waits."""
 
+BACKLOG: Final = timedelta(seconds=2)
+"""As much work as slots do within two counts; more is a backlog,"""
+MIN_BACKLOG: Final = 64
+"""if it is more executions than this."""
+
 MAX_RETRY_AFTER: Final = timedelta(seconds=30)
 """What a refused caller is told at most; also while nothing leaves the queue."""
 
@@ -149,6 +154,10 @@ class Admission:
             self._since[tenant_id] += 1
             self._late[tenant_id] += 1
             self._all_since += 1
+
+    def has_backlog(self, tenant_id: TenantId) -> bool:
+        """Whether enough of a tenant waits to keep all slots busy for a while: no more is urgent."""
+        return self._pending_of(tenant_id) > MIN_BACKLOG + self._rate * BACKLOG.total_seconds()
 
     async def count(self) -> None:
         """Ask Postgres once.

@@ -359,6 +359,8 @@ class Claimed:
     """The claimables of `placements`, in the same order: what their deliveries need besides the order."""
     queue_empty: bool
     """Whether nothing that this session may run was left waiting."""
+    left: frozenset[TenantId] | None = None
+    """The tenants of whom something that it may run may still wait; None: any."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

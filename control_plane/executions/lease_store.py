@@ -1,5 +1,6 @@
 """Executions in Postgres as dispatch sees them: claim, lease, result, loss. store.py has what callers see."""
 
+from collections import Counter
 from collections.abc import Callable, Sequence
 from datetime import datetime, timedelta
 from typing import Any
@@ -40,7 +41,7 @@ from control_plane.kv.domain import DEFAULT_QUOTA, KvQuota
 from control_plane.kv.settlement import KvSettlement
 from shared.clock import Clock, Random
 from shared.errors import PermissionDeniedError, SessionSupersededError
-from shared.ids import AUDIT_ENTRY, AuditEntryId, BootId, ExecutionId, NodeId, new_id
+from shared.ids import AUDIT_ENTRY, AuditEntryId, BootId, ExecutionId, NodeId, TenantId, new_id
 
 
 class PostgresLeaseStore:
@@ -99,6 +100,7 @@ class PostgresLeaseStore:
             placements=placements,
             executions=tuple(claimables[one.execution_id] for one in placements),
             queue_empty=len(rows) < limit and len(placements) == len(rows),
+            left=_left(rows, placements, limit),
         )
 
     async def _lock_claimable(
@@ -313,6 +315,20 @@ class PostgresLeaseStore:
 
     def _audit_id(self) -> AuditEntryId:
         return new_id(AUDIT_ENTRY, self._clock, self._random)
+
+
+def _left(
+    rows: Sequence[DriverRecord], placements: Sequence[Placement], limit: int
+) -> frozenset[TenantId] | None:
+    """Return of which tenants something may still wait: those that got their whole share of the claim."""
+    tenants = rows[0]["tenants"] if rows else 0
+    if tenants > limit:
+        return None  # some had no turn
+    placed = {one.execution_id for one in placements}
+    counts = Counter(TenantId(row["tenant_id"]) for row in rows)
+    passed_over = {TenantId(row["tenant_id"]) for row in rows if row["execution_id"] not in placed}
+    full = {tenant for tenant, count in counts.items() if count * tenants >= limit}
+    return frozenset(full | passed_over)
 
 
 async def _ids(connection: AsyncConnection, query: str, arguments: tuple[Any, ...]) -> list[ExecutionId]:

@@ -1,6 +1,6 @@
 """What the use cases of executions and the dispatcher need from the outside. Promises, no implementation."""
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from datetime import timedelta
 from typing import Protocol
 
@@ -49,8 +49,8 @@ class Placer(Protocol):
     def release(self, placements: Sequence[Placement]) -> None:
         """The placements were not committed, or their session was superseded: give the slots back."""
 
-    def wake(self) -> None:
-        """Something is pending: claim soon."""
+    def wake(self, *, of: Collection[TenantId] | None = None) -> None:
+        """Something of these tenants is pending, of any when none are named: claim soon."""
 
     def cancel(self, requests: Sequence[CancelRequest]) -> None:
         """Tell the nodes of own sessions to stop these attempts; others reach their replica by NOTIFY."""

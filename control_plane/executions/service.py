@@ -1,7 +1,7 @@
 """Use cases of callers: run agents, look at executions, cancel them."""
 
 import hashlib
-from collections.abc import AsyncGenerator, Sequence
+from collections.abc import AsyncGenerator, Callable, Sequence
 from dataclasses import dataclass
 from datetime import timedelta
 from typing import Final
@@ -95,8 +95,15 @@ class ExecutionService:
         self._random = random
         self._options = options or ExecutionOptions()
 
-    async def execute(self, subject: Subject, request: RunRequest, *, method: str) -> Execution:
-        """Run an agent and return its execution after its end.
+    async def execute(
+        self,
+        subject: Subject,
+        request: RunRequest,
+        *,
+        method: str,
+        accepted: Callable[[], None] = lambda: None,
+    ) -> Execution:
+        """Run an agent and return its execution after its end; `accepted` is called once there is one.
 
         Durable before anything runs. Cancelling this call stops the waiting only: the execution goes on and a
         repeat with the same request id finds it.
@@ -112,11 +119,12 @@ class ExecutionService:
         """
         execution_id = new_id(EXECUTION, self._clock, self._random)
         with self._completions.watch(execution_id, awaits_end=True) as watch:
-            accepted, execution = await self._submit(subject, request, method, execution_id)
-            if accepted.outcome is AcceptOutcome.NEW:
+            answer, execution = await self._submit(subject, request, method, execution_id)
+            accepted()
+            if answer.outcome is AcceptOutcome.NEW:
                 return await self._end_of(subject.tenant_id, watch, execution)
-        with self._completions.watch(accepted.execution_id, awaits_end=True) as watch:
-            execution = await self._store.get(subject.tenant_id, accepted.execution_id)
+        with self._completions.watch(answer.execution_id, awaits_end=True) as watch:
+            execution = await self._store.get(subject.tenant_id, answer.execution_id)
             return await self._end_of(subject.tenant_id, watch, execution)
 
     async def prepare(self, subject: Subject, request: RunRequest, *, method: str) -> NewExecution:

@@ -22,6 +22,7 @@ from control_plane.policy.domain import Subject
 from shared.digests import parse_digest
 from shared.errors import InvalidInputError
 from shared.rpc.identity import caller
+from shared.rpc.turns import end_turn
 
 
 class ExecutionServicer(executions_pb2_grpc.ExecutionServiceServicer):
@@ -34,7 +35,7 @@ class ExecutionServicer(executions_pb2_grpc.ExecutionServiceServicer):
 
     async def Execute(self, request: pb.ExecuteRequest, _: Any) -> pb.ExecuteResponse:
         execution = await self._service.execute(
-            _subject(), request_from_proto(request.execution), method="Execute"
+            _subject(), request_from_proto(request.execution), method="Execute", accepted=end_turn
         )
         return pb.ExecuteResponse(execution=execution_to_proto(execution))
 

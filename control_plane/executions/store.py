@@ -115,7 +115,7 @@ class PostgresExecutionStore(PostgresBodyStore):
     def _tell(self, answers: Sequence[Accepted]) -> None:
         new = [answer for answer in answers if answer.outcome is AcceptOutcome.NEW]
         if any(not answer.placed for answer in new):
-            self._database.notifier.notify(Channel.QUEUE)
+            self._database.notifier.notify_others(Channel.QUEUE)  # its acceptor tells this one
         if new:
             self._database.notifier.notify(Channel.AUDIT)
 

@@ -7,6 +7,7 @@ is lost with a stream is sent again on the next one.
 import asyncio
 from collections import OrderedDict, deque
 from collections.abc import Iterable
+from dataclasses import replace
 from datetime import timedelta
 from typing import Final
 
@@ -24,6 +25,9 @@ MAX_STARTED_PER_MESSAGE: Final = 256
 
 MAX_UNACKNOWLEDGED: Final = 1024
 """Receipts on their way at once; the others wait on the disk."""
+
+MAX_REMEMBERED_ENVELOPES: Final = 1024
+"""Signed roots of the present stream, about 1 KiB each; a receipt under an older one takes its own along."""
 
 STARTED_LINGER: Final = timedelta(milliseconds=20)
 """A run that ends sooner needs no note that it started: its receipt says so."""
@@ -43,6 +47,7 @@ class Outbox:
         self._uploaded: set[int] = set()
         self._sent: OrderedDict[int, float] = OrderedDict()
         self._started: OrderedDict[AttemptRef, float] = OrderedDict()
+        self._came: OrderedDict[bytes, None] = OrderedDict()
         self._linger: asyncio.TimerHandle | None = None
         self.changed = asyncio.Event()
         self.uploads_changed = asyncio.Event()
@@ -52,6 +57,17 @@ class Outbox:
         self._started[attempt] = self._clock.monotonic() + STARTED_LINGER.total_seconds()
         self._wake_later()
 
+    def came(self, order_envelope: bytes) -> None:
+        """Orders under this signed root have come on the present stream.
+
+        Whoever sent them there has the signature, or its stream ends before the receipt is acknowledged: on
+        this one a receipt travels without it.
+        """
+        self._came[order_envelope] = None
+        self._came.move_to_end(order_envelope)
+        if len(self._came) > MAX_REMEMBERED_ENVELOPES:
+            self._came.popitem(last=False)
+
     def receipt_ready(self, receipt: SpooledReceipt) -> None:
         """Queue a receipt that is on the disk."""
         if receipt.attempt is not None:
@@ -60,6 +76,7 @@ class Outbox:
 
     def restart(self) -> None:
         """A new stream has begun: everything unacknowledged is sent, from the oldest on."""
+        self._came.clear()
         self._sent.clear()
         self._to_upload.clear()
         self._ready = deque(self._spool.unacknowledged())
@@ -101,6 +118,8 @@ class Outbox:
                 self._ready.popleft()
                 self._queue(receipt)
                 continue
+            if receipt.order_envelope in self._came:
+                receipt = replace(receipt, order_envelope=b"")
             size += receipt.size_bytes
             if batch and size > MAX_BATCH_BYTES:
                 break

@@ -206,6 +206,7 @@ class Session:
 
     def _take_orders(self, message: nodes_pb2.SessionResponse) -> None:
         batch = message.order_batch
+        self._parts.outbox.came(batch.envelope)
         self._parts.orders.receive(batch.envelope, [convert.delivery_from_proto(one) for one in batch.orders])
 
     def _take_grant(self, granted: nodes_pb2.LeaseGranted) -> None:

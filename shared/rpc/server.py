@@ -1,8 +1,8 @@
 """The one interceptor of every server: what happens to an RPC before its servicer, and to its errors after.
 
-Order, from outside in: errors and counting, identity, its share, access, validation, deadline, servicer. One
-interceptor instead of six, because each of grpc.aio's costs every call a coroutine. Decides no rights: it
-asks the gatekeeper.
+Order, from outside in: errors and counting, identity, its share, access, deadline, turn, validation,
+servicer. One interceptor instead of seven, because each of grpc.aio's costs every call a coroutine. Decides
+no rights: it asks the gatekeeper.
 """
 
 import asyncio
@@ -19,6 +19,7 @@ from shared.logs import get_logger
 from shared.rpc.errors import typed_error, wire_error
 from shared.rpc.identity import Admission, Gatekeeper, set_caller
 from shared.rpc.inflight import InFlight, RpcBounds
+from shared.rpc.turns import NoTurns, Turns, end_turn, set_turn
 from shared.rpc.validation import validate, validated
 
 logger = get_logger(__name__)
@@ -26,6 +27,9 @@ logger = get_logger(__name__)
 _SPIFFE_KEY: Final = "peer_spiffe_id"
 _MAX_WRAPPED: Final = 256
 """Methods of one server. More would mean that names from outside got into the table."""
+
+_TAKE_TURNS: Final = ("caller", "service")
+"""Nodes and peers without a certificate do not: they have bounds of their own, and few unary calls."""
 
 Handler: TypeAlias = "grpc.RpcMethodHandler[Any, Any]"
 Continuation = Callable[[grpc.HandlerCallDetails], Awaitable[Any]]
@@ -43,9 +47,15 @@ class Guard(grpc.aio.ServerInterceptor):
     """Wraps every handler of a server; see the module's docstring for the order."""
 
     def __init__(
-        self, *, gatekeeper: Gatekeeper, observer: RpcObserver, bounds: RpcBounds | None = None
+        self,
+        *,
+        gatekeeper: Gatekeeper,
+        observer: RpcObserver,
+        bounds: RpcBounds | None = None,
+        turns: Turns | None = None,
     ) -> None:
         self._gatekeeper = gatekeeper
+        self._turns = turns or NoTurns()
         self._in_flight = InFlight(bounds or RpcBounds.of())
         self._observer = observer
         self._wrapped: dict[str, tuple[Handler, Handler]] = {}
@@ -89,6 +99,8 @@ class Guard(grpc.aio.ServerInterceptor):
         return grpc.unary_unary_rpc_method_handler(served, *codecs)
 
     def _unary(self, method: str, inner: Callable[[Any, Context], Awaitable[Any]], *, stream: bool) -> Any:
+        service = method.rpartition("/")[0]
+
         async def unary(request: Any, context: Context) -> Any:
             call = _Call(method, context, self._observer)
             self._enter()
@@ -98,11 +110,14 @@ class Guard(grpc.aio.ServerInterceptor):
                     admission = await self._gatekeeper.admit(method, identity)
                     set_caller(admission.caller)
                     async with asyncio.timeout(_limit(admission, context)) as call.scope:
+                        if not stream and admission.caller.kind in _TAKE_TURNS:
+                            set_turn(await self._turns.take(admission.caller.tenant_id, service))
                         return await inner(_checked(request), context)
             except BaseException as error:
                 await call.fail(error)
                 raise
             finally:
+                end_turn()
                 self._leave()
                 call.end()
 

@@ -297,6 +297,11 @@ class FakeExecutionStore:
             placements=placements,
             executions=tuple(found[one.execution_id] for one in placements),
             queue_empty=len(waiting) < limit and len(placements) == len(waiting),
+            left=frozenset(
+                one.tenant_id
+                for one in self._executions.values()
+                if one.claimable_at is not None and _claimable(one, session.node_id, now)
+            ),
         )
 
     def _by_turns(

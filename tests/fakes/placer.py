@@ -1,8 +1,9 @@
 """A dispatcher in memory: places while it has slots and remembers what became of its placements."""
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 
 from control_plane.executions.domain import CancelRequest, NewExecution, Placement, SessionRef
+from shared.ids import TenantId
 from tests.builders.executions import Builder, session
 
 
@@ -39,7 +40,7 @@ class FakePlacer:
         self.released.extend(placements)
         self.slots += len(placements)
 
-    def wake(self) -> None:
+    def wake(self, *, of: Collection[TenantId] | None = None) -> None:
         self.woken += 1
 
     def cancel(self, requests: Sequence[CancelRequest]) -> None:

@@ -6,6 +6,7 @@ Writes build/bench/pressure.json and exits 1 when a bar is missed. Everything is
 import argparse
 import asyncio
 import sys
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 from tests.bench.pressure.world import Process, World, running_world
@@ -40,15 +41,21 @@ class Plan:
 QUICK = Plan(flood=2_000, rounds=1, seconds=4, pressed_seconds=8)
 
 
-async def measure(plan: Plan) -> list[Figure]:
+PARTS = ("flood", "callers", "overload")
+
+
+async def measure(plan: Plan, parts: Sequence[str] = PARTS) -> list[Figure]:
     figures: list[Figure] = []
     async with running_world() as world:
         async with world.caller("admin", WORKS) as calm, world.caller("other", WORKS) as wild:
             await calm.do("closed", callers=FEW, seconds=plan.seconds)  # every path is warm
-            figures += await measure_flood(world, plan, calm, wild)
-            figures += await measure_callers(plan, calm)
-        async with world.caller("admin", SLEEPS) as caller:
-            figures += await measure_overload(world, plan, caller)
+            if "flood" in parts:
+                figures += await measure_flood(world, plan, calm, wild)
+            if "callers" in parts:
+                figures += await measure_callers(plan, calm)
+        if "overload" in parts:
+            async with world.caller("admin", SLEEPS) as caller:
+                figures += await measure_overload(world, plan, caller)
     return figures
 
 
@@ -155,8 +162,13 @@ async def measure_overload(world: World, plan: Plan, caller: Process) -> list[Fi
 def main() -> int:
     parser = argparse.ArgumentParser(prog="python -m tests.bench.pressure", description=__doc__)
     parser.add_argument("--quick", action="store_true", help="a smaller flood, short windows, one round")
-    plan = QUICK if parser.parse_args().quick else Plan()
-    return publish("pressure" if plan == Plan() else "pressure-quick", asyncio.run(measure(plan)))
+    parser.add_argument("parts", nargs="*", metavar="PART", help=f"of {', '.join(PARTS)}; all unless named")
+    given = parser.parse_args()
+    if not set(given.parts) <= set(PARTS):
+        parser.error(f"a part is one of {', '.join(PARTS)}")
+    plan = QUICK if given.quick else Plan()
+    name = "-".join(["pressure", *(["quick"] if given.quick else []), *given.parts])
+    return publish(name, asyncio.run(measure(plan, given.parts or PARTS)))
 
 
 if __name__ == "__main__":

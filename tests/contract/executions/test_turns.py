@@ -44,6 +44,18 @@ async def test_many_slots_are_shared_and_what_one_leaves_goes_to_the_other(world
     assert (len(last.executions), last.queue_empty) == (1, True)
 
 
+async def test_a_claim_tells_of_whom_nothing_is_left(world: World):
+    await submit(world, *flood(world, 10), world.build.execution(tenant=OTHER_TENANT))
+    assert (await claim(world, limit=6)).left == {TENANT}
+    assert (await claim(world, limit=9)).left == frozenset()
+
+
+async def test_a_claim_that_not_every_tenant_had_a_turn_in_hides_nobody(world: World):
+    await submit(world, *flood(world, 3), *(world.build.execution(tenant=OTHER_TENANT) for _ in range(3)))
+    left = (await claim(world, limit=1)).left
+    assert left is None or left == {TENANT, OTHER_TENANT}
+
+
 async def test_a_tenant_that_had_nothing_waiting_saves_up_no_turns(world: World):
     await submit(world, *flood(world, 30))
     for _ in range(10):

@@ -5,11 +5,13 @@ import os
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from datetime import timedelta
+from typing import ClassVar
 
 import grpc
 import pytest
 from agentfactory.v1 import agents_pb2, agents_pb2_grpc, executions_pb2, executions_pb2_grpc
 
+from control_plane.call_turns import CallTurns, TurnBounds
 from control_plane.installation.files import (
     ensure_authority,
     ensure_client_certificate,
@@ -33,22 +35,26 @@ from shared.rpc.identity import Admission, Caller, caller
 from shared.rpc.inflight import RpcBounds
 from shared.rpc.server import Guard
 from shared.rpc.tls import TlsFiles, channel_credentials, server_credentials, server_only_channel_credentials
+from shared.rpc.turns import end_turn
 
 LOCAL = InstallationId("local")
 NAMES = ("localhost", "127.0.0.1")
 ADMIN = "spiffe://local/caller/admin"
+TURNS = TurnBounds(at_once=16, at_once_of_tenant=8, at_once_in_company=4, waiting_of_tenant=100)
 
 
 class Gate:
-    """Admits whoever shows a certificate."""
+    """Admits whoever shows a certificate, each as a tenant of its own."""
 
     deadline = timedelta(minutes=1)
+    kind = "caller"
 
     async def admit(self, method, identity):
         if identity is None:
             raise UnauthenticatedError("the call carries no identity")
+        name = identity.rpartition("/")[2]
         known = Caller(
-            identity=identity, kind="caller", name="admin", tenant_id=TenantId("default"), roles=frozenset()
+            identity=identity, kind=self.kind, name=name, tenant_id=TenantId(name), roles=frozenset()
         )
         return Admission(caller=known, deadline=self.deadline)
 
@@ -62,6 +68,9 @@ class Agents(agents_pb2_grpc.AgentServiceServicer):
     """Does what the name of the agent says."""
 
     reached = 0
+    served: ClassVar[list[str]] = []
+    processor = asyncio.Lock()
+    """Works on one call after the other, as the event loop does."""
 
     async def GetAgent(self, request, context):  # noqa: N802 - the contract names it
         Agents.reached += 1
@@ -74,6 +83,12 @@ class Agents(agents_pb2_grpc.AgentServiceServicer):
                 async with asyncio.TaskGroup() as group:
                     group.create_task(self._conflict())
             case "slow":
+                await asyncio.Event().wait()
+            case "work":
+                async with Agents.processor:
+                    Agents.served.append(caller().name)
+            case "long":
+                end_turn()
                 await asyncio.Event().wait()
         return agents_pb2.GetAgentResponse(agent=agents_pb2.Agent(name=caller().identity))
 
@@ -104,18 +119,19 @@ class Stage:
         ensure_client_certificate(self.paths, LOCAL, self.authority, name="admin", clock=self.clock)
         self.gate, self.counted, self.port = Gate(), Counted(), 0
         self.bounds = RpcBounds.of()
+        self.turns = CallTurns(clock=self.clock, bounds=TURNS)
 
-    def files(self, *, server: bool) -> TlsFiles:
+    def files(self, *, server: bool, name: str = "admin") -> TlsFiles:
         paths = self.paths
         return TlsFiles(
-            certificate=paths.server_certificate if server else paths.client_certificate("admin"),
-            key=paths.server_key if server else paths.client_key("admin"),
+            certificate=paths.server_certificate if server else paths.client_certificate(name),
+            key=paths.server_key if server else paths.client_key(name),
             authority=paths.ca_certificate,
         )
 
     @asynccontextmanager
     async def serving(self, *, require_client: bool = True) -> AsyncIterator[None]:
-        self.guard = Guard(gatekeeper=self.gate, observer=self.counted, bounds=self.bounds)
+        self.guard = Guard(gatekeeper=self.gate, observer=self.counted, bounds=self.bounds, turns=self.turns)
         server = grpc.aio.server(interceptors=[self.guard], options=SERVER_OPTIONS)
         agents_pb2_grpc.add_AgentServiceServicer_to_server(Agents(), server)
         executions_pb2_grpc.add_ExecutionServiceServicer_to_server(Executions(), server)
@@ -144,6 +160,12 @@ async def get(channel, name):
     except grpc.aio.AioRpcError as error:
         raise error_of(error) from error
     return answer.agent.name
+
+
+async def until(holds):
+    async with asyncio.timeout(30):
+        while not holds():
+            await asyncio.sleep(0.001)
 
 
 async def test_the_servicer_learns_the_identity_of_the_certificate(stage):
@@ -235,6 +257,58 @@ async def test_one_identity_holds_only_so_many_streams_and_its_calls_go_on(stage
         again = stub.StreamExecutions(timeout=10)
         await again.write(message)
         await again.read()
+
+
+async def test_a_call_of_a_calm_tenant_does_not_stand_behind_the_flood_of_another(stage):
+    ensure_client_certificate(stage.paths, LOCAL, stage.authority, name="calm", clock=stage.clock)
+    calm_credentials = channel_credentials(stage.files(server=False, name="calm"))
+    Agents.served.clear()
+    async with stage.serving(), stage.channel() as flooding, stage.channel(calm_credentials) as calm:
+        await Agents.processor.acquire()
+        flood = [asyncio.create_task(get(flooding, "work")) for _ in range(80)]
+        await until(lambda: stage.guard._active == len(flood))
+        one = asyncio.create_task(get(calm, "work"))
+        await until(lambda: stage.guard._active == len(flood) + 1)
+        Agents.processor.release()
+        await asyncio.gather(one, *flood)
+    assert len(Agents.served) == 81
+    assert Agents.served.index("calm") <= TURNS.at_once_of_tenant, "behind what was begun before it came"
+
+
+async def test_a_call_beyond_the_lane_is_refused_before_its_servicer_or_its_message_is_looked_at(stage):
+    async with stage.serving(), stage.channel() as channel:
+        begun = [asyncio.create_task(get(channel, "slow")) for _ in range(TURNS.at_once_of_tenant)]
+        await until(lambda: stage.guard._active == len(begun))
+        waiting = [asyncio.create_task(get(channel, "who")) for _ in range(TURNS.waiting_of_tenant)]
+        await until(lambda: stage.turns.waiting(TenantId("admin")) == len(waiting))
+        before = Agents.reached
+        with pytest.raises(ResourceExhaustedError, match="100 calls of tenant admin wait") as caught:
+            await get(channel, "")  # which would be invalid
+        assert caught.value.retry_after is not None
+        assert Agents.reached == before
+        for call in (*begun, *waiting):
+            call.cancel()
+        await until(lambda: not stage.guard._active)
+        assert await get(channel, "who") == ADMIN, "every turn came back"
+
+
+async def test_a_call_that_only_waits_gives_its_turn_back(stage):
+    async with stage.serving(), stage.channel() as channel:
+        waiting = [asyncio.create_task(get(channel, "long")) for _ in range(2 * TURNS.at_once_of_tenant)]
+        await until(lambda: stage.guard._active == len(waiting))
+        assert await get(channel, "who") == ADMIN
+        for call in waiting:
+            call.cancel()
+
+
+async def test_nodes_take_no_turns(stage):
+    stage.gate.kind = "node"
+    async with stage.serving(), stage.channel() as channel:
+        begun = [asyncio.create_task(get(channel, "slow")) for _ in range(2 * TURNS.at_once_of_tenant)]
+        await until(lambda: stage.guard._active == len(begun))
+        assert await get(channel, "who") == ADMIN
+        for call in begun:
+            call.cancel()
 
 
 async def test_idle_waits_for_the_answers_under_way(stage):

@@ -7,10 +7,11 @@ import pytest
 from agentfactory.v1 import nodes_pb2
 
 from control_plane.dispatch import options as limits
-from control_plane.dispatch.dispatcher import ENOUGH_EMPTY
+from control_plane.dispatch.dispatcher import COMPANY_ORDERS, COMPANY_RESERVE, ENOUGH_EMPTY
 from control_plane.dispatch.session import LiveSession
 from control_plane.executions.domain import AttemptRef, CancelRequest, RunSpec
 from shared.errors import KeyUnavailableError, SessionSupersededError
+from shared.ids import TenantId
 from shared.orders import verify_batch, verify_order_inclusion
 from shared.signatures import Signature
 from tests.fakes.clock import START
@@ -55,6 +56,53 @@ async def test_rule_3_word_that_something_waits_stops_direct_placement(parts: Pa
     await parts.find_queue_empty()
     parts.dispatcher.wake()
     assert parts.dispatcher.place([newcomer()]) == [None]
+
+
+CALM, WILD = TenantId("calm"), TenantId("wild")
+
+
+async def test_rule_3_a_newcomer_before_which_nothing_of_its_tenant_waits_is_placed_though_others_wait(
+    parts: Parts,
+):
+    session = parts.join(slots=2)
+    parts.enqueue(*(build.claimable(run=build.run_spec(tenant_id=WILD)) for _ in range(9)))
+    await parts.dispatcher.claim_once()
+    session.take_heartbeat(number=session.heartbeat_number + 1, free_slots=9, capacity=11, now=0.0)
+    parts.dispatcher.wake(of=[WILD])
+    assert parts.dispatcher.place([newcomer(tenant_id=WILD)]) == [None]
+    [placement] = parts.dispatcher.place([newcomer(tenant_id=CALM)])
+    assert placement is not None
+
+
+async def test_rule_3_a_newcomer_never_jumps_the_queue_of_its_own_tenant(parts: Parts):
+    session = parts.join(slots=1)
+    parts.enqueue(build.claimable(run=build.run_spec(tenant_id=WILD)))
+    await parts.dispatcher.claim_once()
+    assert parts.dispatcher.place([newcomer(tenant_id=CALM)]) == [None], "there is no slot: it waits"
+    for held in session.held():
+        session.release(held.key)
+    assert parts.dispatcher.place([newcomer(tenant_id=CALM)]) == [None]
+
+
+async def test_among_several_tenants_little_stands_in_a_nodes_queue_and_a_place_is_kept(parts: Parts):
+    session = parts.join(slots=2)
+    session.take_heartbeat(number=session.heartbeat_number + 1, free_slots=100, capacity=100, now=0.0)
+    parts.enqueue(
+        *(build.claimable(run=build.run_spec(tenant_id=one)) for one in (CALM, *[WILD] * 30)),
+    )
+    parts.dispatcher.place([newcomer(tenant_id=CALM), newcomer(tenant_id=WILD)])
+    await parts.dispatcher.claim_once()
+    assert session.held_count == COMPANY_ORDERS
+    placed = [one for _ in range(10) for one in parts.dispatcher.place([newcomer(tenant_id=CALM)]) if one]
+    assert len(placed) == COMPANY_RESERVE
+
+
+async def test_a_tenant_alone_fills_a_nodes_queue(parts: Parts):
+    session = parts.join(slots=2)
+    session.take_heartbeat(number=session.heartbeat_number + 1, free_slots=100, capacity=100, now=0.0)
+    parts.enqueue(*(build.claimable() for _ in range(30)))
+    await parts.dispatcher.claim_once()
+    assert session.held_count == 30
 
 
 async def test_a_wake_during_a_claim_is_not_forgotten(parts: Parts, monkeypatch: pytest.MonkeyPatch):

@@ -1,5 +1,6 @@
 """What is sent, in which order, and what is sent again."""
 
+from dataclasses import replace
 from datetime import timedelta
 
 import pytest
@@ -9,6 +10,7 @@ from data_plane.receipts.domain import SpooledBody, SpooledReceipt
 from data_plane.session.outbox import (
     MAX_BATCH_BYTES,
     MAX_BATCH_RECEIPTS,
+    MAX_REMEMBERED_ENVELOPES,
     MAX_UNACKNOWLEDGED,
     RESEND_AFTER,
     STARTED_LINGER,
@@ -69,6 +71,26 @@ async def test_new_stream_sends_everything_unacknowledged_from_the_oldest_on(wor
     world.outbox.restart()
 
     assert await world.sent() == [1, 3]
+
+
+def under(root: bytes, sequence: int) -> SpooledReceipt:
+    return replace(receipt(sequence), order_envelope=root)
+
+
+async def test_a_receipt_takes_the_signature_of_its_order_along_only_on_another_stream_than_it_came_by(world):
+    world.outbox.came(b"root")
+    world.ready(under(b"root", 1), under(b"earlier root", 2))
+    assert [one.order_envelope for one in await world.outbox.next_receipts()] == [b"", b"earlier root"]
+    world.outbox.restart()
+    assert [one.order_envelope for one in await world.outbox.next_receipts()] == [b"root", b"earlier root"]
+
+
+async def test_signatures_of_a_stream_are_remembered_within_a_bound(world):
+    roots = [number.to_bytes(4, "big") for number in range(MAX_REMEMBERED_ENVELOPES + 1)]
+    for root in roots:
+        world.outbox.came(root)
+    world.ready(under(roots[0], 1), under(roots[1], 2))
+    assert [one.order_envelope for one in await world.outbox.next_receipts()] == [roots[0], b""]
 
 
 async def test_acknowledged_receipt_leaves_the_spool(world):
