@@ -78,7 +78,11 @@ async def test_guest_fault_is_a_named_outcome(
 ATTACK_OF = {attack.limit: attack for attack in reversed(ATTACKS) if attack.outcome is Outcome.KILLED}
 """The first guest of each limit."""
 USED = {LimitName.MEMORY_BYTES: "peak_memory_bytes", LimitName.OPEN_FILES: "peak_open_files"}
-TIMES = {LimitName.WALL_MS: "wall", LimitName.CPU_MS: "cpu"}
+TIMES = {LimitName.WALL_MS: "wall", LimitName.CPU_MS: "cpu", LimitName.HOST_CALL_MS: "host_call_time"}
+
+
+PROFILES = {LimitName.FUEL: Profile.DETERMINISTIC}
+"""Where a limit is counted under another than the default."""
 
 
 @pytest.mark.parametrize("attack", ATTACK_OF.values(), ids=lambda attack: attack.limit)
@@ -87,9 +91,11 @@ async def test_limit_that_an_order_names_is_the_one_that_fires_and_is_named_with
 ):
     await start_node()
     session = await control_plane.session()
-    template = await publish(attack.module, limits=RequestedLimits(**attack.granted))
+    profile = PROFILES.get(attack.limit, Profile.DEFAULT)
+    template = await publish(attack.module, limits=RequestedLimits(**attack.granted), profile=profile)
 
-    receipt = await run(control_plane, session, template, b"", limits=limits(**attack.granted))
+    granted = limits(**attack.granted)
+    receipt = await run(control_plane, session, template, b"", limits=granted, profile=profile)
 
     said = receipt.predicate
     assert (said.outcome, said.limit) == (Outcome.KILLED, attack.limit)
