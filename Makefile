@@ -52,6 +52,10 @@ bench: $(READY) ## measure against the bars; writes build/bench/*.json, exits 1 
 bench-sandbox: $(READY) ## measure the sandbox beside native code, about 5 minutes; ARGS="workers agents" for some parts
 	@$(BIN)/python -m tests.bench.sandbox $(ARGS)
 
+.PHONY: fuzz
+fuzz: $(READY) ## guests, peers and workers that say anything, for 10 minutes (MINUTES=N for others, 0 for ever); build/fuzz/
+	@$(BIN)/python -m tests.fuzz --seconds $$(( $(or $(MINUTES),10) * 60 ))
+
 .PHONY: chaos
 chaos: $(READY) ## every fault, one after the other, under load (about 20 minutes); writes build/chaos.json
 	@$(BIN)/python -m tests.chaos

@@ -6,7 +6,7 @@ import os
 import sys
 from collections.abc import AsyncIterator
 from dataclasses import asdict, replace
-from datetime import timedelta
+from datetime import datetime, timedelta
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Final
 
@@ -27,6 +27,8 @@ _READ_BYTES: Final = 64 * 1024
 _MAX_EXIT_CODE: Final = 255
 _SCRATCH_BYTES: Final = 256 * 1024 * 1024
 _SCRATCH_INODES: Final = 10_000
+_CLOCK: Final = "2000-01-01T00:00:00Z"
+"""Where the clock of a repeatable run starts unless it is named."""
 
 
 @app.callback()
@@ -84,9 +86,21 @@ def run(
             help="N=VALUE: wall_ms, memory_bytes or another of docs/security/limits.md. Repeatable.",
         ),
     ] = None,
+    profile: Annotated[
+        str, typer.Option("--profile", help="default, deterministic or portable: docs/sandbox.md.")
+    ] = "default",
+    seed: Annotated[
+        str | None, typer.Option("--seed", help="64 hex digits: where its random numbers come from.")
+    ] = None,
+    clock: Annotated[
+        str | None, typer.Option("--clock", help="Where its clock starts, as in 2026-01-02T03:04:05Z.")
+    ] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Outcome and resources as JSON on stderr.")] = False,
 ) -> None:
     """Compile MODULE in a jailed process and run it in another; its streams are this command's own.
+
+    Under the profiles deterministic and portable the same command gives the same output and the same fuel:
+    seed and clock are then zeros and the year 2000 unless named, never this machine's.
 
     Exit codes: the guest's own where it ended by itself (256 and more become 1); else 1 when it trapped or
     a limit ended it, 2 wrong use, 3 the module is refused, 4 the sandbox is not available.
@@ -94,7 +108,8 @@ def run(
     Example: agentfactory sandbox run --dir .::/work:ro --limit wall_ms=1000 count.wasm /work/README.md
     """
     try:
-        request = _request(module, args or [], env or [], dirs or [], limit or [])
+        fixed = _fixed(profile, seed, clock)
+        request = _request(module, args or [], env or [], dirs or [], limit or [], fixed)
         result = asyncio.run(_run(module, request))
     except AgentFactoryError as error:
         raise typer.Exit(_failed(error, as_json=as_json)) from error
@@ -112,22 +127,30 @@ async def _run(module: Path, request: "RunRequest") -> "RunResult":
     from agentfactory_engine import worker_path
 
     from data_plane.sandbox.compiler import WorkerCompiler
-    from data_plane.sandbox.engine import read_engine_info
+    from data_plane.sandbox.engine import read_engines
     from data_plane.sandbox.pool import WorkerPool
+    from data_plane.sandbox.process import User
     from shared.digests import sha256_digest
     from shared.ids import TenantId
+    from shared.manifest import Profile
 
     worker = worker_path()
-    engine = await read_engine_info(worker)
+    engines = await read_engines(worker)
     module_fd = _open(module)
     artifact_fd = os.memfd_create("artifact")
     try:
-        await WorkerCompiler(worker_path=worker).compile(module_fd=module_fd, artifact_fd=artifact_fd)
+        await WorkerCompiler(worker_path=worker).compile(
+            module_fd=module_fd, artifact_fd=artifact_fd, profile=request.profile
+        )
 
         async def artifact() -> int:
             return os.dup(artifact_fd)
 
-        async with WorkerPool(worker_path=worker, engine=engine, slots=1, spares=0) as pool:
+        # Directories are given with the rights of whoever runs this; without one the guest needs nobody's.
+        user = User.OWN if request.preopens else User.NOBODY
+        async with WorkerPool(
+            worker_path=worker, engine=engines[Profile.DEFAULT], engines=engines, slots=1, spares=0, user=user
+        ) as pool:
             return await pool.run(
                 tenant_id=TenantId("local"),
                 module_digest=sha256_digest(str(module).encode()),
@@ -181,7 +204,12 @@ async def _pass_on(stream: "Stream", data: bytes) -> None:
 
 
 def _request(
-    module: Path, args: list[str], env: list[str], dirs: list[str], limits: list[str]
+    module: Path,
+    args: list[str],
+    env: list[str],
+    dirs: list[str],
+    limits: list[str],
+    fixed: dict[str, Any],
 ) -> "RunRequest":
     from data_plane.sandbox.domain import RunRequest
 
@@ -192,9 +220,32 @@ def _request(
             env=tuple(_split(entry, "=", "--env NAME=VALUE") for entry in env),
             preopens=preopens,
             limits=_limits(limits, writes=any(one.writable for one in preopens)),
+            **fixed,
         )
     except ValueError as error:
         raise InvalidInputError(str(error)) from error
+
+
+def _fixed(profile: str, seed: str | None, clock: str | None) -> dict[str, Any]:
+    """Return what of the run is not this machine's."""
+    from data_plane.sandbox.domain import SEED_BYTES
+    from shared.manifest import Profile
+
+    if profile not in list(Profile):
+        raise InvalidInputError(f"--profile {profile!r} is not one of {', '.join(Profile)}")
+    repeatable = profile != Profile.DEFAULT
+    fixed: dict[str, Any] = {"profile": Profile(profile)}
+    if seed is not None or repeatable:
+        try:
+            fixed["seed"] = bytes.fromhex(seed or "00" * SEED_BYTES)
+        except ValueError as error:
+            raise InvalidInputError(f"--seed {seed!r} is not {2 * SEED_BYTES} hexadecimal digits") from error
+    if clock is not None or repeatable:
+        try:
+            fixed["clock"] = datetime.fromisoformat(clock or _CLOCK)
+        except ValueError as error:
+            raise InvalidInputError(f"--clock {clock!r} is not a time such as {_CLOCK}") from error
+    return fixed
 
 
 def _preopen(text: str) -> "Preopen":
@@ -263,7 +314,12 @@ def _as_data(result: "RunResult") -> dict[str, object]:
             times.get(name, name): value / timedelta(milliseconds=1) if name in times else value
             for name, value in ((name, getattr(used, name)) for name in RESOURCE_FIELDS)
         },
-        "engine": {"name": result.engine.name, "version": result.engine.version},
+        "engine": {
+            "name": result.engine.name,
+            "version": result.engine.version,
+            "profile": result.engine.profile,
+            "config_digest": result.engine.config_digest,
+        },
     }
 
 

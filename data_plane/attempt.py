@@ -128,12 +128,14 @@ def request_of(running: Running, content: bytes) -> RunRequest:
     """Return what the guest of a verified order is given."""
     order = running.order
     # The default profile has real time and real randomness; the others repeat a run exactly.
+    # A fuel limit of the default profile is not counted by anything: its engine does not meter.
     repeatable = order.profile is not Profile.DEFAULT
     return RunRequest(
         args=(order.agent_name,),
         env=((PARAMETERS_VARIABLE, running.delivery.parameters.decode()),),
         stdin=content,
         limits=running.admission.limits,
+        profile=order.profile,
         seed=order.seed if repeatable else None,
         clock=order.clock_start_at if repeatable else None,
         scratch=running.admission.limits.has_scratch,

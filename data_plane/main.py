@@ -2,6 +2,7 @@
 
 import asyncio
 import signal
+from collections.abc import Mapping
 from contextlib import AsyncExitStack
 from datetime import timedelta
 
@@ -30,7 +31,7 @@ from data_plane.receipts.spool import Spool
 from data_plane.runner import OrderRunner
 from data_plane.sandbox.compiler import WorkerCompiler
 from data_plane.sandbox.domain import EngineInfo, LayerState
-from data_plane.sandbox.engine import check_layers, read_engine_info, read_layers
+from data_plane.sandbox.engine import check_layers, read_engines, read_layers
 from data_plane.sandbox.pool import WorkerPool
 from data_plane.sandbox.scratch import ScratchFolders
 from data_plane.session.host_calls import HostCallRelay
@@ -53,6 +54,7 @@ from shared.gathering import Gathering
 from shared.ids import BOOT, BootId, new_id
 from shared.key_files import read_secret_file, write_secret_file
 from shared.logs import get_logger
+from shared.manifest import Profile
 from shared.runtime import settle
 from shared.telemetry import make_tracer_provider
 from shared.trust import read_trust
@@ -107,10 +109,10 @@ async def build_node(settings: NodeSettings, stack: AsyncExitStack) -> tuple[Nod
             f"{paths.identity} is of installation {identity.installation!r}, pinned is {trust.installation!r}"
         )
     worker_path = agentfactory_engine.worker_path()
-    engine = await read_engine_info(worker_path)
+    engines = await read_engines(worker_path)
     layers = await read_layers(worker_path)
     check_layers(layers, settings.sandbox_require)
-    facts = _facts(settings, identity, engine, layers, new_id(BOOT, clock, random))
+    facts = _facts(settings, identity, engines, layers, new_id(BOOT, clock, random))
     _trace(settings, identity, stack)
     registry = CollectorRegistry()
     metrics = NodeMetrics(registry, clock)
@@ -119,7 +121,7 @@ async def build_node(settings: NodeSettings, stack: AsyncExitStack) -> tuple[Nod
         root_keys=trust.root_keys, installation=trust.installation, path=paths.data_dir / "keyset.dsse"
     )
     keyset.load()
-    cache = _cache(settings, engine, random)
+    cache = _cache(settings, engines, random)
     leases = Leases()
     spool = Spool.open(
         paths.spool,
@@ -140,7 +142,7 @@ async def build_node(settings: NodeSettings, stack: AsyncExitStack) -> tuple[Nod
         tls_key_pem=identity.tls_key_pem,
         certificate=identity.certificate,
     )
-    sandbox = await _sandbox(settings, worker_path, engine, stack)
+    sandbox = await _sandbox(settings, worker_path, engines, stack)
     compiler = WorkerCompiler(worker_path=worker_path, require=settings.sandbox_require)
     runner = OrderRunner(
         facts=facts,
@@ -196,7 +198,7 @@ async def build_node(settings: NodeSettings, stack: AsyncExitStack) -> tuple[Nod
 def _facts(
     settings: NodeSettings,
     identity: NodeIdentity,
-    engine: EngineInfo,
+    engines: Mapping[Profile, EngineInfo],
     layers: tuple[LayerState, ...],
     boot_id: BootId,
 ) -> NodeFacts:
@@ -204,8 +206,7 @@ def _facts(
         installation=identity.installation,
         node_id=identity.node_id,
         boot_id=boot_id,
-        engine=engine,
-        profiles=frozenset(settings.profiles),
+        engines={profile: engines[profile] for profile in Profile if profile in settings.profiles},
         ceilings=settings.ceilings,
         max_order_life=timedelta(seconds=settings.max_order_life_s),
         max_skew=timedelta(seconds=settings.max_skew_s),
@@ -254,11 +255,15 @@ def _quarantine(settings: NodeSettings) -> Quarantine:
 
 
 async def _sandbox(
-    settings: NodeSettings, worker_path: str, engine: EngineInfo, stack: AsyncExitStack
+    settings: NodeSettings,
+    worker_path: str,
+    engines: Mapping[Profile, EngineInfo],
+    stack: AsyncExitStack,
 ) -> WorkerPool:
     pool = WorkerPool(
         worker_path=worker_path,
-        engine=engine,
+        engine=engines[Profile.DEFAULT],
+        engines=engines,
         slots=settings.slots,
         max_warm_workers=settings.max_warm_workers,
         require=settings.sandbox_require,
@@ -267,7 +272,9 @@ async def _sandbox(
     return await stack.enter_async_context(pool)
 
 
-def _cache(settings: NodeSettings, engine: EngineInfo, random: SystemRandom) -> ArtifactCache:
+def _cache(
+    settings: NodeSettings, engines: Mapping[Profile, EngineInfo], random: SystemRandom
+) -> ArtifactCache:
     key_file = settings.data_dir / "artifact.key"
     try:
         mac_key = read_secret_file(key_file, max_bytes=KEY_BYTES)
@@ -280,7 +287,7 @@ def _cache(settings: NodeSettings, engine: EngineInfo, random: SystemRandom) -> 
             hint="remove it: artifacts are compiled anew",
         )
     cache = ArtifactCache(
-        settings.paths.artifacts, mac_key=mac_key, engine=engine, bound_bytes=settings.cache_bytes
+        settings.paths.artifacts, mac_key=mac_key, engines=engines, bound_bytes=settings.cache_bytes
     )
     cache.load()
     return cache

@@ -331,8 +331,8 @@ class OrderRunner:
                 content = await self._inputs.fetch_input(running.admission.attempt, order.input_bytes)
             check_input(order, delivery.input.salt, content)
         check_parameters(order, delivery.parameters)
-        check_engine(order, self._facts.engine)
-        check_node_policy(order, manifest=module.manifest, facts=self._facts)
+        check_engine(order, self._facts)
+        check_node_policy(order, manifest=module.manifest)
         self._check_quarantine(order)
         running.admission.limit(module.manifest.limits)
         request = request_of(running, content)
@@ -364,7 +364,7 @@ class OrderRunner:
                         check=Check.MODULE,
                         rejection=RejectionReason.ARTIFACT,
                     ) from error
-                self._modules.forget(order.module_digest)
+                self._modules.forget(order.module_digest, order.profile)
         raise AssertionError
 
     def _check_quarantine(self, order: Order) -> None:

@@ -48,7 +48,7 @@ class NodeSettings(PlaneSettings):
     spool_bytes: int = Field(default=GIBIBYTE, ge=64 * MIBIBYTE)
     """Bound of the receipt spool on disk."""
 
-    profiles: tuple[Profile, ...] = (Profile.DEFAULT, Profile.DETERMINISTIC)
+    profiles: tuple[Profile, ...] = Field(default=tuple(Profile), min_length=1)
     """Profiles that this node offers."""
     max_wall_ms: int = Field(default=MAX_LIMITS.wall_ms, ge=1, le=MAX_LIMITS.wall_ms)
     max_cpu_ms: int = Field(default=MAX_LIMITS.cpu_ms, ge=1, le=MAX_LIMITS.cpu_ms)

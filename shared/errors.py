@@ -429,6 +429,7 @@ _NODE_ALONE = frozenset(
         RejectionReason.DRAINING,
         RejectionReason.STALE,
         RejectionReason.SPOOL,
+        RejectionReason.ENGINE,
         RejectionReason.TIME,  # by this node's clock, which may be the one that is wrong
     }
 )

@@ -1,5 +1,6 @@
 """The one encoding of an order: deterministic protobuf, and the strict way back. Verifies no signature."""
 
+from collections.abc import Mapping
 from datetime import UTC, datetime, timedelta
 from typing import Final
 
@@ -41,12 +42,14 @@ _LATER_LIMITS: Final = tuple(name for name in LIMIT_FIELDS if name not in FIRST_
 _LATER_DEFAULTS: Final = common_pb2.Limits(**{name: getattr(DEFAULT_LIMITS, name) for name in _LATER_LIMITS})
 """What a guest gets of them under an order of version 1."""
 
-_PROFILES: Final = {
+PROFILE_NUMBERS: Final[Mapping[Profile, orders_pb2.Profile.ValueType]] = {
     Profile.DEFAULT: orders_pb2.PROFILE_DEFAULT,
     Profile.DETERMINISTIC: orders_pb2.PROFILE_DETERMINISTIC,
     Profile.PORTABLE: orders_pb2.PROFILE_PORTABLE,
 }
-_PROFILES_BACK: Final = {number: profile for profile, number in _PROFILES.items()}
+PROFILES_BY_NUMBER: Final[Mapping[int, Profile]] = {
+    number: profile for profile, number in PROFILE_NUMBERS.items()
+}
 
 
 def encode_order(order: Order) -> bytes:
@@ -128,7 +131,7 @@ def _to_message(order: Order) -> orders_pb2.Order:
         input_commitment=order.input_commitment,
         input_bytes=order.input_bytes,
         media_type=order.media_type,
-        profile=_PROFILES[order.profile],
+        profile=PROFILE_NUMBERS[order.profile],
         seed=order.seed,
         clock_start_at=_timestamp(order.clock_start_at),
         engine=orders_pb2.EngineConstraint(
@@ -157,7 +160,7 @@ def _from_message(message: orders_pb2.Order) -> Order:
     for name in _ALWAYS_THERE:
         if not held.HasField(name):
             raise InvalidInputError(f"order lacks the field {name!r}")
-    if message.profile not in _PROFILES_BACK:
+    if message.profile not in PROFILES_BY_NUMBER:
         raise InvalidInputError(f"profile number {message.profile} is not known")
     return Order(
         format=message.type,
@@ -180,7 +183,7 @@ def _from_message(message: orders_pb2.Order) -> Order:
         input_commitment=parse_digest(message.input_commitment),
         input_bytes=message.input_bytes,
         media_type=_required("media_type", message.media_type),
-        profile=_PROFILES_BACK[message.profile],
+        profile=PROFILES_BY_NUMBER[message.profile],
         seed=message.seed,
         clock_start_at=_datetime(message.clock_start_at),
         engine=_engine(message.engine),

@@ -23,8 +23,8 @@ from control_plane.dispatch.orders import (
     batch_messages,
     build_delivery,
     build_order,
-    can_say,
     expected_receipt,
+    is_for,
 )
 from control_plane.dispatch.ports import Observer
 from control_plane.dispatch.retry import retrying
@@ -177,7 +177,7 @@ class Dispatcher:
             session = self._fleet.pick(module_digest=work.run.module_digest, now=now, zone=self._options.zone)
             in_time = work.run.run_deadline_at > self._clock.now()
             if session is not None and in_time and self._has_place(session, now):
-                draft = self._hold(session, work) if can_say(session.order_type, work.run) else None
+                draft = self._hold(session, work) if is_for(session, work.run) else None
         if draft is None:
             self._queue_empty = False
             self._waiting.add((tenant_id,))
@@ -197,7 +197,7 @@ class Dispatcher:
                 break
             if work.run.run_deadline_at <= self._clock.now():
                 continue
-            if not can_say(session.order_type, work.run):
+            if not is_for(session, work.run):
                 session.pass_over(work.run.execution_id, self._clock.monotonic())
                 self._to_claim.set()  # what stands behind it may be for this node
                 continue

@@ -4,7 +4,7 @@ Every refusal is a typed error and an audit entry.
 """
 
 import asyncio
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Mapping
 from datetime import UTC, datetime
 from typing import NoReturn
 
@@ -30,7 +30,7 @@ from control_plane.nodes.domain import (
 )
 from control_plane.nodes.ports import NodeStore, SessionOpening
 from shared.clock import Clock, Random
-from shared.digests import parse_digest
+from shared.digests import Digest, parse_digest
 from shared.errors import (
     AgentFactoryError,
     ClockSkewError,
@@ -44,6 +44,8 @@ from shared.errors import (
     UnsupportedVersionError,
 )
 from shared.ids import AUDIT_ENTRY, BOOT, BootId, NodeId, new_id, parse_id
+from shared.manifest import Profile
+from shared.order_codec import PROFILES_BY_NUMBER
 from shared.signatures import PublicKey
 
 logger = structlog.get_logger(__name__)
@@ -119,7 +121,7 @@ class SessionOpener:
 
     def _check(self, node: Node, hello: nodes_pb2.Hello) -> str:
         boot_id = parse_id(BOOT, hello.boot_id)
-        parse_digest(hello.engine.config_digest)
+        profiles_of(hello)
         for digest in hello.cached_digests:  # before a session is opened, which would end the node's own
             parse_digest(digest)
         if hello.slots < 1:
@@ -188,6 +190,7 @@ class SessionOpener:
             session_epoch=session_epoch,
             zone=node.zone or hello.zone,
             engine=opening.engine,
+            profiles=profiles_of(hello),
             order_type=order_type,
             slots=hello.slots,
             receipt_key=PublicKey.from_spki_der(node.receipt_public_key),
@@ -253,6 +256,25 @@ def common_order_type(accepts: tuple[str, ...]) -> str:
         f"check 5: node accepts {', '.join(accepts)[:256] or 'nothing'}, orders here are"
         f" {', '.join(ORDER_TYPES)}"
     )
+
+
+def profiles_of(hello: nodes_pb2.Hello) -> Mapping[Profile, Digest]:
+    """Return what the node's engine is under each profile that it offers.
+
+    A node that names none is of a version with one configuration only, and gets orders of the default profile
+    alone. A profile that is not known here is passed over: a newer node may offer it.
+
+    Raises:
+        InvalidInputError: A configuration is no digest.
+    """
+    default = parse_digest(hello.engine.config_digest)
+    if not hello.profile_engines:
+        return {Profile.DEFAULT: default}
+    return {
+        PROFILES_BY_NUMBER[engine.profile]: parse_digest(engine.config_digest)
+        for engine in hello.profile_engines
+        if engine.profile in PROFILES_BY_NUMBER
+    }
 
 
 def head_of(message: nodes_pb2.SpoolHead) -> SpoolHead:

@@ -44,9 +44,11 @@ def build_order(work: Claimable, session: LiveSession, parts: OrderParts, option
     return encode_order(_order(work, session, parts, options))
 
 
-def can_say(order_type: str, run: RunSpec) -> bool:
-    """Return whether orders of a type can say what the execution is allowed."""
-    if order_type != OLDER_ORDER_FORMAT:
+def is_for(session: LiveSession, run: RunSpec) -> bool:
+    """Return whether the node offers the profile and accepts orders that can say what is allowed."""
+    if run.profile not in session.profiles:
+        return False
+    if session.order_type != OLDER_ORDER_FORMAT:
         return True
     return not needs_current_order(limits_of_bytes(run.limits), capabilities_of_bytes(run.capabilities))
 
@@ -102,7 +104,7 @@ def _order(work: Claimable, session: LiveSession, parts: OrderParts, options: Di
         engine=EngineConstraint(
             name=session.engine.name,
             version=session.engine.version,
-            config_digest=parse_digest(session.engine.config_digest),
+            config_digest=session.profiles[Profile(run.profile)],
         ),
         limits=limits_of_bytes(run.limits),
         capabilities=capabilities,

@@ -5,7 +5,7 @@ Memory of one replica only: Postgres decides who holds a lease; this decides who
 
 import asyncio
 from collections import OrderedDict
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from datetime import timedelta
 from typing import Final, Protocol
@@ -20,6 +20,7 @@ from control_plane.nodes.domain import EngineInfo, SpoolHead
 from shared.digests import Digest
 from shared.errors import AgentFactoryError, ReceiptConflictError
 from shared.ids import BootId, ExecutionId, NodeId, TenantId
+from shared.manifest import Profile
 from shared.receipts import ExpectedReceipt
 from shared.signatures import PublicKey
 
@@ -103,6 +104,8 @@ class LiveSession:
     session_epoch: int
     zone: str
     engine: EngineInfo
+    profiles: Mapping[Profile, Digest]
+    """The configuration of its engine under each profile that the node offers."""
     order_type: str
     slots: int
     receipt_key: PublicKey
@@ -211,7 +214,7 @@ class LiveSession:
         return self._held.pop(key, None) is not None
 
     def pass_over(self, execution_id: ExecutionId, now: float) -> None:
-        """Note that no order which the node accepts can say what this execution is allowed."""
+        """Note that this execution is not for the node; see `orders.is_for`."""
         self._too_new[execution_id] = now + TOO_NEW_FOR.total_seconds()
         self._too_new.move_to_end(execution_id)
         if len(self._too_new) > MAX_TOO_NEW:

@@ -13,7 +13,7 @@ import os
 import re
 import tempfile
 import threading
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from itertools import chain
 from pathlib import Path
 from typing import Final
@@ -32,6 +32,7 @@ from shared.digests import DIGEST_BYTES, Digest, digest_from_raw, digest_to_raw
 from shared.dsse import MAX_ENVELOPE_BYTES
 from shared.errors import ArtifactInvalidError, DiskFullError, NotFoundError
 from shared.logs import get_logger
+from shared.manifest import Profile
 
 logger = get_logger(__name__)
 
@@ -47,12 +48,14 @@ _ENVELOPE_SUFFIX: Final = ".envelope"
 class ArtifactCache:
     """One folder, used by one node process."""
 
-    def __init__(self, folder: Path, *, mac_key: bytes, engine: EngineInfo, bound_bytes: int) -> None:
+    def __init__(
+        self, folder: Path, *, mac_key: bytes, engines: Mapping[Profile, EngineInfo], bound_bytes: int
+    ) -> None:
         self._folder = folder
         self._mac_key = mac_key
-        self._engine = engine
+        self._engines = engines
         self._bound_bytes = bound_bytes
-        self._known: set[Digest] = set()
+        self._known: set[tuple[Digest, Profile]] = set()
         self._lock = threading.Lock()
         """Held by one thread at a time that looks for room and fills it."""
         self.hits = 0
@@ -65,35 +68,33 @@ class ArtifactCache:
         for leftover in self._folder.glob("*.part"):
             leftover.unlink()
         for path in self._folder.glob(f"*{_ARTIFACT_SUFFIX}"):
-            digest = _module_of(path)
             # Another engine's artifacts stay until the bound evicts them: an older build may come back.
-            if digest is not None and path.name == self._key(digest).file_name:
-                self._known.add(digest)
+            self._known.update(self._names_of(path))
 
     def digests(self) -> tuple[Digest, ...]:
-        """Return the modules whose artifacts are on the disk, as far as known."""
-        return tuple(sorted(self._known))
+        """Return the modules of which an artifact is on the disk, as far as known, whatever its profile."""
+        return tuple(sorted({digest for digest, _ in self._known}))
 
-    def holds(self, module_digest: Digest) -> bool:
-        """Whether an artifact of this module is on the disk, as far as known."""
-        return module_digest in self._known
+    def holds(self, module_digest: Digest, profile: Profile = Profile.DEFAULT) -> bool:
+        """Whether an artifact of this module and profile is on the disk, as far as known."""
+        return (module_digest, profile) in self._known
 
-    async def open(self, module_digest: Digest) -> int:
+    async def open(self, module_digest: Digest, profile: Profile = Profile.DEFAULT) -> int:
         """Verify the artifact of a module and return it as a sealed memory file; the caller closes it.
 
         Raises:
             NotFoundError: There is none.
             ArtifactInvalidError: It is damaged or not sealed by this node for this engine; it was dropped.
         """
-        return await asyncio.to_thread(self._open, module_digest)
+        return await asyncio.to_thread(self._open, module_digest, profile)
 
-    async def store(self, module_digest: Digest, artifact: int) -> None:
+    async def store(self, module_digest: Digest, artifact: int, profile: Profile = Profile.DEFAULT) -> None:
         """Seal and keep the artifact in the descriptor `artifact`, evicting what was unused longest.
 
         Raises:
             DiskFullError: The disk, or the cache's bound, has no room.
         """
-        await asyncio.to_thread(self._store, module_digest, artifact)
+        await asyncio.to_thread(self._store, module_digest, profile, artifact)
 
     async def read_envelope(self, template_digest: Digest) -> bytes | None:
         """Return a template's envelope as it was stored. It is not verified: the reader does that, always."""
@@ -107,18 +108,18 @@ class ArtifactCache:
         """
         await asyncio.to_thread(self._write_envelope, template_digest, envelope)
 
-    def drop(self, module_digest: Digest) -> None:
+    def drop(self, module_digest: Digest, profile: Profile = Profile.DEFAULT) -> None:
         """Forget the artifact of a module."""
-        self._known.discard(module_digest)
-        (self._folder / self._key(module_digest).file_name).unlink(missing_ok=True)
+        self._known.discard((module_digest, profile))
+        (self._folder / self._key(module_digest, profile).file_name).unlink(missing_ok=True)
 
-    def _open(self, module_digest: Digest) -> int:
-        key = self._key(module_digest)
+    def _open(self, module_digest: Digest, profile: Profile) -> int:
+        key = self._key(module_digest, profile)
         path = self._folder / key.file_name
         try:
             source = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC)
         except OSError as error:
-            self._known.discard(module_digest)
+            self._known.discard((module_digest, profile))
             self.misses += 1
             raise NotFoundError(f"no artifact of module {module_digest} is cached") from error
         try:
@@ -126,7 +127,7 @@ class ArtifactCache:
             os.utime(source)
         except ArtifactInvalidError:
             logger.warning("a damaged artifact was dropped", module_digest=module_digest)
-            self.drop(module_digest)
+            self.drop(module_digest, profile)
             raise
         finally:
             os.close(source)
@@ -146,8 +147,8 @@ class ArtifactCache:
             raise
         return memory
 
-    def _store(self, module_digest: Digest, artifact: int) -> None:
-        key = self._key(module_digest)
+    def _store(self, module_digest: Digest, profile: Profile, artifact: int) -> None:
+        key = self._key(module_digest, profile)
         state, size = hashlib.sha256(), 0
         for chunk in _chunks(artifact):
             state.update(chunk)
@@ -160,7 +161,7 @@ class ArtifactCache:
             # Read a second time rather than held: what is between is only this node's, and the seal is of
             # the first time.
             self._write(self._folder / key.file_name, chain([head], _chunks(artifact)))
-        self._known.add(module_digest)
+        self._known.add((module_digest, profile))
 
     def _write_envelope(self, template_digest: Digest, envelope: bytes) -> None:
         with self._lock:
@@ -181,9 +182,8 @@ class ArtifactCache:
                 return
             path.unlink(missing_ok=True)
             used -= found.st_size
-            digest = _module_of(path)
-            if digest is not None and path.name == self._key(digest).file_name:
-                self._known.discard(digest)
+            for name in self._names_of(path):
+                self._known.discard(name)
                 self.evictions += 1
 
     def _read_envelope(self, template_digest: Digest) -> bytes | None:
@@ -211,8 +211,17 @@ class ArtifactCache:
     def _envelope_path(self, template_digest: Digest) -> Path:
         return self._folder / f"{digest_to_raw(template_digest).hex()}{_ENVELOPE_SUFFIX}"
 
-    def _key(self, module_digest: Digest) -> ArtifactKey:
-        return ArtifactKey(module_digest=module_digest, engine=self._engine)
+    def _key(self, module_digest: Digest, profile: Profile) -> ArtifactKey:
+        return ArtifactKey(module_digest=module_digest, engine=self._engines[profile])
+
+    def _names_of(self, path: Path) -> list[tuple[Digest, Profile]]:
+        """Return which module and profile of this engine a file is of: one, or none."""
+        digest = _module_of(path)
+        return [
+            (digest, profile)
+            for profile in self._engines
+            if digest is not None and path.name == self._key(digest, profile).file_name
+        ]
 
 
 def _module_of(path: Path) -> Digest | None:

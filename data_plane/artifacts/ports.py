@@ -6,7 +6,7 @@ from typing import Protocol
 from data_plane.orders.domain import AttemptRef
 from data_plane.sandbox.ports import ArtifactOpener
 from shared.digests import Digest
-from shared.manifest import Manifest
+from shared.manifest import Manifest, Profile
 from shared.orders import Order
 
 
@@ -50,5 +50,5 @@ class ModulePreparer(Protocol):
             OrderRejectedError: One of the checks failed, or this node cannot do it now (busy).
         """
 
-    def forget(self, module_digest: Digest) -> None:
+    def forget(self, module_digest: Digest, profile: Profile) -> None:
         """Drop a compiled module that a worker could not load; the next use compiles it again."""

@@ -14,13 +14,14 @@ from typing import Final
 from data_plane.sandbox.domain import EngineInfo
 from shared.digests import Digest, digest_to_raw, parse_digest
 from shared.errors import AgentFactoryError, ArtifactInvalidError
+from shared.manifest import Profile
 
 KEY_BYTES: Final = 32
 MAX_HEADER_BYTES: Final = 8 * 1024
 PREFIX_BYTES: Final = 12
 
-_MAGIC: Final = b"AFARTF01"
-_DOMAIN: Final = b"af-artifact-v1"
+_MAGIC: Final = b"AFARTF02"
+_DOMAIN: Final = b"af-artifact-v2"
 _PREFIX: Final = struct.Struct(">8sI")
 
 
@@ -36,7 +37,8 @@ class ArtifactKey:
         """Name of its file in the cache."""
         cpu = hashlib.sha256(self.engine.cpu_features.encode()).hexdigest()[:16]
         config = hashlib.sha256(
-            f"{self.engine.name}\0{self.engine.version}\0{self.engine.config_digest}".encode()
+            f"{self.engine.profile}\0{self.engine.name}\0{self.engine.version}\0"
+            f"{self.engine.config_digest}".encode()
         ).hexdigest()[:16]
         return f"{digest_to_raw(self.module_digest).hex()}-{config}-{cpu}.artifact"
 
@@ -63,7 +65,13 @@ def encode_seal(made: Seal) -> bytes:
     header = json.dumps(
         {
             "module": made.key.module_digest,
-            "engine": [engine.name, engine.version, engine.config_digest, engine.cpu_features],
+            "engine": [
+                engine.profile,
+                engine.name,
+                engine.version,
+                engine.config_digest,
+                engine.cpu_features,
+            ],
             "artifact": made.artifact_digest,
             "size": made.artifact_bytes,
             "mac": made.mac.hex(),
@@ -92,13 +100,18 @@ def check_seal(header: bytes, *, key: ArtifactKey, mac_key: bytes) -> Seal:
     The artifact's own bytes are still the caller's to compare with the digest in the seal.
 
     Raises:
-        ArtifactInvalidError: It does not decode, is for another module, engine or CPU, or the MAC is wrong.
+        ArtifactInvalidError: It does not decode, is for another module, profile, engine or CPU, or its MAC is
+            wrong.
     """
     try:
         document = json.loads(header)
-        name, version, config_digest, cpu_features = document["engine"]
+        profile, name, version, config_digest, cpu_features = document["engine"]
         engine = EngineInfo(
-            name=name, version=version, config_digest=config_digest, cpu_features=cpu_features
+            profile=Profile(profile),
+            name=name,
+            version=version,
+            config_digest=config_digest,
+            cpu_features=cpu_features,
         )
         found = Seal(
             key=ArtifactKey(module_digest=parse_digest(document["module"]), engine=engine),
@@ -112,7 +125,7 @@ def check_seal(header: bytes, *, key: ArtifactKey, mac_key: bytes) -> Seal:
     if not hmac.compare_digest(expected, found.mac):
         raise ArtifactInvalidError("artifact was not sealed by this node")
     if found.key != key:
-        raise ArtifactInvalidError("artifact was sealed for another module, engine or cpu")
+        raise ArtifactInvalidError("artifact was sealed for another module, profile, engine or cpu")
     return found
 
 
@@ -121,6 +134,7 @@ def _mac(key: ArtifactKey, artifact_digest: Digest, artifact_bytes: int, mac_key
     state = hmac.new(mac_key, _DOMAIN, hashlib.sha256)
     for text in (
         key.module_digest,
+        engine.profile,
         engine.name,
         engine.version,
         engine.config_digest,

@@ -35,6 +35,7 @@ from shared.errors import (
 )
 from shared.keyset import KeyPurpose
 from shared.logs import get_logger
+from shared.manifest import Profile
 from shared.orders import Order
 from shared.packages import VerifiedManifest, verify_manifest, verify_package
 
@@ -67,7 +68,7 @@ class ArtifactService:
         self._keyset = keyset
         self._clock = clock
         self._templates: OrderedDict[Digest, VerifiedManifest] = OrderedDict()
-        self._failed: OrderedDict[Digest, tuple[float, OrderRejectedError]] = OrderedDict()
+        self._failed: OrderedDict[tuple[Digest, Profile], tuple[float, OrderRejectedError]] = OrderedDict()
         self._locks: dict[Digest, tuple[asyncio.Lock, int]] = {}
         self._compilations = asyncio.Semaphore(MAX_COMPILATIONS)
 
@@ -77,13 +78,14 @@ class ArtifactService:
         A module that did not compile is refused for ten minutes without a look at it.
 
         12. The template has the digest that the order names and a publisher of the keyset signed it.
-        13. Its module is the one that the order names; it is compiled from exactly these bytes.
+        13. Its module is the one that the order names; it is compiled from exactly these bytes, for the
+            order's profile.
 
         Raises:
             OrderRejectedError: One of the checks failed, or this node cannot do it now (busy).
         """
         template = self._known_template(order.template_digest)
-        if template is None or not self._cache.holds(template.manifest.module.digest):
+        if template is None or not self._cache.holds(template.manifest.module.digest, order.profile):
             template = await self._obtain(order)
         if template.manifest.module.digest != order.module_digest:
             raise OrderRejectedError(
@@ -95,15 +97,15 @@ class ArtifactService:
 
     async def _open(self, order: Order) -> int:
         try:
-            return await self._cache.open(order.module_digest)
+            return await self._cache.open(order.module_digest, order.profile)
         except (NotFoundError, ArtifactInvalidError):
             # Evicted, or damaged and dropped: once more from the source, then it must be good.
             await self._obtain(order)
-            return await self._cache.open(order.module_digest)
+            return await self._cache.open(order.module_digest, order.profile)
 
-    def forget(self, module_digest: Digest) -> None:
+    def forget(self, module_digest: Digest, profile: Profile) -> None:
         """Drop the artifact of a module that a worker could not load; the next use compiles it again."""
-        self._cache.drop(module_digest)
+        self._cache.drop(module_digest, profile)
 
     def _known_template(self, template_digest: Digest) -> VerifiedManifest | None:
         template = self._templates.get(template_digest)
@@ -129,7 +131,7 @@ class ArtifactService:
                 template = self._known_template(order.template_digest)
                 if template is None:
                     template = await self._from_disk(order)
-                if template is None or not self._cache.holds(template.manifest.module.digest):
+                if template is None or not self._cache.holds(template.manifest.module.digest, order.profile):
                     template = await self._from_source(order)
                 self._remember(template)
                 return template
@@ -158,7 +160,7 @@ class ArtifactService:
         return template if template.digest == order.template_digest else None
 
     async def _from_source(self, order: Order) -> VerifiedManifest:
-        self._refuse_failed(order.module_digest)
+        self._refuse_failed((order.module_digest, order.profile))
         fetched = await self._source.fetch_template(attempt_of(order), order.template_digest)
         trusted = self._keyset.keys_for(KeyPurpose.PUBLISHER, self._clock.now())
         # By the order's digest: another module under the signed name must fail on its bytes, not on a lookup.
@@ -168,23 +170,23 @@ class ArtifactService:
         verified = verify_package(
             fetched.envelope, {signed.manifest.module.digest: fetched.module}, publisher_keys=trusted
         )
-        if not self._cache.holds(signed.manifest.module.digest):
-            await self._compile(signed.manifest.module.digest, verified.module)
+        if not self._cache.holds(signed.manifest.module.digest, order.profile):
+            await self._compile((signed.manifest.module.digest, order.profile), verified.module)
         await self._cache.store_envelope(signed.digest, fetched.envelope)
         return signed
 
-    async def _compile(self, module_digest: Digest, module: bytes) -> None:
+    async def _compile(self, name: tuple[Digest, Profile], module: bytes) -> None:
         try:
-            await self._compile_once(module_digest, module)
+            await self._compile_once(*name, module)
         except (ModuleInvalidError, WorkerCrashedError) as error:
             failed = _rejection(error)
-            self._failed[module_digest] = (self._clock.monotonic(), failed)
+            self._failed[name] = (self._clock.monotonic(), failed)
             while len(self._failed) > MAX_FAILED_MODULES:
                 self._failed.popitem(last=False)
             raise failed from error
 
-    def _refuse_failed(self, module_digest: Digest) -> None:
-        found = self._failed.get(module_digest)
+    def _refuse_failed(self, name: tuple[Digest, Profile]) -> None:
+        found = self._failed.get(name)
         if found is None:
             return
         failed_at, error = found
@@ -192,16 +194,18 @@ class ArtifactService:
             raise OrderRejectedError(
                 f"not tried again, it failed before: {error}", check=error.check, rejection=error.rejection
             )
-        del self._failed[module_digest]
+        del self._failed[name]
 
-    async def _compile_once(self, module_digest: Digest, module: bytes) -> None:
+    async def _compile_once(self, module_digest: Digest, profile: Profile, module: bytes) -> None:
         async with self._compilations:
             source = memory_file("module", module)
             try:
                 artifact = os.memfd_create("artifact", os.MFD_CLOEXEC)
                 try:
-                    compiled = await self._compiler.compile(module_fd=source, artifact_fd=artifact)
-                    await self._cache.store(module_digest, artifact)
+                    compiled = await self._compiler.compile(
+                        module_fd=source, artifact_fd=artifact, profile=profile
+                    )
+                    await self._cache.store(module_digest, artifact, profile)
                 finally:
                     os.close(artifact)
             finally:
@@ -209,6 +213,7 @@ class ArtifactService:
         logger.info(
             "a module was compiled",
             module_digest=module_digest,
+            profile=profile,
             artifact_bytes=compiled.artifact_bytes,
         )
 

@@ -18,8 +18,9 @@ The list, in this order:
 13. The module is the one that order and template name, byte for byte, and compiles (`ArtifactService`).
 14. The input matches the commitment in the order (`check_input`).
 15. The parameters match the digest in the order (`check_parameters`).
-16. The engine is one that the order allows (`check_engine`).
-17. The node's own policy allows its profile, limits, capabilities and grants (`check_node_policy`), and the
+16. The engine under the order's profile, if it is offered here, is one that the order allows
+    (`check_engine`).
+17. The node's own policy allows its limits, capabilities and grants (`check_node_policy`), and the
     module has not crashed too many workers here (`Quarantine`).
 """
 
@@ -75,8 +76,8 @@ class NodeFacts:
     installation: InstallationId
     node_id: NodeId
     boot_id: BootId
-    engine: EngineInfo
-    profiles: frozenset[Profile]
+    engines: Mapping[Profile, EngineInfo]
+    """What the engine is under each profile that this node offers."""
     ceilings: Limits
     max_order_life: timedelta
     max_skew: timedelta
@@ -156,12 +157,20 @@ def check_parameters(order: Order, parameters: bytes) -> None:
         )
 
 
-def check_engine(order: Order, engine: EngineInfo) -> None:
-    """Check 16.
+def check_engine(order: Order, facts: NodeFacts) -> None:
+    """Check 16: the engine under the order's profile.
 
     Raises:
-        OrderRejectedError: The order names another engine, version or configuration.
+        OrderRejectedError: The profile is not offered here, or the order names another engine, version or
+            configuration.
     """
+    engine = facts.engines.get(order.profile)
+    if engine is None:
+        raise OrderRejectedError(
+            f"profile {order.profile} is not offered by this node",
+            check=Check.ENGINE,
+            rejection=RejectionReason.ENGINE,
+        )
     wanted = order.engine
     pairs = (
         (wanted.name, engine.name),
@@ -177,7 +186,7 @@ def check_engine(order: Order, engine: EngineInfo) -> None:
             )
 
 
-def check_node_policy(order: Order, *, manifest: Manifest, facts: NodeFacts) -> None:
+def check_node_policy(order: Order, *, manifest: Manifest) -> None:
     """Check 17: what this node's operator and the template's publisher allow, whatever was ordered.
 
     Limits above the node's ceilings are no refusal: the smaller one is enforced (`Limits.limited_by`).
@@ -186,8 +195,6 @@ def check_node_policy(order: Order, *, manifest: Manifest, facts: NodeFacts) -> 
         OrderRejectedError: A profile, capability or host call that is not allowed here, or that the signed
             template does not ask for.
     """
-    if order.profile not in facts.profiles:
-        raise _policy(f"profile {order.profile} is not offered by this node")
     if order.profile is not manifest.profile:
         raise _policy(f"order has profile {order.profile}, the template {manifest.profile}")
     _check_capabilities(order.capabilities, manifest.capabilities)

@@ -10,7 +10,7 @@ from data_plane.orders.domain import attempt_of
 from data_plane.orders.verifier import NodeFacts
 from data_plane.receipts.domain import Body, SpooledReceipt, SpoolHead
 from data_plane.receipts.ports import ReceiptDraft, ReceiptSpool, Reservation
-from data_plane.sandbox.domain import EngineInfo, RunResult
+from data_plane.sandbox.domain import RunResult
 from shared.clock import Random
 from shared.digests import SALT_BYTES, Digest, digest_from_raw, sha256_digest
 from shared.dsse import IN_TOTO_TYPE, encode_envelope, envelope_of, pae
@@ -181,7 +181,7 @@ def _predicate(report: Report, head: SpoolHead, facts: NodeFacts, kept: _Kept) -
         trap=_trap(report),
         rejection=report.rejection,
         resources=NO_RESOURCES if result is None else result.resources,
-        engine=None if order is None else _engine(facts.engine),
+        engine=_engine(report, facts),
         received_at=report.received_at,
         started_at=report.started_at,
         finished_at=report.finished_at,
@@ -212,7 +212,13 @@ def _attempt(order: Order) -> AttemptIdentity:
     )
 
 
-def _engine(engine: EngineInfo) -> EngineIdentity:
+def _engine(report: Report, facts: NodeFacts) -> EngineIdentity | None:
+    """Return the engine that ran the order; of one that ran nowhere, the one that would have."""
+    engine = facts.engines.get(report.order.profile) if report.order is not None else None
+    if report.result is not None:
+        engine = report.result.engine
+    if engine is None:
+        return None
     return EngineIdentity(
         name=engine.name, version=engine.version, config_digest=Digest(engine.config_digest)
     )

@@ -13,6 +13,7 @@ from data_plane.sandbox.frames import FrameKind, encode
 from data_plane.sandbox.link import Link
 from data_plane.sandbox.process import Ended, ExitCode, Mode, WorkerProcess
 from shared.errors import ModuleInvalidError, WorkerCrashedError
+from shared.manifest import Profile
 
 logger = logging.getLogger(__name__)
 
@@ -29,7 +30,12 @@ class WorkerCompiler:
         self._free = asyncio.Semaphore(max_concurrent)
 
     async def compile(
-        self, *, module_fd: int, artifact_fd: int, limits: CompileLimits = DEFAULT_COMPILE_LIMITS
+        self,
+        *,
+        module_fd: int,
+        artifact_fd: int,
+        profile: Profile = Profile.DEFAULT,
+        limits: CompileLimits = DEFAULT_COMPILE_LIMITS,
     ) -> CompiledArtifact:
         """See ``Compiler.compile``."""
         async with self._free:
@@ -37,9 +43,8 @@ class WorkerCompiler:
             link = await Link.open(process.socket)
             try:
                 async with asyncio.timeout((limits.wall + WALL_GRACE).total_seconds()):
-                    link.send(
-                        encode(FrameKind.LOAD, messages.compile_payload(limits)), (module_fd, artifact_fd)
-                    )
+                    payload = messages.compile_payload(limits, profile)
+                    link.send(encode(FrameKind.LOAD, payload), (module_fd, artifact_fd))
                     return await self._outcome(process, link, limits)
             except TimeoutError as error:
                 raise ModuleInvalidError(f"module does not compile within {limits.wall}") from error

@@ -6,6 +6,7 @@ from enum import StrEnum
 from typing import Final
 
 from shared.limits import DEFAULT_LIMITS, Limits
+from shared.manifest import Profile
 from shared.outcomes import LimitName, Outcome
 from shared.resources import NO_RESOURCES, ResourcesUsed
 
@@ -81,6 +82,8 @@ class RunRequest:
     env: tuple[tuple[str, str], ...] = ()
     stdin: bytes = field(default=b"", repr=False)
     limits: Limits = DEFAULT_LIMITS
+    profile: Profile = Profile.DEFAULT
+    """Under any but the default one seed and clock are needed, and the same request gives the same run."""
     seed: bytes | None = field(default=None, repr=False)
     """32 bytes from which the guest's random numbers come; None means the kernel's."""
     clock: datetime | None = None
@@ -100,6 +103,8 @@ class RunRequest:
             raise ValueError(f"seed has {len(self.seed)} bytes, not {SEED_BYTES}")
         if self.clock is not None and self.clock.tzinfo is None:
             raise ValueError("clock must be an aware datetime")
+        if self.profile is not Profile.DEFAULT and (self.seed is None or self.clock is None):
+            raise ValueError(f"a run under profile {self.profile} needs a seed and a clock")
 
     @property
     def roots(self) -> tuple[tuple[str, bool], ...]:
@@ -129,8 +134,9 @@ class Trap:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class EngineInfo:
-    """The engine an artifact is bound to. All four must be equal, or it is compiled anew."""
+    """The engine an artifact is bound to. All of it must be equal, or it is compiled anew."""
 
+    profile: Profile = Profile.DEFAULT
     name: str
     version: str
     config_digest: str

@@ -2,25 +2,31 @@
 
 import asyncio
 import json
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from datetime import timedelta
 from typing import Any, Final
 
 from data_plane.sandbox.domain import EngineInfo, Layer, LayerState
-from data_plane.sandbox.messages import engine_from_json, layers_from_json
+from data_plane.sandbox.messages import engines_from_json, layers_from_json
 from shared.errors import UnavailableError, WorkerCrashedError
+from shared.manifest import Profile
 
 ENGINE_TIMEOUT: Final = timedelta(seconds=10)
 
 
-async def read_engine_info(worker_path: str) -> EngineInfo:
-    """Return the engine of the binary at ``worker_path``, on this machine's CPU.
+async def read_engines(worker_path: str) -> Mapping[Profile, EngineInfo]:
+    """Return the engine of the binary at ``worker_path`` under each profile, on this machine's CPU.
 
     Raises:
         UnavailableError: The binary is missing, does not run here, or does not answer in time.
         WorkerCrashedError: It answers something else.
     """
-    return engine_from_json(await _ask(worker_path, "engine"))
+    return engines_from_json(await _ask(worker_path, "engines"))
+
+
+async def read_engine_info(worker_path: str) -> EngineInfo:
+    """As ``read_engines``, for the default profile."""
+    return (await read_engines(worker_path))[Profile.DEFAULT]
 
 
 async def read_layers(worker_path: str) -> tuple[LayerState, ...]:

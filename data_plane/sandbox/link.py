@@ -34,6 +34,11 @@ class Link(asyncio.Protocol):
         _, link = await loop.create_connection(lambda: cls(sock), sock=sock)
         return link
 
+    @property
+    def is_quiet(self) -> bool:
+        """Whether the worker has said nothing that was not taken, not even a part of a frame."""
+        return not self._frames and self._decoder.is_empty and self._error is None and not self._closed
+
     def send(self, data: bytes, descriptors: Sequence[int] = ()) -> None:
         """Send frames; ``descriptors`` go with the first byte, so they need an idle link.
 

@@ -1,7 +1,7 @@
 """The JSON payloads to and from a worker. What a worker says is checked here before anything uses it."""
 
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from datetime import UTC, datetime, timedelta
 from typing import Any, Final
 
@@ -29,6 +29,7 @@ from shared.errors import (
     WorkerCrashedError,
 )
 from shared.limits import LIMIT_FIELDS
+from shared.manifest import Profile
 from shared.outcomes import LimitName, Outcome
 from shared.resources import MAX_SMALL_COUNT, ResourcesUsed
 
@@ -64,10 +65,11 @@ def load_payload(engine: EngineInfo, roots: Sequence[tuple[str, bool]] = ()) -> 
     return _dump(message)
 
 
-def compile_payload(limits: CompileLimits) -> bytes:
+def compile_payload(limits: CompileLimits, profile: Profile) -> bytes:
     """Return the payload of ``load`` in compile mode."""
     return _dump(
         {
+            "profile": profile,
             "module_bytes": limits.module_bytes,
             "artifact_bytes": limits.artifact_bytes,
             "memory_bytes": limits.memory_bytes,
@@ -135,7 +137,7 @@ def parse_outcome(payload: bytes) -> RawOutcome:
     if message.get("outcome") == Outcome.REJECTED:
         reason = message.get("reason")
         error = _REFUSALS.get(reason if isinstance(reason, str) else "", WorkerCrashedError)
-        raise error(str(message.get("message", reason)))
+        raise error(_clean(str(message.get("message", reason))))
     return message
 
 
@@ -150,6 +152,7 @@ def result_of(message: RawOutcome, *, stdout: bytes, stderr: bytes, engine: Engi
         trap = message.get("trap")
         limit = message.get("limit")
         outcome = Outcome(message["outcome"])
+        _check_goes_with(outcome, limit, trap)
         return RunResult(
             outcome=outcome,
             exit_code=_exit_code(outcome, message.get("exit_code")),
@@ -215,16 +218,31 @@ def engine_from_json(value: Any) -> EngineInfo:
     """
     try:
         fields = {name: value[name] for name in ("name", "version", "config_digest", "cpu_features")}
-    except (KeyError, TypeError) as error:
+        profile = Profile(value["profile"])
+    except (KeyError, TypeError, ValueError) as error:
         raise WorkerCrashedError(f"worker names no engine: {error!r}") from error
     if not all(isinstance(field, str) for field in fields.values()):
         raise WorkerCrashedError("worker names no engine: a field is not text")
-    return EngineInfo(**fields)
+    return EngineInfo(profile=profile, **fields)
+
+
+def engines_from_json(value: Any) -> Mapping[Profile, EngineInfo]:
+    """Return the engine that a worker is under each profile.
+
+    Raises:
+        WorkerCrashedError: One is missing, or a field is missing or of a wrong type.
+    """
+    named = map(engine_from_json, value if isinstance(value, list) else ())
+    engines = {engine.profile: engine for engine in named}
+    if set(engines) != set(Profile):
+        raise WorkerCrashedError("worker does not name its engine under every profile")
+    return engines
 
 
 def engine_to_json(engine: EngineInfo) -> dict[str, str]:
     """Return the engine as workers spell it."""
     return {
+        "profile": engine.profile,
         "name": engine.name,
         "version": engine.version,
         "config_digest": engine.config_digest,
@@ -268,6 +286,11 @@ def _exit_code(outcome: Outcome, value: Any) -> int | None:
     return code
 
 
+def _check_goes_with(outcome: Outcome, limit: Any, trap: Any) -> None:
+    if (limit is not None, trap is not None) != (outcome is Outcome.KILLED, outcome is Outcome.TRAPPED):
+        raise ValueError(f"limit {limit!r} and trap {trap!r} of outcome {outcome}")
+
+
 def _duration(value: Any) -> timedelta:
     return timedelta(microseconds=_count(value, MAX_DURATION // timedelta(microseconds=1)))
 
@@ -282,7 +305,12 @@ def _count(value: Any, bound: int = MAX_COUNT) -> int:
 def _text(value: Any) -> str:
     if not isinstance(value, str):
         raise TypeError("no text")
-    return value[:MAX_TEXT_CHARS]
+    return _clean(value)
+
+
+def _clean(text: str) -> str:
+    """JSON can spell half a surrogate pair, which no message or receipt can carry."""
+    return text[:MAX_TEXT_CHARS].encode(errors="replace").decode()
 
 
 def _dump(message: dict[str, Any]) -> bytes:
@@ -292,7 +320,7 @@ def _dump(message: dict[str, Any]) -> bytes:
 def _parse(payload: bytes) -> dict[str, Any]:
     try:
         message = json.loads(payload)
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise WorkerCrashedError("worker sent an outcome that is not JSON") from error
     if not isinstance(message, dict):
         raise WorkerCrashedError("worker sent an outcome that is no object")

@@ -6,7 +6,7 @@ Implements design.md, rule 14. Never says whether something may run, and never l
 import asyncio
 import logging
 from collections import OrderedDict, deque
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator, Mapping, Sequence
 from dataclasses import replace
 from datetime import timedelta
 from pathlib import Path
@@ -14,12 +14,15 @@ from types import TracebackType
 from typing import Final, NamedTuple, Self
 
 from data_plane.sandbox.domain import EngineInfo, Layer, Preopen, RunRequest, RunResult, SandboxStats
+from data_plane.sandbox.idle import IDLE_LOOK, IdleWatch
 from data_plane.sandbox.ports import ArtifactOpener, HostCalls, OutputSink
+from data_plane.sandbox.process import User
 from data_plane.sandbox.scratch import GUEST_PATH, ScratchFolders, empty_folder, max_entries
 from data_plane.sandbox.worker import Job, Worker
 from shared.digests import Digest
 from shared.errors import ResourceExhaustedError, UnavailableError, WorkerCrashedError
 from shared.ids import TenantId
+from shared.manifest import Profile
 
 logger = logging.getLogger(__name__)
 
@@ -31,12 +34,17 @@ DEFAULT_WALL_GRACE: Final = timedelta(seconds=1)
 REMOVAL_PAUSE: Final = timedelta(seconds=1)
 """Before a worker's folder that could not be removed is tried again, once."""
 
+SPARE_DELAY: Final = timedelta(milliseconds=50)
+"""How long after a spare was used the next one is started: that takes milliseconds of a processor, and right
+after a kill those belong to the next runs. A run that finds no spare meanwhile starts a worker itself."""
+
 
 class _Binding(NamedTuple):
     """What a worker serves, for its life."""
 
     tenant_id: TenantId
     module_digest: Digest
+    profile: Profile
     roots: tuple[tuple[str, bool], ...]
     """Directories that it was locked to, and whether it may write there."""
     scratch: bool
@@ -51,17 +59,20 @@ class WorkerPool:
         *,
         worker_path: str,
         engine: EngineInfo,
+        engines: Mapping[Profile, EngineInfo] | None = None,
         slots: int,
         max_warm_workers: int | None = None,
         spares: int = 1,
         wall_grace: timedelta = DEFAULT_WALL_GRACE,
         require: Sequence[Layer] = (),
+        user: User = User.NOBODY,
+        idle_look: timedelta = IDLE_LOOK,
         scratch: ScratchFolders | None = None,
     ) -> None:
         if slots < 1 or spares < 0:
             raise ValueError(f"a pool has at least one slot and no negative spares, not {slots} and {spares}")
         self._worker_path = worker_path
-        self._engine = engine
+        self._engines = dict(engines or {}) | {engine.profile: engine}
         self._slots = slots
         self._max_warm = max(
             slots, WARM_WORKERS_PER_SLOT * slots if max_warm_workers is None else max_warm_workers
@@ -69,6 +80,8 @@ class WorkerPool:
         self._spare_target = spares
         self._wall_grace = wall_grace
         self._require = tuple(require)
+        self._user = user
+        self._idle_look = idle_look
         self._scratch = scratch
         self._removals: set[asyncio.Task[None]] = set()
         self._free = asyncio.Semaphore(slots)
@@ -80,6 +93,7 @@ class WorkerPool:
         # Killed and not reaped yet; leaving the pool waits for them too.
         self._ending: set[Worker] = set()
         self._refill: asyncio.Task[None] | None = None
+        self._watch: asyncio.Task[None] | None = None
         self._closed = True
         self._runs = self._warm_hits = self._spawned = self._crashed = self._discarded = 0
 
@@ -87,16 +101,18 @@ class WorkerPool:
         if self._scratch is not None:
             await asyncio.to_thread(self._scratch.clear)
         self._closed = False
-        await self._refill_spares()
+        for _ in range(self._spare_target):
+            await self._add_spare()
+        self._watch = asyncio.create_task(self._look_after_idle())
         return self
 
     async def __aexit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         self._closed = True
-        if self._refill is not None:
-            self._refill.cancel()
-            await asyncio.wait([self._refill])
+        for task in filter(None, (self._refill, self._watch)):
+            task.cancel()
+            await asyncio.wait([task])
         idle = [worker for workers in self._idle.values() for worker in workers]
         workers = {*self._busy, *self._spares, *self._ending, *idle}
         self._idle.clear()
@@ -127,10 +143,12 @@ class WorkerPool:
 
         Raises:
             ResourceExhaustedError: Too many runs wait for a slot already.
-            UnavailableError: The pool is closed, or no process can be started.
+            UnavailableError: The pool is closed, has no engine of that profile, or no process can be started.
         """
         if self._closed:
             raise UnavailableError("sandbox is closed")
+        if request.profile not in self._engines:
+            raise UnavailableError(f"profile {request.profile} is not offered by this sandbox")
         if self._free.locked() and self._waiting >= MAX_WAITING_PER_SLOT * self._slots:
             raise ResourceExhaustedError(
                 f"{self._waiting} runs wait for the {self._slots} slots of this sandbox"
@@ -141,7 +159,7 @@ class WorkerPool:
         finally:
             self._waiting -= 1
         try:
-            binding = _Binding(tenant_id, module_digest, request.roots, request.scratch)
+            binding = _Binding(tenant_id, module_digest, request.profile, request.roots, request.scratch)
             job = Job(artifact=artifact, request=request, stdin=stdin, sink=sink, host_calls=host_calls)
             return await self._run_in_slot(binding, job)
         finally:
@@ -230,7 +248,11 @@ class WorkerPool:
 
     async def _spawn(self) -> Worker:
         worker = await Worker.start(
-            self._worker_path, engine=self._engine, wall_grace=self._wall_grace, require=self._require
+            self._worker_path,
+            engines=self._engines,
+            wall_grace=self._wall_grace,
+            require=self._require,
+            user=self._user,
         )
         self._spawned += 1
         return worker
@@ -257,6 +279,29 @@ class WorkerPool:
             binding, idle = next(iter(self._idle.items()))
             self._discard(idle.pop(0))
             if not idle:
+                del self._idle[binding]
+
+    async def _look_after_idle(self) -> None:
+        watch = IdleWatch()
+        while True:
+            await asyncio.sleep(self._idle_look.total_seconds())
+            idle = [worker for workers in self._idle.values() for worker in workers]
+            for worker in watch.misbehaving([*idle, *self._spares]):
+                logger.warning(
+                    "idle worker used CPU time or spoke, and was ended",
+                    extra={"worker_pid": worker.process.pid},
+                )
+                self._forget(worker)
+                self._discard(worker)
+
+    def _forget(self, worker: Worker) -> None:
+        """Take an idle worker or a spare out of every list."""
+        if worker in self._spares:
+            self._spares.remove(worker)
+        for binding, workers in list(self._idle.items()):
+            if worker in workers:
+                workers.remove(worker)
+            if not workers:
                 del self._idle[binding]
 
     def _discard(self, worker: Worker) -> None:
@@ -291,11 +336,13 @@ class WorkerPool:
 
     async def _refill_later(self) -> None:
         try:
-            await self._refill_spares()
+            while len(self._spares) < self._spare_target and not self._closed:
+                await asyncio.sleep(SPARE_DELAY.total_seconds())
+                await self._add_spare()
         except UnavailableError as error:
             # A run that finds no spare starts a worker itself, and its caller learns what is wrong.
             logger.warning("spare worker not started", extra={"error": str(error)})
 
-    async def _refill_spares(self) -> None:
-        while len(self._spares) < self._spare_target and not self._closed:
+    async def _add_spare(self) -> None:
+        if len(self._spares) < self._spare_target and not self._closed:
             self._spares.append(await self._spawn())

@@ -15,6 +15,7 @@ from data_plane.sandbox.domain import (
 )
 from shared.digests import Digest
 from shared.ids import TenantId
+from shared.manifest import Profile
 from shared.resources import ResourcesUsed
 
 ArtifactOpener = Callable[[], Awaitable[int]]
@@ -54,9 +55,10 @@ class Sandbox(Protocol):
     ) -> RunResult:
         """Run the module to an outcome; what the guest does wrong is an outcome, never an error.
 
-        The worker used serves this tenant and module only, for its life. ``stdin`` replaces ``request.stdin``
-        with chunks as they come; with ``sink`` the output goes there and the result's is empty. Without
-        ``host_calls`` every host call is denied. Waits for a slot. Cancelling the call kills the worker.
+        The worker used serves this tenant, module and profile only, for its life. ``stdin`` replaces
+        ``request.stdin`` with chunks as they come; with ``sink`` the output goes there and the result's is
+        empty. Without ``host_calls`` every host call is denied. Waits for a slot. Cancelling the call kills
+        the worker.
 
         Raises:
             WorkerCrashedError: The worker ended without an outcome: killed from outside, or by a defect.
@@ -73,7 +75,12 @@ class Compiler(Protocol):
     """Compiles modules in a process of their own."""
 
     async def compile(
-        self, *, module_fd: int, artifact_fd: int, limits: CompileLimits = DEFAULT_COMPILE_LIMITS
+        self,
+        *,
+        module_fd: int,
+        artifact_fd: int,
+        profile: Profile = Profile.DEFAULT,
+        limits: CompileLimits = DEFAULT_COMPILE_LIMITS,
     ) -> CompiledArtifact:
         """Read the module from ``module_fd``, write the artifact to the empty file ``artifact_fd``.
 

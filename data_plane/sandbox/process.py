@@ -1,6 +1,7 @@
 """One worker process: started, killed, reaped. Knows nothing of what is said on its socket."""
 
 import asyncio
+import fcntl
 import os
 import signal
 import socket
@@ -32,6 +33,15 @@ class Mode(StrEnum):
 
     RUN = "run"
     COMPILE = "compile"
+
+
+class User(StrEnum):
+    """Whose rights a worker has outside its namespace, by the argument that it is started with."""
+
+    NOBODY = ""
+    """Nobody's, where the node is root."""
+    OWN = "--own-user"
+    """The node's own: for guests that are given directories of that user."""
 
 
 class ExitCode(IntEnum):
@@ -75,7 +85,9 @@ class WorkerProcess:
         self._loop.add_reader(pidfd, self._reap)
 
     @classmethod
-    def start(cls, worker_path: str, mode: Mode, require: Sequence[Layer] = ()) -> "WorkerProcess":
+    def start(
+        cls, worker_path: str, mode: Mode, require: Sequence[Layer] = (), user: User = User.NOBODY
+    ) -> "WorkerProcess":
         """Start a worker; takes about a millisecond and does not wait for it to say anything.
 
         It refuses to work when a layer of its jail that ``require`` names does not hold. The process started
@@ -90,11 +102,10 @@ class WorkerProcess:
             ours.setblocking(False)
             for sock in (ours, theirs):
                 sock.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, _SOCKET_BUFFER_BYTES)
-            # A file in memory takes a panic's text without anybody reading along; rlimits bound it.
-            stderr_fd = os.memfd_create("worker-stderr")
+            stderr_fd = _last_words_file()
             pid = os.posix_spawn(
                 worker_path,
-                [worker_path, mode, *require],
+                [worker_path, mode, *filter(None, [user]), *require],
                 {},
                 file_actions=[
                     (os.POSIX_SPAWN_DUP2, theirs.fileno(), 0),
@@ -145,10 +156,18 @@ class WorkerProcess:
         if status is None:
             return
         self._loop.remove_reader(self._pidfd)
-        last_words = os.pread(self._stderr_fd, MAX_STDERR_BYTES, 0).decode(errors="replace").strip()
+        last_words = os.pread(self._stderr_fd, MAX_STDERR_BYTES, 0).decode(errors="replace").strip("\0 \n")
         os.close(self._pidfd)
         os.close(self._stderr_fd)
         if status.si_code == os.CLD_EXITED:
             self.ended.set_result(Ended(code=status.si_status, last_words=last_words))
         else:
             self.ended.set_result(Ended(signal_number=status.si_status, last_words=last_words))
+
+
+def _last_words_file() -> int:
+    """A file in memory takes a panic's text without anybody reading along. It cannot grow."""
+    descriptor = os.memfd_create("worker-stderr", os.MFD_CLOEXEC | os.MFD_ALLOW_SEALING)
+    os.ftruncate(descriptor, MAX_STDERR_BYTES)
+    fcntl.fcntl(descriptor, fcntl.F_ADD_SEALS, fcntl.F_SEAL_GROW | fcntl.F_SEAL_SHRINK | fcntl.F_SEAL_SEAL)
+    return descriptor

@@ -6,15 +6,16 @@ Chooses no worker for a run; that is the pool's part.
 import asyncio
 import logging
 import os
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
 from datetime import timedelta
 from pathlib import Path  # noqa: TC003 - imports stay in one place
 from typing import Final
 
-from data_plane.sandbox import messages
+from data_plane.sandbox import look, messages
 from data_plane.sandbox.calls import CallAnswerer
+from data_plane.sandbox.claims import check_claims
 from data_plane.sandbox.domain import (
     MAX_INPUT_BYTES,
     EngineInfo,
@@ -27,8 +28,10 @@ from data_plane.sandbox.domain import (
 from data_plane.sandbox.frames import END_OF_STDIN, Frame, FrameKind, encode, encode_stdin
 from data_plane.sandbox.link import Link
 from data_plane.sandbox.ports import ArtifactOpener, HostCalls, OutputSink
-from data_plane.sandbox.process import Ended, ExitCode, Mode, WorkerProcess
+from data_plane.sandbox.process import Ended, ExitCode, Mode, User, WorkerProcess
 from shared.errors import InvalidInputError, WorkerCrashedError
+from shared.limits import Limits
+from shared.manifest import Profile
 from shared.outcomes import LimitName, Outcome
 from shared.resources import ResourcesUsed
 
@@ -83,15 +86,27 @@ class Worker:
     """A worker process and its link. After an error, a trap or a kill it is not used again."""
 
     def __init__(
-        self, *, process: WorkerProcess, link: Link, engine: EngineInfo, wall_grace: timedelta
+        self,
+        *,
+        process: WorkerProcess,
+        link: Link,
+        engines: Mapping[Profile, EngineInfo],
+        wall_grace: timedelta,
+        require: Sequence[Layer] = (),
     ) -> None:
         self.process = process
         self._link = link
-        self._engine = engine
+        self._engines = engines
+        self._engine = engines[Profile.DEFAULT]
+        """The one of its first run's profile, for its life."""
         self._wall_grace = wall_grace
+        self._require = tuple(require)
         self._loaded = False
         self.layers: tuple[LayerState, ...] = ()
-        """The walls around it, once it is loaded."""
+        """The walls around it, once it is loaded; those that can be seen from outside have been."""
+        self._was_seen = False
+        self.runs = 0
+        """How often it was asked to run."""
         self.scratch: Path | None = None
         """The folder that its guests write to, once one did: the pool's to empty."""
         self._killed_for_wall = False
@@ -99,21 +114,27 @@ class Worker:
 
     @classmethod
     async def start(
-        cls, worker_path: str, *, engine: EngineInfo, wall_grace: timedelta, require: Sequence[Layer] = ()
+        cls,
+        worker_path: str,
+        *,
+        engines: Mapping[Profile, EngineInfo],
+        wall_grace: timedelta,
+        require: Sequence[Layer] = (),
+        user: User = User.NOBODY,
     ) -> "Worker":
         """Start a process that has not loaded anything yet.
 
         Raises:
             UnavailableError: The process cannot be started.
         """
-        process = WorkerProcess.start(worker_path, Mode.RUN, require)
+        process = WorkerProcess.start(worker_path, Mode.RUN, require, user)
         link = await Link.open(process.socket)
-        return cls(process=process, link=link, engine=engine, wall_grace=wall_grace)
+        return cls(process=process, link=link, engines=engines, wall_grace=wall_grace, require=require)
 
     @property
     def is_reusable(self) -> bool:
-        """Whether it may run again: it lives, and its last guest ended by itself."""
-        return self._reusable and not self.process.ended.done()
+        """Whether it may run again: it lives, its last guest ended by itself, and nothing came after that."""
+        return self._reusable and self._link.is_quiet and not self.process.ended.done()
 
     @property
     def is_loaded(self) -> bool:
@@ -124,6 +145,7 @@ class Worker:
         """Run once; load first if this is the first run. See ``Sandbox.run``."""
         if not self._reusable:
             raise WorkerCrashedError("worker was to be discarded, not to run again")
+        self._engine = self._engines[job.request.profile]
         limits = job.request.limits
         collected = _Collected(
             sink=job.sink, max_bytes=limits.output_bytes + limits.log_bytes + _OUTPUT_SLACK_BYTES
@@ -141,13 +163,16 @@ class Worker:
             await self._link.drain()
             # From here on a guest may be running; only an outcome makes the worker usable again.
             self._reusable = False
+            self.runs += 1
             self._link.send(first, descriptors)
             _close(descriptors)
             outcome = await self._converse(collected, calls, job.stdin)
-            if outcome is None:
+            if outcome is None or self._killed_for_wall:
+                # An outcome that came when the time was long over is no outcome.
                 result = await self._result_without_outcome(collected, started_at)
             else:
-                result = self._result(outcome, collected)
+                elapsed = timedelta(seconds=loop.time() - started_at)
+                result = self._result(outcome, collected, limits, elapsed)
         finally:
             if timer is not None:
                 timer.cancel()
@@ -225,7 +250,7 @@ class Worker:
                 self._link.send(END_OF_STDIN)
 
     async def _until_outcome(self, collected: _Collected, calls: CallAnswerer) -> messages.RawOutcome | None:
-        while (frames := await self._link.receive()) is not None:
+        while (frames := await self._frames()) is not None:
             for index, frame in enumerate(frames):
                 if frame.kind is FrameKind.OUTPUT and self._loaded:
                     await collected.take(frame.payload)
@@ -234,11 +259,20 @@ class Worker:
                 elif frame.kind is FrameKind.READY and not self._loaded:
                     self._loaded = True
                     self.layers = messages.ready_layers(frame.payload)
+                    self._was_seen = look.confirm(self.process.pid, self.layers, self._require)
                 elif frame.kind is FrameKind.OUTCOME and index == len(frames) - 1:
                     return self._parse_outcome(frame.payload)
                 else:
                     raise WorkerCrashedError(f"worker sent {_name(frame)} where it was not due")
         return None
+
+    async def _frames(self) -> list[Frame] | None:
+        try:
+            return await self._link.receive()
+        except WorkerCrashedError:
+            if self._killed_for_wall:
+                return None  # it was killed while it spoke, so the last frame is a part
+            raise
 
     def _parse_outcome(self, payload: bytes) -> messages.RawOutcome:
         try:
@@ -248,13 +282,18 @@ class Worker:
             self._reusable = True
             raise
 
-    def _result(self, outcome: messages.RawOutcome, collected: _Collected) -> RunResult:
+    def _result(
+        self, outcome: messages.RawOutcome, collected: _Collected, limits: Limits, elapsed: timedelta
+    ) -> RunResult:
         result = messages.result_of(
             outcome,
             stdout=bytes(collected.parts[Stream.STDOUT]),
             stderr=bytes(collected.parts[Stream.STDERR]),
             engine=self._engine,
         )
+        check_claims(result, limits=limits, seen_bytes=collected.seen_bytes, elapsed=elapsed)
+        if not self._was_seen and result.outcome is not Outcome.KILLED:
+            raise WorkerCrashedError(f"worker {self.process.pid} was gone before it could be looked at")
         self._reusable = result.outcome in {Outcome.SUCCEEDED, Outcome.FAILED}
         return result
 

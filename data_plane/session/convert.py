@@ -1,6 +1,6 @@
 """Proto of the session to domain and back."""
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from datetime import datetime
 from typing import Final
 
@@ -12,6 +12,8 @@ from data_plane.receipts.issuer import SignedHead
 from data_plane.sandbox.domain import EngineInfo, LayerState
 from shared.digests import Digest
 from shared.ids import BootId, ExecutionId, NodeId
+from shared.manifest import Profile
+from shared.order_codec import PROFILE_NUMBERS
 
 MAX_LAYER_DETAIL_CHARS: Final = 256
 """Bound of a layer's explanation in a Hello."""
@@ -63,7 +65,7 @@ def hello_to_proto(
     node_id: NodeId,
     boot_id: BootId,
     accepts: Sequence[str],
-    engine: EngineInfo,
+    engines: Mapping[Profile, EngineInfo],
     slots: int,
     cached: Iterable[Digest],
     now: datetime,
@@ -72,6 +74,7 @@ def hello_to_proto(
     keyset_version: int,
     layers: Iterable[LayerState],
 ) -> nodes_pb2.SessionRequest:
+    engine = engines.get(Profile.DEFAULT) or next(iter(engines.values()))
     hello = nodes_pb2.Hello(
         node_id=node_id,
         boot_id=boot_id,
@@ -79,6 +82,10 @@ def hello_to_proto(
         engine=nodes_pb2.EngineInfo(
             name=engine.name, version=engine.version, config_digest=engine.config_digest
         ),
+        profile_engines=[
+            nodes_pb2.ProfileEngine(profile=PROFILE_NUMBERS[profile], config_digest=one.config_digest)
+            for profile, one in engines.items()
+        ],
         slots=slots,
         cached_digests=cached,
         spool_head=head_to_proto(head),

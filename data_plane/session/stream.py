@@ -153,7 +153,7 @@ class Session:
             node_id=parts.facts.node_id,
             boot_id=parts.facts.boot_id,
             accepts=ACCEPTED_ORDER_TYPES,
-            engine=parts.facts.engine,
+            engines=parts.facts.engines,
             slots=parts.admissions.slots,
             cached=cached,
             now=parts.clock.now(),

@@ -179,6 +179,7 @@ class TestStack:
         limits: str = "",
         capabilities: str = "",
         retry: str = "safe",
+        profile: str = "default",
     ) -> None:
         """Build, sign and publish a template of this name around a module, and make the agent."""
         source = self.folder / "sources" / name
@@ -187,7 +188,7 @@ class TestStack:
         (source / "agent.toml").write_text(
             f'[template]\nname = "{name}"\nversion = "1.0.0"\nmodule = "agent.wasm"\n'
             f'media_type = "application/json"\n[limits]\n{limits}\n[capabilities]\n{capabilities}\n'
-            f'[run]\nprofile = "default"\nretry = "{retry}"\n'
+            f'[run]\nprofile = "{profile}"\nretry = "{retry}"\n'
         )
         package = write_package(build_package(source), self.folder / "sources")
         signer = FileSigner(key=read_private_key(self.paths.publisher_key))

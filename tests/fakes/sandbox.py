@@ -17,19 +17,20 @@ from data_plane.sandbox.domain import (
 from data_plane.sandbox.ports import ArtifactOpener, HostCalls, OutputSink
 from shared.digests import Digest
 from shared.ids import TenantId
+from shared.manifest import Profile
 from shared.outcomes import Outcome
 
 Guest = Callable[[RunRequest], Awaitable[RunResult]]
 
 
 class FakeSandbox:
-    """Implements `Sandbox`. Loads the artifact on the first run of a (tenant, module), as a worker does."""
+    """Implements `Sandbox`. Loads the artifact on the first run of a (tenant, module, profile), as a worker does."""
 
     def __init__(self, engine: EngineInfo, *, slots: int = 4) -> None:
         self._engine = engine
         self._slots = asyncio.Semaphore(slots)
         self._count = slots
-        self.loaded: dict[tuple[TenantId, Digest], bytes] = {}
+        self.loaded: dict[tuple[TenantId, Digest, Profile], bytes] = {}
         self.requests: list[RunRequest] = []
         self.guest: Guest = self.echo
         self.host_calls: HostCalls | None = None
@@ -47,10 +48,11 @@ class FakeSandbox:
         host_calls: HostCalls | None = None,
     ) -> RunResult:
         async with self._slots:
-            if (tenant_id, module_digest) not in self.loaded:
+            name = (tenant_id, module_digest, request.profile)
+            if name not in self.loaded:
                 descriptor = await artifact()
                 try:
-                    self.loaded[tenant_id, module_digest] = os.read(descriptor, 1 << 20)
+                    self.loaded[name] = os.read(descriptor, 1 << 20)
                 finally:
                     os.close(descriptor)
             self.requests.append(request)
@@ -84,12 +86,19 @@ class FakeCompiler:
     def __init__(self, engine: EngineInfo) -> None:
         self._engine = engine
         self.compilations = 0
+        self.profiles: list[Profile] = []
         self.error: Exception | None = None
 
     async def compile(
-        self, *, module_fd: int, artifact_fd: int, limits: CompileLimits = DEFAULT_COMPILE_LIMITS
+        self,
+        *,
+        module_fd: int,
+        artifact_fd: int,
+        profile: Profile = Profile.DEFAULT,
+        limits: CompileLimits = DEFAULT_COMPILE_LIMITS,
     ) -> CompiledArtifact:
         self.compilations += 1
+        self.profiles.append(profile)
         await asyncio.sleep(0)
         if self.error is not None:
             raise self.error

@@ -9,6 +9,7 @@ from typing import Any, Final
 import wasmtime
 
 from data_plane.sandbox.domain import DEFAULT_COMPILE_LIMITS, CompileLimits
+from shared.manifest import Profile
 from shared.outcomes import LimitName, Outcome
 
 FOLDER: Final = Path(__file__).resolve().parent / "limits"
@@ -26,6 +27,7 @@ class Attack:
     limit: LimitName
     granted: dict[str, Any] = field(default_factory=dict)
     """Fields of ``Limits`` that differ from the default."""
+    profile: Profile = Profile.DEFAULT
     outcome: Outcome = Outcome.KILLED
     """TRAPPED where the guest is only refused: then no limit is named."""
 
@@ -40,14 +42,20 @@ class Attack:
         return first.removeprefix(";; ")
 
 
-def _attacks(
-    limit: LimitName, granted: dict[str, Any], *guests: str, outcome: Outcome = Outcome.KILLED
-) -> tuple[Attack, ...]:
-    return tuple(Attack(guest=guest, limit=limit, granted=granted, outcome=outcome) for guest in guests)
+def _attacks(limit: LimitName, granted: dict[str, Any], *guests: str, **changes: Any) -> tuple[Attack, ...]:
+    return tuple(Attack(guest=guest, limit=limit, granted=granted, **changes) for guest in guests)
 
 
 _LOOPS: Final = ("loop", "loop_in_start", "loop_of_calls", "loop_of_fills", "loop_of_copies", "loop_of_roots")
 _BUSY: Final = (*_LOOPS, "loop_of_empty_growths", "loop_of_clocks", "loop_of_yields")
+_DEAR: Final = (
+    "loop_of_table_fills",
+    "loop_of_polls",
+    "loop_of_deep_paths",
+    "loop_of_divisions",
+    "random_by_bytes",
+)
+_DEEP: Final = ("recurse", "recurse_by_two", "recurse_through_a_table", "recurse_in_start")
 _LONG: Final = 60_000
 _SHORT: Final = 100
 _FILES: Final = {"scratch_bytes": MIB, "scratch_inodes": 100}
@@ -55,6 +63,13 @@ _FILES: Final = {"scratch_bytes": MIB, "scratch_inodes": 100}
 ATTACKS: Final = (
     *_attacks(LimitName.WALL_MS, {"wall_ms": _SHORT, "cpu_ms": _LONG}, *_BUSY, "sleep", "many_sleeps"),
     *_attacks(LimitName.CPU_MS, {"wall_ms": _LONG, "cpu_ms": _SHORT}, *_BUSY),
+    *_attacks(
+        LimitName.FUEL,
+        {"fuel": 20_000_000, "wall_ms": _LONG, "cpu_ms": _LONG},
+        *_BUSY, *_DEAR, profile=Profile.DETERMINISTIC,
+    ),
+    *_attacks(LimitName.FUEL, {"fuel": 10_000}, *_DEEP, profile=Profile.DETERMINISTIC),
+    *_attacks(LimitName.FUEL, {"fuel": 20_000_000}, "loop", "loop_of_roots", profile=Profile.PORTABLE),
     *_attacks(
         LimitName.MEMORY_BYTES,
         {"memory_bytes": 32 * MIB},

@@ -101,7 +101,7 @@ class _Modules:
             await asyncio.sleep(self.chance.latency(0.01))
         return PreparedModule(manifest=a_manifest(), open_artifact=_no_artifact)
 
-    def forget(self, module_digest: Digest) -> None: ...
+    def forget(self, module_digest: Digest, profile: Profile) -> None: ...
 
     def digests(self) -> tuple[Digest, ...]:
         """Of the artifact cache, as far as sessions look at it."""
@@ -259,8 +259,7 @@ class SimulatedNode:
             installation=InstallationId(INSTALLATION),
             node_id=self.node_id,
             boot_id=new_id(BOOT, self.clock, chance),
-            engine=ENGINE,
-            profiles=frozenset({Profile.DEFAULT}),
+            engines={Profile.DEFAULT: ENGINE},
             ceilings=Limits(),
             max_order_life=timedelta(seconds=60),
             max_skew=timedelta(seconds=30),

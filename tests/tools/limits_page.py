@@ -7,6 +7,7 @@ from typing import Any, Final
 
 from data_plane.sandbox.domain import STACK_BYTES, CompileLimits
 from shared.limits import Limits
+from shared.manifest import Profile
 from shared.outcomes import LimitName, Outcome
 from tests.guests.adversaries import ATTACKS, MODULE_ATTACKS, Attack
 
@@ -24,7 +25,8 @@ real worker and asserts how the run ended, that nothing beyond any limit was use
 
 All but `stack_bytes`, which the engine fixes, are requested in agent.toml, bounded by policy and node, granted in orders
 and named in receipts with what was used. Times are measured by a thread beside the guest, and the process kill of the
-node stands behind it: no instruction is added to the guest's code.
+node stands behind it: no instruction is added to the guest's code. Only `fuel` is counted in the guest itself, and only
+under the profiles deterministic and portable (docs/sandbox.md).
 
 | limit | default | guest | what it does | outcome |
 |---|---|---|---|---|
@@ -44,13 +46,18 @@ _NOTES: Final = """
 
 * `table.grow` and `memory.grow` answer -1 when they are refused, and the guest may go on. When it ends without success
   after memory was refused, the limit is named; for a table that grows the engine tells nobody, so the outcome is only
-  the guest's own trap. The table is held to its limit either way.
+  the guest's own trap. The table is held to its limit either way. It cannot be named with wasmer 7.4.2: a memory is behind
+  a trait that we implement, a table is a struct of the engine, grown by a library call that compares with the maximum and
+  answers -1 in one place without a hook; its size afterwards does not say whether more was asked for.
 * `open_files` is refused with an errno (`EMFILE`) and named when the guest then ends without success.
 * An agent that is granted none of `scratch_bytes` or of `scratch_inodes` has no folder to write to.
 * `scratch_bytes` counts by how much files grow in size, holes included, and `scratch_inodes` counts names that were made.
   Neither is given back by removing or cutting files.
 * `host_call_ms` is the time that a guest waits for answers; `wall_ms` runs on meanwhile. An answer that is asked for
   again with a larger buffer is no second call.
+* `fuel` is charged for each block of instructions when it begins; a run that used more than it had is killed by it,
+  whatever else it came to. Growing a memory or a table costs a fixed amount: what grows is bounded by `memory_bytes` and
+  `table_elements`. Walls and CPU time stand behind it.
 * A C program has a second stack in its own memory. Passing that one is a fault of the program (a trap), not of the call
   stack of the engine.
 """
@@ -61,7 +68,7 @@ def page() -> str:
     defaults = {LimitName.STACK_BYTES: f"{STACK_BYTES:,}", **dict(map(_default, fields(Limits)))}
     rows = [
         f"| {f'`{limit}`' if index == 0 else ''} | {defaults[limit] if index == 0 else ''} "
-        f"| `{attack.guest}` | {attack.why} | {_outcome(attack)} |"
+        f"| `{attack.guest}`{_profile(attack)} | {attack.why} | {_outcome(attack)} |"
         for limit, attacks in groupby(ATTACKS, key=lambda attack: attack.limit)
         for index, attack in enumerate(attacks)
     ]
@@ -106,6 +113,10 @@ def _module_default(limit: str) -> str:
             return f"{limits.memory_bytes:,} bytes"
         case _:
             return f"{getattr(limits, limit):,}"
+
+
+def _profile(attack: Attack) -> str:
+    return "" if attack.profile is Profile.DEFAULT else f", {attack.profile}"
 
 
 def _outcome(attack: Attack) -> str:

@@ -29,10 +29,13 @@ PACKAGES = ("shared", "control_plane", "data_plane", "cli")
 EXTENSION = "agentfactory-engine-python"
 # One by one: together their features unify, and wasmer is compiled once more under the union.
 CRATES = ("agentfactory-wasi", "agentfactory-module", "agentfactory-worker", EXTENSION)
+# A workspace of its own: its flags and its lock file are not the engine's.
+FUZZ_MANIFEST = ENGINE / "wasi" / "fuzz" / "Cargo.toml"
 POSTGRES_15 = Path("/usr/lib/postgresql/15/bin/postgres")
 
 # A stage that hangs must not hold a machine for ever; pytest bounds each test itself.
 STAGE_TIMEOUT = timedelta(minutes=40)
+FUZZ_TIME = timedelta(seconds=60)
 # pytest's code for "no tests were collected".
 NO_TESTS = 5
 SUMMARY = re.compile(r"(\d+) (passed|failed|errors?|skipped|xfailed|xpassed)")
@@ -116,6 +119,9 @@ def check(run: Run) -> None:
     manifest = ["--manifest-path", str(ENGINE / "Cargo.toml")]
     if rust_tool(run, "fmt"):
         run.command("Rust format", ["cargo", "fmt", "--check", "--all", *manifest])
+        random = ["--manifest-path", str(ROOT / "tests" / "guests" / "random" / "Cargo.toml")]
+        run.command("Rust format: random guests", ["cargo", "fmt", "--check", *random])
+        run.command("Rust format: fuzz", ["cargo", "fmt", "--check", "--manifest-path", str(FUZZ_MANIFEST)])
     if rust_tool(run, "clippy"):
         for crate in CRATES:
             flags = ["--release", "--locked", "--all-targets", "--quiet", "-p", crate, "--", "-D", "warnings"]
@@ -146,6 +152,15 @@ def rust(run: Run) -> None:
             continue  # it links against no libpython, so it cannot be run outside one; its tests are Python's
         arguments = ["cargo", "test", *manifest, "--release", "--locked", "--quiet", "-p", crate]
         run.command(f"Rust tests: {crate}", arguments, environment=cargo_environment())
+
+
+def fuzz(run: Run) -> None:
+    """Two targets side by side for a minute; beside no other stage, since many of those look at times."""
+    arguments = [sys.executable, "-m", "tests.fuzz", "--seconds", str(FUZZ_TIME.seconds)]
+    if shutil.which("c++") is None:
+        run.notes.append("no C++ compiler, which libFuzzer is built with: the WASI layer was not fuzzed")
+        arguments += ["--only", "protocol"]
+    run.command("fuzz", arguments)
 
 
 def servers(run: Run) -> None:
@@ -192,6 +207,7 @@ def coverage(run: Run) -> None:
 STAGES: dict[str, Callable[[Run], None]] = {
     "check": check,
     "rust": rust,
+    "fuzz": fuzz,
     "servers": servers,
     "unit": tests("tests/unit", "tests/property"),
     "simulation": simulation,

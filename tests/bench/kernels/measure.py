@@ -5,28 +5,34 @@ import math
 import os
 import subprocess
 import tempfile
-from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
-from typing import Final
+from typing import Any, Final
 
 import wasmtime
 from agentfactory_engine import worker_path
 
 from data_plane.sandbox.compiler import WorkerCompiler
 from data_plane.sandbox.domain import RunRequest
-from data_plane.sandbox.engine import read_engine_info
+from data_plane.sandbox.engine import read_engines
 from data_plane.sandbox.pool import WorkerPool
 from shared.digests import sha256_digest
 from shared.ids import TenantId
-from shared.limits import Limits
+from shared.limits import MAX_LIMITS, Limits
+from shared.manifest import Profile
 from shared.outcomes import Outcome
 from tests.bench.kernels.build import Kernel
 
 REPEATS: Final = 15
 """The promise says 7; more of them cost seconds, and keep a busy machine out of the minimum on every side."""
 RUN_TIMEOUT: Final = 60
-PATIENT: Final = Limits(wall_ms=RUN_TIMEOUT * 1000, cpu_ms=RUN_TIMEOUT * 1000)
+PATIENT: Final = Limits(wall_ms=RUN_TIMEOUT * 1000, cpu_ms=RUN_TIMEOUT * 1000, fuel=MAX_LIMITS.fuel)
+_FIXED: Final[dict[Profile, dict[str, Any]]] = {
+    profile: {"seed": bytes(32), "clock": datetime(2026, 1, 2, tzinfo=UTC)}
+    for profile in (Profile.DETERMINISTIC, Profile.PORTABLE)
+}
 
 
 class ResultsDifferError(AssertionError):
@@ -39,11 +45,13 @@ class Answer:
 
     checksum: str
     nanoseconds: int
+    cpu: timedelta = timedelta(0)
+    """Of the whole run as the sandbox counts it: under a repeatable profile a kernel cannot time itself."""
 
     @classmethod
-    def parse(cls, text: bytes) -> "Answer":
+    def parse(cls, text: bytes, cpu: timedelta = timedelta(0)) -> "Answer":
         checksum, nanoseconds = text.decode("ascii").split()
-        return cls(checksum, int(nanoseconds))
+        return cls(checksum, int(nanoseconds), cpu)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -55,6 +63,12 @@ class Timing:
     sandbox_ms: float
     wasmtime_ms: float
     interleaved_ms: float
+    profiles: Mapping[Profile, float] = field(default_factory=dict)
+    """CPU time of the run under each profile, in milliseconds."""
+
+    def cost_of(self, profile: Profile) -> float:
+        """Return how much more CPU time the run takes under a profile than under the default one."""
+        return self.profiles[profile] / self.profiles[Profile.DEFAULT]
 
     @property
     def ratio(self) -> float:
@@ -122,29 +136,32 @@ class Peer:
 class Sandboxed:
     """The kernel in a pool's worker, as a node runs it."""
 
-    def __init__(self, pool: WorkerPool, module: Path, artifact: Path) -> None:
+    def __init__(self, pool: WorkerPool, module: Path, artifact: Path, profile: Profile) -> None:
         self._pool = pool
+        self._request = RunRequest(limits=PATIENT, profile=profile, **_FIXED.get(profile, {}))
         self._digest = sha256_digest(module.read_bytes())
         self._artifact = artifact
 
     @classmethod
-    async def compile(cls, pool: WorkerPool, module: Path, folder: Path) -> "Sandboxed":
-        artifact = folder / f"{module.stem}.artifact"
+    async def compile(
+        cls, pool: WorkerPool, module: Path, folder: Path, profile: Profile = Profile.DEFAULT
+    ) -> "Sandboxed":
+        artifact = folder / f"{module.stem}.{profile}"
         with module.open("rb") as module_file, artifact.open("wb") as artifact_file:
             await WorkerCompiler(worker_path=worker_path()).compile(
-                module_fd=module_file.fileno(), artifact_fd=artifact_file.fileno()
+                module_fd=module_file.fileno(), artifact_fd=artifact_file.fileno(), profile=profile
             )
-        return cls(pool, module, artifact)
+        return cls(pool, module, artifact, profile)
 
     async def run(self) -> Answer:
         result = await self._pool.run(
             tenant_id=TenantId("bench"),
             module_digest=self._digest,
             artifact=self._open,
-            request=RunRequest(limits=PATIENT),
+            request=self._request,
         )
         assert result.outcome is Outcome.SUCCEEDED, result
-        return Answer.parse(result.stdout)
+        return Answer.parse(result.stdout, result.resources.cpu)
 
     async def _open(self) -> int:
         return os.open(self._artifact, os.O_RDONLY | os.O_CLOEXEC)
@@ -153,18 +170,25 @@ class Sandboxed:
 class Contest:
     """One kernel on every side, and what its runs printed so far."""
 
-    def __init__(self, kernel: Kernel, sandboxed: Sandboxed, peer: Peer, interleaved: Sandboxed) -> None:
+    def __init__(
+        self,
+        kernel: Kernel,
+        sandboxed: Mapping[Profile, Sandboxed],
+        peer: Peer,
+        interleaved: Sandboxed,
+    ) -> None:
         self._kernel = kernel
         self._sandboxed = sandboxed
         self._peer = peer
         self._interleaved = interleaved
         self._answers: list[list[Answer]] = []
+        self._of_profiles: list[dict[Profile, Answer]] = []
 
     @classmethod
     async def prepare(cls, pool: WorkerPool, kernel: Kernel, folder: Path) -> "Contest":
         return cls(
             kernel,
-            await Sandboxed.compile(pool, kernel.module, folder),
+            {profile: await Sandboxed.compile(pool, kernel.module, folder, profile) for profile in Profile},
             Peer(kernel, folder),
             await Sandboxed.compile(pool, kernel.interleaved, folder),
         )
@@ -172,9 +196,10 @@ class Contest:
     async def run(self) -> None:
         """Run every side once, one right after the other."""
         native = await asyncio.to_thread(run_native, self._kernel)
-        ours = await self._sandboxed.run()
+        ours = {profile: await sandboxed.run() for profile, sandboxed in self._sandboxed.items()}
         theirs = await asyncio.to_thread(self._peer.run)
-        self._answers.append([native, ours, theirs, await self._interleaved.run()])
+        self._answers.append([native, ours[Profile.DEFAULT], theirs, await self._interleaved.run()])
+        self._of_profiles.append(ours)
 
     def timing(self) -> Timing:
         """Return the least time of each side.
@@ -182,7 +207,7 @@ class Contest:
         Raises:
             ResultsDifferError: The sides disagree about the result.
         """
-        same_results(self._kernel.name, *self._answers)
+        same_results(self._kernel.name, *self._answers, *(tuple(one.values()) for one in self._of_profiles))
         native, ours, theirs, interleaved = (least_ms(side) for side in zip(*self._answers, strict=True))
         return Timing(
             name=self._kernel.name,
@@ -190,14 +215,20 @@ class Contest:
             sandbox_ms=ours,
             wasmtime_ms=theirs,
             interleaved_ms=interleaved,
+            profiles={
+                profile: min(one[profile].cpu for one in self._of_profiles) / timedelta(milliseconds=1)
+                for profile in Profile
+            },
         )
 
 
 async def time_kernels(kernels: Sequence[Kernel], *, repeats: int = REPEATS) -> list[Timing]:
     """Measure all kernels in rounds, so that a slow second of the machine spoils one run of each and no kernel."""
-    engine = await read_engine_info(worker_path())
+    engines = await read_engines(worker_path())
     with tempfile.TemporaryDirectory() as folder:
-        async with WorkerPool(worker_path=worker_path(), engine=engine, slots=1) as pool:
+        async with WorkerPool(
+            worker_path=worker_path(), engine=engines[Profile.DEFAULT], engines=engines, slots=1
+        ) as pool:
             contests = [await Contest.prepare(pool, kernel, Path(folder)) for kernel in kernels]
             for _ in range(repeats):
                 for contest in contests:

@@ -3,11 +3,16 @@
 from collections.abc import Sequence
 from typing import Final
 
+from shared.manifest import Profile
 from tests.bench.kernels.measure import REPEATS, Timing, geometric_mean
 from tests.bench.report import TIMES, Figure
 
 MEAN_BAR: Final = 1.18
 WORST_BAR: Final = 1.8
+METERED: Final = {
+    Profile.DETERMINISTIC: "fuel-metered (profile deterministic)",
+    Profile.PORTABLE: "fuel-metered and canonical NaN (profile portable)",
+}
 
 
 def figures_of(timings: Sequence[Timing]) -> list[Figure]:
@@ -44,6 +49,17 @@ def figures_of(timings: Sequence[Timing]) -> list[Figure]:
             reference="plain -O3",
             reference_value=mean,
             repeats=REPEATS,
+        ),
+        *(
+            Figure(
+                figure=f"the same mean, {what}",
+                value=mean * geometric_mean([timing.cost_of(profile) for timing in timings]),
+                unit=TIMES,
+                reference="the default profile",
+                reference_value=mean,
+                repeats=REPEATS,
+            )
+            for profile, what in METERED.items()
         ),
         *(
             Figure(

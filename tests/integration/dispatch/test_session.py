@@ -10,6 +10,7 @@ from agentfactory.v1 import nodes_pb2
 from control_plane.executions.encoding import capabilities_bytes
 from control_plane.nodes.domain import NodeState
 from shared.clock import SystemClock
+from shared.digests import sha256_digest
 from shared.dsse import decode_envelope
 from shared.errors import (
     ClockSkewError,
@@ -26,8 +27,8 @@ from shared.errors import (
     UnknownKeyError,
     UnsupportedVersionError,
 )
-from shared.manifest import Capabilities
-from shared.order_codec import decode_order
+from shared.manifest import Capabilities, Profile
+from shared.order_codec import PROFILE_NUMBERS, decode_order
 from shared.orders import verify_batch, verify_order_inclusion
 from shared.outcomes import Outcome
 from shared.receipts import Rejection
@@ -652,3 +653,40 @@ async def test_stopping_a_replica_ends_sessions_as_planned(owner_url: str, datab
         one.dispatch.end_sessions()
         assert await node.end() is None
         await asyncio.sleep(0)
+
+
+def _engine(profile: Profile, content: bytes) -> nodes_pb2.ProfileEngine:
+    return nodes_pb2.ProfileEngine(profile=PROFILE_NUMBERS[profile], config_digest=sha256_digest(content))
+
+
+async def test_rule_20_an_order_names_the_engine_under_its_own_profile(one: Replica):
+    node = one.client((await one.add_node()).node_id)
+    engines = [_engine(Profile.DEFAULT, b"fast"), _engine(Profile.PORTABLE, b"portable")]
+    await node.connect(profile_engines=engines)
+    await node.beat()
+
+    for profile, content in ((Profile.PORTABLE, b"portable"), (Profile.DEFAULT, b"fast")):
+        await one.submit(work(profile=profile))
+        order = decode_order((await node.next_order()).order)
+        assert (order.profile, order.engine.config_digest) == (profile, sha256_digest(content))
+
+
+async def test_rule_20_a_profile_waits_for_a_node_that_offers_it_and_holds_nobody_up(one: Replica):
+    older = await one.ready_node()
+    [waiting, other] = await one.submit(work(profile="deterministic"), work())
+    assert decode_order((await older.next_order()).order).execution_id == other.execution_id
+
+    newer = one.client((await one.add_node()).node_id)
+    await newer.connect(profile_engines=[_engine(Profile.DETERMINISTIC, b"metered")])
+    await newer.beat()
+
+    order = decode_order((await newer.next_order()).order)
+    assert (order.execution_id, order.profile) == (waiting.execution_id, Profile.DETERMINISTIC)
+    assert order.engine.config_digest == sha256_digest(b"metered")
+
+
+async def test_rule_20_a_configuration_that_is_no_digest_is_refused(one: Replica):
+    node = one.client((await one.add_node()).node_id)
+    engine = nodes_pb2.ProfileEngine(profile=PROFILE_NUMBERS[Profile.PORTABLE], config_digest="sha256:0")
+    with pytest.raises(InvalidInputError, match="not a digest"):
+        await node.connect(profile_engines=[engine])

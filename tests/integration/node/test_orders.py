@@ -14,6 +14,7 @@ from shared.digests import sha256_digest
 from shared.errors import RejectionReason
 from shared.limits import Limits, RequestedLimits
 from shared.manifest import Profile
+from shared.order_codec import PROFILE_NUMBERS
 from shared.orders import EngineConstraint
 from shared.outcomes import LimitName, Outcome
 from shared.receipts import OLDER_PREDICATE_TYPE, PREDICATE_TYPE
@@ -422,18 +423,65 @@ async def test_order_for_an_engine_that_is_not_here(control_plane, start_node, a
     assert receipt.predicate.rejection.reason is RejectionReason.ENGINE
 
 
-async def test_deterministic_runs_repeat(control_plane, start_node, actor):
+@pytest.mark.parametrize("profile", [Profile.DETERMINISTIC, Profile.PORTABLE])
+async def test_rule_20_the_same_order_on_two_nodes_gives_the_same_bytes_and_the_same_fuel(
+    control_plane, start_node, actor, profile
+):
+    template = await publish(actor.module, profile=profile)
+    receipts = []
+    for number, name in enumerate(("one", "two"), 1):
+        node = await start_node(name)
+        session = await control_plane.session(number)
+        offered = {engine.profile: engine.config_digest for engine in session.hello.profile_engines}
+        digest = offered[PROFILE_NUMBERS[profile]]
+        receipt = await run(
+            control_plane,
+            session,
+            template,
+            b"output 3",
+            profile=profile,
+            seed=bytes(32),
+            engine=EngineConstraint(config_digest=digest),
+        )
+        assert receipt.predicate.engine.config_digest == digest
+        assert digest != session.hello.engine.config_digest
+        receipts.append(receipt)
+        await node.stop()
+
+    assert [control_plane.output_of(receipt) for receipt in receipts] == [b"abc", b"abc"]
+    assert receipts[0].predicate.resources.fuel == receipts[1].predicate.resources.fuel > 0
+
+
+async def test_an_order_under_a_repeatable_profile_is_limited_by_fuel(control_plane, start_node, actor):
     await start_node()
     session = await control_plane.session()
     template = await publish(actor.module, profile=Profile.DETERMINISTIC)
-    receipts = [
-        await run(
-            control_plane, session, template, b"output 3", profile=Profile.DETERMINISTIC, seed=bytes(32)
-        )
-        for _ in range(2)
-    ]
 
-    assert [control_plane.output_of(receipt) for receipt in receipts] == [b"abc", b"abc"]
+    ordered = {"profile": Profile.DETERMINISTIC, "limits": limits(fuel=1_000)}
+    said = (await run(control_plane, session, template, b"output 3", **ordered)).predicate
+
+    assert (said.outcome, said.limit, said.resources.fuel) == (Outcome.KILLED, LimitName.FUEL, 1_000)
+
+
+async def test_a_fuel_limit_of_the_default_profile_is_not_counted(control_plane, start_node, actor):
+    await start_node()
+    session = await control_plane.session()
+
+    said = (await run(control_plane, session, actor, b"output 3", limits=limits(fuel=1))).predicate
+
+    assert (said.outcome, said.resources.fuel) == (Outcome.SUCCEEDED, 0)
+
+
+async def test_a_node_offers_the_profiles_that_its_operator_names(control_plane, start_node, actor):
+    await start_node(profiles=(Profile.DEFAULT,))
+    session = await control_plane.session()
+    template = await publish(actor.module, profile=Profile.DETERMINISTIC)
+
+    receipt = await run(control_plane, session, template, b"output 3", profile=Profile.DETERMINISTIC)
+
+    offered = [engine.profile for engine in session.hello.profile_engines]
+    assert offered == [PROFILE_NUMBERS[Profile.DEFAULT]]
+    assert receipt.predicate.rejection.reason is RejectionReason.ENGINE
 
 
 async def test_rule_14_module_that_crashes_its_workers_is_quarantined_for_a_while(

@@ -3,7 +3,8 @@
 import asyncio
 import hashlib
 import os
-from collections.abc import AsyncIterator, Callable, Coroutine
+from collections.abc import AsyncIterator, Callable, Coroutine, Mapping
+from datetime import UTC, datetime
 from pathlib import Path
 
 import pytest
@@ -12,12 +13,13 @@ from agentfactory_engine import worker_path
 
 from data_plane.sandbox.compiler import WorkerCompiler
 from data_plane.sandbox.domain import EngineInfo, RunRequest, RunResult
-from data_plane.sandbox.engine import read_engine_info
+from data_plane.sandbox.engine import read_engines
 from data_plane.sandbox.pool import WorkerPool
-from data_plane.sandbox.process import WorkerProcess
+from data_plane.sandbox.process import User, WorkerProcess
 from shared.digests import sha256_digest
 from shared.ids import TenantId
 from shared.limits import Limits
+from shared.manifest import Profile
 
 GUESTS = Path(__file__).parents[2] / "guests"
 TENANT = TenantId("tenant-a")
@@ -32,15 +34,15 @@ class Artifacts:
         self._folder = folder
         self.opened = 0
 
-    async def of(self, module: bytes) -> Path:
-        path = self._folder / hashlib.sha256(module).hexdigest()
+    async def of(self, module: bytes, profile: Profile = Profile.DEFAULT) -> Path:
+        path = self._folder / f"{hashlib.sha256(module).hexdigest()}-{profile}"
         if not path.exists():
             (self._folder / "module.wasm").write_bytes(module)
             module_fd = os.open(self._folder / "module.wasm", os.O_RDONLY)
             artifact_fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_EXCL)
             try:
                 await WorkerCompiler(worker_path=worker_path()).compile(
-                    module_fd=module_fd, artifact_fd=artifact_fd
+                    module_fd=module_fd, artifact_fd=artifact_fd, profile=profile
                 )
             except BaseException:
                 path.unlink()
@@ -76,8 +78,13 @@ def probe() -> bytes:
 
 
 @pytest.fixture(scope="session")
-def engine() -> EngineInfo:
-    return asyncio.run(read_engine_info(worker_path()))
+def engines() -> Mapping[Profile, EngineInfo]:
+    return asyncio.run(read_engines(worker_path()))
+
+
+@pytest.fixture(scope="session")
+def engine(engines: Mapping[Profile, EngineInfo]) -> EngineInfo:
+    return engines[Profile.DEFAULT]
 
 
 @pytest.fixture(scope="session")
@@ -91,8 +98,11 @@ def artifacts(artifact_folder: Path) -> Artifacts:
 
 
 @pytest.fixture
-async def pool(engine: EngineInfo) -> AsyncIterator[WorkerPool]:
-    async with WorkerPool(worker_path=worker_path(), engine=engine, slots=2) as running:
+async def pool(engine: EngineInfo, engines: Mapping[Profile, EngineInfo]) -> AsyncIterator[WorkerPool]:
+    # Directories of the tests belong to whoever runs them.
+    async with WorkerPool(
+        worker_path=worker_path(), engine=engine, engines=engines, slots=2, user=User.OWN
+    ) as running:
         yield running
 
 
@@ -105,11 +115,14 @@ def run(pool: WorkerPool, artifacts: Artifacts, probe: bytes) -> Run:
     ) -> RunResult:
         code = probe if module is None else module
         limits = Limits(**{name: options.pop(name) for name in list(options) if name in Limits.__slots__})
+        profile = options.setdefault("profile", Profile.DEFAULT)
+        if profile is not Profile.DEFAULT:
+            options = {"seed": bytes(32), "clock": datetime(2026, 1, 2, tzinfo=UTC), **options}
         streams = {name: options.pop(name) for name in ("sink", "feed", "calls") if name in options}
         return await pool.run(
             tenant_id=tenant,
             module_digest=sha256_digest(code),
-            artifact=artifacts.opener(await artifacts.of(code)),
+            artifact=artifacts.opener(await artifacts.of(code, profile)),
             request=RunRequest(args=("probe", *args), limits=limits, **options),
             stdin=streams.get("feed"),
             sink=streams.get("sink"),

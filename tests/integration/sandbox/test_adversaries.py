@@ -22,10 +22,13 @@ USED = {
 """Where the figure of what was used has another name than the limit."""
 
 
-@pytest.mark.parametrize("attack", ATTACKS, ids=lambda attack: f"{attack.limit}-{attack.guest}")
+@pytest.mark.parametrize(
+    "attack", ATTACKS, ids=lambda attack: f"{attack.limit}-{attack.guest}-{attack.profile}"
+)
 async def test_an_attack_ends_by_the_name_of_its_limit_and_the_next_run_is_well(run, pool, tmp_path, attack):
     scratch = Preopen(host_path=str(tmp_path), guest_path="/scratch", writable=True)
-    result = await run(module=attack.module, preopens=(scratch,), **attack.granted)
+    options = {"profile": attack.profile, **attack.granted}
+    result = await run(module=attack.module, preopens=(scratch,), **options)
     named = attack.limit if attack.outcome is Outcome.KILLED else None
     assert (result.outcome, result.limit) == (attack.outcome, named)
     limits = Limits(**attack.granted)

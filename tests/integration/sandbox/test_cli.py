@@ -113,3 +113,32 @@ def test_a_reader_that_leaves_does_not_leave_the_guest_running():
         assert process.stdout.read(10) == b"x" * 10
         process.stdout.close()
         assert process.wait(TIMEOUT_SECONDS) == 1
+
+
+@pytest.mark.parametrize("profile", ["deterministic", "portable"])
+def test_the_same_command_under_a_repeatable_profile_says_the_same(profile):
+    runs = [sandbox("--profile", profile, "--json", PROBE, "random") for _ in range(2)]
+    first, second = (json.loads(run.stderr) for run in runs)
+    assert runs[0].stdout == runs[1].stdout
+    assert first["resources"]["fuel"] == second["resources"]["fuel"] > 0
+    assert first["engine"] == second["engine"]
+    assert first["engine"]["profile"] == profile
+
+
+def test_seed_and_clock_may_be_named_under_any_profile():
+    seed, clock = ("--seed", "11" * 32), ("--clock", "2026-01-02T00:00:00Z")
+    assert sandbox(*seed, PROBE, "random").stdout == sandbox(*seed, PROBE, "random").stdout
+    assert sandbox(*clock, PROBE, "clock").stdout == b"1767312000\n"
+    assert sandbox("--profile", "portable", PROBE, "clock").stdout == b"946684800\n"
+
+
+@pytest.mark.parametrize(
+    "wrong", [("--profile", "fast"), ("--seed", "11"), ("--seed", "x"), ("--clock", "now")]
+)
+def test_a_wrong_profile_seed_or_clock_is_wrong_use(wrong):
+    assert sandbox(*wrong, PROBE, "hello").returncode == 2
+
+
+def test_fuel_is_a_limit_by_name():
+    done = sandbox("--profile", "deterministic", "--limit", "fuel=1000", PROBE, "hello")
+    assert (done.returncode, done.stderr) == (1, b"killed: limit fuel\n")

@@ -33,14 +33,53 @@ def _idle(pool: WorkerPool) -> Worker:
     return next(iter(pool._idle.values()))[0]
 
 
+@pytest.fixture
+async def nodes_pool(engine):
+    """As a node has it: its guests are given no directory."""
+    async with WorkerPool(worker_path=worker_path(), engine=engine, slots=1) as pool:
+        yield pool
+
+
+@pytest.fixture
+def nodes_run(nodes_pool, artifacts, probe):
+    async def run_once():
+        return await nodes_pool.run(
+            tenant_id=TENANT,
+            module_digest=sha256_digest(probe),
+            artifact=artifacts.opener(await artifacts.of(probe)),
+            request=RunRequest(args=("probe", "hello")),
+        )
+
+    return run_once
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="only root can give a worker another user")
+async def test_a_root_nodes_worker_is_nobody_outside_its_namespace_too(nodes_run, nodes_pool):
+    await nodes_run()
+    process = _idle(nodes_pool).process
+    for pid in (process.pid, inside(process)):
+        status = Path(f"/proc/{pid}/status").read_text()
+        for kind in ("Uid", "Gid"):
+            assert re.search(rf"^{kind}:(\t65534){{4}}$", status, re.MULTILINE), (pid, kind)
+        assert re.search(r"^Groups:\s*$", status, re.MULTILINE)
+
+
+async def test_the_monitor_may_only_wait(nodes_run, nodes_pool):
+    await nodes_run()
+    status = Path(f"/proc/{_idle(nodes_pool).process.pid}/status").read_text()
+    assert re.search(r"^NoNewPrivs:\t1$", status, re.MULTILINE)
+    assert re.search(r"^Seccomp:\t2$", status, re.MULTILINE)
+
+
 async def test_the_layers_that_must_hold_everywhere_hold_here():
     layers = await read_layers(worker_path())
     assert {state.layer for state in layers} == set(Layer)
     check_layers(layers, EVERYWHERE)
 
 
-async def test_each_worker_says_which_layers_hold_around_it(run, pool):
-    await run("hello")
+async def test_each_worker_says_which_layers_hold_around_it(nodes_run, nodes_pool):
+    await nodes_run()
+    pool = nodes_pool
     assert [state.layer for state in _idle(pool).layers if state.active] == [
         state.layer for state in await read_layers(worker_path()) if state.active
     ]

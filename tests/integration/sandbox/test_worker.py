@@ -364,7 +364,7 @@ async def _run_artifact(run, artifacts, tmp_path, content):
     path = tmp_path / "artifact"
     path.write_bytes(content)
 
-    async def of(_module):
+    async def of(_module, _profile):
         return path
 
     artifacts.of = of

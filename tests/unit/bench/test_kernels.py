@@ -2,6 +2,7 @@
 
 import pytest
 
+from shared.manifest import Profile
 from tests.bench.kernels.build import kernel_names
 from tests.bench.kernels.measure import (
     Answer,
@@ -13,9 +14,24 @@ from tests.bench.kernels.measure import (
 )
 from tests.bench.kernels.promise import figures_of
 
+COSTS = {Profile.DEFAULT: 10.0, Profile.DETERMINISTIC: 15.0, Profile.PORTABLE: 40.0}
+
 
 def timing(name, ratio):
-    return Timing(name=name, native_ms=10.0, sandbox_ms=10.0 * ratio, wasmtime_ms=10.0, interleaved_ms=9.0)
+    return Timing(
+        name=name,
+        native_ms=10.0,
+        sandbox_ms=10.0 * ratio,
+        wasmtime_ms=10.0,
+        interleaved_ms=9.0,
+        profiles=COSTS,
+    )
+
+
+def test_what_a_profile_costs_is_a_multiple_of_the_default_ones_mean():
+    figures = {figure.figure: figure.value for figure in figures_of([timing("lu", 1.2), timing("fir", 1.2)])}
+    assert figures["the same mean, fuel-metered (profile deterministic)"] == pytest.approx(1.8)
+    assert [value for name, value in figures.items() if "portable" in name] == [pytest.approx(4.8)]
 
 
 def test_there_are_at_least_sixteen_kernels():

@@ -1,5 +1,6 @@
 """A node's facts and orders for it, to change one thing in."""
 
+from dataclasses import replace
 from datetime import timedelta
 from typing import Any
 
@@ -21,6 +22,10 @@ from tests.unit.shared.builders import BOOT, INSTALLATION, NODE, an_order
 ENGINE = EngineInfo(
     name="wasmer", version="7.4.2", config_digest=sha256_digest(b"engine"), cpu_features="avx,sse2"
 )
+ENGINES = {
+    profile: replace(ENGINE, profile=profile, config_digest=sha256_digest(profile.encode()))
+    for profile in Profile
+} | {Profile.DEFAULT: ENGINE}
 SALT = bytes(range(32))
 INPUT = b"input"
 PARAMETERS = b"{}"
@@ -31,8 +36,7 @@ def facts(**changes: Any) -> NodeFacts:
         "installation": InstallationId(INSTALLATION),
         "node_id": NODE,
         "boot_id": BOOT,
-        "engine": ENGINE,
-        "profiles": frozenset({Profile.DEFAULT}),
+        "engines": {Profile.DEFAULT: ENGINE},
         "ceilings": Limits(),
         "max_order_life": timedelta(seconds=60),
         "max_skew": timedelta(seconds=30),

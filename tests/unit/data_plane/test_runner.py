@@ -71,7 +71,7 @@ class Modules:
 
         return PreparedModule(manifest=self.manifest, open_artifact=open_artifact)
 
-    def forget(self, _digest) -> None:
+    def forget(self, _digest, _profile) -> None:
         self.forgotten += 1
 
 

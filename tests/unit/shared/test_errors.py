@@ -42,4 +42,4 @@ def test_rejection_carries_its_check_number_and_reason():
 
 def test_only_reasons_of_one_node_exclude_that_node_alone():
     alone = {reason for reason in RejectionReason if reason.concerns_node_alone}
-    assert alone == {"busy", "draining", "stale", "spool", "time"}
+    assert alone == {"busy", "draining", "stale", "spool", "engine", "time"}

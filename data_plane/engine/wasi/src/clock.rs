@@ -96,6 +96,14 @@ impl Clock {
         })
     }
 
+    /// Where realtime starts, if the clock is not the machine's.
+    pub fn start_ns(&self) -> Option<u64> {
+        match self {
+            Self::Real { .. } => None,
+            Self::Deterministic { start_ns, .. } => Some(*start_ns),
+        }
+    }
+
     /// The resolution of a clock, at least 1.
     ///
     /// # Errors

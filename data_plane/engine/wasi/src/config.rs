@@ -70,7 +70,8 @@ impl Default for Limits {
 pub enum ClockMode {
     /// The clocks of the machine.
     Real,
-    /// Realtime starts at `start_ns` since 1970, monotonic at [`crate::MONOTONIC_START_NS`], CPU time at 0; each reading
+    /// Not the machine's, and then nothing else of the machine is shown either: directories are sorted, files have inodes
+    /// and times of this run alone, standard input fills what it is read into. Realtime starts at `start_ns` since 1970, monotonic at [`crate::MONOTONIC_START_NS`], CPU time at 0; each reading
     /// moves all of them on by `tick_ns` first,
     /// and a sleep moves them on by its length at once instead of waiting.
     Deterministic { start_ns: u64, tick_ns: u64 },
@@ -193,4 +194,7 @@ pub struct Usage {
     pub scratch_bytes: u64,
     pub scratch_inodes: u64,
     pub peak_open_files: u32,
+    /// What calls did beyond being called, in bytes moved or work like it: what a guest that is metered pays for.
+    /// The same for the same run under a deterministic clock.
+    pub work: u64,
 }

@@ -3,11 +3,11 @@
 use std::num::NonZeroU64;
 
 use rustix::fs::{
-    Advice, FallocateFlags, OFlags, fadvise, fallocate, fcntl_setfl, fdatasync, fstat, fsync,
+    Advice, FallocateFlags, OFlags, Stat, fadvise, fallocate, fcntl_setfl, fdatasync, fstat, fsync,
     ftruncate, futimens,
 };
 
-use crate::abi::{Errno, FdStat, FileStat, fdflags, rights};
+use crate::abi::{Errno, FdStat, FileStat, clockid, fdflags, fstflags, rights};
 use crate::config::{Fault, Stdio};
 use crate::table::Resource;
 use crate::{Wasi, memory, scratch, times};
@@ -41,6 +41,41 @@ fn advice(number: u32) -> Result<Advice, Errno> {
 }
 
 impl<S: Stdio> Wasi<S> {
+    /// Before a descriptor is closed: the last one of a file that has no name any more lets its number go.
+    fn forget_unlinked(&mut self, fd: u32) {
+        let Some(files) = &mut self.files else { return };
+        let host = self.table.get(fd).and_then(|entry| entry.host(Errno::Badf));
+        if let Some(stat) = host.ok().and_then(|host| fstat(host).ok())
+            && stat.st_nlink == 0
+        {
+            files.forget(&stat);
+        }
+    }
+
+    /// After the guest has set times: what it will find there, where the host's own are not shown.
+    pub(crate) fn note_times(&mut self, stat: &Stat, atim_ns: u64, mtim_ns: u64, flags: u32) {
+        let Some(files) = &mut self.files else { return };
+        let now_ns = self.clock.peek(clockid::REALTIME).unwrap_or(0);
+        let chosen = |given: bool, now: bool, ns: u64| match (given, now) {
+            (true, _) => Some(ns),
+            (false, true) => Some(now_ns),
+            (false, false) => None,
+        };
+        files.set_times(
+            stat,
+            chosen(
+                flags & fstflags::ATIM != 0,
+                flags & fstflags::ATIM_NOW != 0,
+                atim_ns,
+            ),
+            chosen(
+                flags & fstflags::MTIM != 0,
+                flags & fstflags::MTIM_NOW != 0,
+                mtim_ns,
+            ),
+        );
+    }
+
     /// Tells the host how a file will be read. `Inval` for an unknown pattern, `Spipe` for a standard stream, `Isdir`.
     pub fn fd_advise(
         &mut self,
@@ -74,11 +109,20 @@ impl<S: Stdio> Wasi<S> {
         entry.require_mutable(rights::FD_ALLOCATE)?;
         let end = offset.saturating_add(len);
         scratch::grow_to(&mut self.usage, &self.limits, file, end)?;
+        if self.files.is_some() {
+            // Not every file system can reserve space, and none that can shows it.
+            if len == 0 {
+                return Err(Errno::Inval.into());
+            }
+            let size = u64::try_from(fstat(file)?.st_size).unwrap_or(0);
+            return Ok(ftruncate(file, size.max(end))?);
+        }
         Ok(fallocate(file, FallocateFlags::empty(), offset, len)?)
     }
 
     /// Closes a descriptor, a standard stream or preopen included.
     pub fn fd_close(&mut self, _mem: &mut [u8], fd: u32) -> Result<(), Fault> {
+        self.forget_unlinked(fd);
         Ok(self.table.close(fd)?)
     }
 
@@ -173,7 +217,13 @@ impl<S: Stdio> Wasi<S> {
         let entry = self.table.get(fd)?;
         entry.require(rights::FD_FILESTAT_GET)?;
         let answer = match &entry.resource {
-            Resource::File(host) | Resource::Directory(host) => times::file_stat(&fstat(host)?),
+            Resource::File(host) | Resource::Directory(host) => {
+                let stat = fstat(host)?;
+                match &mut self.files {
+                    None => times::file_stat(&stat),
+                    Some(files) => files.stat(&stat),
+                }
+            }
             Resource::Stdin | Resource::Stdout | Resource::Stderr => STDIO_STAT,
         };
         Ok(memory::write_bytes(mem, stat, &answer.encode())?)
@@ -205,11 +255,18 @@ impl<S: Stdio> Wasi<S> {
         let entry = self.table.get(fd)?;
         let host = entry.host(Errno::Inval)?;
         entry.require_mutable(rights::FD_FILESTAT_SET_TIMES)?;
-        Ok(futimens(host, &times::timestamps(atim, mtim, fst_flags)?)?)
+        let times = times::timestamps(atim, mtim, fst_flags)?;
+        let stat = fstat(host)?;
+        futimens(host, &times)?;
+        self.note_times(&stat, atim, mtim, fst_flags);
+        Ok(())
     }
 
     /// Moves a descriptor over another open one, which is closed; `Badf` unless both are open.
     pub fn fd_renumber(&mut self, _mem: &mut [u8], from: u32, to: u32) -> Result<(), Fault> {
+        if from != to && self.table.get(from).is_ok() {
+            self.forget_unlinked(to);
+        }
         Ok(self.table.renumber(from, to)?)
     }
 }

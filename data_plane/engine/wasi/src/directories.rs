@@ -1,14 +1,18 @@
 //! Preopens as the guest finds them, and the entries of a directory.
 
+use std::ffi::CStr;
 use std::mem::MaybeUninit;
 use std::os::fd::BorrowedFd;
 
-use rustix::fs::{AtFlags, FileType as HostFileType, RawDir, SeekFrom, fstat, seek, statat};
+use rustix::fs::{
+    AtFlags, FileType as HostFileType, RawDir, RawDirEntry, SeekFrom, fstat, seek, statat,
+};
 
 use crate::abi::{Errno, FileType, rights};
 use crate::config::{Fault, Stdio};
-use crate::table::Entry;
-use crate::{Wasi, memory};
+use crate::identity::Files;
+use crate::table::{Entry, Listed};
+use crate::{DEAR_BYTE, Wasi, memory};
 
 const DIRENT_BYTES: usize = 24;
 
@@ -47,6 +51,78 @@ fn dirent(next: u64, ino: u64, name: &[u8], file_type: FileType) -> [u8; DIRENT_
     out
 }
 
+/// What an entry is, which not every file system says in the directory.
+fn type_of(directory: BorrowedFd<'_>, entry: &RawDirEntry<'_>) -> HostFileType {
+    match entry.file_type() {
+        HostFileType::Unknown => statat(directory, entry.file_name(), AtFlags::SYMLINK_NOFOLLOW)
+            .map_or(HostFileType::Unknown, |stat| {
+                HostFileType::from_raw_mode(stat.st_mode)
+            }),
+        known => known,
+    }
+}
+
+/// All entries by name, `.` and `..` first, with the numbers under which the guest knows them.
+fn sorted(directory: BorrowedFd<'_>, files: &mut Files) -> Result<Vec<Listed>, Errno> {
+    let own_ino = files.ino(&fstat(directory)?);
+    seek(directory, SeekFrom::Start(0))?;
+    let mut space = [MaybeUninit::uninit(); MAX_FETCH_BYTES];
+    let mut entries = RawDir::new(directory, &mut space);
+    let mut names = Vec::new();
+    while let Some(entry) = entries.next() {
+        let entry = entry?;
+        names.push((
+            entry.file_name().to_owned(),
+            type_of(directory, &entry).into(),
+        ));
+    }
+    names.sort_by(|(one, _), (other, _)| {
+        let rank = |name: &CStr| {
+            (
+                !matches!(name.to_bytes(), b"." | b".."),
+                name.to_bytes().to_vec(),
+            )
+        };
+        rank(one).cmp(&rank(other))
+    });
+    names
+        .into_iter()
+        .map(|(name, file_type)| {
+            let ino = if matches!(name.to_bytes(), b"." | b"..") {
+                own_ino
+            } else {
+                files.ino(&statat(directory, &name, AtFlags::SYMLINK_NOFOLLOW)?)
+            };
+            Ok(Listed {
+                name: name.into_bytes(),
+                ino,
+                file_type,
+            })
+        })
+        .collect()
+}
+
+/// The work of reading a whole directory.
+fn work(listing: &[Listed]) -> u64 {
+    listing
+        .iter()
+        .map(|listed| DEAR_BYTE * (DIRENT_BYTES + listed.name.len()) as u64)
+        .sum()
+}
+
+fn put_sorted(listing: &[Listed], cookie: u64, sink: &mut Sink<'_>) -> Result<(), Errno> {
+    let start = usize::try_from(cookie).map_err(|_| Errno::Inval)?;
+    let rest = listing.get(start..).ok_or(Errno::Inval)?;
+    for (next, listed) in (cookie + 1..).zip(rest) {
+        if sink.is_full() {
+            break;
+        }
+        sink.put(&dirent(next, listed.ino, &listed.name, listed.file_type));
+        sink.put(&listed.name);
+    }
+    Ok(())
+}
+
 fn list(directory: BorrowedFd<'_>, cookie: u64, sink: &mut Sink<'_>) -> Result<(), Errno> {
     let own_ino = fstat(directory)?.st_ino as u64;
     seek(directory, SeekFrom::Start(cookie))?;
@@ -59,15 +135,7 @@ fn list(directory: BorrowedFd<'_>, cookie: u64, sink: &mut Sink<'_>) -> Result<(
         let name = entry.file_name().to_bytes();
         // The parent may lie outside of what the guest may know of, so it gets the directory's own number.
         let ino = if name == b".." { own_ino } else { entry.ino() };
-        let host_type = match entry.file_type() {
-            HostFileType::Unknown => {
-                statat(directory, entry.file_name(), AtFlags::SYMLINK_NOFOLLOW)
-                    .map_or(HostFileType::Unknown, |stat| {
-                        HostFileType::from_raw_mode(stat.st_mode)
-                    })
-            }
-            known => known,
-        };
+        let host_type = type_of(directory, &entry);
         sink.put(&dirent(
             entry.next_entry_cookie(),
             ino,
@@ -111,6 +179,7 @@ impl<S: Stdio> Wasi<S> {
 
     /// Writes entries from `cookie` on (0 is the beginning), `.` and `..` included, and how many bytes they fill. A full
     /// buffer, with the last entry perhaps cut, means that there may be more. `NotDir`; names are bytes as the host has them.
+    /// Under a deterministic clock they come sorted, as they were when cookie 0 was asked for.
     pub fn fd_readdir(
         &mut self,
         mem: &mut [u8],
@@ -128,9 +197,21 @@ impl<S: Stdio> Wasi<S> {
             buf: memory::slice_mut(mem, buf, buf_len)?,
             used: 0,
         };
-        list(directory, cookie, &mut sink)?;
+        match &mut self.files {
+            None => list(directory, cookie, &mut sink)?,
+            Some(files) => {
+                if cookie == 0 || entry.listing.is_none() {
+                    let listing = sorted(directory, files)?;
+                    self.usage.work += work(&listing);
+                    self.table.get_mut(fd)?.listing = Some(listing);
+                }
+                let listing = self.table.get(fd)?.listing.as_deref();
+                put_sorted(listing.unwrap_or_default(), cookie, &mut sink)?;
+            }
+        }
         // Fits: at most buf_len.
         let filled = sink.used as u32;
+        self.usage.work += u64::from(filled);
         Ok(memory::write_u32(mem, used, filled)?)
     }
 }

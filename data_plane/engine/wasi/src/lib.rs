@@ -17,6 +17,7 @@ mod clock;
 mod config;
 mod descriptors;
 mod directories;
+mod identity;
 mod memory;
 mod open;
 mod paths;
@@ -46,8 +47,14 @@ use rustix::fs::{Mode, OFlags};
 
 use abi::rights;
 use clock::Clock;
+use identity::Files;
 use random::Random;
 use table::{Entry, Resource, Table};
+
+/// What it is worth of [`Usage::work`] to ask the kernel for one thing more within a call.
+pub(crate) const ASKING: u64 = 500;
+/// What a random byte is worth, and one of a name in a directory that is read.
+pub(crate) const DEAR_BYTE: u64 = 8;
 
 /// One guest's view of the world, for one run. Its methods are the calls of preview 1; see [`for_each_call!`].
 ///
@@ -63,6 +70,8 @@ pub struct Wasi<S: Stdio> {
     clock: Clock,
     random: Random,
     usage: Usage,
+    /// There under a deterministic clock only, where the host's own numbers are not to be seen.
+    files: Option<Files>,
 }
 
 impl<S: Stdio> Wasi<S> {
@@ -81,13 +90,15 @@ impl<S: Stdio> Wasi<S> {
                 .insert(entry)
                 .map_err(|errno| ConfigError::Preopen { index, errno })?;
         }
+        let clock = Clock::new(config.clock);
         Ok(Self {
             stdio,
             args: config.args,
             env: config.env,
             limits: config.limits,
             table,
-            clock: Clock::new(config.clock),
+            files: clock.start_ns().map(Files::new),
+            clock,
             random: Random::new(config.random),
             usage: Usage::default(),
         })
@@ -100,6 +111,12 @@ impl<S: Stdio> Wasi<S> {
             peak_open_files: self.table.peak(),
             ..self.usage
         }
+    }
+
+    /// What calls did until now beyond being called; see [`Usage::work`]. The same for the same run of a deterministic clock.
+    #[must_use]
+    pub fn work(&self) -> u64 {
+        self.usage.work
     }
 
     /// The limit for which the guest got an errno, if any: it names an unsuccessful end.
@@ -138,5 +155,6 @@ fn preopened(preopen: Preopen) -> Result<Entry, Errno> {
         flags: 0,
         writable: preopen.writable,
         preopen: Some(preopen.guest_path),
+        listing: None,
     })
 }

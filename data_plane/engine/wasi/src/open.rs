@@ -159,6 +159,7 @@ fn entry(request: &Request<'_>, host: OwnedFd, writable: bool) -> Result<Entry, 
         flags: request.fdflags,
         writable,
         preopen: None,
+        listing: None,
     })
 }
 

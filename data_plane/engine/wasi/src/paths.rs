@@ -3,8 +3,8 @@
 use std::os::fd::BorrowedFd;
 
 use rustix::fs::{
-    AtFlags, Mode, OFlags, fstat, linkat, mkdirat, readlinkat_raw, renameat, symlinkat, unlinkat,
-    utimensat,
+    AtFlags, FileType, Mode, OFlags, Stat, fstat, linkat, mkdirat, readlinkat_raw, renameat,
+    statat, symlinkat, unlinkat, utimensat,
 };
 use rustix::io::Errno as HostErrno;
 
@@ -39,6 +39,27 @@ impl<S: Stdio> Wasi<S> {
         Ok(directory)
     }
 
+    /// What a name stands for, if the host's number of it may go to another file once the name has gone.
+    fn last_of(&self, parent: &Parent<'_>) -> Option<Stat> {
+        self.files.as_ref()?;
+        let stat = statat(parent.fd(), parent.name, AtFlags::SYMLINK_NOFOLLOW).ok()?;
+        let is_directory = FileType::from_raw_mode(stat.st_mode) == FileType::Directory;
+        (is_directory || stat.st_nlink <= 1).then_some(stat)
+    }
+
+    /// What a rename from `old` takes the last name of, unless both are the same file, which no rename touches.
+    fn replaced(&self, old: &Parent<'_>, new: &Parent<'_>) -> Option<Stat> {
+        let stat = self.last_of(new)?;
+        let moved = statat(old.fd(), old.name, AtFlags::SYMLINK_NOFOLLOW).ok()?;
+        ((stat.st_dev, stat.st_ino) != (moved.st_dev, moved.st_ino)).then_some(stat)
+    }
+
+    fn forget(&mut self, gone: Option<Stat>) {
+        if let (Some(files), Some(stat)) = (&mut self.files, gone) {
+            files.forget(&stat);
+        }
+    }
+
     /// Makes a directory. `Exist`, `Rofs`.
     pub fn path_create_directory(
         &mut self,
@@ -71,7 +92,11 @@ impl<S: Stdio> Wasi<S> {
         let path = memory::path(mem, path, path_len)?;
         check_lookup(flags)?;
         let directory = self.directory(fd, rights::PATH_FILESTAT_GET)?;
-        let answer = times::file_stat(&fstat(handle(directory, path, flags)?)?);
+        let host = fstat(handle(directory, path, flags)?)?;
+        let answer = match &mut self.files {
+            None => times::file_stat(&host),
+            Some(files) => files.stat(&host),
+        };
         Ok(memory::write_bytes(mem, stat, &answer.encode())?)
     }
 
@@ -94,7 +119,10 @@ impl<S: Stdio> Wasi<S> {
         let directory = self.mutable_directory(fd, rights::PATH_FILESTAT_SET_TIMES)?;
         let times = times::timestamps(atim, mtim, fst_flags)?;
         let target = handle(directory, path, flags)?;
-        Ok(utimensat(target, "", &times, AtFlags::EMPTY_PATH)?)
+        utimensat(&target, "", &times, AtFlags::EMPTY_PATH)?;
+        let stat = fstat(&target)?;
+        self.note_times(&stat, atim, mtim, fst_flags);
+        Ok(())
     }
 
     /// Makes a hard link. `Inval` when the old path is to be followed, `Perm` for a directory, `Rofs` when either side is
@@ -177,7 +205,10 @@ impl<S: Stdio> Wasi<S> {
         let path = memory::path(mem, path, path_len)?;
         let directory = self.mutable_directory(fd, rights::PATH_REMOVE_DIRECTORY)?;
         let parent = Parent::resolve(directory, path, Errno::Inval)?;
-        Ok(unlinkat(parent.fd(), parent.name, AtFlags::REMOVEDIR)?)
+        let gone = self.last_of(&parent);
+        unlinkat(parent.fd(), parent.name, AtFlags::REMOVEDIR)?;
+        self.forget(gone);
+        Ok(())
     }
 
     /// Renames, replacing a file or an empty directory. `Xdev` between file systems, `Rofs` when either side is read-only,
@@ -200,7 +231,9 @@ impl<S: Stdio> Wasi<S> {
         let new_directory = self.mutable_directory(new_fd, rights::PATH_RENAME_TARGET)?;
         let old = Parent::resolve(old_directory, old_path, Errno::Busy)?;
         let new = Parent::resolve(new_directory, new_path, Errno::Busy)?;
+        let gone = self.replaced(&old, &new);
         renameat(old.fd(), old.name, new.fd(), new.name).map_err(two_directories)?;
+        self.forget(gone);
         Ok(())
     }
 
@@ -239,6 +272,9 @@ impl<S: Stdio> Wasi<S> {
         let path = memory::path(mem, path, path_len)?;
         let directory = self.mutable_directory(fd, rights::PATH_UNLINK_FILE)?;
         let parent = Parent::resolve(directory, path, Errno::Isdir)?;
-        Ok(unlinkat(parent.fd(), parent.name, AtFlags::empty())?)
+        let gone = self.last_of(&parent);
+        unlinkat(parent.fd(), parent.name, AtFlags::empty())?;
+        self.forget(gone);
+        Ok(())
     }
 }

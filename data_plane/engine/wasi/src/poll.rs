@@ -6,7 +6,7 @@ use rustix::fs::{SeekFrom, fstat, seek};
 use crate::abi::{Errno, clockid, rights};
 use crate::config::{Fault, Stdio};
 use crate::table::{Entry, Resource};
-use crate::{Wasi, memory};
+use crate::{ASKING, Wasi, memory};
 
 /// Subscriptions of one call.
 pub const MAX_SUBSCRIPTIONS: u32 = 1024;
@@ -83,6 +83,7 @@ impl<S: Stdio> Wasi<S> {
         }
         memory::range(mem, events, u64::from(count) * EVENT_BYTES as u64)?;
         memory::range(mem, stored, 4)?;
+        self.usage.work += ASKING * u64::from(count);
         let wanted = self.read_subscriptions(mem, subscriptions, count)?;
         let mut ready = self.ready(&wanted);
         if ready.is_empty() {

@@ -2,7 +2,7 @@
 
 use crate::abi::Errno;
 use crate::config::{ConfigError, Fault, LimitName, MAX_STRINGS_BYTES, Stdio};
-use crate::{Wasi, memory};
+use crate::{DEAR_BYTE, Wasi, memory};
 
 /// Checks argument or environment strings before a run.
 pub fn check_strings(strings: &[Vec<u8>]) -> Result<(), ConfigError> {
@@ -49,6 +49,7 @@ fn write_strings(mem: &mut [u8], strings: &[Vec<u8>], list: u32, buf: u32) -> Re
 impl<S: Stdio> Wasi<S> {
     /// Writes a pointer to each argument at `argv` and the arguments, each ended by a zero byte, at `argv_buf`.
     pub fn args_get(&mut self, mem: &mut [u8], argv: u32, argv_buf: u32) -> Result<(), Fault> {
+        self.usage.work += u64::from(sizes(&self.args).1);
         Ok(write_strings(mem, &self.args, argv, argv_buf)?)
     }
 
@@ -64,6 +65,7 @@ impl<S: Stdio> Wasi<S> {
         environ: u32,
         environ_buf: u32,
     ) -> Result<(), Fault> {
+        self.usage.work += u64::from(sizes(&self.env).1);
         Ok(write_strings(mem, &self.env, environ, environ_buf)?)
     }
 
@@ -109,6 +111,7 @@ impl<S: Stdio> Wasi<S> {
         if total > self.limits.max_random_bytes {
             return Err(Fault::Limit(LimitName::RandomBytes));
         }
+        self.usage.work += u64::from(buf_len) * DEAR_BYTE;
         self.random.fill(out)?;
         self.usage.random_bytes = total;
         Ok(())

@@ -10,7 +10,7 @@ use rustix::io::{Errno as HostErrno, pread, pwritev, read, writev};
 use crate::abi::{Errno, rights, whence};
 use crate::config::{Fault, LimitName, Stdio};
 use crate::table::Resource;
-use crate::{Wasi, memory, scratch};
+use crate::{ASKING, Wasi, memory, scratch};
 
 const RESULT_BYTES: u64 = 4;
 const POSITION_BYTES: u64 = 8;
@@ -47,6 +47,25 @@ fn read_file(
     Ok(total as u32)
 }
 
+/// Reads what there is, or with `whole` until the buffer is full or the input at its end.
+fn read_stdin(stdio: &mut impl Stdio, buf: &mut [u8], whole: bool) -> Result<usize, Errno> {
+    let mut total = 0;
+    while let Some(rest) = buf.get_mut(total..).filter(|rest| !rest.is_empty()) {
+        // More than was asked for would be a fault of the host's; it must not become the guest's.
+        let got = stdio.read_stdin(rest)?.min(rest.len());
+        total += got;
+        if got == 0 || !whole {
+            break;
+        }
+    }
+    Ok(total)
+}
+
+/// What moving `bytes` in `parts` is worth.
+fn work(bytes: u32, parts: &[Range<usize>]) -> u64 {
+    u64::from(bytes) + ASKING * parts.len() as u64
+}
+
 fn slices<'a>(mem: &'a [u8], parts: &[Range<usize>]) -> Result<Vec<IoSlice<'a>>, Errno> {
     parts
         .iter()
@@ -74,7 +93,8 @@ fn cut_lines(data: &[u8], room: u64) -> &[u8] {
 impl<S: Stdio> Wasi<S> {
     /// Reads at the position, or from standard input, and writes how much; 0 is the end.
     ///
-    /// `Isdir` for a directory. Standard input fills at most one part, so that it never waits with bytes in hand.
+    /// `Isdir` for a directory. Standard input fills at most one part, so that it never waits with bytes in hand; under a
+    /// deterministic clock it fills that part, up to its end.
     pub fn fd_read(
         &mut self,
         mem: &mut [u8],
@@ -96,13 +116,15 @@ impl<S: Stdio> Wasi<S> {
                 None => 0,
                 Some(part) => {
                     let buf = mem.get_mut(part.clone()).ok_or(Errno::Fault)?;
-                    // More than was asked for would be a fault of the host's; it must not become the guest's.
-                    let got = self.stdio.read_stdin(buf)?.min(buf.len()) as u32;
+                    // In what pieces it came is nothing that another run would see again.
+                    let whole = self.files.is_some();
+                    let got = read_stdin(&mut self.stdio, buf, whole)? as u32;
                     self.usage.stdin_bytes += u64::from(got);
                     got
                 }
             },
         };
+        self.usage.work += work(total, &parts);
         Ok(memory::write_u32(mem, nread, total)?)
     }
 
@@ -125,6 +147,7 @@ impl<S: Stdio> Wasi<S> {
             let at = offset.checked_add(done).ok_or(HostErrno::INVAL)?;
             pread(file, buf, at)
         })?;
+        self.usage.work += work(total, &parts);
         Ok(memory::write_u32(mem, nread, total)?)
     }
 
@@ -158,6 +181,7 @@ impl<S: Stdio> Wasi<S> {
             Resource::Stderr => self.write_stream(mem, &parts, Out::Stderr)?,
             _ => self.write_stream(mem, &parts, Out::Stdout)?,
         };
+        self.usage.work += work(total, &parts);
         Ok(memory::write_u32(mem, nwritten, total)?)
     }
 
@@ -181,6 +205,7 @@ impl<S: Stdio> Wasi<S> {
         scratch::write_at(&mut self.usage, &self.limits, entry, offset, len)?;
         // Fits: the parts add up to at most u32::MAX.
         let total = pwritev(file, &slices(mem, &parts)?, offset)? as u32;
+        self.usage.work += work(total, &parts);
         Ok(memory::write_u32(mem, nwritten, total)?)
     }
 

@@ -27,6 +27,16 @@ pub struct Entry {
     pub writable: bool,
     /// The guest path, if this is a preopen.
     pub preopen: Option<String>,
+    /// Of a directory that is listed in order: its entries when listing it began.
+    pub listing: Option<Vec<Listed>>,
+}
+
+/// One entry of a directory.
+#[derive(Debug)]
+pub struct Listed {
+    pub name: Vec<u8>,
+    pub ino: u64,
+    pub file_type: FileType,
 }
 
 impl Entry {
@@ -38,6 +48,7 @@ impl Entry {
             flags: 0,
             writable: true,
             preopen: None,
+            listing: None,
         }
     }
 

@@ -12,9 +12,10 @@ use bytes::Bytes;
 use memmap2::Mmap;
 use serde::{Deserialize, Serialize};
 
+use crate::engine;
 use crate::messages::EngineInfo;
 
-const MAGIC: &[u8; 8] = b"AFARTIF1";
+const MAGIC: &[u8; 8] = b"AFARTIF2";
 const PREFIX_BYTES: usize = MAGIC.len() + 4;
 const MAX_HEADER_BYTES: usize = 16 * 1024;
 /// wasmer reads its metadata in place and wants it aligned.
@@ -56,22 +57,22 @@ pub fn header(engine: &EngineInfo, payload_bytes: usize) -> Vec<u8> {
     bytes
 }
 
-/// Map the artifact and return its payload, if it was made by exactly `engine`.
+/// Map the artifact and return its payload and the engine that made it, which is exactly ours under the artifact's profile.
 ///
 /// # Errors
 /// See [`ArtifactError`].
-pub fn open(descriptor: OwnedFd, engine: &EngineInfo) -> Result<Bytes, ArtifactError> {
+pub fn open(descriptor: OwnedFd) -> Result<(EngineInfo, Bytes), ArtifactError> {
     let file = std::fs::File::from(descriptor);
     // SAFETY: the parent hands over a file that it authenticated and that nobody writes any more; it is mapped
     // privately and read-only.
     let map = unsafe { Mmap::map(&file) }
         .map_err(|error| ArtifactError::Invalid(format!("not a file: {error}")))?;
     let bytes = Bytes::from_owner(map);
-    let start = payload_start(&bytes, engine)?;
-    Ok(bytes.slice(start..))
+    let (made_by, start) = read_header(&bytes)?;
+    Ok((made_by, bytes.slice(start..)))
 }
 
-fn payload_start(bytes: &[u8], engine: &EngineInfo) -> Result<usize, ArtifactError> {
+fn read_header(bytes: &[u8]) -> Result<(EngineInfo, usize), ArtifactError> {
     let invalid = |text: &str| ArtifactError::Invalid(text.to_owned());
     let prefix = bytes
         .get(..PREFIX_BYTES)
@@ -90,22 +91,24 @@ fn payload_start(bytes: &[u8], engine: &EngineInfo) -> Result<usize, ArtifactErr
         .ok_or_else(|| invalid("ends inside its header"))?;
     let header: Header = serde_json::from_slice(json)
         .map_err(|error| ArtifactError::Invalid(format!("header: {error}")))?;
-    if let Some(difference) = difference(&header.engine, engine) {
+    if let Some(difference) = difference(&header.engine, &engine::info(header.engine.profile)) {
         return Err(ArtifactError::OtherEngine(difference));
     }
     let start = (PREFIX_BYTES + size).next_multiple_of(PAYLOAD_ALIGNMENT);
     if bytes.len().checked_sub(start).map(|size| size as u64) != Some(header.payload_bytes) {
         return Err(invalid("its length is not the one its header names"));
     }
-    Ok(start)
+    Ok((header.engine, start))
 }
 
 /// The first field in which an artifact's or a parent's engine differs from this one.
 #[must_use]
 pub fn difference(theirs: &EngineInfo, ours: &EngineInfo) -> Option<String> {
+    let (their_profile, our_profile) = (theirs.profile.as_str(), ours.profile.as_str());
     [
-        ("engine", &theirs.name, &ours.name),
+        ("engine", theirs.name.as_str(), ours.name.as_str()),
         ("engine version", &theirs.version, &ours.version),
+        ("profile", their_profile, our_profile),
         (
             "engine configuration",
             &theirs.config_digest,
@@ -123,61 +126,56 @@ pub fn difference(theirs: &EngineInfo, ours: &EngineInfo) -> Option<String> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::messages::Profile;
 
-    fn engine() -> EngineInfo {
-        crate::engine::info()
-    }
-
-    fn artifact() -> Vec<u8> {
-        let mut bytes = header(&engine(), 3);
+    fn artifact(engine: &EngineInfo) -> Vec<u8> {
+        let mut bytes = header(engine, 3);
         bytes.extend_from_slice(b"abc");
         bytes
     }
 
     #[test]
-    fn the_payload_is_found_and_aligned() {
-        let bytes = artifact();
-        let start = payload_start(&bytes, &engine()).expect("own artifact");
-        assert_eq!(
-            (&bytes[start..], start % PAYLOAD_ALIGNMENT),
-            (b"abc".as_slice(), 0)
-        );
+    fn the_payload_of_every_profile_is_found_and_aligned() {
+        for profile in Profile::ALL {
+            let engine = engine::info(profile);
+            let bytes = artifact(&engine);
+            let (made_by, start) = read_header(&bytes).expect("own artifact");
+            assert_eq!(
+                (made_by, &bytes[start..], start % PAYLOAD_ALIGNMENT),
+                (engine, b"abc".as_slice(), 0)
+            );
+        }
     }
 
     #[test]
-    fn another_version_configuration_or_cpu_is_refused() {
-        let changes: [fn(&mut EngineInfo); 4] = [
+    fn another_version_profile_configuration_or_cpu_is_refused() {
+        let changes: [fn(&mut EngineInfo); 5] = [
             |engine| engine.name.push('x'),
             |engine| engine.version = "7.4.1".to_owned(),
+            |engine| engine.profile = Profile::Portable,
             |engine| engine.config_digest.push('0'),
             |engine| engine.cpu_features.push_str(",avx999"),
         ];
         for change in changes {
-            let mut other = engine();
+            let mut other = engine::info(Profile::Deterministic);
             change(&mut other);
-            let error = payload_start(&artifact(), &other).expect_err("must be refused");
+            let error = read_header(&artifact(&other)).expect_err("must be refused");
             assert!(matches!(error, ArtifactError::OtherEngine(_)), "{error:?}");
         }
     }
 
     #[test]
     fn no_cut_and_no_changed_header_byte_is_taken() {
-        let bytes = artifact();
+        let bytes = artifact(&engine::info(Profile::Default));
         for size in 0..bytes.len() {
-            assert!(
-                payload_start(&bytes[..size], &engine()).is_err(),
-                "cut at {size}"
-            );
+            assert!(read_header(&bytes[..size]).is_err(), "cut at {size}");
         }
         let header_end =
             PREFIX_BYTES + u32::from_le_bytes(bytes[8..12].try_into().unwrap()) as usize;
         for at in 0..header_end {
             let mut changed = bytes.clone();
             changed[at] ^= 1;
-            assert!(
-                payload_start(&changed, &engine()).is_err(),
-                "byte {at} changed"
-            );
+            assert!(read_header(&changed).is_err(), "byte {at} changed");
         }
     }
 }

@@ -91,13 +91,12 @@ fn engine_only(path: &str, runs: usize) -> Result<Vec<f64>, String> {
     let shared = Arc::new(Shared::new(Output::new(ours)).map_err(|error| error.to_string())?);
     let input = Input::new(FrameReader::new(reading));
     let file = OwnedFd::from(File::open(path).map_err(|error| format!("{path}: {error}"))?);
-    let payload =
-        artifact::open(file, &engine::info()).map_err(|error| format!("{path}: {error:?}"))?;
+    let (made_by, payload) = artifact::open(file).map_err(|error| format!("{path}: {error:?}"))?;
     let headless = engine::headless(&shared.budget);
     // SAFETY: whoever runs the bench names an artifact that the same binary has just compiled.
     let module =
         unsafe { Module::deserialize(&headless, payload) }.map_err(|error| error.to_string())?;
-    let guest = Guest::new(headless, module)?;
+    let guest = Guest::new(headless, module, made_by)?;
     let batch = runs / BATCHES;
     let mut costs = Vec::new();
     for _ in 0..BATCHES {
@@ -114,7 +113,7 @@ fn engine_only(path: &str, runs: usize) -> Result<Vec<f64>, String> {
 }
 
 fn one(guest: &Guest, input: &Input, shared: &Arc<Shared>) -> Result<(), String> {
-    shared.budget.reset(64 << 20, 1_000_000);
+    shared.budget.reset(64 << 20, 1_000_000, false);
     let config = Config {
         args: vec![b"bench".to_vec()],
         env: Vec::new(),
@@ -128,7 +127,7 @@ fn one(guest: &Guest, input: &Input, shared: &Arc<Shared>) -> Result<(), String>
         shared: Arc::clone(shared),
     };
     let wasi = Wasi::new(config, stdio).map_err(|error| error.to_string())?;
-    let (outcome, _) = guest.run(wasi, host_call::Limits::default(), shared);
+    let (outcome, _) = guest.run(wasi, u64::MAX, host_call::Limits::default(), shared);
     shared.output().discard();
     if outcome.outcome == "succeeded" {
         Ok(())

@@ -79,14 +79,17 @@ fn compile(
     let threads = std::thread::available_parallelism()
         .map_or(1, NonZero::get)
         .min(MAX_COMPILER_THREADS);
-    let compiler = engine::compiler(NonZero::new(threads).expect("at least one"));
+    let compiler = engine::compiler(
+        request.profile,
+        NonZero::new(threads).expect("at least one"),
+    );
     let compiled = Module::new(&compiler, &bytes)
         .map_err(|error| Refusal::new("invalid_module", error.to_string()))?;
     crate::wasi::resolve(&compiled).map_err(|message| Refusal::new("invalid_module", message))?;
     let payload = compiled
         .serialize()
         .map_err(|error| Refusal::new("compiler", error.to_string()))?;
-    let info = engine::info();
+    let info = engine::info(request.profile);
     let header = artifact::header(&info, payload.len());
     let artifact_bytes = (header.len() + payload.len()) as u64;
     if artifact_bytes > request.artifact_bytes {

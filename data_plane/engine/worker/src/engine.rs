@@ -6,17 +6,19 @@ use std::sync::Arc;
 
 use sha2::{Digest, Sha256};
 use wasmer::sys::{
-    CpuFeature, Cranelift, CraneliftOptLevel, EngineBuilder, Features, NativeEngineExt,
+    CompilerConfig, CpuFeature, Cranelift, CraneliftOptLevel, EngineBuilder, Features,
+    NativeEngineExt, Target, Triple,
 };
 
+use crate::fuel::{self, Fuel};
 use crate::limits::{Budget, CappedTunables, WASM_STACK_BYTES};
-use crate::messages::EngineInfo;
+use crate::messages::{EngineInfo, Profile};
 
 const NAME: &str = "wasmer-cranelift";
 /// The engine's version; the lock file pins it, and a test compares the two.
 pub const VERSION: &str = "7.4.2";
 /// Raise when anything changes that makes older artifacts wrong and is not in [`describe`].
-const CONFIG_REVISION: u32 = 1;
+const CONFIG_REVISION: u32 = 2;
 
 /// The features a guest may use: those of `agentfactory_module::features`, in the engine's words.
 fn features() -> Features {
@@ -31,28 +33,60 @@ fn features() -> Features {
 }
 
 /// Everything that decides which machine code a module becomes, except the CPU. Digested into artifacts.
-fn describe() -> String {
+fn describe(profile: Profile) -> String {
+    let nan = if profile == Profile::Portable {
+        "canonical"
+    } else {
+        "native"
+    };
+    let metering = if profile.is_repeatable() {
+        fuel::COSTS
+    } else {
+        "none"
+    };
     format!(
-        "revision={CONFIG_REVISION};compiler=cranelift;opt=speed;nan=native;pic=no;memory=static;\
-         wasm_stack_bytes={WASM_STACK_BYTES};metering=none;\
+        "revision={CONFIG_REVISION};profile={};compiler=cranelift;opt=speed;nan={nan};pic=no;memory=static;\
+         wasm_stack_bytes={WASM_STACK_BYTES};metering={metering};\
          features=bulk_memory,extended_const,multi_value,reference_types,simd;target={}-{}",
+        profile.as_str(),
         std::env::consts::ARCH,
         std::env::consts::OS,
     )
 }
 
-/// The identity of this engine on this machine.
+/// The CPU that code is made for: this one, or of a repeatable profile no more of it than x86-64-v2 has, so that machines
+/// of one architecture run the same code. Which operand's NaN survives is the machine code's choice.
+fn target(profile: Profile) -> Target {
+    let host = CpuFeature::for_host();
+    let common = CpuFeature::SSE2
+        | CpuFeature::SSE3
+        | CpuFeature::SSSE3
+        | CpuFeature::SSE41
+        | CpuFeature::SSE42
+        | CpuFeature::POPCNT
+        | CpuFeature::NEON;
+    let features = if profile.is_repeatable() {
+        host & common
+    } else {
+        host
+    };
+    Target::new(Triple::host(), features)
+}
+
+/// The identity of this engine under a profile on this machine.
 #[must_use]
-pub fn info() -> EngineInfo {
-    let mut cpu: Vec<String> = CpuFeature::for_host()
+pub fn info(profile: Profile) -> EngineInfo {
+    let mut cpu: Vec<String> = target(profile)
+        .cpu_features()
         .iter()
         .map(|feature| feature.to_string())
         .collect();
     cpu.sort();
     EngineInfo {
+        profile,
         name: NAME.to_owned(),
         version: VERSION.to_owned(),
-        config_digest: sha256(describe().as_bytes()),
+        config_digest: sha256(describe(profile).as_bytes()),
         cpu_features: cpu.join(","),
     }
 }
@@ -65,15 +99,20 @@ pub fn headless(budget: &Arc<Budget>) -> wasmer::Engine {
     engine
 }
 
-/// An engine that compiles and never runs.
+/// An engine that compiles one module and never runs.
 #[must_use]
-pub fn compiler(threads: NonZero<usize>) -> wasmer::Engine {
+pub fn compiler(profile: Profile, threads: NonZero<usize>) -> wasmer::Engine {
     let mut config = Cranelift::new();
     config
         .opt_level(CraneliftOptLevel::Speed)
-        .num_threads(threads);
+        .num_threads(threads)
+        .canonicalize_nans(profile == Profile::Portable);
+    if profile.is_repeatable() {
+        config.push_middleware(Fuel::new());
+    }
     EngineBuilder::new(config)
         .set_features(Some(features()))
+        .set_target(Some(target(profile)))
         .into()
 }
 
@@ -98,8 +137,30 @@ mod tests {
 
     #[test]
     fn the_identity_names_everything_that_decides_the_machine_code() {
-        let info = info();
-        assert!(info.config_digest.starts_with("sha256:") && info.config_digest.len() == 71);
-        assert!(info.cpu_features.split(',').is_sorted());
+        for profile in Profile::ALL {
+            let info = info(profile);
+            assert!(info.config_digest.starts_with("sha256:") && info.config_digest.len() == 71);
+            assert!(info.cpu_features.split(',').is_sorted());
+        }
+    }
+
+    #[test]
+    fn profiles_never_take_each_others_artifacts() {
+        let [fastest, deterministic, portable] =
+            Profile::ALL.map(|profile| info(profile).config_digest);
+        assert!(fastest != deterministic && fastest != portable && deterministic != portable);
+    }
+
+    #[test]
+    fn repeatable_profiles_ask_for_no_cpu_that_only_some_machines_have() {
+        for profile in [Profile::Deterministic, Profile::Portable] {
+            assert!(!info(profile).cpu_features.contains("avx"));
+        }
+    }
+
+    #[test]
+    fn no_profile_has_threads_or_relaxed_simd() {
+        let features = features();
+        assert!(!features.threads && !features.relaxed_simd && !features.memory64);
     }
 }

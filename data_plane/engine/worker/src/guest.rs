@@ -5,11 +5,14 @@ use std::sync::{Arc, Mutex};
 use std::time::Instant;
 
 use agentfactory_wasi::{Errno, Usage, Wasi};
-use wasmer::{Extern, FunctionEnv, Instance, InstantiationError, Module, RuntimeError, Store};
+use wasmer::{
+    Extern, FunctionEnv, Instance, InstantiationError, Module, RuntimeError, Store, Value,
+};
 
 use crate::frames::{FrameReader, Kind};
+use crate::fuel;
 use crate::host_call::{self, HostCalls, Reply};
-use crate::messages::{Outcome, Refusal, Trap};
+use crate::messages::{EngineInfo, Outcome, Refusal, Trap};
 use crate::output::Output;
 use crate::wasi::{Context, GuestStdio, Maker, Unwind, resolve};
 use crate::watchdog::{Shared, end, exit};
@@ -22,45 +25,76 @@ pub struct Guest {
     engine: wasmer::Engine,
     module: Module,
     imports: Vec<Maker>,
+    /// The engine that the module was compiled by; its profile is the one of every run.
+    pub info: EngineInfo,
+}
+
+/// What a run used, as far as it is known inside the guest.
+#[derive(Default)]
+pub struct Used {
+    pub wasi: Usage,
+    /// 0 under a profile that does not count it.
+    pub fuel: u64,
 }
 
 impl Guest {
     /// # Errors
     /// Names an import that is not offered.
-    pub fn new(engine: wasmer::Engine, module: Module) -> Result<Self, String> {
+    pub fn new(engine: wasmer::Engine, module: Module, info: EngineInfo) -> Result<Self, String> {
         let imports = resolve(&module)?;
         Ok(Self {
             engine,
             module,
             imports,
+            info,
         })
     }
 
-    /// Run `_start` in a store of its own; nothing of it is left for the next run.
+    /// Run `_start` in a store of its own, on `fuel` if the profile counts it; nothing of it is left for the next run.
     pub fn run(
         &self,
         mut wasi: Wasi<GuestStdio>,
+        fuel: u64,
         limits: host_call::Limits,
         shared: &Shared,
-    ) -> (Outcome, Usage) {
+    ) -> (Outcome, Used) {
         let mut store = Store::new(self.engine.clone());
         let context = Context {
             host_calls: HostCalls::new(wasi.stdio_mut(), limits),
             wasi,
             memory: None,
+            fuel: None,
         };
         let env = FunctionEnv::new(&mut store, context);
-        let ended = self.start(&mut store, &env);
+        let ended = self.start(&mut store, &env, fuel);
+        let remaining = env
+            .as_ref(&store)
+            .fuel
+            .clone()
+            .and_then(|remaining| remaining.get(&mut store).i64());
         let wasi = &env.as_ref(&store).wasi;
+        let used = Used {
+            wasi: wasi.usage(),
+            fuel: remaining.map_or(0, |left| fuel::used(fuel, left)),
+        };
+        if remaining.is_some_and(|left| left < 0) {
+            // However it ended: a block is paid for as a whole, so it may have come to its end on fuel it did not have.
+            return (killed("fuel"), used);
+        }
         // A refusal that the guest could not live with is the reason of its end; one it coped with is not.
         let refused = shared.budget.refused_limit().or_else(|| {
             wasi.refused_limit()
                 .map(agentfactory_wasi::LimitName::as_str)
         });
-        (outcome(ended, refused), wasi.usage())
+        (outcome(ended, refused), used)
     }
 
-    fn start(&self, store: &mut Store, env: &FunctionEnv<Context>) -> Result<(), RuntimeError> {
+    fn start(
+        &self,
+        store: &mut Store,
+        env: &FunctionEnv<Context>,
+        fuel: u64,
+    ) -> Result<(), RuntimeError> {
         let imports: Vec<Extern> = self
             .imports
             .iter()
@@ -72,6 +106,18 @@ impl Guest {
             Err(error) => return Err(RuntimeError::new(format!("instantiate: {error}"))),
         };
         let missing = |name: &str| RuntimeError::new(format!("export {name} is missing"));
+        if self.info.profile.is_repeatable() {
+            let remaining = instance
+                .exports
+                .get_global(fuel::REMAINING)
+                .map_err(|_| missing(fuel::REMAINING))?
+                .clone();
+            remaining.set(store, Value::I64(i64::try_from(fuel).unwrap_or(i64::MAX)))?;
+            env.as_mut(store).fuel = Some(remaining);
+            if let Ok(start) = instance.exports.get_function(fuel::START) {
+                start.call(store, &[])?;
+            }
+        }
         let memory = instance
             .exports
             .get_memory("memory")
@@ -87,11 +133,6 @@ impl Guest {
 }
 
 fn outcome(ended: Result<(), RuntimeError>, refused: Option<&'static str>) -> Outcome {
-    let killed = |limit| Outcome {
-        outcome: "killed",
-        limit: Some(limit),
-        ..Outcome::default()
-    };
     let error = match ended {
         Ok(()) => return exited(0),
         Err(error) => error,
@@ -99,6 +140,7 @@ fn outcome(ended: Result<(), RuntimeError>, refused: Option<&'static str>) -> Ou
     let error = match error.downcast::<Unwind>() {
         Ok(Unwind::Exit(0)) => return exited(0),
         Ok(Unwind::Limit(limit)) => return killed(limit.as_str()),
+        Ok(Unwind::OutOfFuel) => return killed("fuel"),
         Ok(Unwind::Exit(code)) => return refused.map_or_else(|| exited(code), killed),
         Ok(Unwind::Killed(limit)) => return killed(limit),
         Ok(Unwind::HostCallFault) => {
@@ -121,6 +163,14 @@ fn outcome(ended: Result<(), RuntimeError>, refused: Option<&'static str>) -> Ou
         Some(code) => trapped(&name, code.message()),
         // Only names and numbers of the module itself are in these texts; addresses of the host never are.
         None => trapped("EngineError", &error.message()),
+    }
+}
+
+fn killed(limit: &'static str) -> Outcome {
+    Outcome {
+        outcome: "killed",
+        limit: Some(limit),
+        ..Outcome::default()
     }
 }
 

@@ -6,6 +6,7 @@ pub mod bench;
 pub mod compile;
 pub mod engine;
 pub mod frames;
+pub mod fuel;
 pub mod guest;
 pub mod host_call;
 pub mod jail;

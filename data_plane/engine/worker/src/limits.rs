@@ -12,6 +12,8 @@ use wasmer::sys::vm::{
 use wasmer::sys::{BaseTunables, Tunables};
 use wasmer::{MemoryType, Pages, TableType, WASM_PAGE_SIZE};
 
+use crate::watchdog::{end, exit};
+
 /// The guest's call stack, beside its linear memory.
 pub const WASM_STACK_BYTES: usize = 1024 * 1024;
 /// What a table without a declared maximum may grow to.
@@ -27,11 +29,13 @@ pub struct Budget {
     max_table_elements: AtomicU32,
     table_elements: AtomicU32,
     refused_table: AtomicBool,
+    repeatable: AtomicBool,
 }
 
 impl Budget {
-    /// Begin a run: nothing used, nothing refused.
-    pub fn reset(&self, max_bytes: u64, max_table_elements: u32) {
+    /// Begin a run: nothing used, nothing refused. A repeatable one never learns that the machine had no memory left.
+    pub fn reset(&self, max_bytes: u64, max_table_elements: u32, repeatable: bool) {
+        self.repeatable.store(repeatable, Ordering::Relaxed);
         self.max_bytes.store(max_bytes, Ordering::Relaxed);
         self.used_bytes.store(0, Ordering::Relaxed);
         self.peak_bytes.store(0, Ordering::Relaxed);
@@ -83,6 +87,15 @@ impl Budget {
 
     fn refuse(&self) {
         self.refused.store(true, Ordering::Relaxed);
+    }
+
+    /// The kernel refused what the budget allowed: the process' own bound, or a machine without memory.
+    fn refuse_for_kernel(&self) {
+        if self.repeatable.load(Ordering::Relaxed) {
+            // Another machine would have had it, so this run has no result at all.
+            end(exit::ABORTED);
+        }
+        self.refuse();
     }
 
     fn take_table(&self, table: &TableType) -> Result<TableType, String> {
@@ -148,9 +161,8 @@ impl LinearMemory for CappedMemory {
             });
         }
         self.inner.grow(delta).inspect_err(|_| {
-            // The kernel refused what the budget allowed: the process' own bound.
             self.budget.give_back(bytes);
-            self.budget.refuse();
+            self.budget.refuse_for_kernel();
         })
     }
 
@@ -197,7 +209,7 @@ impl CappedTunables {
                 "the memory's minimum of {minimum} bytes passes the limit"
             )));
         }
-        let inner = make().inspect_err(|_| self.budget.refuse())?;
+        let inner = make().inspect_err(|_| self.budget.refuse_for_kernel())?;
         Ok(VMMemory(Box::new(CappedMemory {
             inner,
             budget: Arc::clone(&self.budget),

@@ -1,14 +1,17 @@
-//! `agentfactory-worker run|compile [LAYER]...`: descriptor 0 is a socket to the parent; the named layers of the jail
-//! are demanded. `engine`: print the engine's identity. `doctor`: print which layers hold here.
+//! `agentfactory-worker run|compile [--own-user] [LAYER]...`: descriptor 0 is a socket to the parent; the named layers of
+//! the jail are demanded. Started by root it becomes nobody, unless it is told to keep its user. `engines`: print the
+//! engine's identity under every profile, `engine` under the default one. `doctor`: print which layers hold here.
 
 use std::os::fd::OwnedFd;
 use std::process::ExitCode;
 
-use agentfactory_worker::jail::{Jail, Mode};
+use agentfactory_worker::jail::{Jail, Mode, User};
+use agentfactory_worker::messages::Profile;
 use agentfactory_worker::watchdog::exit;
 use agentfactory_worker::{bench, compile, engine, jail, run};
 
-const USAGE: &str = "usage: agentfactory-worker run [LAYER]... | compile [LAYER]... | engine | doctor | --version | bench ARTIFACT RUNS";
+const USAGE: &str = "usage: agentfactory-worker run [--own-user] [LAYER]... | compile [LAYER]... | engine | engines | doctor | --version | bench ARTIFACT RUNS";
+const OWN_USER: &str = "--own-user";
 const WRONG_USE: u8 = 2;
 
 fn main() -> ExitCode {
@@ -22,7 +25,16 @@ fn main() -> ExitCode {
         Some("engine" | "--version") => {
             println!(
                 "{}",
-                serde_json::to_string(&engine::info()).expect("plain strings serialize")
+                serde_json::to_string(&engine::info(Profile::Default))
+                    .expect("plain strings serialize")
+            );
+            ExitCode::SUCCESS
+        }
+        Some("engines") => {
+            println!(
+                "{}",
+                serde_json::to_string(&Profile::ALL.map(engine::info))
+                    .expect("plain strings serialize")
             );
             ExitCode::SUCCESS
         }
@@ -50,14 +62,20 @@ fn report(result: Result<(), String>) -> ExitCode {
     }
 }
 
-fn jailed(mode: Mode, demanded: Vec<String>, serve: impl FnOnce(OwnedFd, Jail)) -> ExitCode {
+fn jailed(mode: Mode, mut demanded: Vec<String>, serve: impl FnOnce(OwnedFd, Jail)) -> ExitCode {
     let say = std::panic::take_hook();
     std::panic::set_hook(Box::new(move |panic| {
         // One thread without the other is no worker: whatever panics ends the process.
         say(panic);
         agentfactory_worker::watchdog::end(exit::PANIC);
     }));
-    let entered = jail::enter(mode, demanded).and_then(|jail| Ok((jail::take_socket()?, jail)));
+    let user = match demanded.first() {
+        Some(first) if first == OWN_USER => User::Own,
+        _ => User::Nobody,
+    };
+    demanded.retain(|name| name != OWN_USER);
+    let entered =
+        jail::enter(mode, user, demanded).and_then(|jail| Ok((jail::take_socket()?, jail)));
     match entered {
         Ok((socket, jail)) => {
             serve(socket, jail);
@@ -69,7 +87,7 @@ fn jailed(mode: Mode, demanded: Vec<String>, serve: impl FnOnce(OwnedFd, Jail)) 
 
 /// Enter the jail of a worker that runs guests, and print what holds here as one line of JSON.
 fn doctor() -> ExitCode {
-    let locked = jail::enter(Mode::Run, Vec::new()).and_then(|mut jail| {
+    let locked = jail::enter(Mode::Run, User::Nobody, Vec::new()).and_then(|mut jail| {
         jail.restrict(&[]);
         jail.lock().map(|()| jail)
     });

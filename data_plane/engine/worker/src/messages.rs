@@ -54,6 +54,7 @@ impl Default for ProcessLimits {
 #[derive(Debug, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct CompileRequest {
+    pub profile: Profile,
     pub module_bytes: u64,
     pub artifact_bytes: u64,
     pub memory_bytes: u64,
@@ -61,10 +62,42 @@ pub struct CompileRequest {
     pub wall_ms: u64,
 }
 
+/// What runs of an artifact promise. Decides how it is compiled, so an artifact has one for good.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Profile {
+    /// The fastest; real clocks and randomness.
+    Default,
+    /// The same run twice gives the same bytes and the same fuel, on machines of one architecture and one engine.
+    Deterministic,
+    /// Deterministic, and with canonical NaN, so that an engine or an architecture does not show in them.
+    Portable,
+}
+
+impl Profile {
+    pub const ALL: [Self; 3] = [Self::Default, Self::Deterministic, Self::Portable];
+
+    #[must_use]
+    pub const fn as_str(self) -> &'static str {
+        match self {
+            Self::Default => "default",
+            Self::Deterministic => "deterministic",
+            Self::Portable => "portable",
+        }
+    }
+
+    /// Whether the same run twice must be the same: then fuel is counted, and nothing of the machine is shown.
+    #[must_use]
+    pub const fn is_repeatable(self) -> bool {
+        !matches!(self, Self::Default)
+    }
+}
+
 /// The engine, as artifacts and receipts name it. All fields must be equal for an artifact to be loaded.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct EngineInfo {
+    pub profile: Profile,
     pub name: String,
     pub version: String,
     pub config_digest: String,

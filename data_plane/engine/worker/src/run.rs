@@ -5,17 +5,17 @@ use std::os::fd::OwnedFd;
 use std::sync::Arc;
 use std::time::Duration;
 
-use agentfactory_wasi::{ClockMode, Config, Limits, Preopen, RandomMode, Usage, Wasi};
+use agentfactory_wasi::{ClockMode, Config, Limits, Preopen, RandomMode, Wasi};
 use serde::Deserialize;
 use wasmer::Module;
 
 use crate::artifact::{self, ArtifactError};
 use crate::engine;
 use crate::frames::{FrameReader, Kind};
-use crate::guest::{Guest, Input, refuse};
+use crate::guest::{Guest, Input, Used, refuse};
 use crate::host_call;
 use crate::jail::{self, Jail, Root};
-use crate::messages::{Load, MAX_ARGUMENTS, MAX_PREOPENS, Outcome, Ready, Refusal, Run};
+use crate::messages::{Load, MAX_ARGUMENTS, MAX_PREOPENS, Outcome, Profile, Ready, Refusal, Run};
 use crate::output::Output;
 use crate::wasi::GuestStdio;
 use crate::watchdog::{Shared, end, exit};
@@ -117,7 +117,7 @@ fn load(request: &Load, artifact: OwnedFd, shared: &Shared, mut jail: Jail) -> G
             output.say(
                 Kind::Ready,
                 &Ready {
-                    engine: &engine::info(),
+                    engine: &guest.info,
                     jail: jail.layers(),
                 },
             );
@@ -136,15 +136,7 @@ fn load(request: &Load, artifact: OwnedFd, shared: &Shared, mut jail: Jail) -> G
 }
 
 fn open(request: &Load, descriptor: OwnedFd, shared: &Shared) -> Result<Guest, Refusal> {
-    let ours = engine::info();
-    if let Some(difference) = request
-        .engine
-        .as_ref()
-        .and_then(|theirs| artifact::difference(theirs, &ours))
-    {
-        return Err(Refusal::new("engine_mismatch", difference));
-    }
-    let payload = artifact::open(descriptor, &ours).map_err(|error| match error {
+    let (made_by, payload) = artifact::open(descriptor).map_err(|error| match error {
         ArtifactError::Invalid(message) => {
             Refusal::new("artifact_invalid", format!("artifact: {message}"))
         }
@@ -152,12 +144,20 @@ fn open(request: &Load, descriptor: OwnedFd, shared: &Shared) -> Result<Guest, R
             Refusal::new("engine_mismatch", format!("artifact: {message}"))
         }
     })?;
+    // What the artifact was made by is what this process is; the parent says which of its engines that has to be.
+    if let Some(difference) = request
+        .engine
+        .as_ref()
+        .and_then(|wanted| artifact::difference(wanted, &made_by))
+    {
+        return Err(Refusal::new("engine_mismatch", difference));
+    }
     let engine = engine::headless(&shared.budget);
     // SAFETY: the parent authenticated the file over its whole length before handing it over, and its header names
     // exactly this engine, configuration and CPU.
     let module = unsafe { Module::deserialize(&engine, payload) }
         .map_err(|error| Refusal::new("artifact_invalid", format!("artifact: {error}")))?;
-    Guest::new(engine, module).map_err(|message| Refusal::new("invalid_module", message))
+    Guest::new(engine, module, made_by).map_err(|message| Refusal::new("invalid_module", message))
 }
 
 fn serve_runs(guest: &Guest, input: &Input, shared: &Arc<Shared>) -> ! {
@@ -171,9 +171,13 @@ fn serve_runs(guest: &Guest, input: &Input, shared: &Arc<Shared>) -> ! {
             Duration::from_millis(run.limits.wall_ms),
             Duration::from_millis(run.limits.cpu_ms),
         );
-        shared
-            .budget
-            .reset(run.limits.memory_bytes, run.limits.table_elements);
+        let profile = guest.info.profile;
+        let fuel = run.limits.fuel;
+        shared.budget.reset(
+            run.limits.memory_bytes,
+            run.limits.table_elements,
+            profile.is_repeatable(),
+        );
         shared.calls.reset();
         shared.output().reset();
         input.begin();
@@ -183,26 +187,26 @@ fn serve_runs(guest: &Guest, input: &Input, shared: &Arc<Shared>) -> ! {
             shared: Arc::clone(shared),
         };
         let host_calls = host_call::Limits::from(&run.limits);
-        let (outcome, usage) = match configure(run, descriptors) {
+        let (outcome, used) = match configure(run, descriptors, profile) {
             Err(message) => (
                 Refusal::new("invalid_request", message).into(),
-                Usage::default(),
+                Used::default(),
             ),
             Ok(config) => match Wasi::new(config, stdio) {
                 Err(error) => (
                     Refusal::new("invalid_request", error.to_string()).into(),
-                    Usage::default(),
+                    Used::default(),
                 ),
-                Ok(wasi) => guest.run(wasi, host_calls, shared),
+                Ok(wasi) => guest.run(wasi, fuel, host_calls, shared),
             },
         };
-        report(outcome, usage, shared);
+        report(outcome, &used, shared);
         input.finish(shared);
     }
     unreachable!("a worker does not live for 2^64 runs")
 }
 
-fn configure(run: Run, descriptors: Vec<OwnedFd>) -> Result<Config, String> {
+fn configure(run: Run, descriptors: Vec<OwnedFd>, profile: Profile) -> Result<Config, String> {
     if run.args.len() > MAX_ARGUMENTS || run.env.len() > MAX_ARGUMENTS {
         return Err(format!(
             "more than {MAX_ARGUMENTS} arguments or environment entries"
@@ -210,6 +214,12 @@ fn configure(run: Run, descriptors: Vec<OwnedFd>) -> Result<Config, String> {
     }
     if run.preopens.len() > MAX_PREOPENS {
         return Err(format!("more than {MAX_PREOPENS} preopened directories"));
+    }
+    if profile.is_repeatable() && (run.seed.is_none() || run.clock.is_none()) {
+        return Err(format!(
+            "a run under profile {} needs a seed and a clock",
+            profile.as_str()
+        ));
     }
     let random = match run.seed {
         None => RandomMode::Os,
@@ -266,11 +276,12 @@ fn seed(text: &str) -> Result<[u8; 32], ParseIntError> {
 
 /// Send the outcome. From taking the lock to letting go of it the watchdog cannot speak; it stays armed until the
 /// outcome has left, so that a parent which does not read cannot hold the worker.
-fn report(mut outcome: Outcome, usage: Usage, shared: &Shared) {
+fn report(mut outcome: Outcome, used: &Used, shared: &Shared) {
     let mut output = shared.output();
     let (wall, cpu) = shared.elapsed();
     let mut resources = shared.resources(&output, wall, cpu);
-    resources.add(&usage);
+    resources.add(&used.wasi);
+    resources.fuel = used.fuel;
     outcome.resources = Some(resources);
     output.say(Kind::Outcome, &outcome);
     if output.flush().is_err() {

@@ -4,14 +4,15 @@ use std::sync::Arc;
 
 use agentfactory_wasi::{CALLS, Errno, Fault, LimitName, Stdio, ValType, Wasi};
 use wasmer::{
-    ExternType, Function, FunctionEnv, FunctionEnvMut, FunctionType, Memory, Module, RuntimeError,
-    Store, Type,
+    AsStoreMut, ExternType, Function, FunctionEnv, FunctionEnvMut, FunctionType, Global, Memory,
+    Module, RuntimeError, Store, Type, Value,
 };
 
+use crate::fuel;
 use crate::guest::Input;
 use crate::host_call::HostCalls;
 use crate::output::Stream;
-use crate::watchdog::Shared;
+use crate::watchdog::{Shared, end, exit};
 
 /// The guest's standard streams: frames of the parent.
 pub struct GuestStdio {
@@ -49,6 +50,32 @@ pub struct Context {
     pub host_calls: HostCalls,
     /// Absent while the module's own start function runs: then every pointer is refused.
     pub memory: Option<Memory>,
+    /// What is left; absent under a profile that does not count it.
+    pub fuel: Option<Global>,
+}
+
+/// Takes `amount` from what is left; the guest must not go on after an error.
+///
+/// # Errors
+/// There was not that much.
+fn charge(
+    remaining: Option<&Global>,
+    store: &mut impl AsStoreMut,
+    amount: u64,
+) -> Result<(), RuntimeError> {
+    let Some(remaining) = remaining else {
+        return Ok(());
+    };
+    let amount = i64::try_from(amount).unwrap_or(i64::MAX);
+    let left = remaining
+        .get(store)
+        .i64()
+        .map_or(i64::MIN, |left| left.saturating_sub(amount));
+    remaining.set(store, Value::I64(left))?;
+    if left < 0 {
+        return Err(RuntimeError::user(Box::new(Unwind::OutOfFuel)));
+    }
+    Ok(())
 }
 
 /// Unwinds the guest: it ended by itself, passed a limit, or named memory that it does not have.
@@ -58,6 +85,7 @@ pub enum Unwind {
     Limit(LimitName),
     /// A limit that the WASI core does not know.
     Killed(&'static str),
+    OutOfFuel,
     HostCallFault,
 }
 
@@ -67,6 +95,7 @@ impl std::fmt::Display for Unwind {
             Self::Exit(code) => write!(formatter, "exit {code}"),
             Self::Limit(limit) => write!(formatter, "limit {}", limit.as_str()),
             Self::Killed(limit) => write!(formatter, "limit {limit}"),
+            Self::OutOfFuel => write!(formatter, "limit fuel"),
             Self::HostCallFault => write!(formatter, "a host call outside the memory"),
         }
     }
@@ -138,18 +167,26 @@ fn host_call(
     response_cap: u32,
 ) -> Result<u32, RuntimeError> {
     let (request, response) = ((request, request_len), (response, response_cap));
-    with_memory(&mut env, |wasi, host_calls, memory| {
+    let size = charged("call", &mut env, |wasi, host_calls, memory| {
         host_calls.call(wasi, memory, request, response)
-    })
-    .map_err(|unwind| RuntimeError::user(Box::new(unwind)))
+    })?
+    .map_err(|unwind| RuntimeError::user(Box::new(unwind)))?;
+    let (context, mut store) = env.data_and_store_mut();
+    let moved = u64::from(request_len) + u64::from(size);
+    charge(context.fuel.as_ref(), &mut store, moved)?;
+    Ok(size)
 }
 
-fn with_memory<Value>(
+/// Runs a host function on the guest's memory; fuel is charged for the call and for the work that it did.
+fn charged<Value>(
+    name: &'static str,
     env: &mut FunctionEnvMut<'_, Context>,
     function: impl FnOnce(&mut Wasi<GuestStdio>, &mut HostCalls, &mut [u8]) -> Value,
-) -> Value {
-    let (context, store) = env.data_and_store_mut();
-    match &context.memory {
+) -> Result<Value, RuntimeError> {
+    let (context, mut store) = env.data_and_store_mut();
+    charge(context.fuel.as_ref(), &mut store, fuel::host_call(name))?;
+    let before = context.wasi.work();
+    let value = match &context.memory {
         None => function(&mut context.wasi, &mut context.host_calls, &mut []),
         Some(memory) => {
             let view = memory.view(&store);
@@ -159,32 +196,49 @@ fn with_memory<Value>(
             let bytes = unsafe { std::slice::from_raw_parts_mut(view.data_ptr(), size) };
             function(&mut context.wasi, &mut context.host_calls, bytes)
         }
-    }
+    };
+    let work = context.wasi.work() - before;
+    charge(context.fuel.as_ref(), &mut store, work)?;
+    Ok(value)
 }
 
 fn call(
+    name: &'static str,
     env: &mut FunctionEnvMut<'_, Context>,
     function: impl FnOnce(&mut Wasi<GuestStdio>, &mut [u8]) -> Result<(), Fault>,
 ) -> Result<u32, RuntimeError> {
-    let result = with_memory(env, |wasi, _, memory| function(wasi, memory));
+    let result = charged(name, env, |wasi, _, memory| function(wasi, memory))?;
+    let is_repeatable = env.data().fuel.is_some();
     match result {
         Ok(()) => Ok(0),
+        Err(Fault::Errno(errno)) if is_repeatable && is_of_the_machine(errno) => {
+            // Another machine would have had room, so this run has no result at all.
+            end(exit::ABORTED)
+        }
         Err(Fault::Errno(errno)) => Ok(errno.code()),
         Err(Fault::Exit(code)) => Err(RuntimeError::user(Box::new(Unwind::Exit(code)))),
         Err(Fault::Limit(limit)) => Err(RuntimeError::user(Box::new(Unwind::Limit(limit)))),
     }
 }
 
+/// Whether a machine answers so for what the guest did not do.
+fn is_of_the_machine(errno: Errno) -> bool {
+    matches!(
+        errno,
+        Errno::NoSpc | Errno::Dquot | Errno::NoMem | Errno::Nfile | Errno::Io
+    )
+}
+
 macro_rules! function {
     (errno, $name:ident($($param:ident: $kind:ident),*)) => {
         #[allow(clippy::too_many_arguments, reason = "preview 1 gives some calls nine")]
         fn $name(mut env: FunctionEnvMut<'_, Context>, $($param: $kind),*) -> Result<u32, RuntimeError> {
-            call(&mut env, |wasi, memory| wasi.$name(memory, $($param),*))
+            call(stringify!($name), &mut env, |wasi, memory| wasi.$name(memory, $($param),*))
         }
     };
     (never, $name:ident($($param:ident: $kind:ident),*)) => {
         fn $name(mut env: FunctionEnvMut<'_, Context>, $($param: $kind),*) -> Result<(), RuntimeError> {
-            call(&mut env, |wasi, memory| wasi.$name(memory, $($param),*)).map(|_| ())
+            call(stringify!($name), &mut env, |wasi, memory| wasi.$name(memory, $($param),*)).map(|_| ())
         }
     };
 }

@@ -9,14 +9,16 @@ from data_plane.artifacts import cache as cache_module
 from data_plane.artifacts.cache import ArtifactCache, memory_file
 from shared.digests import sha256_digest
 from shared.errors import ArtifactInvalidError, DiskFullError, NotFoundError
-from tests.unit.data_plane.builders import ENGINE
+from shared.manifest import Profile
+from tests.unit.data_plane.builders import ENGINE, ENGINES
 
 CODE = os.urandom(3_000_000)
 MODULE = sha256_digest(b"module")
 
 
 def a_cache(folder, *, bound_bytes=1 << 30, mac_key=b"k" * 32, engine=ENGINE) -> ArtifactCache:
-    cache = ArtifactCache(folder, mac_key=mac_key, engine=engine, bound_bytes=bound_bytes)
+    engines = ENGINES | {Profile.DEFAULT: engine}
+    cache = ArtifactCache(folder, mac_key=mac_key, engines=engines, bound_bytes=bound_bytes)
     cache.load()
     return cache
 
@@ -106,6 +108,33 @@ async def test_artifact_of_another_module_under_this_name(tmp_path):
         await cache.open(MODULE)
 
 
+async def test_an_artifact_is_of_one_profile_whatever_its_file_is_called(tmp_path):
+    cache = a_cache(tmp_path)
+    await store(cache)
+    assert not cache.holds(MODULE, Profile.DETERMINISTIC)
+    with pytest.raises(NotFoundError):
+        await cache.open(MODULE, Profile.DETERMINISTIC)
+
+    fast = only_file(tmp_path)
+    metered = tmp_path / cache._key(MODULE, Profile.DETERMINISTIC).file_name
+    metered.write_bytes(fast.read_bytes())
+    with pytest.raises(ArtifactInvalidError, match="another module, profile"):
+        await cache.open(MODULE, Profile.DETERMINISTIC)
+
+
+async def test_a_profile_is_found_again_after_a_restart_and_dropped_alone(tmp_path):
+    cache = a_cache(tmp_path)
+    await store(cache)
+    descriptor = memory_file("code", CODE)
+    await cache.store(MODULE, descriptor, Profile.PORTABLE)
+    os.close(descriptor)
+
+    again = a_cache(tmp_path)
+    assert (again.digests(), again.holds(MODULE, Profile.PORTABLE)) == ((MODULE,), True)
+    again.drop(MODULE, Profile.PORTABLE)
+    assert (again.holds(MODULE, Profile.PORTABLE), again.holds(MODULE)) == (False, True)
+
+
 async def test_artifact_sealed_elsewhere(tmp_path):
     await store(a_cache(tmp_path, mac_key=b"o" * 32))
 
@@ -129,7 +158,7 @@ async def test_bound_evicts_what_was_unused_longest(tmp_path):
     modules = [sha256_digest(bytes([n])) for n in range(4)]
     for age, module in enumerate(modules[:3]):
         await store(cache, module, bytes(1_000_000))
-        path = tmp_path / cache._key(module).file_name
+        path = tmp_path / cache._key(module, Profile.DEFAULT).file_name
         os.utime(path, (1000 + age, 1000 + age))
     await load(cache, modules[0])
 

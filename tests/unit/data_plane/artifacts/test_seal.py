@@ -7,6 +7,7 @@ import pytest
 from data_plane.artifacts.seal import PREFIX_BYTES, ArtifactKey, check_seal, encode_seal, header_length, seal
 from shared.digests import sha256_digest
 from shared.errors import ArtifactInvalidError
+from shared.manifest import Profile
 from tests.unit.data_plane.builders import ENGINE
 
 MAC_KEY = b"k" * 32
@@ -35,6 +36,7 @@ def test_own_seal_is_accepted():
             replace(SEAL, key=replace(KEY, engine=replace(ENGINE, **{name: "x"})))
             for name in ("name", "version", "config_digest", "cpu_features")
         ),
+        replace(SEAL, key=replace(KEY, engine=replace(ENGINE, profile=Profile.PORTABLE))),
     ],
 )
 def test_changed_seal_is_refused(forged):
@@ -48,6 +50,7 @@ def test_changed_seal_is_refused(forged):
         replace(KEY, module_digest=sha256_digest(b"other")),
         replace(KEY, engine=replace(ENGINE, version="7.4.3")),
         replace(KEY, engine=replace(ENGINE, cpu_features="sse2")),
+        replace(KEY, engine=replace(ENGINE, profile=Profile.DETERMINISTIC)),
     ],
 )
 def test_right_seal_of_another_artifact_is_refused(key):

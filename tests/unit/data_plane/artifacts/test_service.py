@@ -23,11 +23,12 @@ from shared.errors import (
 )
 from shared.ids import InstallationId
 from shared.keyset import KeyPurpose, sign_keyset
+from shared.manifest import Profile
 from shared.packages import make_package, sign_package
 from tests.fakes.clock import START, FakeClock
 from tests.fakes.sandbox import FakeCompiler
 from tests.fixtures.keys import rsa_key, signer
-from tests.unit.data_plane.builders import ENGINE, order
+from tests.unit.data_plane.builders import ENGINE, ENGINES, order
 from tests.unit.shared.builders import INSTALLATION, MODULE, a_keyset, a_manifest, an_entry
 
 ROOT, PUBLISHER = rsa_key("root"), rsa_key("publisher")
@@ -63,7 +64,7 @@ class World:
     def restart(self) -> None:
         """Forget what is in memory, as a new process would."""
         self.cache = ArtifactCache(
-            self.folder / "artifacts", mac_key=b"k" * 32, engine=ENGINE, bound_bytes=1 << 30
+            self.folder / "artifacts", mac_key=b"k" * 32, engines=ENGINES, bound_bytes=1 << 30
         )
         self.cache.load()
         self.service = ArtifactService(
@@ -124,6 +125,15 @@ async def test_second_use_fetches_and_compiles_nothing(world):
     await world.load(one)
 
     assert (world.source.fetches, world.compiler.compilations) == (1, 1)
+
+
+async def test_another_profile_is_compiled_for_itself(world):
+    one = await world.publish()
+    await world.load(one)
+    await world.load(replace(one, profile=Profile.DETERMINISTIC))
+    await world.load(replace(one, profile=Profile.DETERMINISTIC))
+
+    assert world.compiler.profiles == [Profile.DEFAULT, Profile.DETERMINISTIC]
 
 
 async def test_requests_at_once_share_one_fetch_and_one_compilation(world):

@@ -29,7 +29,7 @@ from shared.order_codec import encode_order
 from shared.orders import EngineConstraint
 from tests.fakes.clock import START
 from tests.fixtures.keys import rsa_key, signer, trusting
-from tests.unit.data_plane.builders import ENGINE, INPUT, SALT, facts, order, signed
+from tests.unit.data_plane.builders import ENGINE, ENGINES, INPUT, SALT, facts, order, signed
 from tests.unit.shared.builders import INSTALLATION, a_manifest
 
 KEYS = trusting(rsa_key("order"))
@@ -261,33 +261,47 @@ def test_altered_parameters():
 )
 def test_another_engine(wanted: EngineConstraint):
     with refused(Check.ENGINE, RejectionReason.ENGINE):
-        check_engine(order(engine=wanted), ENGINE)
+        check_engine(order(engine=wanted), facts())
+
+
+def test_a_profile_that_is_not_offered_is_refused_for_a_reason_of_this_node_alone():
+    with refused(Check.ENGINE, RejectionReason.ENGINE):
+        check_engine(order(profile=Profile.PORTABLE), facts())
+    assert RejectionReason.ENGINE.concerns_node_alone
+
+
+def test_the_engine_under_the_orders_profile_counts():
+    constraint = EngineConstraint(config_digest=ENGINES[Profile.DETERMINISTIC].config_digest)
+    offered = facts(engines=ENGINES)
+    check_engine(order(profile=Profile.DETERMINISTIC, engine=constraint), offered)
+    for other in (Profile.DEFAULT, Profile.PORTABLE):
+        with refused(Check.ENGINE, RejectionReason.ENGINE):
+            check_engine(order(profile=other, engine=constraint), offered)
 
 
 def test_engine_that_is_this_one():
-    check_engine(order(engine=EngineConstraint(name="wasmer", config_digest=ENGINE.config_digest)), ENGINE)
-    check_engine(order(), ENGINE)
+    check_engine(order(engine=EngineConstraint(name="wasmer", config_digest=ENGINE.config_digest)), facts())
+    check_engine(order(), facts())
 
 
 @pytest.mark.parametrize(
     ("changes", "manifest"),
     [
-        ({"profile": Profile.PORTABLE}, {"profile": Profile.PORTABLE}),
         ({}, {"profile": Profile.DETERMINISTIC}),
         ({"host_call_grants": ("kv.get",)}, {}),
         ({"capabilities": Capabilities(http=(GET,))}, {}),
     ],
-    ids=["profile not offered", "profile not asked for", "host call", "capability not asked for"],
+    ids=["profile not asked for", "host call", "capability not asked for"],
 )
 def test_what_neither_operator_nor_publisher_allow(changes, manifest):
     with refused(Check.NODE_POLICY, RejectionReason.POLICY):
-        check_node_policy(order(**changes), manifest=a_manifest(**manifest), facts=facts())
+        check_node_policy(order(**changes), manifest=a_manifest(**manifest))
 
 
 def test_capability_that_the_template_asks_for():
     asked = Capabilities(http=(GET,))
 
-    check_node_policy(order(capabilities=asked), manifest=a_manifest(capabilities=asked), facts=facts())
+    check_node_policy(order(capabilities=asked), manifest=a_manifest(capabilities=asked))
 
 
 ALL = Capabilities(http=(GET,), kv=True, secrets=("api",), record_host_calls=True)

@@ -12,16 +12,10 @@ from tests.tools.limits_page import PAGE, ROOT, module_limits, page
 WORKER_SOURCE = ROOT / "data_plane" / "engine" / "worker" / "src"
 
 
-TO_COME = {"fuel"}
-"""Limits that nothing enforces yet."""
-
-
 def test_every_limit_of_a_run_is_attacked_by_a_guest_that_is_killed():
-    names = {limit.name for limit in fields(Limits)} - TO_COME
+    names = {limit.name for limit in fields(Limits)}
     attacked = {attack.limit for attack in ATTACKS if attack.outcome is Outcome.KILLED}
-    assert (
-        attacked == set(LimitName) - TO_COME == {LimitName(name) for name in names} | {LimitName.STACK_BYTES}
-    )
+    assert attacked == set(LimitName) == {LimitName(name) for name in names} | {LimitName.STACK_BYTES}
 
 
 def test_every_limit_of_a_module_is_attacked():

@@ -100,6 +100,7 @@ def test_an_outcome_becomes_a_result():
         b"[]",
         b"{}",
         b"\xff",
+        b"[" * 100_000,
         b'{"outcome": "succeeded"}',
         outcome(outcome="great"),
         outcome(limit="patience"),
@@ -127,6 +128,14 @@ def test_an_outcome_becomes_a_result():
 def test_what_is_no_outcome_is_never_taken_for_one(payload):
     with pytest.raises(WorkerCrashedError):
         result(payload)
+
+
+def test_half_a_surrogate_pair_reaches_no_receipt():
+    trap = {"name": "\ud800", "message": "m"}
+    assert result(outcome(outcome="trapped", trap=trap)).trap.name == "?"
+    with pytest.raises(WorkerCrashedError, match=r"^\?x*$") as caught:
+        messages.parse_outcome(json.dumps({"outcome": "rejected", "message": "\ud800" + "x" * 9999}).encode())
+    assert len(str(caught.value)) == messages.MAX_TEXT_CHARS
 
 
 @pytest.mark.parametrize("code", [1, 255, 2**31, 2**32 - 1])

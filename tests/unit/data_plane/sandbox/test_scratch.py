@@ -182,6 +182,7 @@ def test_a_start_removes_what_an_earlier_process_left(tmp_path):
     assert list(root.iterdir()) == []
     made = folders.make()
     assert stat.S_IMODE(root.stat().st_mode) == 0o700
+    # A root node's workers are nobody; they get the folder as a descriptor, and nobody else comes past the one above.
     assert stat.S_IMODE(made.stat().st_mode) == (0o777 if os.geteuid() == 0 else 0o700)
     assert folders.make() != made
     (made / "x").mkdir()

@@ -7,6 +7,7 @@ mod monitor;
 mod namespaces;
 mod resources;
 mod seccomp;
+mod user;
 
 use std::os::fd::{FromRawFd, OwnedFd};
 
@@ -16,6 +17,7 @@ use serde::Serialize;
 use crate::watchdog::{end, exit};
 
 pub use resources::{limit_compilation, limit_process, no_more_processes};
+pub use user::User;
 
 /// What the process is for; each has its own list of system calls.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -72,17 +74,17 @@ pub struct Jail {
 ///
 /// # Errors
 /// Says which step the kernel refused of those that hold everywhere; nothing may run then.
-pub fn enter(mode: Mode, demanded: Vec<String>) -> Result<Jail, String> {
+pub fn enter(mode: Mode, user: User, demanded: Vec<String>) -> Result<Jail, String> {
     // SAFETY: there is one thread, so nobody reads the environment meanwhile.
     unsafe { libc::clearenv() };
     // Finds the kernel's clock page, and remembers it; later there is no /proc and no call to ask for it.
     let _ = rustix::time::clock_gettime(rustix::time::ClockId::Monotonic);
     close_from(3).map_err(|error| format!("close descriptors: {error}"))?;
     let limits = resources::enter();
-    let namespaces = namespaces::enter();
+    let (namespaces, outside) = namespaces::enter(user);
     monitor::fork()?;
     name_signals();
-    let capabilities = capabilities::drop_all();
+    let capabilities = capabilities::drop_all(outside);
     set_dumpable_behavior(DumpableBehavior::NotDumpable)
         .map_err(|error| format!("not dumpable: {error}"))?;
     rustix::thread::set_no_new_privs(true).map_err(|error| format!("no_new_privs: {error}"))?;

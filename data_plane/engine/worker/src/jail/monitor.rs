@@ -1,10 +1,11 @@
 //! The process in front of a worker: a pid namespace begins with a fork, so somebody outside has to wait for the
-//! worker and end as it ended. It reads nothing, holds no descriptor and no byte of any guest.
+//! worker and end as it ended. It reads nothing, holds no descriptor and no byte of any guest, and may do no more than that.
 
 use std::os::fd::OwnedFd;
 
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 
+use super::seccomp;
 use crate::watchdog::end;
 
 /// Fork; return in the child, which is the worker. The parent stays behind as the monitor and ends as the child does:
@@ -38,6 +39,9 @@ pub fn fork() -> Result<(), String> {
                 // SAFETY: the monitor uses none of them; the node has to see the socket close with the worker.
                 unsafe { libc::close(descriptor) };
             }
+            // Where it is not possible the worker's own filters are not either, and the worker says so.
+            let _ = rustix::thread::set_no_new_privs(true);
+            let _ = seccomp::enter_monitor(child);
             wait(child, &waited)
         }
     }

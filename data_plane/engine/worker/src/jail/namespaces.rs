@@ -4,9 +4,8 @@
 use std::ffi::CStr;
 
 use super::Layer;
+use super::user::{self, NOBODY, User};
 
-/// User in the worker's namespace, and group: nobody.
-const NOBODY: u32 = 65534;
 const REST: libc::c_int = libc::CLONE_NEWPID
     | libc::CLONE_NEWNET
     | libc::CLONE_NEWNS
@@ -14,8 +13,30 @@ const REST: libc::c_int = libc::CLONE_NEWPID
     | libc::CLONE_NEWUTS;
 
 /// Enter the namespaces that the kernel allows; the pid namespace begins with the next fork. One thread only.
-pub fn enter() -> Layer {
-    let outer = (rustix::process::geteuid(), rustix::process::getegid());
+/// Also says which user the process is outside from now on.
+pub fn enter(wanted: User) -> (Layer, u32) {
+    if wanted == User::Nobody && rustix::process::geteuid().is_root() {
+        match as_nobody() {
+            Ok(layer) => return (layer, NOBODY),
+            // Not possible here; `not_root` will say that the worker is root outside.
+            Err(_) => drop(user::return_to_root()),
+        }
+    }
+    let outer = rustix::process::geteuid().as_raw();
+    (as_oneself(outer), outer)
+}
+
+/// The namespaces of a root node's worker.
+fn as_nobody() -> Result<Layer, std::io::Error> {
+    user::become_nobody()?;
+    unshare(libc::CLONE_NEWUSER | REST)?;
+    map_user(NOBODY, NOBODY)?;
+    user::settle()?;
+    Ok(isolated(Vec::new()))
+}
+
+fn as_oneself(outer: u32) -> Layer {
+    let group = rustix::process::getegid().as_raw();
     let mut missing = Vec::new();
     if let Err(error) = unshare(libc::CLONE_NEWUSER | REST) {
         // Without a user namespace only root can have the others.
@@ -23,9 +44,13 @@ pub fn enter() -> Layer {
         if let Err(error) = unshare(REST) {
             return Layer::missing("namespaces", format!("user, pid, net, mount, ipc: {error}"));
         }
-    } else if let Err(error) = map_user(outer.0.as_raw(), outer.1.as_raw()) {
+    } else if let Err(error) = map_user(outer, group) {
         missing.push(format!("user ({error})"));
     }
+    isolated(missing)
+}
+
+fn isolated(mut missing: Vec<String>) -> Layer {
     if let Err(error) = empty_root() {
         missing.push(format!("mount ({error})"));
     }

@@ -135,6 +135,18 @@ pub enum Stage {
     Locked,
 }
 
+/// All that the monitor does: wait, and end as its worker did.
+const MONITOR: &[c_long] = &[
+    libc::SYS_exit_group,
+    libc::SYS_getpid,
+    libc::SYS_restart_syscall,
+    libc::SYS_rt_sigaction,
+    libc::SYS_rt_sigprocmask,
+    libc::SYS_rt_sigreturn,
+    libc::SYS_rt_sigtimedwait,
+    libc::SYS_wait4,
+];
+
 type Rules = BTreeMap<i64, Vec<SeccompRule>>;
 type Error = Box<dyn std::error::Error>;
 
@@ -144,6 +156,21 @@ pub fn enter(mode: Mode, stage: Stage) -> Layer {
         Ok(()) => Layer::active("seccomp", "allow-list, anything else ends the process"),
         Err(error) => Layer::missing("seccomp", error.to_string()),
     }
+}
+
+/// Put a filter on the monitor of `worker`, which has one thread and allocates nothing any more.
+pub fn enter_monitor(worker: libc::pid_t) -> Result<(), Error> {
+    let mut rules: Rules = MONITOR.iter().map(|call| (*call, Vec::new())).collect();
+    let targets = [
+        u64::from(worker.unsigned_abs()),
+        u64::from(std::process::id()),
+    ];
+    let kills = targets
+        .iter()
+        .map(|target| rule(0, SeccompCmpOp::Eq, *target))
+        .collect::<Result<_, _>>()?;
+    rules.insert(libc::SYS_kill, kills);
+    install(rules, SeccompAction::KillProcess, SeccompAction::Allow)
 }
 
 fn apply(mode: Mode, stage: Stage) -> Result<(), Error> {

@@ -3,12 +3,13 @@
 
 mod attempts;
 
-use std::fs::{self, File};
+use std::fs::{self, File, Permissions};
 use std::os::fd::{FromRawFd, OwnedFd};
+use std::os::unix::fs::PermissionsExt;
 use std::os::unix::process::ExitStatusExt;
 use std::process::{Command, ExitCode, Stdio};
 
-use agentfactory_worker::jail::{self, Mode, Root};
+use agentfactory_worker::jail::{self, Mode, Root, User};
 use agentfactory_worker::watchdog::end;
 
 use Answer::{Done, Errno, Killed};
@@ -30,7 +31,7 @@ fn attempt(name: &str, demanded: Vec<String>) -> ! {
     } else {
         Mode::Run
     };
-    let Ok(mut jail) = jail::enter(mode, demanded) else {
+    let Ok(mut jail) = jail::enter(mode, User::Nobody, demanded) else {
         end(JAIL_REFUSED)
     };
     // SAFETY: a directory that the driver opened for this process; it stays open besides, for the attempts.
@@ -64,7 +65,12 @@ impl Driver {
         for name in ["scratch", "outside"] {
             fs::create_dir_all(folder.join(name)).expect("a folder");
         }
+        // Started by root, the worker is nobody.
+        fs::set_permissions(folder.join("scratch"), Permissions::from_mode(0o777)).expect("a mode");
         fs::write(folder.join("outside/secret"), b"secret").expect("a file");
+        // Who may write it may also link it, as far as the mode bits are asked.
+        fs::set_permissions(folder.join("outside/secret"), Permissions::from_mode(0o666))
+            .expect("a mode");
         std::os::unix::fs::symlink("../outside/secret", folder.join("scratch/link"))
             .expect("a link");
         Self { folder, failed: 0 }
