@@ -43,7 +43,7 @@ class TurnBounds:
     """Of a tenant while others are active: what one of them stands behind when it comes."""
     at_once_at_least: int = 2
     """Of a tenant that has a backlog, while the event loop is late: what runs has the processor first."""
-    waiting_of_tenant: int = 1024
+    waiting_of_tenant: int = 512
     """Far below what gRPC turns away by itself; of all tenants together as many as `RpcBounds` lets in."""
 
     def __post_init__(self) -> None:

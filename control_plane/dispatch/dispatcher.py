@@ -48,10 +48,9 @@ from shared.orders import NONCE_BYTES
 
 logger = structlog.get_logger(__name__)
 
-COMPANY_QUEUE: Final = 4
 COMPANY_ORDERS: Final = 8
-"""Orders that a node holds while several tenants are active: so many beyond its slots, and so many at least.
-Enough to keep its slots busy; more would stand in front of a newcomer of another tenant.
+"""Orders that a node holds at least while several tenants are active: otherwise two for each slot. Enough to
+keep its slots busy; more would stand in front of a newcomer of another tenant.
 """
 COMPANY_RESERVE: Final = 4
 """Places beyond those for newcomers of tenants of whom nothing waits."""
@@ -433,4 +432,4 @@ class Dispatcher:
 
 
 def _in_company(session: LiveSession) -> int:
-    return max(session.slots + COMPANY_QUEUE, COMPANY_ORDERS)
+    return max(2 * session.slots, COMPANY_ORDERS)
