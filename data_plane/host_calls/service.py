@@ -29,7 +29,7 @@ from data_plane.host_calls.recorder import Recorder
 from data_plane.host_calls.secrets import Secret, handle_of
 from data_plane.sandbox.domain import MAX_RESPONSE_BYTES, HostReply
 from shared.canonical import JsonObject
-from shared.digests import sha256_digest
+from shared.digests import Digest, sha256_digest
 from shared.errors import HostCallRefusedError, UnavailableError
 from shared.logs import get_logger
 from shared.receipts import Denial, merge_denials
@@ -104,7 +104,7 @@ class AttemptCalls:
         method: str | None = None
         status = "ok"
         try:
-            call = parse_call(request, index=index, digest=digest)
+            call = self._read(request, index=index, digest=digest)
             method = call.method if call.method in self._methods else None
             if method != "log":
                 self._recorder.require_room(request)
@@ -150,6 +150,13 @@ class AttemptCalls:
         return CallSummary(
             recording=self._recorder.content, denials=tuple(self._denials), kv_writes=self._kv.writes
         )
+
+    def _read(self, request: bytes, *, index: int, digest: Digest) -> Call:
+        try:
+            return parse_call(request, index=index, digest=digest)
+        except HostCallRefusedError:
+            self._recorder.require_room(request)  # what nobody can read is written down too
+            raise
 
     async def _carry_out(self, call: Call, used: ResourcesUsed) -> Mapping[str, object]:
         method = self._methods.get(call.method)
