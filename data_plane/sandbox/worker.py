@@ -154,7 +154,7 @@ class Worker:
         started_at = loop.time()
         descriptors: list[int] = []
         timer: asyncio.TimerHandle | None = None
-        calls = CallAnswerer(job.host_calls, self._link)
+        calls = CallAnswerer(job.host_calls, self._link, limits)
         try:
             first = await self._first_bytes(job, descriptors)
             patience = limits.wall + self._wall_grace + (timedelta(0) if self._loaded else LOAD_TIMEOUT)
@@ -172,7 +172,7 @@ class Worker:
                 result = await self._result_without_outcome(collected, started_at)
             else:
                 elapsed = timedelta(seconds=loop.time() - started_at)
-                result = self._result(outcome, collected, limits, elapsed)
+                result = self._result(outcome, collected, calls, limits, elapsed)
         finally:
             if timer is not None:
                 timer.cancel()
@@ -283,7 +283,12 @@ class Worker:
             raise
 
     def _result(
-        self, outcome: messages.RawOutcome, collected: _Collected, limits: Limits, elapsed: timedelta
+        self,
+        outcome: messages.RawOutcome,
+        collected: _Collected,
+        calls: CallAnswerer,
+        limits: Limits,
+        elapsed: timedelta,
     ) -> RunResult:
         result = messages.result_of(
             outcome,
@@ -291,7 +296,13 @@ class Worker:
             stderr=bytes(collected.parts[Stream.STDERR]),
             engine=self._engine,
         )
-        check_claims(result, limits=limits, seen_bytes=collected.seen_bytes, elapsed=elapsed)
+        check_claims(
+            result,
+            limits=limits,
+            seen_bytes=collected.seen_bytes,
+            seen_calls=(calls.calls, calls.bytes),
+            elapsed=elapsed,
+        )
         if not self._was_seen and result.outcome is not Outcome.KILLED:
             raise WorkerCrashedError(f"worker {self.process.pid} was gone before it could be looked at")
         self._reusable = result.outcome in {Outcome.SUCCEEDED, Outcome.FAILED}

@@ -84,6 +84,8 @@ async def _healthy(lie, liars):
         ("claims files", "claims scratch_inodes of 1, scratch_inodes is 0"),
         ("claims time", "claims wall of 1:00:00"),
         ("claims calls", "claims host_calls"),
+        ("makes more calls than it may", "passed on 1001 host calls"),
+        ("counts no calls", "claims 0 host calls of 0 bytes, and 1 of"),
         ("names no limit", "outcome that is none"),
         ("names an unknown limit", "patience"),
         ("names a limit of a success", "outcome that is none"),
