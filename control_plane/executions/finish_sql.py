@@ -89,14 +89,14 @@ def _use_uploaded(*bodies: str) -> str:
     return f"""
 ), used_body AS (
     UPDATE bodies b SET expires_at = NULL FROM won w
-    WHERE b.expires_at IS NOT NULL AND ({used})"""  # noqa: S608 - the same
+    WHERE b.expires_at IS NOT NULL AND NOT w.requeued AND ({used})"""  # noqa: S608 - the same
 
 
 _RECORDING_BODY: Final = """
     UNION ALL
     SELECT recording_body_id, tenant_id, recording_salt, recording_commitment, recording_digest,
         recording_bytes, recording_content
-    FROM won WHERE recording_content IS NOT NULL"""
+    FROM won WHERE recording_content IS NOT NULL AND NOT requeued"""
 _SET_RECORDING: Final = """
         recording_body_id = CASE WHEN NOT w.requeued THEN w.recording_body_id END,
         recording_bytes = CASE WHEN NOT w.requeued THEN w.recording_bytes END,"""
