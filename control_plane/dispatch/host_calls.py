@@ -103,7 +103,7 @@ class HostCallDesk:
 
 
 def _can_be(attempt: AttemptRef) -> bool:
-    """Whether Postgres could name it. One that it cannot would fail the questions of other nodes beside it."""
+    """Whether Postgres could name it: one that it cannot would fail the questions beside it."""
     return (
         "\0" not in attempt.execution_id
         and attempt.attempt_number <= MAX_ATTEMPT_NUMBER

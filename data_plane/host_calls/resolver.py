@@ -11,8 +11,8 @@ from data_plane.host_calls.urls import IpAddress
 
 MAX_ADDRESSES: Final = 16
 MAX_LOOKUPS: Final = 16
-"""At once; a lookup cannot be stopped, so slow names must not take the threads of everybody else: a name that is
-looked up already has a thread, however often it is asked for."""
+"""At once; a lookup cannot be stopped, so slow names must not take the threads of everybody else: a name that
+is looked up already has a thread, however often it is asked for."""
 
 
 class SystemResolver:
