@@ -30,6 +30,9 @@ _BROKEN_ESCAPE = re.compile(r"%(?![0-9A-Fa-f]{2})")
 _ESCAPE = re.compile(r"%([0-9A-Fa-f]{2})")
 _UNRESERVED = frozenset("ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789-._~")
 _DOTS: Final = frozenset({".", ".."})
+_NEARLY_DOTS = re.compile(r"(?:%20)*\.(?:\.|%20)*(?:(?:;|%3B).*)?")
+_OVERLONG = re.compile(r"%C[01]%[89AB]|%E0%[89]|%F0%8")
+"""UTF-8 as lax decoders read it: a slash or a dot in more bytes than it takes."""
 _MAX_PORT: Final = 65535
 _MAX_HOST_CHARS: Final = 253
 
@@ -174,9 +177,10 @@ def _path(text: str, path: str) -> str:
     kept: list[str] = []
     segments = _ESCAPE.sub(decoded, path).split("/")[1:]
     for segment in segments:
-        plain = re.split(r";|%3B", segment)[0]
-        if segment not in _DOTS and plain in _DOTS:
-            raise _invalid(text, "has a dot segment with parameters, which servers read differently")
+        if segment not in _DOTS and _NEARLY_DOTS.fullmatch(segment):
+            raise _invalid(text, "has a segment that some servers take for a dot segment")
+        if _OVERLONG.search(segment):
+            raise _invalid(text, "has a character in more bytes than it takes, which servers read differently")
         if segment == "..":
             del kept[-1:]
         elif segment != ".":
