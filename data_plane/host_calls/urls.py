@@ -177,10 +177,8 @@ def _path(text: str, path: str) -> str:
     kept: list[str] = []
     segments = _ESCAPE.sub(decoded, path).split("/")[1:]
     for segment in segments:
-        if segment not in _DOTS and _NEARLY_DOTS.fullmatch(segment):
-            raise _invalid(text, "has a segment that some servers take for a dot segment")
-        if _OVERLONG.search(segment):
-            raise _invalid(text, "has a character in more bytes than it takes, which servers read differently")
+        if segment not in _DOTS and (_NEARLY_DOTS.fullmatch(segment) or _OVERLONG.search(segment)):
+            raise _invalid(text, f"has the segment {segment[:64]!r}, which servers read differently")
         if segment == "..":
             del kept[-1:]
         elif segment != ".":
