@@ -70,6 +70,10 @@ class SecretsFile:
             raise UnavailableError("the node's secrets cannot be read now") from error
         return self._secrets.get((tenant_id, name))
 
+    def names(self, tenant_id: TenantId) -> tuple[str, ...]:
+        """Return the names of a tenant's secrets as they were when last read."""
+        return tuple(name for tenant, name in self._secrets if tenant == tenant_id)
+
     def _look(self) -> _Stamp | None:
         try:
             found = self._path.lstat()
