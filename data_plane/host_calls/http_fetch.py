@@ -19,9 +19,9 @@ from data_plane.host_calls.http_request import (
 )
 from data_plane.host_calls.ports import HttpRequest, HttpResponse, HttpTransport, Resolver, UnsafeIntents
 from data_plane.host_calls.secrets import Scrubber, Secret
-from data_plane.host_calls.urls import IpAddress, Url, parse_url, redirected
 from shared.errors import HostCallRefusedError
 from shared.manifest import HTTP_METHODS, HttpCapability
+from shared.urls import IpAddress, Url, parse_url, redirected
 
 MAX_REDIRECTS: Final = 3
 MAX_BODY_BYTES: Final = 512 * 1024

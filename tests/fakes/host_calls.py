@@ -10,10 +10,10 @@ from data_plane.host_calls.http_fetch import HttpPolicy
 from data_plane.host_calls.ports import HttpRequest, HttpResponse, HttpTransport
 from data_plane.host_calls.secrets import Secret
 from data_plane.host_calls.service import HostCallParts
-from data_plane.host_calls.urls import IpAddress
 from data_plane.orders.domain import AttemptRef
 from shared.errors import HostCallRefusedError
 from shared.ids import TenantId
+from shared.urls import IpAddress
 
 OK = HttpResponse(status=200, headers=(("content-type", "text/plain"),), body=b"hello")
 
