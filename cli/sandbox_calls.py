@@ -4,6 +4,9 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Final
+
+from prometheus_client import CollectorRegistry
 
 from data_plane.host_calls.addresses import IpNetwork, parse_networks
 from data_plane.host_calls.domain import CallContext
@@ -13,17 +16,18 @@ from data_plane.host_calls.ports import SecretStore
 from data_plane.host_calls.resolver import SystemResolver
 from data_plane.host_calls.secrets_file import NoSecrets, SecretsFile
 from data_plane.host_calls.service import AttemptCalls, HostCallParts
+from data_plane.metrics import NodeMetrics
 from data_plane.orders.domain import AttemptRef
 from data_plane.sandbox.domain import RunRequest
-from shared.clock import SystemRandom
+from shared.clock import SystemClock, SystemRandom
 from shared.errors import HostCallRefusedError, InvalidInputError
 from shared.ids import ExecutionId, TenantId
 from shared.manifest import HTTP_METHODS, Capabilities, HttpCapability, Profile
 
-TENANT = TenantId("default")
+TENANT: Final = TenantId("default")
 """Whose secrets of a file are meant: that of an installation with one tenant."""
-_ATTEMPT = AttemptRef(execution_id=ExecutionId("exe_local"), attempt_number=1, fencing_token=1)
-_KEY_BYTES = 32
+_ATTEMPT: Final = AttemptRef(execution_id=ExecutionId("exe_local"), attempt_number=1, fencing_token=1)
+_KEY_BYTES: Final = 32
 
 
 class _OneRun:
@@ -92,6 +96,7 @@ class CallRules:
             intents=alone,
             kv=alone,
             secrets=self.secrets,
+            metrics=NodeMetrics(CollectorRegistry(), SystemClock()),
         )
         context = CallContext(
             attempt=_ATTEMPT,

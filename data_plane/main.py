@@ -153,7 +153,7 @@ async def build_node(settings: NodeSettings, stack: AsyncExitStack) -> tuple[Nod
         modules=ArtifactService(cache=cache, source=link, compiler=compiler, keyset=keyset, clock=clock),
         inputs=link,
         sandbox=sandbox,
-        host_calls=_host_calls(settings, relay, stack),
+        host_calls=_host_calls(settings, relay, metrics, stack),
         quarantine=_quarantine(settings),
         issuer=issuer,
         announcer=outbox,
@@ -214,7 +214,9 @@ def _facts(
     )
 
 
-def _host_calls(settings: NodeSettings, relay: HostCallRelay, stack: AsyncExitStack) -> HostCallParts:
+def _host_calls(
+    settings: NodeSettings, relay: HostCallRelay, metrics: NodeMetrics, stack: AsyncExitStack
+) -> HostCallParts:
     resolver = SystemResolver()
     stack.callback(resolver.close)
     try:
@@ -228,6 +230,7 @@ def _host_calls(settings: NodeSettings, relay: HostCallRelay, stack: AsyncExitSt
         intents=relay,
         kv=relay,
         secrets=_secrets(settings),
+        metrics=metrics,
     )
 
 
