@@ -260,7 +260,9 @@ class Worker:
                     self._loaded = True
                     self.layers = messages.ready_layers(frame.payload)
                     self._was_seen = look.confirm(self.process.pid, self.layers, self._require)
-                elif frame.kind is FrameKind.OUTCOME and index == len(frames) - 1:
+                elif frame.kind is FrameKind.OUTCOME and (
+                    index == len(frames) - 1 or _ends_a_late_call(frame.payload)
+                ):
                     return self._parse_outcome(frame.payload)
                 else:
                     raise WorkerCrashedError(f"worker sent {_name(frame)} where it was not due")
@@ -361,6 +363,18 @@ def _open_directory(path: str) -> int:
         return os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
     except OSError as error:
         raise InvalidInputError(f"directory {path} cannot be opened: {error.strerror}") from error
+
+
+def _ends_a_late_call(payload: bytes) -> bool:
+    """Whether the run waited too long for a host call.
+
+    The answer may still come: the worker refuses it in a frame behind its outcome, and is killed anyway.
+    """
+    try:
+        outcome = messages.parse_outcome(payload)
+    except (InvalidInputError, WorkerCrashedError):
+        return False
+    return (outcome.get("outcome"), outcome.get("limit")) == (Outcome.KILLED, LimitName.HOST_CALL_MS)
 
 
 def _name(frame: Frame) -> str:

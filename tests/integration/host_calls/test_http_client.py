@@ -15,9 +15,9 @@ from data_plane.host_calls.http_client import MAX_HEADER_BYTES, DirectHttp, make
 from data_plane.host_calls.http_fetch import AllowedHttp, HttpPolicy
 from data_plane.host_calls.ports import HttpRequest
 from data_plane.host_calls.resolver import MAX_LOOKUPS, SystemResolver
-from data_plane.host_calls.urls import parse_url
 from shared.errors import HostCallRefusedError
 from shared.manifest import Capabilities
+from shared.urls import parse_url
 from tests.fakes.host_calls import FakeResolver, WatchedTransport
 from tests.unit.data_plane.host_calls.builders import World, get
 

@@ -12,6 +12,7 @@ from data_plane import runner as runner_module
 from data_plane.artifacts.cache import memory_file
 from data_plane.artifacts.ports import PreparedModule
 from data_plane.attempt import StopReason
+from data_plane.carrier import OrderCarrier
 from data_plane.metrics import NodeMetrics
 from data_plane.orders.admission import Admissions
 from data_plane.orders.domain import attempt_of
@@ -115,11 +116,18 @@ class World:
             ledger=OrderLedger(max_order_life=timedelta(seconds=60), max_skew=timedelta(seconds=30)),
             leases=self.leases,
             admissions=self.admissions,
-            modules=self.modules,
-            inputs=None,
-            sandbox=self.sandbox,
-            host_calls=fake_parts(**(calls or {})),
-            quarantine=Quarantine(crashes=3, window=timedelta(minutes=5), duration=timedelta(minutes=10)),
+            carrier=OrderCarrier(
+                facts=self.facts,
+                leases=self.leases,
+                modules=self.modules,
+                inputs=None,
+                sandbox=self.sandbox,
+                host_calls=fake_parts(**(calls or {})),
+                quarantine=Quarantine(crashes=3, window=timedelta(minutes=5), duration=timedelta(minutes=10)),
+                announcer=self.announced,
+                metrics=NodeMetrics(CollectorRegistry(), self.clock),
+                clock=self.clock,
+            ),
             issuer=ReceiptIssuer(spool=self.spool, key=RECEIPT_KEY, facts=self.facts, random=FakeRandom()),
             announcer=self.announced,
             metrics=NodeMetrics(CollectorRegistry(), self.clock),
