@@ -51,13 +51,17 @@ def doctor(
     """
     from agentfactory_engine import worker_path
 
+    from data_plane.sandbox.cgroup import open_groups, with_layer
     from data_plane.sandbox.domain import Layer
     from data_plane.sandbox.engine import check_layers, read_layers
 
     unknown = [name for name in require or [] if name not in list(Layer)]
     if unknown:
         raise InvalidInputError(f"--require {unknown[0]!r} is not one of {', '.join(Layer)}")
-    layers = asyncio.run(read_layers(worker_path()))
+    groups, group_layer = open_groups()
+    if groups is not None:
+        groups.close()
+    layers = with_layer(asyncio.run(read_layers(worker_path())), group_layer)
     if output.wants_json():
         output.data([asdict(each) for each in layers])
     else:
@@ -126,6 +130,7 @@ def run(
 async def _run(module: Path, request: "RunRequest") -> "RunResult":
     from agentfactory_engine import worker_path
 
+    from data_plane.sandbox.cgroup import open_groups
     from data_plane.sandbox.compiler import WorkerCompiler
     from data_plane.sandbox.engine import read_engines
     from data_plane.sandbox.pool import WorkerPool
@@ -138,8 +143,9 @@ async def _run(module: Path, request: "RunRequest") -> "RunResult":
     engines = await read_engines(worker)
     module_fd = _open(module)
     artifact_fd = os.memfd_create("artifact")
+    groups, _ = open_groups()
     try:
-        await WorkerCompiler(worker_path=worker).compile(
+        await WorkerCompiler(worker_path=worker, groups=groups).compile(
             module_fd=module_fd, artifact_fd=artifact_fd, profile=request.profile
         )
 
@@ -149,7 +155,13 @@ async def _run(module: Path, request: "RunRequest") -> "RunResult":
         # Directories are given with the rights of whoever runs this; without one the guest needs nobody's.
         user = User.OWN if request.preopens else User.NOBODY
         async with WorkerPool(
-            worker_path=worker, engine=engines[Profile.DEFAULT], engines=engines, slots=1, spares=0, user=user
+            worker_path=worker,
+            engine=engines[Profile.DEFAULT],
+            engines=engines,
+            slots=1,
+            spares=0,
+            user=user,
+            groups=groups,
         ) as pool:
             return await pool.run(
                 tenant_id=TenantId("local"),
@@ -160,6 +172,8 @@ async def _run(module: Path, request: "RunRequest") -> "RunResult":
                 sink=_pass_on,
             )
     finally:
+        if groups is not None:
+            groups.close()
         os.close(module_fd)
         os.close(artifact_fd)
 
