@@ -14,6 +14,7 @@ from data_plane.sandbox.frames import END_OF_STDIN, MAX_FRAME_BYTES, FrameKind, 
 from data_plane.sandbox.messages import compile_payload, load_payload, run_payload
 from data_plane.sandbox.process import Mode
 from shared.limits import Limits
+from shared.manifest import Profile
 
 MAX_MUTATIONS: Final = 6
 MAX_DESCRIPTORS: Final = 40
@@ -84,7 +85,7 @@ class Streams:
         return Stream(mode=mode, pieces=tuple(self._cut(parts)))
 
     def _compilation(self) -> list[Piece]:
-        load = encode(FrameKind.LOAD, compile_payload(CompileLimits()))
+        load = encode(FrameKind.LOAD, compile_payload(CompileLimits(), self._random.choice(list(Profile))))
         return [Piece(data=load, descriptors=("module", "target"))]
 
     def _runs(self) -> list[Piece]:
