@@ -54,13 +54,17 @@ def doctor(
     """
     from agentfactory_engine import worker_path
 
+    from data_plane.sandbox.cgroup import open_groups, with_layer
     from data_plane.sandbox.domain import Layer
     from data_plane.sandbox.engine import check_layers, read_layers
 
     unknown = [name for name in require or [] if name not in list(Layer)]
     if unknown:
         raise InvalidInputError(f"--require {unknown[0]!r} is not one of {', '.join(Layer)}")
-    layers = asyncio.run(read_layers(worker_path()))
+    groups, group_layer = open_groups()
+    if groups is not None:
+        groups.close()
+    layers = with_layer(asyncio.run(read_layers(worker_path())), group_layer)
     if output.wants_json():
         output.data([asdict(each) for each in layers])
     else:
@@ -160,6 +164,7 @@ async def _run(module: Path, request: "RunRequest", calls: "AttemptCalls") -> "R
     from agentfactory_engine import worker_path
 
     from cli.sandbox_calls import TENANT
+    from data_plane.sandbox.cgroup import open_groups
     from data_plane.sandbox.compiler import WorkerCompiler
     from data_plane.sandbox.engine import read_engines
     from data_plane.sandbox.pool import WorkerPool
@@ -172,8 +177,9 @@ async def _run(module: Path, request: "RunRequest", calls: "AttemptCalls") -> "R
     engines = await read_engines(worker)
     module_fd = _open(module)
     artifact_fd = os.memfd_create("artifact")
+    groups, _ = open_groups()
     try:
-        await WorkerCompiler(worker_path=worker).compile(
+        await WorkerCompiler(worker_path=worker, groups=groups).compile(
             module_fd=module_fd, artifact_fd=artifact_fd, profile=request.profile
         )
 
@@ -196,6 +202,7 @@ async def _run(module: Path, request: "RunRequest", calls: "AttemptCalls") -> "R
                     spares=0,
                     user=user,
                     scratch=folders,
+                    groups=groups,
                 )
             )
             return await pool.run(
@@ -208,6 +215,8 @@ async def _run(module: Path, request: "RunRequest", calls: "AttemptCalls") -> "R
                 host_calls=calls,
             )
     finally:
+        if groups is not None:
+            groups.close()
         os.close(module_fd)
         os.close(artifact_fd)
 

@@ -29,7 +29,9 @@ from shared.errors import (
     DiskFullError,
     OrderRejectedError,
     RejectionReason,
+    ResourceExhaustedError,
     SpoolCorruptError,
+    WorkerCrashedError,
 )
 from shared.ids import InstallationId, new_id
 from shared.keyset import sign_keyset
@@ -453,6 +455,28 @@ async def test_artifact_that_does_not_load_is_compiled_once_more(world):
 
     assert said.rejection.reason is RejectionReason.ARTIFACT
     assert world.modules.forgotten == 1
+
+
+@pytest.mark.parametrize(
+    ("error", "reasons"),
+    [
+        (ResourceExhaustedError("no memory"), [RejectionReason.BUSY] * 4),
+        (WorkerCrashedError("crashed"), [None, None, None, RejectionReason.QUARANTINE]),
+    ],
+    ids=["machine", "module"],
+)
+async def test_only_crashes_that_are_the_modules_own_lead_to_quarantine(world, error, reasons):
+    async def ends(_request):
+        raise error
+
+    world.sandbox.guest = ends
+    tenant, said = order().tenant_id, []
+    async with world.running():
+        for number in range(4):
+            await world.take(order(nonce=bytes([number]) * 16, tenant_id=tenant))
+            said = await world.receipts()
+
+    assert [one.rejection and one.rejection.reason for one in said] == reasons
 
 
 async def test_receipt_that_cannot_be_kept_is_no_receipt_and_the_node_goes_on(world):
