@@ -13,6 +13,7 @@ from prometheus_client import CollectorRegistry
 from data_plane.artifacts.cache import ArtifactCache
 from data_plane.artifacts.seal import KEY_BYTES
 from data_plane.artifacts.service import ArtifactService
+from data_plane.carrier import OrderCarrier
 from data_plane.host_calls.http_client import DirectHttp, make_tls
 from data_plane.host_calls.ports import SecretStore
 from data_plane.host_calls.resolver import SystemResolver
@@ -29,6 +30,7 @@ from data_plane.orders.verifier import NodeFacts
 from data_plane.receipts.issuer import ReceiptIssuer
 from data_plane.receipts.spool import Spool
 from data_plane.runner import OrderRunner
+from data_plane.sandbox.cgroup import WorkerGroups, open_groups, with_layer
 from data_plane.sandbox.compiler import WorkerCompiler
 from data_plane.sandbox.domain import EngineInfo, LayerState
 from data_plane.sandbox.engine import check_layers, read_engines, read_layers
@@ -110,7 +112,10 @@ async def build_node(settings: NodeSettings, stack: AsyncExitStack) -> tuple[Nod
         )
     worker_path = agentfactory_engine.worker_path()
     engines = await read_engines(worker_path)
-    layers = await read_layers(worker_path)
+    groups, group_layer = open_groups()
+    if groups is not None:
+        stack.callback(groups.close)
+    layers = with_layer(await read_layers(worker_path), group_layer)
     check_layers(layers, settings.sandbox_require)
     facts = _facts(settings, identity, engines, layers, new_id(BOOT, clock, random))
     _trace(settings, identity, stack)
@@ -142,19 +147,26 @@ async def build_node(settings: NodeSettings, stack: AsyncExitStack) -> tuple[Nod
         tls_key_pem=identity.tls_key_pem,
         certificate=identity.certificate,
     )
-    sandbox = await _sandbox(settings, worker_path, engines, stack)
-    compiler = WorkerCompiler(worker_path=worker_path, require=settings.sandbox_require)
+    sandbox = await _sandbox(settings, worker_path, engines, groups, stack)
+    compiler = WorkerCompiler(worker_path=worker_path, require=settings.sandbox_require, groups=groups)
     runner = OrderRunner(
         facts=facts,
         keyset=keyset,
         ledger=OrderLedger(max_order_life=facts.max_order_life, max_skew=facts.max_skew),
         leases=leases,
         admissions=admissions,
-        modules=ArtifactService(cache=cache, source=link, compiler=compiler, keyset=keyset, clock=clock),
-        inputs=link,
-        sandbox=sandbox,
-        host_calls=_host_calls(settings, relay, stack),
-        quarantine=_quarantine(settings),
+        carrier=OrderCarrier(
+            facts=facts,
+            leases=leases,
+            modules=ArtifactService(cache=cache, source=link, compiler=compiler, keyset=keyset, clock=clock),
+            inputs=link,
+            sandbox=sandbox,
+            host_calls=_host_calls(settings, relay, metrics, stack),
+            quarantine=_quarantine(settings),
+            announcer=outbox,
+            metrics=metrics,
+            clock=clock,
+        ),
         issuer=issuer,
         announcer=outbox,
         metrics=metrics,
@@ -214,7 +226,9 @@ def _facts(
     )
 
 
-def _host_calls(settings: NodeSettings, relay: HostCallRelay, stack: AsyncExitStack) -> HostCallParts:
+def _host_calls(
+    settings: NodeSettings, relay: HostCallRelay, metrics: NodeMetrics, stack: AsyncExitStack
+) -> HostCallParts:
     resolver = SystemResolver()
     stack.callback(resolver.close)
     try:
@@ -228,6 +242,7 @@ def _host_calls(settings: NodeSettings, relay: HostCallRelay, stack: AsyncExitSt
         intents=relay,
         kv=relay,
         secrets=_secrets(settings),
+        metrics=metrics,
     )
 
 
@@ -258,6 +273,7 @@ async def _sandbox(
     settings: NodeSettings,
     worker_path: str,
     engines: Mapping[Profile, EngineInfo],
+    groups: WorkerGroups | None,
     stack: AsyncExitStack,
 ) -> WorkerPool:
     pool = WorkerPool(
@@ -268,6 +284,8 @@ async def _sandbox(
         max_warm_workers=settings.max_warm_workers,
         require=settings.sandbox_require,
         scratch=ScratchFolders(settings.paths.scratch),
+        groups=groups,
+        max_memory_bytes=settings.max_memory_bytes,
     )
     return await stack.enter_async_context(pool)
 

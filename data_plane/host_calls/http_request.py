@@ -6,8 +6,8 @@ from datetime import timedelta
 from typing import Any, Final
 
 from data_plane.host_calls.domain import Params, Refusal, refused
-from data_plane.host_calls.urls import MAX_URL_CHARS, Url, parse_url
 from shared.manifest import HTTP_METHODS
+from shared.urls import MAX_URL_CHARS, Url, parse_url
 
 MAX_HEADERS: Final = 64
 MAX_HEADER_CHARS: Final = 8192

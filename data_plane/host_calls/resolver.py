@@ -7,7 +7,7 @@ from ipaddress import ip_address
 from typing import Final
 
 from data_plane.host_calls.domain import Refusal, refused
-from data_plane.host_calls.urls import IpAddress
+from shared.urls import IpAddress
 
 MAX_ADDRESSES: Final = 16
 MAX_LOOKUPS: Final = 16

@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 from typing import Final
 from urllib.parse import quote, quote_plus
 
-from data_plane.host_calls.urls import Url
+from shared.urls import Url
 
 MIN_SECRET_CHARS: Final = 8
 """Shorter ones would be found in texts that have nothing to do with them."""

@@ -8,11 +8,12 @@ from datetime import timedelta
 from typing import Final
 
 from data_plane.sandbox import messages
+from data_plane.sandbox.cgroup import OutOfMemory, WorkerGroups, check_demand, compile_bounds
 from data_plane.sandbox.domain import DEFAULT_COMPILE_LIMITS, CompiledArtifact, CompileLimits, Layer
 from data_plane.sandbox.frames import FrameKind, encode
 from data_plane.sandbox.link import Link
 from data_plane.sandbox.process import Ended, ExitCode, Mode, WorkerProcess
-from shared.errors import ModuleInvalidError, WorkerCrashedError
+from shared.errors import ModuleInvalidError, ResourceExhaustedError, WorkerCrashedError
 from shared.manifest import Profile
 
 logger = logging.getLogger(__name__)
@@ -24,9 +25,18 @@ _END_PATIENCE: Final = timedelta(seconds=1)
 class WorkerCompiler:
     """The compiler on real processes, at most ``max_concurrent`` at once; others wait."""
 
-    def __init__(self, *, worker_path: str, max_concurrent: int = 1, require: Sequence[Layer] = ()) -> None:
+    def __init__(
+        self,
+        *,
+        worker_path: str,
+        max_concurrent: int = 1,
+        require: Sequence[Layer] = (),
+        groups: WorkerGroups | None = None,
+    ) -> None:
+        check_demand(require, groups)
         self._worker_path = worker_path
         self._require = tuple(require)
+        self._groups = groups
         self._free = asyncio.Semaphore(max_concurrent)
 
     async def compile(
@@ -42,6 +52,8 @@ class WorkerCompiler:
             process = WorkerProcess.start(self._worker_path, Mode.COMPILE, self._require)
             link = await Link.open(process.socket)
             try:
+                if self._groups is not None:
+                    await process.enter_group(self._groups, compile_bounds(limits))
                 async with asyncio.timeout((limits.wall + WALL_GRACE).total_seconds()):
                     payload = messages.compile_payload(limits, profile)
                     link.send(encode(FrameKind.LOAD, payload), (module_fd, artifact_fd))
@@ -72,7 +84,9 @@ def _error_of(ended: Ended, limits: CompileLimits) -> Exception:
         return ModuleInvalidError(f"module does not compile within {limits.wall}")
     if ended.code == ExitCode.CPU_LIMIT:
         return ModuleInvalidError(f"module does not compile within {limits.cpu} of CPU time")
-    if ended.code == ExitCode.ABORTED:
+    if ended.code == ExitCode.ABORTED or ended.out_of_memory is OutOfMemory.GROUP:
         return ModuleInvalidError(f"module does not compile within {limits.memory_bytes} bytes of memory")
+    if ended.out_of_memory is OutOfMemory.MACHINE:
+        return ResourceExhaustedError("this machine had no memory left for the compiler")
     logger.error("compile worker crashed", extra={"how": str(ended), "last_words": ended.last_words})
     return WorkerCrashedError(f"compile worker {ended}")

@@ -13,6 +13,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import Final, NamedTuple, Self
 
+from data_plane.sandbox.cgroup import WorkerGroups, check_demand, run_bounds
 from data_plane.sandbox.domain import EngineInfo, Layer, Preopen, RunRequest, RunResult, SandboxStats
 from data_plane.sandbox.idle import IDLE_LOOK, IdleWatch
 from data_plane.sandbox.ports import ArtifactOpener, HostCalls, OutputSink
@@ -22,6 +23,7 @@ from data_plane.sandbox.worker import Job, Worker
 from shared.digests import Digest
 from shared.errors import ResourceExhaustedError, UnavailableError, WorkerCrashedError
 from shared.ids import TenantId
+from shared.limits import MAX_LIMITS
 from shared.manifest import Profile
 
 logger = logging.getLogger(__name__)
@@ -68,9 +70,12 @@ class WorkerPool:
         user: User = User.NOBODY,
         idle_look: timedelta = IDLE_LOOK,
         scratch: ScratchFolders | None = None,
+        groups: WorkerGroups | None = None,
+        max_memory_bytes: int = MAX_LIMITS.memory_bytes,
     ) -> None:
         if slots < 1 or spares < 0:
             raise ValueError(f"a pool has at least one slot and no negative spares, not {slots} and {spares}")
+        check_demand(require, groups)
         self._worker_path = worker_path
         self._engines = dict(engines or {}) | {engine.profile: engine}
         self._slots = slots
@@ -83,6 +88,9 @@ class WorkerPool:
         self._user = user
         self._idle_look = idle_look
         self._scratch = scratch
+        self._groups = groups
+        # A worker outlives its runs, so its group has the bound of the greatest of them.
+        self._bounds = run_bounds(max_memory_bytes)
         self._removals: set[asyncio.Task[None]] = set()
         self._free = asyncio.Semaphore(slots)
         self._waiting = 0
@@ -253,6 +261,8 @@ class WorkerPool:
             wall_grace=self._wall_grace,
             require=self._require,
             user=self._user,
+            groups=self._groups,
+            bounds=self._bounds,
         )
         self._spawned += 1
         return worker

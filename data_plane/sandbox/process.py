@@ -12,6 +12,7 @@ from datetime import timedelta
 from enum import IntEnum, StrEnum
 from typing import Final
 
+from data_plane.sandbox.cgroup import GroupBounds, OutOfMemory, WorkerGroup, WorkerGroups
 from data_plane.sandbox.domain import Layer
 from shared.errors import UnavailableError
 
@@ -61,6 +62,8 @@ class Ended:
 
     code: int | None = None
     signal_number: int | None = None
+    out_of_memory: OutOfMemory | None = None
+    """Set when the kernel killed it for memory, as far as its group tells."""
     last_words: str = ""
     """What it wrote to stderr: for the log only, since a panic names paths of whoever built the worker."""
 
@@ -72,6 +75,10 @@ class Ended:
 
 class WorkerProcess:
     """A started worker. It has an empty environment, its socket as descriptor 0 and nothing else of ours."""
+
+    group: WorkerGroup | None = None
+    """Which its node has put it into."""
+    _groups: WorkerGroups | None = None
 
     def __init__(self, *, pid: int, pidfd: int, stderr_fd: int, sock: socket.socket) -> None:
         self.pid = pid
@@ -105,7 +112,13 @@ class WorkerProcess:
             stderr_fd = _last_words_file()
             pid = os.posix_spawn(
                 worker_path,
-                [worker_path, mode, *filter(None, [user]), *require],
+                # The worker cannot see its group: that layer is its node's to put around it.
+                [
+                    worker_path,
+                    mode,
+                    *filter(None, [user]),
+                    *(layer for layer in require if layer is not Layer.CGROUP),
+                ],
                 {},
                 file_actions=[
                     (os.POSIX_SPAWN_DUP2, theirs.fileno(), 0),
@@ -127,6 +140,31 @@ class WorkerProcess:
         finally:
             theirs.close()
         return cls(pid=pid, pidfd=os.pidfd_open(pid), stderr_fd=stderr_fd, sock=ours)
+
+    async def enter_group(self, groups: WorkerGroups, bounds: GroupBounds) -> None:
+        """Put it into a new group, which goes when it has been reaped. Call it before it is told anything.
+
+        Raises:
+            UnavailableError: The kernel refuses; the process is being ended.
+        """
+        try:
+            self.group = groups.make(bounds)
+            self._groups = groups
+            # The first move for a while waits for the kernel, some ten milliseconds.
+            taking = asyncio.ensure_future(asyncio.to_thread(self.group.take, self.pid))
+            try:
+                await asyncio.shield(taking)
+            finally:
+                # Whoever is cancelled waits too: once it is reaped its number may be another's.
+                await asyncio.wait([taking])
+        except OSError as error:
+            if self.ended.done():
+                return  # and its group is gone with it; whoever talks to it learns how it ended
+            self.kill()
+            raise UnavailableError(f"worker {self.pid} cannot be put into its cgroup: {error}") from error
+        except BaseException:
+            self.kill()
+            raise
 
     def kill(self) -> None:
         """End the worker at once. One that has ended already is no error.
@@ -162,7 +200,15 @@ class WorkerProcess:
         if status.si_code == os.CLD_EXITED:
             self.ended.set_result(Ended(code=status.si_status, last_words=last_words))
         else:
-            self.ended.set_result(Ended(signal_number=status.si_status, last_words=last_words))
+            self.ended.set_result(
+                Ended(
+                    signal_number=status.si_status,
+                    out_of_memory=None if self.group is None else self.group.out_of_memory(),
+                    last_words=last_words,
+                )
+            )
+        if self.group is not None and self._groups is not None:
+            self._groups.done_with(self.group)
 
 
 def _last_words_file() -> int:

@@ -15,6 +15,7 @@ from typing import Final
 
 from data_plane.sandbox import look, messages
 from data_plane.sandbox.calls import CallAnswerer
+from data_plane.sandbox.cgroup import GroupBounds, OutOfMemory, WorkerGroups, with_layer
 from data_plane.sandbox.claims import check_claims
 from data_plane.sandbox.domain import (
     MAX_INPUT_BYTES,
@@ -29,7 +30,7 @@ from data_plane.sandbox.frames import END_OF_STDIN, Frame, FrameKind, encode, en
 from data_plane.sandbox.link import Link
 from data_plane.sandbox.ports import ArtifactOpener, HostCalls, OutputSink
 from data_plane.sandbox.process import Ended, ExitCode, Mode, User, WorkerProcess
-from shared.errors import InvalidInputError, WorkerCrashedError
+from shared.errors import InvalidInputError, ResourceExhaustedError, WorkerCrashedError
 from shared.limits import Limits
 from shared.manifest import Profile
 from shared.outcomes import LimitName, Outcome
@@ -41,6 +42,9 @@ LOAD_TIMEOUT: Final = timedelta(seconds=10)
 """From the first frame of a run that loads, added to the run's own time."""
 REAP_TIMEOUT: Final = timedelta(seconds=5)
 """How long a killed process may take to be gone."""
+NO_GROUP: Final = LayerState(layer=Layer.CGROUP, active=False, detail="this sandbox uses no cgroups")
+_PROCESSES: Final = 2
+"""Of one worker: the monitor and itself."""
 _END_PATIENCE: Final = timedelta(seconds=1)
 _OUTPUT_SLACK_BYTES: Final = 64 * 1024
 """What a worker may send beyond its run's limits before it counts as broken."""
@@ -104,6 +108,7 @@ class Worker:
         self._loaded = False
         self.layers: tuple[LayerState, ...] = ()
         """The walls around it, once it is loaded; those that can be seen from outside have been."""
+        self._group_state = NO_GROUP
         self._was_seen = False
         self.runs = 0
         """How often it was asked to run."""
@@ -121,6 +126,8 @@ class Worker:
         wall_grace: timedelta,
         require: Sequence[Layer] = (),
         user: User = User.NOBODY,
+        groups: WorkerGroups | None = None,
+        bounds: GroupBounds | None = None,
     ) -> "Worker":
         """Start a process that has not loaded anything yet.
 
@@ -129,7 +136,15 @@ class Worker:
         """
         process = WorkerProcess.start(worker_path, Mode.RUN, require, user)
         link = await Link.open(process.socket)
-        return cls(process=process, link=link, engines=engines, wall_grace=wall_grace, require=require)
+        worker = cls(process=process, link=link, engines=engines, wall_grace=wall_grace, require=require)
+        if groups is not None and bounds is not None:
+            try:
+                await process.enter_group(groups, bounds)
+            except BaseException:
+                link.close()
+                raise
+            worker._group_state = groups.state
+        return worker
 
     @property
     def is_reusable(self) -> bool:
@@ -258,9 +273,12 @@ class Worker:
                     calls.begin(frame.payload)
                 elif frame.kind is FrameKind.READY and not self._loaded:
                     self._loaded = True
-                    self.layers = messages.ready_layers(frame.payload)
+                    self.layers = with_layer(messages.ready_layers(frame.payload), self._group_state)
+                    self._check_group()
                     self._was_seen = look.confirm(self.process.pid, self.layers, self._require)
-                elif frame.kind is FrameKind.OUTCOME and index == len(frames) - 1:
+                elif frame.kind is FrameKind.OUTCOME and (
+                    index == len(frames) - 1 or _ends_a_late_call(frame.payload)
+                ):
                     return self._parse_outcome(frame.payload)
                 else:
                     raise WorkerCrashedError(f"worker sent {_name(frame)} where it was not due")
@@ -319,6 +337,7 @@ class Worker:
         ended = await self.process.wait()
         limit = self._limit_that_ended(ended)
         if limit is None:
+            self._raise_if_starved(ended)
             logger.error(
                 "worker crashed",
                 extra={"worker_pid": self.process.pid, "how": str(ended), "last_words": ended.last_words},
@@ -337,6 +356,18 @@ class Worker:
             engine=self._engine,
         )
 
+    def _check_group(self) -> None:
+        group = self.process.group
+        if group is not None and not self.process.ended.done() and not group.holds(_PROCESSES):
+            raise WorkerCrashedError(f"worker {self.process.pid} is not in its cgroup, or gone")
+
+    def _raise_if_starved(self, ended: Ended) -> None:
+        """Not the module's fault: it ends so when it asks for what its limits allow and the machine lacks."""
+        if ended.code == ExitCode.ABORTED or ended.out_of_memory is OutOfMemory.MACHINE:
+            raise ResourceExhaustedError(
+                f"this machine had no memory or disk left for worker {self.process.pid}, which {ended}"
+            )
+
     def _limit_that_ended(self, ended: Ended) -> LimitName | None:
         if not self._loaded:
             return None  # no guest ran yet, so none of its limits can have fired
@@ -344,6 +375,8 @@ class Worker:
             return LimitName.WALL_MS
         if ended.code == ExitCode.CPU_LIMIT:
             return LimitName.CPU_MS
+        if ended.out_of_memory is OutOfMemory.GROUP:
+            return LimitName.MEMORY_BYTES
         return None
 
     def _kill_for_wall(self) -> None:
@@ -361,6 +394,18 @@ def _open_directory(path: str) -> int:
         return os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
     except OSError as error:
         raise InvalidInputError(f"directory {path} cannot be opened: {error.strerror}") from error
+
+
+def _ends_a_late_call(payload: bytes) -> bool:
+    """Whether the run waited too long for a host call.
+
+    The answer may still come: the worker refuses it in a frame behind its outcome, and is killed anyway.
+    """
+    try:
+        outcome = messages.parse_outcome(payload)
+    except (InvalidInputError, WorkerCrashedError):
+        return False
+    return (outcome.get("outcome"), outcome.get("limit")) == (Outcome.KILLED, LimitName.HOST_CALL_MS)
 
 
 def _name(frame: Frame) -> str:

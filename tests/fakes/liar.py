@@ -159,6 +159,12 @@ LIES = {
     "names a limit of a success": once(ready(), outcome(limit="wall_ms")),
     "names no trap": once(ready(), outcome("trapped", None)),
     "says two outcomes at once": once(ready(), outcome(), outcome("failed", 1)),
+    "refuses an answer that came too late": once(
+        ready(), outcome("killed", None, limit="host_call_ms"), outcome("rejected", None, reason="protocol")
+    ),
+    "refuses an answer after another limit": once(
+        ready(), outcome("killed", None, limit="cpu_ms"), outcome("rejected", None, reason="protocol")
+    ),
     "says an outcome for the next run": stale(outcome("failed", 1)),
     "says output for the next run": stale(frame(OUTPUT, b"\\x01leak")),
     "says half a frame for the next run": stale(b"\\xff"),

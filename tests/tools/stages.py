@@ -29,7 +29,8 @@ PACKAGES = ("shared", "control_plane", "data_plane", "cli")
 EXTENSION = "agentfactory-engine-python"
 # One by one: together their features unify, and wasmer is compiled once more under the union.
 CRATES = ("agentfactory-wasi", "agentfactory-module", "agentfactory-worker", EXTENSION)
-# A workspace of its own: its flags and its lock file are not the engine's.
+# Workspaces of their own: their flags and lock files are not the engine's.
+RANDOM_MANIFEST = ROOT / "tests" / "guests" / "random" / "Cargo.toml"
 FUZZ_MANIFEST = ENGINE / "wasi" / "fuzz" / "Cargo.toml"
 POSTGRES_15 = Path("/usr/lib/postgresql/15/bin/postgres")
 
@@ -119,15 +120,25 @@ def check(run: Run) -> None:
     manifest = ["--manifest-path", str(ENGINE / "Cargo.toml")]
     if rust_tool(run, "fmt"):
         run.command("Rust format", ["cargo", "fmt", "--check", "--all", *manifest])
-        random = ["--manifest-path", str(ROOT / "tests" / "guests" / "random" / "Cargo.toml")]
-        run.command("Rust format: random guests", ["cargo", "fmt", "--check", *random])
-        run.command("Rust format: fuzz", ["cargo", "fmt", "--check", "--manifest-path", str(FUZZ_MANIFEST)])
+        for name, path in (("random guests", RANDOM_MANIFEST), ("fuzz", FUZZ_MANIFEST)):
+            run.command(f"Rust format: {name}", ["cargo", "fmt", "--check", "--manifest-path", str(path)])
     if rust_tool(run, "clippy"):
         for crate in CRATES:
             flags = ["--release", "--locked", "--all-targets", "--quiet", "-p", crate, "--", "-D", "warnings"]
             run.command(
                 f"Rust lint: {crate}", ["cargo", "clippy", *manifest, *flags], environment=cargo_environment()
             )
+        lint_apart(run)
+
+
+def lint_apart(run: Run) -> None:
+    """What is not in the engine's workspace, in its own profile: cargo test and the fuzzer build it so too."""
+    apart = {"random guests": RANDOM_MANIFEST, "fuzz": FUZZ_MANIFEST}
+    if shutil.which("c++") is None:
+        del apart["fuzz"]  # its libFuzzer is built on the way; the stage that fuzzes says that it is missing
+    for name, path in apart.items():
+        flags = ["--manifest-path", str(path), "--locked", "--all-targets", "--quiet", "--", "-D", "warnings"]
+        run.command(f"Rust lint: {name}", ["cargo", "clippy", *flags], environment=cargo_environment())
 
 
 def rust_tool(run: Run, name: str) -> bool:

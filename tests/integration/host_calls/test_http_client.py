@@ -14,10 +14,10 @@ from data_plane.host_calls.addresses import parse_networks
 from data_plane.host_calls.http_client import MAX_HEADER_BYTES, DirectHttp, make_tls
 from data_plane.host_calls.http_fetch import AllowedHttp, HttpPolicy
 from data_plane.host_calls.ports import HttpRequest
-from data_plane.host_calls.resolver import SystemResolver
-from data_plane.host_calls.urls import parse_url
+from data_plane.host_calls.resolver import MAX_LOOKUPS, SystemResolver
 from shared.errors import HostCallRefusedError
 from shared.manifest import Capabilities
+from shared.urls import parse_url
 from tests.fakes.host_calls import FakeResolver, WatchedTransport
 from tests.unit.data_plane.host_calls.builders import World, get
 
@@ -317,7 +317,7 @@ async def test_slow_name_takes_one_thread_however_often_it_is_asked_for(monkeypa
     monkeypatch.setattr("data_plane.host_calls.resolver.socket.getaddrinfo", getaddrinfo)
     resolver = SystemResolver()
     try:
-        for _ in range(32):  # twice as often as there are threads
+        for _ in range(2 * MAX_LOOKUPS):
             with pytest.raises(TimeoutError):
                 await asyncio.wait_for(resolver.resolve("slow.test"), 0.001)
         async with asyncio.timeout(5):

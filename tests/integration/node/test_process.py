@@ -55,7 +55,8 @@ async def test_node_that_is_not_enrolled(control_plane, tmp_path, capsys):
 
 
 async def test_node_whose_sandbox_lacks_a_demanded_layer(control_plane, tmp_path, capsys, monkeypatch):
-    """No worker of this version is in a cgroup, so the demand can be met nowhere."""
+    (tmp_path / "mountinfo").touch()
+    monkeypatch.setattr("data_plane.sandbox.cgroup._MOUNTS", tmp_path / "mountinfo")
     control_plane.enroll_folder(tmp_path)
     monkeypatch.setenv("AF_NODE_SANDBOX_REQUIRE", '["seccomp", "cgroup"]')
 

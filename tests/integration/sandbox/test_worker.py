@@ -2,6 +2,7 @@
 
 import asyncio
 import os
+import resource
 import signal
 import socket
 import struct
@@ -25,6 +26,7 @@ from shared.errors import (
 )
 from shared.ids import TenantId
 from shared.limits import Limits
+from shared.manifest import Profile
 from shared.outcomes import LimitName, Outcome
 from tests.integration.sandbox.conftest import TENANT, inside, wat
 
@@ -38,6 +40,14 @@ REMEMBERS = """(module (import "wasi_snapshot_preview1" "proc_exit" (func $exit 
     (global.set $g (i32.const 1)) (i32.store (i32.const 1024) (i32.const 1))))"""
 
 
+# 256 MiB more, or it traps.
+GROWS = wat(
+    """(module (memory (export "memory") 1)
+      (func (export "_start")
+        (if (i32.eq (memory.grow (i32.const 4096)) (i32.const -1)) (then unreachable))))"""
+)
+
+
 async def test_streams_arguments_and_environment_reach_the_guest(run):
     assert (await run("echo", stdin=b"in\n")).stdout == b"in\n"
     assert (await run("args", "a b", "ü")).stdout == "a b\nü\n".encode()
@@ -49,6 +59,19 @@ async def test_streams_arguments_and_environment_reach_the_guest(run):
 async def test_nothing_of_the_parents_environment_reaches_the_guest(run, monkeypatch):
     monkeypatch.setenv("AF_SECRET", "leak")
     assert (await run("env", "AF_SECRET")).stdout == b"(unset)\n"
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="only root may lower the limits of another user's process")
+async def test_a_repeatable_run_that_the_machine_has_no_memory_for_is_no_crash(run, pool):
+    """It has no result: another machine would have had the memory that its limits allow."""
+    options = {"profile": Profile.DETERMINISTIC, "memory_bytes": 512 << 20}
+    assert (await run(module=GROWS, **options)).outcome is Outcome.SUCCEEDED
+    (worker,) = next(iter(pool._idle.values()))
+    resource.prlimit(inside(worker.process), resource.RLIMIT_DATA, (128 << 20, 128 << 20))
+    with pytest.raises(ResourceExhaustedError, match="no memory or disk left for worker"):
+        await run(module=GROWS, **options)
+    assert pool.stats().crashed == 0
+    assert (await run(module=GROWS, **options)).outcome is Outcome.SUCCEEDED
 
 
 async def test_sixteen_mebibytes_go_through_and_come_back(run):

@@ -12,6 +12,7 @@ from data_plane import runner as runner_module
 from data_plane.artifacts.cache import memory_file
 from data_plane.artifacts.ports import PreparedModule
 from data_plane.attempt import StopReason
+from data_plane.carrier import OrderCarrier
 from data_plane.metrics import NodeMetrics
 from data_plane.orders.admission import Admissions
 from data_plane.orders.domain import attempt_of
@@ -28,7 +29,9 @@ from shared.errors import (
     DiskFullError,
     OrderRejectedError,
     RejectionReason,
+    ResourceExhaustedError,
     SpoolCorruptError,
+    WorkerCrashedError,
 )
 from shared.ids import InstallationId, new_id
 from shared.keyset import sign_keyset
@@ -115,11 +118,18 @@ class World:
             ledger=OrderLedger(max_order_life=timedelta(seconds=60), max_skew=timedelta(seconds=30)),
             leases=self.leases,
             admissions=self.admissions,
-            modules=self.modules,
-            inputs=None,
-            sandbox=self.sandbox,
-            host_calls=fake_parts(**(calls or {})),
-            quarantine=Quarantine(crashes=3, window=timedelta(minutes=5), duration=timedelta(minutes=10)),
+            carrier=OrderCarrier(
+                facts=self.facts,
+                leases=self.leases,
+                modules=self.modules,
+                inputs=None,
+                sandbox=self.sandbox,
+                host_calls=fake_parts(**(calls or {})),
+                quarantine=Quarantine(crashes=3, window=timedelta(minutes=5), duration=timedelta(minutes=10)),
+                announcer=self.announced,
+                metrics=NodeMetrics(CollectorRegistry(), self.clock),
+                clock=self.clock,
+            ),
             issuer=ReceiptIssuer(spool=self.spool, key=RECEIPT_KEY, facts=self.facts, random=FakeRandom()),
             announcer=self.announced,
             metrics=NodeMetrics(CollectorRegistry(), self.clock),
@@ -445,6 +455,28 @@ async def test_artifact_that_does_not_load_is_compiled_once_more(world):
 
     assert said.rejection.reason is RejectionReason.ARTIFACT
     assert world.modules.forgotten == 1
+
+
+@pytest.mark.parametrize(
+    ("error", "reasons"),
+    [
+        (ResourceExhaustedError("no memory"), [RejectionReason.BUSY] * 4),
+        (WorkerCrashedError("crashed"), [None, None, None, RejectionReason.QUARANTINE]),
+    ],
+    ids=["machine", "module"],
+)
+async def test_only_crashes_that_are_the_modules_own_lead_to_quarantine(world, error, reasons):
+    async def ends(_request):
+        raise error
+
+    world.sandbox.guest = ends
+    tenant, said = order().tenant_id, []
+    async with world.running():
+        for number in range(4):
+            await world.take(order(nonce=bytes([number]) * 16, tenant_id=tenant))
+            said = await world.receipts()
+
+    assert [one.rejection and one.rejection.reason for one in said] == reasons
 
 
 async def test_receipt_that_cannot_be_kept_is_no_receipt_and_the_node_goes_on(world):

@@ -71,7 +71,7 @@ fn guest(number: u64) -> Result<Vec<u8>, Box<dyn Error>> {
     config.bulk_memory_enabled = true;
     config.reference_types_enabled = true;
     config.canonicalize_nans = false;
-    config.disallow_traps = number % 4 != 0;
+    config.disallow_traps = !number.is_multiple_of(4);
     config.max_instructions = 500;
     config.max_funcs = 20;
     config.max_table_elements = 10_000;

@@ -10,9 +10,9 @@ from data_plane.host_calls.addresses import parse_networks
 from data_plane.host_calls.http_fetch import AllowedHttp, HttpPolicy
 from data_plane.host_calls.ports import HttpResponse
 from data_plane.host_calls.secrets import Scrubber, Secret
-from data_plane.host_calls.urls import parse_url
 from shared.errors import HostCallRefusedError, UnavailableError
 from shared.manifest import Capabilities
+from shared.urls import parse_url
 from tests.fakes.host_calls import FakeResolver
 from tests.unit.data_plane.host_calls.builders import API, ATTEMPT, TENANT, World, get
 

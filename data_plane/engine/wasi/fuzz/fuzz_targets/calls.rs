@@ -177,8 +177,11 @@ fn furnish(mem: &mut [u8]) -> Vec<(u32, u32)> {
         .collect()
 }
 
+/// Mode, links, size, time of change in seconds and nanoseconds, content.
+type Row = (u32, u64, u64, i64, i64, Vec<u8>);
+
 /// What must not change: names, contents, and all attributes but the time of access.
-fn picture(folder: &Path) -> BTreeMap<String, (u32, u64, u64, i64, i64, Vec<u8>)> {
+fn picture(folder: &Path) -> BTreeMap<String, Row> {
     let mut found = BTreeMap::new();
     let mut waiting = vec![folder.to_owned()];
     while let Some(path) = waiting.pop() {
