@@ -4,7 +4,9 @@ import asyncio
 import json
 import os
 import sys
+import tempfile
 from collections.abc import AsyncIterator
+from contextlib import AsyncExitStack
 from dataclasses import asdict, replace
 from datetime import datetime, timedelta
 from pathlib import Path
@@ -17,6 +19,7 @@ from cli.output import Json
 from shared.errors import AgentFactoryError, InvalidInputError, UnavailableError, WorkerCrashedError
 
 if TYPE_CHECKING:
+    from data_plane.host_calls.service import AttemptCalls
     from data_plane.sandbox.domain import Preopen, RunRequest, RunResult, Stream
     from shared.limits import Limits
 
@@ -99,6 +102,25 @@ def run(
     clock: Annotated[
         str | None, typer.Option("--clock", help="Where its clock starts, as in 2026-01-02T03:04:05Z.")
     ] = None,
+    scratch: Annotated[
+        bool, typer.Option("--scratch", help="An empty /scratch for the run; so does --limit scratch_bytes.")
+    ] = False,
+    allow_http: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--allow-http", help="'METHOD URL', or '* URL': it may call this and what is below. Repeatable."
+        ),
+    ] = None,
+    allow_network: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--allow-network", help="CIDR that such calls may reach beside public addresses; repeatable."
+        ),
+    ] = None,
+    secrets: Annotated[
+        Path | None,
+        typer.Option("--secrets", help="A node's file of secrets; those of tenant default are granted."),
+    ] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Outcome and resources as JSON on stderr.")] = False,
 ) -> None:
     """Compile MODULE in a jailed process and run it in another; its streams are this command's own.
@@ -106,37 +128,49 @@ def run(
     Under the profiles deterministic and portable the same command gives the same output and the same fuel:
     seed and clock are then zeros and the year 2000 unless named, never this machine's.
 
+    Host calls are answered as by a node: log, budget.left and kv always (kv is empty at first and forgotten
+    after the run), http.fetch and secret.ref as the options say. What was denied is printed at the end.
+
     Exit codes: the guest's own where it ended by itself (256 and more become 1); else 1 when it trapped or
     a limit ended it, 2 wrong use, 3 the module is refused, 4 the sandbox is not available.
 
     Example: agentfactory sandbox run --dir .::/work:ro --limit wall_ms=1000 count.wasm /work/README.md
     """
+    from cli.sandbox_calls import CallRules
+
     try:
         fixed = _fixed(profile, seed, clock)
-        request = _request(module, args or [], env or [], dirs or [], limit or [], fixed)
-        result = asyncio.run(_run(module, request))
+        request = _request(module, args or [], env or [], dirs or [], limit or [], fixed, scratch=scratch)
+        rules = CallRules.read(allow_http or [], allow_network or [], secrets)
+        with rules.calls_of(request) as calls:
+            result = asyncio.run(_run(module, request, calls))
     except AgentFactoryError as error:
         raise typer.Exit(_failed(error, as_json=as_json)) from error
     except BrokenPipeError as error:
         # Whoever read the guest's output has gone; there is nobody to tell.
         raise typer.Exit(output.NOT_SUCCEEDED) from error
+    denials = calls.conclude().denials
     if as_json:
-        output.note(json.dumps(_as_data(result)))
-    elif result.exit_code is None:
-        output.note(_one_line(result))
+        output.note(json.dumps(_as_data(result) | {"denials": [asdict(denial) for denial in denials]}))
+    else:
+        for denial in denials:
+            output.note(f"denied: {denial.method} ({denial.reason}): {denial.count}")
+        if result.exit_code is None:
+            output.note(_one_line(result))
     raise typer.Exit(_exit_code(result))
 
 
-async def _run(module: Path, request: "RunRequest") -> "RunResult":
+async def _run(module: Path, request: "RunRequest", calls: "AttemptCalls") -> "RunResult":
     from agentfactory_engine import worker_path
 
+    from cli.sandbox_calls import TENANT
     from data_plane.sandbox.cgroup import open_groups
     from data_plane.sandbox.compiler import WorkerCompiler
     from data_plane.sandbox.engine import read_engines
     from data_plane.sandbox.pool import WorkerPool
     from data_plane.sandbox.process import User
+    from data_plane.sandbox.scratch import ScratchFolders
     from shared.digests import sha256_digest
-    from shared.ids import TenantId
     from shared.manifest import Profile
 
     worker = worker_path()
@@ -154,22 +188,31 @@ async def _run(module: Path, request: "RunRequest") -> "RunResult":
 
         # Directories are given with the rights of whoever runs this; without one the guest needs nobody's.
         user = User.OWN if request.preopens else User.NOBODY
-        async with WorkerPool(
-            worker_path=worker,
-            engine=engines[Profile.DEFAULT],
-            engines=engines,
-            slots=1,
-            spares=0,
-            user=user,
-            groups=groups,
-        ) as pool:
+        async with AsyncExitStack() as stack:
+            folders = None
+            if request.scratch:
+                folder = stack.enter_context(tempfile.TemporaryDirectory(prefix="agentfactory-scratch-"))
+                folders = ScratchFolders(Path(folder))
+            pool = await stack.enter_async_context(
+                WorkerPool(
+                    worker_path=worker,
+                    engine=engines[Profile.DEFAULT],
+                    engines=engines,
+                    slots=1,
+                    spares=0,
+                    user=user,
+                    scratch=folders,
+                    groups=groups,
+                )
+            )
             return await pool.run(
-                tenant_id=TenantId("local"),
+                tenant_id=TENANT,
                 module_digest=sha256_digest(str(module).encode()),
                 artifact=artifact,
                 request=request,
                 stdin=_stdin(),
                 sink=_pass_on,
+                host_calls=calls,
             )
     finally:
         if groups is not None:
@@ -224,16 +267,22 @@ def _request(
     dirs: list[str],
     limits: list[str],
     fixed: dict[str, Any],
+    *,
+    scratch: bool,
 ) -> "RunRequest":
     from data_plane.sandbox.domain import RunRequest
 
     preopens = tuple(_preopen(entry) for entry in dirs)
+    # A limit of scratch bounds folders to write to, too; without one it asks for scratch, as in a manifest.
+    writes = any(one.writable for one in preopens)
+    scratch = scratch or (not writes and any(entry.startswith("scratch_") for entry in limits))
     try:
         return RunRequest(
             args=(module.name, *args),
             env=tuple(_split(entry, "=", "--env NAME=VALUE") for entry in env),
             preopens=preopens,
-            limits=_limits(limits, writes=any(one.writable for one in preopens)),
+            limits=_limits(limits, writes=writes or scratch),
+            scratch=scratch,
             **fixed,
         )
     except ValueError as error:

@@ -96,7 +96,10 @@ def report_of_run(
 
 
 def report_of_rejection(running: Running, error: OrderRejectedError, *, now: datetime) -> Report:
-    """Return what is said about an order that was refused after it had been believed."""
+    """Return what is said about an order that was refused after it had been believed.
+
+    What its guest had called until then has happened, whatever comes of the run.
+    """
     return Report(
         order_digest=running.order_digest,
         order=running.order,
@@ -106,6 +109,7 @@ def report_of_rejection(running: Running, error: OrderRejectedError, *, now: dat
         finished_at=max(now, running.started_at or running.received_at),
         rejection=rejection_of(error),
         order_envelope=running.order_envelope,
+        calls=NO_CALLS if running.calls is None else running.calls.conclude(),
     )
 
 

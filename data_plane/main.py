@@ -13,6 +13,7 @@ from prometheus_client import CollectorRegistry
 from data_plane.artifacts.cache import ArtifactCache
 from data_plane.artifacts.seal import KEY_BYTES
 from data_plane.artifacts.service import ArtifactService
+from data_plane.carrier import OrderCarrier
 from data_plane.host_calls.http_client import DirectHttp, make_tls
 from data_plane.host_calls.ports import SecretStore
 from data_plane.host_calls.resolver import SystemResolver
@@ -154,11 +155,18 @@ async def build_node(settings: NodeSettings, stack: AsyncExitStack) -> tuple[Nod
         ledger=OrderLedger(max_order_life=facts.max_order_life, max_skew=facts.max_skew),
         leases=leases,
         admissions=admissions,
-        modules=ArtifactService(cache=cache, source=link, compiler=compiler, keyset=keyset, clock=clock),
-        inputs=link,
-        sandbox=sandbox,
-        host_calls=_host_calls(settings, relay, stack),
-        quarantine=_quarantine(settings),
+        carrier=OrderCarrier(
+            facts=facts,
+            leases=leases,
+            modules=ArtifactService(cache=cache, source=link, compiler=compiler, keyset=keyset, clock=clock),
+            inputs=link,
+            sandbox=sandbox,
+            host_calls=_host_calls(settings, relay, metrics, stack),
+            quarantine=_quarantine(settings),
+            announcer=outbox,
+            metrics=metrics,
+            clock=clock,
+        ),
         issuer=issuer,
         announcer=outbox,
         metrics=metrics,
@@ -218,7 +226,9 @@ def _facts(
     )
 
 
-def _host_calls(settings: NodeSettings, relay: HostCallRelay, stack: AsyncExitStack) -> HostCallParts:
+def _host_calls(
+    settings: NodeSettings, relay: HostCallRelay, metrics: NodeMetrics, stack: AsyncExitStack
+) -> HostCallParts:
     resolver = SystemResolver()
     stack.callback(resolver.close)
     try:
@@ -232,6 +242,7 @@ def _host_calls(settings: NodeSettings, relay: HostCallRelay, stack: AsyncExitSt
         intents=relay,
         kv=relay,
         secrets=_secrets(settings),
+        metrics=metrics,
     )
 
 

@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
 from enum import StrEnum
 from typing import Final
 
@@ -15,6 +16,10 @@ STAGE_BUCKETS: Final = (
     0.0001, 0.00025, 0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 10.0, 60.0,
 )  # fmt: skip
 """Seconds: from a warm no-op to a compilation."""
+CALL_BUCKETS: Final = (
+    0.00025, 0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 60.0,
+)  # fmt: skip
+"""Seconds: from a line of the log to the longest that a server may take."""
 
 
 class Stage(StrEnum):
@@ -25,6 +30,16 @@ class Stage(StrEnum):
     INPUT = "input"
     RUN = "run"
     RECEIPT = "receipt"
+
+
+@dataclass(slots=True)
+class HostCallSeen:
+    """One host call; whoever answers it fills in what it is told. The words are of the node's own making."""
+
+    method: str
+    result: str
+    request_bytes: int
+    response_bytes: int = 0
 
 
 class _Refresher(Collector):
@@ -69,6 +84,22 @@ class NodeMetrics:
         )
         self.quarantines = Counter(
             "agentfactory_node_quarantines", "Modules quarantined for crashing workers", registry=registry
+        )
+        self.host_calls = Counter(
+            "agentfactory_node_host_calls", "Host calls of guests", ["method", "result"], registry=registry
+        )
+        self.host_call_bytes = Counter(
+            "agentfactory_node_host_call_bytes",
+            "Bytes of host calls, as guests send and read them",
+            ["method", "direction"],
+            registry=registry,
+        )
+        self.host_call_seconds = Histogram(
+            "agentfactory_node_host_call_seconds",
+            "Time a guest waited for the answer to a host call",
+            ["method"],
+            buckets=CALL_BUCKETS,
+            registry=registry,
         )
         self.lease_expiries = Counter(
             "agentfactory_node_lease_expiries", "Runs stopped because their lease ran out", registry=registry
@@ -119,6 +150,18 @@ class NodeMetrics:
             yield
         finally:
             self._stages[stage].observe(self._clock.monotonic() - started)
+
+    @contextmanager
+    def host_call(self, seen: HostCallSeen) -> Iterator[HostCallSeen]:
+        """Count one host call and how long the body takes, as `seen` says of it at the end."""
+        started = self._clock.monotonic()
+        try:
+            yield seen
+        finally:
+            self.host_calls.labels(seen.method, seen.result).inc()
+            self.host_call_bytes.labels(seen.method, "request").inc(seen.request_bytes)
+            self.host_call_bytes.labels(seen.method, "response").inc(seen.response_bytes)
+            self.host_call_seconds.labels(seen.method).observe(self._clock.monotonic() - started)
 
 
 def _nothing() -> None:

@@ -14,10 +14,17 @@ from urllib.parse import urlsplit
 
 from shared.canonical import JsonObject, canonical_json, parse_canonical
 from shared.digests import Digest
-from shared.errors import MalformedError, ManifestInvalidError, PackageTooLargeError, UnknownFieldError
+from shared.errors import (
+    HostCallRefusedError,
+    MalformedError,
+    ManifestInvalidError,
+    PackageTooLargeError,
+    UnknownFieldError,
+)
 from shared.fields import Fields
 from shared.limits import FIRST_LIMITS, LIMIT_FIELDS, MAX_LIMITS, NO_REQUEST, RequestedLimits, requested_json
 from shared.schemas import JsonSchema
+from shared.urls import parse_url
 
 FORMAT: Final = "agentfactory.template.v2"
 OLDER_FORMAT: Final = "agentfactory.template.v1"
@@ -370,6 +377,21 @@ def check_url_prefix(entry: Fields, url: str) -> None:
         raise entry.invalid("url", "has user info, a query, a fragment, a backslash or a percent sign")
     if {".", ".."} & set(parts.path.split("/")):
         raise entry.invalid("url", "has a dot segment")
+
+
+def require_reachable(manifest: Manifest) -> None:
+    """Refuse a new manifest with a destination that no call matches, by the reading that nodes use.
+
+    Those that exist are read as before; what they name so is never called.
+
+    Raises:
+        ManifestInvalidError: A URL of `http` has no reading, or several.
+    """
+    for http in manifest.capabilities.http:
+        try:
+            parse_url(http.url)
+        except HostCallRefusedError as error:
+            raise ManifestInvalidError(f"manifest.capabilities.http: url {error}") from error
 
 
 def _read_module(table: Fields) -> ModuleFile:

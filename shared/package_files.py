@@ -27,7 +27,14 @@ from shared.errors import (
     PackageTruncatedError,
     UnsignedError,
 )
-from shared.manifest import MAX_MANIFEST_BYTES, MAX_MODULE_BYTES, Manifest, ModuleFile, decode_manifest
+from shared.manifest import (
+    MAX_MANIFEST_BYTES,
+    MAX_MODULE_BYTES,
+    Manifest,
+    ModuleFile,
+    decode_manifest,
+    require_reachable,
+)
 from shared.packages import SignedPackage, UnsignedPackage, make_package, pack, require_wasm, unpack
 from shared.schemas import MAX_SCHEMA_BYTES, JsonSchema
 
@@ -63,6 +70,7 @@ def build_package(folder: Path) -> UnsignedPackage:
         profile=author.profile,
         retry=author.retry,
     )
+    require_reachable(manifest)
     return make_package(manifest, module)
 
 

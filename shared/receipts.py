@@ -170,12 +170,14 @@ def merge_denials(denials: Iterable[Denial]) -> tuple[Denial, ...]:
     counts: dict[tuple[str, str], int] = {}
     rest = 0
     for denial in denials:
-        if denial.kind in counts or len(counts) < MAX_DENIALS - 1:
+        if denial.kind == (OTHER, OTHER):
+            rest += denial.count  # of an earlier merge: it takes the place of no other
+        elif denial.kind in counts or len(counts) < MAX_DENIALS - 1:
             counts[denial.kind] = counts.get(denial.kind, 0) + denial.count
         else:
             rest += denial.count
     if rest:
-        counts[OTHER, OTHER] = counts.get((OTHER, OTHER), 0) + rest
+        counts[OTHER, OTHER] = rest
     return tuple(
         Denial(method=kind[0], reason=kind[1], count=count) for kind, count in sorted(counts.items())
     )

@@ -13,7 +13,7 @@ from control_plane.dispatch.background import Background
 from control_plane.dispatch.leases import ref_of
 from control_plane.dispatch.retry import retrying
 from control_plane.dispatch.session import LiveSession
-from control_plane.executions.domain import UnsafeCall
+from control_plane.executions.domain import AttemptRef, UnsafeCall
 from control_plane.executions.ports import LeaseStore
 from control_plane.kv.domain import KvAnswer, KvDenial, KvRead
 from control_plane.kv.ports import KvReader
@@ -25,6 +25,8 @@ MAX_READS_AT_ONCE: Final = 64
 """Values of one query: 4 MiB at most."""
 MAX_WAITING: Final = 4096
 """Questions of all sessions that wait for Postgres; nodes take turns beyond it."""
+MAX_ATTEMPT_NUMBER: Final = 2**31 - 1
+MAX_FENCING_TOKEN: Final = 2**63 - 1
 
 _TOO_MANY: Final = "TOO_MANY_HOST_CALLS"
 _UNAVAILABLE: Final = "UNAVAILABLE"
@@ -77,6 +79,8 @@ class HostCallDesk:
 
     async def _reply_to(self, session: LiveSession, call: nodes_pb2.HostCall) -> nodes_pb2.SessionResponse:
         attempt = ref_of(call.attempt)
+        if not _can_be(attempt):
+            return _denied(call, KvDenial.LEASE_NOT_HELD)
         if call.WhichOneof("call") == "unsafe_intent":
             intent = UnsafeCall(node_id=session.node_id, attempt=attempt)
             if not await retrying(lambda: self._intents.submit(intent), what="record an unsafe call"):
@@ -96,6 +100,15 @@ class HostCallDesk:
             return _denied(call, answer.denial)
         value = nodes_pb2.KvValue(found=answer.value is not None, value=answer.value or b"")
         return _reply(call.number, kv_value=value)
+
+
+def _can_be(attempt: AttemptRef) -> bool:
+    """Whether Postgres could name it: one that it cannot would fail the questions beside it."""
+    return (
+        "\0" not in attempt.execution_id
+        and attempt.attempt_number <= MAX_ATTEMPT_NUMBER
+        and attempt.fencing_token <= MAX_FENCING_TOKEN
+    )
 
 
 def _denied(call: nodes_pb2.HostCall, reason: str) -> nodes_pb2.SessionResponse:

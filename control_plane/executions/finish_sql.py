@@ -13,6 +13,7 @@ from control_plane.executions.domain import (
     REJECTION_BACKOFF,
     AttemptResult,
     EndReason,
+    ExecutionState,
     PendingReason,
     StoredBody,
 )
@@ -88,14 +89,14 @@ def _use_uploaded(*bodies: str) -> str:
     return f"""
 ), used_body AS (
     UPDATE bodies b SET expires_at = NULL FROM won w
-    WHERE b.expires_at IS NOT NULL AND ({used})"""  # noqa: S608 - the same
+    WHERE b.expires_at IS NOT NULL AND NOT w.requeued AND ({used})"""  # noqa: S608 - the same
 
 
 _RECORDING_BODY: Final = """
     UNION ALL
     SELECT recording_body_id, tenant_id, recording_salt, recording_commitment, recording_digest,
         recording_bytes, recording_content
-    FROM won WHERE recording_content IS NOT NULL"""
+    FROM won WHERE recording_content IS NOT NULL AND NOT requeued"""
 _SET_RECORDING: Final = """
         recording_body_id = CASE WHEN NOT w.requeued THEN w.recording_body_id END,
         recording_bytes = CASE WHEN NOT w.requeued THEN w.recording_bytes END,"""
@@ -116,7 +117,7 @@ WITH item AS MATERIALIZED (
 ), held AS MATERIALIZED (
     SELECT i.n, e.tenant_id, e.state, e.fencing_token AS newest_token, e.cancel_requested,
         e.reason AS cancel_reason, a.state AS attempt_state, a.order_id, a.order_digest,
-        a.node_id AS leased_to
+        a.node_id AS leased_to, a.unsafe_call_at IS NOT NULL AND NOT e.retry_is_safe AS retry_is_unsafe
     FROM item i
     JOIN executions e ON e.execution_id = i.execution_id
     JOIN attempts a ON a.execution_id = i.execution_id AND a.fencing_token = i.fencing_token
@@ -128,8 +129,9 @@ WITH item AS MATERIALIZED (
             AND h.attempt_state <> 'finished'
             AND NOT (i.outcome = 'rejected' AND i.reason IS NOT DISTINCT FROM '{RejectionReason.REPLAY}')
             AS decides,
-        NOT i.counts AND NOT h.cancel_requested AS requeued,
-        CASE WHEN NOT (h.cancel_requested AND i.stopped) THEN i.outcome
+        NOT i.counts AND NOT h.cancel_requested AND NOT h.retry_is_unsafe AS requeued,
+        CASE WHEN NOT (h.cancel_requested AND i.stopped)
+            THEN CASE WHEN i.counts THEN i.outcome ELSE '{ExecutionState.LOST}' END
             WHEN h.cancel_reason = '{EndReason.RUN_DEADLINE}' THEN 'expired' ELSE 'cancelled'
             END AS end_state,
         {bodies_there} AS bodies_there,
@@ -176,6 +178,7 @@ WITH item AS MATERIALIZED (
         reason = CASE WHEN w.requeued THEN e.reason
             WHEN w.cancel_requested AND w.stopped
                 THEN coalesce(w.cancel_reason, '{EndReason.CANCEL_REQUESTED}')
+            WHEN NOT w.counts THEN '{EndReason.RETRY_UNSAFE}'
             ELSE w.reason END,
         exit_code = CASE WHEN NOT w.requeued THEN w.exit_code END,
         limit_name = CASE WHEN NOT w.requeued THEN w.limit_name END,

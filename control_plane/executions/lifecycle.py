@@ -146,7 +146,8 @@ class Execution:
     def finish(self, result: AttemptResult, *, now: datetime) -> "tuple[Execution, Disposition]":
         """Rules 1 and 2: the first terminal transition wins; a token that is not the newest is evidence.
 
-        So is the rejection of an order that came twice: the attempt may be running still.
+        So is the rejection of an order that came twice: the attempt may be running still. A node's reason of
+        its own leads to another attempt, but not after an unsafe call (rule 6).
         """
         if self.state.is_terminal or not self.attempts or result.fencing_token != self.fencing_token:
             return self, Disposition.EVIDENCE
@@ -162,7 +163,7 @@ class Execution:
             ended_at=now,
         )
         decided = _with_newest(self, attempt)
-        if not result.counts and not self.cancel_requested:
+        if not result.counts and not self.cancel_requested and not _is_unsafe_to_retry(decided):
             return _requeue_elsewhere(decided, result.node_id, now=now), Disposition.ACCEPTED
         return _ended_by(decided, result, now=now), Disposition.ACCEPTED
 
@@ -248,11 +249,15 @@ def _after_loss(execution: Execution, *, now: datetime) -> tuple[ExecutionState,
         return end_state_of_cancel(reason), reason
     if execution.counted_attempts >= execution.max_attempts:
         return ExecutionState.LOST, EndReason.MAX_ATTEMPTS
-    if execution.attempts[-1].unsafe_call_at is not None and not execution.retry_is_safe:
+    if _is_unsafe_to_retry(execution):
         return ExecutionState.LOST, EndReason.RETRY_UNSAFE
     if now >= execution.run_deadline_at:
         return ExecutionState.EXPIRED, EndReason.RUN_DEADLINE
     return ExecutionState.PENDING, None
+
+
+def _is_unsafe_to_retry(execution: Execution) -> bool:
+    return execution.attempts[-1].unsafe_call_at is not None and not execution.retry_is_safe
 
 
 def _requeue_elsewhere(execution: Execution, node_id: NodeId, *, now: datetime) -> Execution:
@@ -271,6 +276,8 @@ def _ended_by(execution: Execution, result: AttemptResult, *, now: datetime) -> 
     if stopped:
         reason = EndReason(execution.reason or EndReason.CANCEL_REQUESTED)
         ended = _end(execution, end_state_of_cancel(reason), reason, now=now)
+    elif not result.counts:
+        ended = _end(execution, ExecutionState.LOST, EndReason.RETRY_UNSAFE, now=now)
     else:
         ended = replace(_end(execution, ExecutionState(result.outcome), None, now=now), reason=result.reason)
     return replace(

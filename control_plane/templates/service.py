@@ -21,6 +21,7 @@ from shared.errors import (
     PackageTruncatedError,
 )
 from shared.ids import AUDIT_ENTRY, TEMPLATE, TEMPLATE_VERSION, new_id
+from shared.manifest import require_reachable
 from shared.packages import VerifiedTemplate, verify_manifest, verify_package
 
 AGENTS_CHANNEL: Final = "af_agents"
@@ -65,15 +66,18 @@ class TemplateService:
         """Verify a package as a node verifies it, ask policy, store it. The same bytes again: what is stored.
 
         Raises:
-            VerificationError: One of the numbered checks of `verify_package`, or the module is no agent's.
+            VerificationError: One of the numbered checks of `verify_package`, a destination that no call
+                matches, or the module is no agent's.
             PolicyDeniedError: Policy says no.
             AlreadyExistsError: Name and version are taken by other bytes.
             ResourceExhaustedError: Too many are published at the moment.
             DeadlineExceededError: The publisher was silent for too long.
         """
         keys = await self._publishers.publishers(self._clock.now())
-        # Before a slot and a byte of the module are taken: who signs it, and how large it is.
-        named = verify_manifest(envelope, publisher_keys=keys).manifest.module
+        # Before a slot and a byte of the module are taken: who signs it, what it may call, how large it is.
+        manifest = verify_manifest(envelope, publisher_keys=keys).manifest
+        require_reachable(manifest)
+        named = manifest.module
         async with self._publishing.hold(subject.identity):
             module = await _collect(paced(chunks), named.size_bytes)
             template = await asyncio.to_thread(

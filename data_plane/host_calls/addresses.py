@@ -8,7 +8,7 @@ from collections.abc import Iterable
 from ipaddress import IPv4Address, IPv4Network, IPv6Network, ip_network
 from typing import Final
 
-from data_plane.host_calls.urls import IpAddress
+from shared.urls import IpAddress
 
 IpNetwork = IPv4Network | IPv6Network
 

@@ -19,6 +19,7 @@ from shared.ids import TenantId
 from shared.limits import Limits
 from shared.manifest import Capabilities
 from shared.receipts import Denial
+from shared.urls import URL_INVALID as _URL_INVALID
 
 _SURROGATE = re.compile(r"[\ud800-\udfff]")
 """Half of a character, which JSON can spell and UTF-8 cannot."""
@@ -34,7 +35,7 @@ class Refusal(StrEnum):
     INVALID_REQUEST = "INVALID_REQUEST"
     UNKNOWN_METHOD = "UNKNOWN_METHOD"
     NOT_GRANTED = "NOT_GRANTED"
-    URL_INVALID = "URL_INVALID"
+    URL_INVALID = _URL_INVALID
     NOT_ALLOWED_HERE = "NOT_ALLOWED_HERE"
     """The node's operator does not allow it, whatever was granted."""
     ADDRESS_FORBIDDEN = "ADDRESS_FORBIDDEN"

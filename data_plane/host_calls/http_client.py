@@ -14,7 +14,7 @@ import h11
 
 from data_plane.host_calls.domain import Refusal, refused
 from data_plane.host_calls.ports import HttpRequest, HttpResponse
-from data_plane.host_calls.urls import IpAddress, Url
+from shared.urls import IpAddress, Url
 
 READ_BYTES: Final = 64 * 1024
 MAX_HEADER_BYTES: Final = 64 * 1024

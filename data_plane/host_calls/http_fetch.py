@@ -19,9 +19,9 @@ from data_plane.host_calls.http_request import (
 )
 from data_plane.host_calls.ports import HttpRequest, HttpResponse, HttpTransport, Resolver, UnsafeIntents
 from data_plane.host_calls.secrets import Scrubber, Secret
-from data_plane.host_calls.urls import IpAddress, Url, parse_url, redirected
 from shared.errors import HostCallRefusedError
 from shared.manifest import HTTP_METHODS, HttpCapability
+from shared.urls import IpAddress, Url, parse_url, redirected
 
 MAX_REDIRECTS: Final = 3
 MAX_BODY_BYTES: Final = 512 * 1024
@@ -32,7 +32,7 @@ IDEMPOTENCY_HEADER: Final = "idempotency-key"
 _REDIRECTS: Final = frozenset({301, 302, 303, 307, 308})
 _KEEP_METHOD: Final = frozenset({307, 308})
 _SEE_OTHER: Final = 303
-_ANY_METHOD: Final = "*"
+ANY_METHOD: Final = "*"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -51,12 +51,12 @@ class AllowedHttp:
             ValueError: There are not two words, or the first is no method.
         """
         method, url = text.split(" ")
-        if method not in {*HTTP_METHODS, _ANY_METHOD}:
+        if method not in {*HTTP_METHODS, ANY_METHOD}:
             raise ValueError(f"{method!r} is no method")
         return cls(method=method, prefix=parse_url(url))
 
     def permits(self, method: str, url: Url) -> bool:
-        return self.method in {_ANY_METHOD, method} and url.is_within(self.prefix)
+        return self.method in {ANY_METHOD, method} and url.is_within(self.prefix)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

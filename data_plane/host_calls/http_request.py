@@ -6,8 +6,8 @@ from datetime import timedelta
 from typing import Any, Final
 
 from data_plane.host_calls.domain import Params, Refusal, refused
-from data_plane.host_calls.urls import MAX_URL_CHARS, Url, parse_url
 from shared.manifest import HTTP_METHODS
+from shared.urls import MAX_URL_CHARS, Url, parse_url
 
 MAX_HEADERS: Final = 64
 MAX_HEADER_CHARS: Final = 8192
@@ -26,6 +26,13 @@ _OF_THE_NODE: Final = frozenset(
     }
 )  # fmt: skip
 _OF_PROXIES: Final = ("proxy-", "x-forwarded-", "forwarded")
+_OVERRIDES: Final = frozenset(
+    {
+        "proxy", "x-http-method", "x-http-method-override", "x-method-override", "x-original-method",
+        "x-original-uri", "x-original-url", "x-rewrite-url",
+    }
+)  # fmt: skip
+"""By these some servers carry out another method, or another path, than the one that was checked."""
 _SHOWN: Final = frozenset(
     {
         "age", "allow", "cache-control", "content-disposition", "content-encoding", "content-language",
@@ -123,7 +130,9 @@ def _headers(asked: dict[str, Any]) -> tuple[tuple[str, str | SecretUse], ...]:
         lower = name.lower()
         if not _NAME.fullmatch(name):
             raise refused(Refusal.HEADER_FORBIDDEN, f"{name[:64]!r} is no name of a header")
-        if lower in _OF_THE_NODE or lower.startswith(_OF_PROXIES):
+        # Servers that hand headers on as variables cannot tell the two.
+        plain = lower.replace("_", "-")
+        if plain in _OF_THE_NODE | _OVERRIDES or plain.startswith(_OF_PROXIES):
             raise refused(Refusal.HEADER_FORBIDDEN, f"header {lower} is the node's to set")
         read = _secret_use(lower, value) if isinstance(value, dict) else _value(lower, value)
         size += len(name) + (len(read) if isinstance(read, str) else len(read.prefix))

@@ -4,9 +4,9 @@ from dataclasses import dataclass, field
 from typing import Protocol
 
 from data_plane.host_calls.secrets import Secret
-from data_plane.host_calls.urls import IpAddress, Url
 from data_plane.orders.domain import AttemptRef
 from shared.ids import TenantId
+from shared.urls import IpAddress, Url
 
 
 class KvStore(Protocol):

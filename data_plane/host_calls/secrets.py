@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 from typing import Final
 from urllib.parse import quote, quote_plus
 
-from data_plane.host_calls.urls import Url
+from shared.urls import Url
 
 MIN_SECRET_CHARS: Final = 8
 """Shorter ones would be found in texts that have nothing to do with them."""
@@ -41,7 +41,7 @@ class Scrubber:
 
     def __init__(self) -> None:
         self._forms: set[bytes] = set()
-        self._pattern: re.Pattern[bytes] | None = None
+        """In lower case: servers spell hexadecimal and percent-encoding as they like."""
 
     @property
     def is_armed(self) -> bool:
@@ -50,16 +50,18 @@ class Scrubber:
 
     def add(self, value: str) -> None:
         """Look for this value from now on."""
-        forms = _forms(value)
-        if not forms <= self._forms:
-            self._forms |= forms
-            # The longest first: of two forms that begin alike the rest of the longer one must not stay.
-            ordered = sorted(self._forms, key=len, reverse=True)
-            self._pattern = re.compile(b"|".join(map(re.escape, ordered)), re.IGNORECASE)
+        self._forms |= {form.lower() for form in _forms(value)}
 
     def scrub(self, data: bytes) -> bytes:
         """Return the data without any of the values."""
-        return data if self._pattern is None else self._pattern.sub(SCRUBBED, data)
+        lower = data.lower()
+        # Looked for one by one: a pattern of all is tried at every byte, and everybody waits for that.
+        found = [form for form in self._forms if form in lower]
+        if not found:
+            return data
+        # The longest first: of two forms that begin alike the rest of the longer one must not stay.
+        found.sort(key=len, reverse=True)
+        return re.sub(b"|".join(map(re.escape, found)), SCRUBBED, data, flags=re.IGNORECASE)
 
     def scrub_text(self, text: str) -> str:
         """As `scrub`."""

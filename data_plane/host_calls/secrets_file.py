@@ -8,7 +8,6 @@ from pathlib import Path
 from typing import Final
 
 from data_plane.host_calls.secrets import MAX_SECRET_CHARS, MIN_SECRET_CHARS, Secret
-from data_plane.host_calls.urls import parse_url
 from shared.canonical import parse_strict
 from shared.errors import (
     AgentFactoryError,
@@ -22,6 +21,7 @@ from shared.ids import TenantId
 from shared.key_files import read_secret_file
 from shared.logs import get_logger
 from shared.manifest import SECRET_NAME
+from shared.urls import parse_url
 
 logger = get_logger(__name__)
 
@@ -69,6 +69,10 @@ class SecretsFile:
             logger.warning("the secrets cannot be read", error=str(error))
             raise UnavailableError("the node's secrets cannot be read now") from error
         return self._secrets.get((tenant_id, name))
+
+    def names(self, tenant_id: TenantId) -> tuple[str, ...]:
+        """Return the names of a tenant's secrets as they were when last read."""
+        return tuple(name for tenant, name in self._secrets if tenant == tenant_id)
 
     def _look(self) -> _Stamp | None:
         try:

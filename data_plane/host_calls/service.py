@@ -27,9 +27,10 @@ from data_plane.host_calls.kv import KvBuffer
 from data_plane.host_calls.ports import HttpTransport, KvStore, Resolver, SecretStore, UnsafeIntents
 from data_plane.host_calls.recorder import Recorder
 from data_plane.host_calls.secrets import Secret, handle_of
+from data_plane.metrics import HostCallSeen, NodeMetrics
 from data_plane.sandbox.domain import MAX_RESPONSE_BYTES, HostReply
 from shared.canonical import JsonObject
-from shared.digests import sha256_digest
+from shared.digests import Digest, sha256_digest
 from shared.errors import HostCallRefusedError, UnavailableError
 from shared.logs import get_logger
 from shared.receipts import Denial, merge_denials
@@ -44,6 +45,10 @@ MAX_LOG_VALUE_CHARS: Final = 1024
 MAX_NAME_CHARS: Final = 63
 _FREE: Final = frozenset({"log", "budget.left"})
 """Granted to everybody: they reach nothing outside."""
+_CANCELLED: Final = "CANCELLED"
+_OTHER: Final = "OTHER"
+"""In metrics: a word of the control plane's that this node does not know."""
+_RESULTS: Final = frozenset({"ok", *Refusal})
 
 Method = Callable[[Call, ResourcesUsed], Awaitable[Mapping[str, object]]]
 
@@ -58,6 +63,7 @@ class HostCallParts:
     intents: UnsafeIntents
     kv: KvStore
     secrets: SecretStore
+    metrics: NodeMetrics
 
     def begin(self, context: CallContext, is_lease_live: Callable[[], bool]) -> "AttemptCalls":
         """Return the calls of one run, none made yet."""
@@ -69,6 +75,7 @@ class AttemptCalls:
 
     def __init__(self, context: CallContext, parts: HostCallParts, is_lease_live: Callable[[], bool]) -> None:
         self._context = context
+        self._metrics = parts.metrics
         self._secret_store = parts.secrets
         self._secrets: dict[str, Secret] = {}
         self._kv = KvBuffer(parts.kv, context.attempt)
@@ -98,14 +105,22 @@ class AttemptCalls:
 
     async def answer(self, request: bytes, used: ResourcesUsed) -> HostReply:
         """See `HostCalls.answer`."""
+        seen = HostCallSeen(method=UNKNOWN_METHOD, result=_CANCELLED, request_bytes=len(request))
+        with self._metrics.host_call(seen):
+            reply = await self._answer(request, used, seen)
+            seen.response_bytes = len(reply.response)
+            return reply
+
+    async def _answer(self, request: bytes, used: ResourcesUsed, seen: HostCallSeen) -> HostReply:
         index, self._next_index = self._next_index, self._next_index + 1
         digest = sha256_digest(request)
         self._log = b""
         method: str | None = None
         status = "ok"
         try:
-            call = parse_call(request, index=index, digest=digest)
+            call = self._read(request, index=index, digest=digest)
             method = call.method if call.method in self._methods else None
+            seen.method = method or UNKNOWN_METHOD
             if method != "log":
                 self._recorder.require_room(request)
             response = ok_response(await self._carry_out(call, used))
@@ -119,7 +134,7 @@ class AttemptCalls:
         except asyncio.CancelledError:
             # The run has ended, but the call may have left: it is written down without an answer.
             self._recorder.add(
-                index=index, method=method, request=request, digest=digest, response=b"", status="CANCELLED"
+                index=index, method=method, request=request, digest=digest, response=b"", status=_CANCELLED
             )
             raise
         except Exception:
@@ -129,6 +144,7 @@ class AttemptCalls:
         if len(response) > MAX_RESPONSE_BYTES:
             status = Refusal.RESPONSE_TOO_LARGE
             response = error_response(status, f"the answer has more than {MAX_RESPONSE_BYTES} bytes")
+        seen.result = status if status in _RESULTS else _OTHER
         if status != "ok" and status not in FAILURES:
             self._denials.append(denial_of(method or UNKNOWN_METHOD, status))
             self._denials = list(merge_denials(self._denials))
@@ -150,6 +166,13 @@ class AttemptCalls:
         return CallSummary(
             recording=self._recorder.content, denials=tuple(self._denials), kv_writes=self._kv.writes
         )
+
+    def _read(self, request: bytes, *, index: int, digest: Digest) -> Call:
+        try:
+            return parse_call(request, index=index, digest=digest)
+        except HostCallRefusedError:
+            self._recorder.require_room(request)  # what nobody can read is written down too
+            raise
 
     async def _carry_out(self, call: Call, used: ResourcesUsed) -> Mapping[str, object]:
         method = self._methods.get(call.method)

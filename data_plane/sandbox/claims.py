@@ -29,12 +29,16 @@ _COUNTED: Final = {
 _EXITED: Final = frozenset({Outcome.SUCCEEDED, Outcome.FAILED})
 
 
-def check_claims(result: RunResult, *, limits: Limits, seen_bytes: int, elapsed: timedelta) -> None:
+def check_claims(
+    result: RunResult, *, limits: Limits, seen_bytes: int, seen_calls: tuple[int, int], elapsed: timedelta
+) -> None:
     """Refuse a result that cannot be true: no count passes its limit, and no time is longer than ``elapsed``.
 
+    ``seen_calls``: host calls, and the bytes of their requests and responses.
+
     Raises:
-        WorkerCrashedError: A figure is beyond its limit, more time was used than there was, or a guest that
-            ended by itself wrote another number of bytes than came.
+        WorkerCrashedError: A figure is beyond its limit, more time was used than there was, a guest that
+            ended by itself wrote another number of bytes than came, or there were more host calls.
     """
     used = result.resources
     for figure, limit in _COUNTED.items():
@@ -47,6 +51,12 @@ def check_claims(result: RunResult, *, limits: Limits, seen_bytes: int, elapsed:
             raise WorkerCrashedError(f"worker claims {name} of {getattr(used, name)} within {elapsed}")
     if result.outcome in _EXITED and _written(used) != seen_bytes:
         raise WorkerCrashedError(f"worker claims {_written(used)} bytes of output, and {seen_bytes} came")
+    claimed = used.host_calls, used.host_call_bytes
+    if claimed[0] < seen_calls[0] or (result.outcome in _EXITED and claimed[1] < seen_calls[1]):
+        raise WorkerCrashedError(
+            f"worker claims {claimed[0]} host calls of {claimed[1]} bytes, and {seen_calls[0]} of "
+            f"{seen_calls[1]} came"
+        )
 
 
 def _written(used: ResourcesUsed) -> int:

@@ -167,7 +167,7 @@ class Worker:
         started_at = loop.time()
         descriptors: list[int] = []
         timer: asyncio.TimerHandle | None = None
-        calls = CallAnswerer(job.host_calls, self._link)
+        calls = CallAnswerer(job.host_calls, self._link, limits)
         try:
             first = await self._first_bytes(job, descriptors)
             patience = limits.wall + self._wall_grace + (timedelta(0) if self._loaded else LOAD_TIMEOUT)
@@ -185,7 +185,7 @@ class Worker:
                 result = await self._result_without_outcome(collected, started_at)
             else:
                 elapsed = timedelta(seconds=loop.time() - started_at)
-                result = self._result(outcome, collected, limits, elapsed)
+                result = self._result(outcome, collected, calls, limits, elapsed)
         finally:
             if timer is not None:
                 timer.cancel()
@@ -275,7 +275,9 @@ class Worker:
                     in_group = self._is_in_group()
                     seen = look.confirm(self.process.pid, self.layers, self._require)
                     self._was_seen = in_group and seen
-                elif frame.kind is FrameKind.OUTCOME and index == len(frames) - 1:
+                elif frame.kind is FrameKind.OUTCOME and (
+                    index == len(frames) - 1 or _ends_a_late_call(frame.payload)
+                ):
                     return self._parse_outcome(frame.payload)
                 else:
                     raise WorkerCrashedError(f"worker sent {_name(frame)} where it was not due")
@@ -298,7 +300,12 @@ class Worker:
             raise
 
     def _result(
-        self, outcome: messages.RawOutcome, collected: _Collected, limits: Limits, elapsed: timedelta
+        self,
+        outcome: messages.RawOutcome,
+        collected: _Collected,
+        calls: CallAnswerer,
+        limits: Limits,
+        elapsed: timedelta,
     ) -> RunResult:
         result = messages.result_of(
             outcome,
@@ -306,7 +313,13 @@ class Worker:
             stderr=bytes(collected.parts[Stream.STDERR]),
             engine=self._engine,
         )
-        check_claims(result, limits=limits, seen_bytes=collected.seen_bytes, elapsed=elapsed)
+        check_claims(
+            result,
+            limits=limits,
+            seen_bytes=collected.seen_bytes,
+            seen_calls=(calls.calls, calls.bytes),
+            elapsed=elapsed,
+        )
         if not self._was_seen and result.outcome is not Outcome.KILLED:
             raise WorkerCrashedError(f"worker {self.process.pid} was gone before it could be looked at")
         self._reusable = result.outcome in {Outcome.SUCCEEDED, Outcome.FAILED}
@@ -379,6 +392,18 @@ def _open_directory(path: str) -> int:
         return os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
     except OSError as error:
         raise InvalidInputError(f"directory {path} cannot be opened: {error.strerror}") from error
+
+
+def _ends_a_late_call(payload: bytes) -> bool:
+    """Whether the run waited too long for a host call.
+
+    The answer may still come: the worker refuses it in a frame behind its outcome, and is killed anyway.
+    """
+    try:
+        outcome = messages.parse_outcome(payload)
+    except (InvalidInputError, WorkerCrashedError):
+        return False
+    return (outcome.get("outcome"), outcome.get("limit")) == (Outcome.KILLED, LimitName.HOST_CALL_MS)
 
 
 def _name(frame: Frame) -> str:

@@ -5,6 +5,7 @@ Judges no host call.
 """
 
 import asyncio
+import re
 from collections import OrderedDict
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -27,8 +28,8 @@ MAX_QUESTIONS_AT_ONCE: Final = 32
 """Written before heartbeats, renewals and receipts get their turn again."""
 
 MAX_VALUE_BYTES: Final = 64 * 1024
-MAX_REASON_CHARS: Final = 64
-
+_REASON: Final = re.compile(r"[A-Z][A-Z0-9_]{0,63}", re.ASCII)
+"""It goes into a receipt, which nobody could read with anything else in it."""
 _UNAVAILABLE: Final = "UNAVAILABLE"
 
 
@@ -87,6 +88,8 @@ class HostCallRelay:
             raise MalformedError(f"answer {reply.number} to a host call is of an unknown kind")
         if len(reply.kv_value.value) > MAX_VALUE_BYTES:
             raise MalformedError(f"answer {reply.number} holds a value of {len(reply.kv_value.value)} bytes")
+        if reply.WhichOneof("reply") == "denied" and not _REASON.fullmatch(reply.denied.reason):
+            raise MalformedError(f"answer {reply.number} denies a host call without a plain reason")
         question = self._open.get(reply.number)
         if question is not None and not question.answer.done():
             question.answer.set_result(reply)
@@ -124,7 +127,7 @@ def _expected(reply: nodes_pb2.HostReply, answer: str) -> nodes_pb2.HostReply:
     kind = reply.WhichOneof("reply")
     if kind == answer:
         return reply
-    reason = reply.denied.reason[:MAX_REASON_CHARS]
+    reason = reply.denied.reason
     if kind != "denied" or reason == _UNAVAILABLE:
         raise UnavailableError("the control plane has no answer to a host call now")
     raise HostCallRefusedError(f"the control plane refuses a host call: {reason}", refusal=reason)

@@ -5,15 +5,19 @@ from collections import Counter
 from dataclasses import dataclass, field
 from ipaddress import ip_address
 
+from prometheus_client import CollectorRegistry
+
 from data_plane.host_calls.domain import Refusal, refused
 from data_plane.host_calls.http_fetch import HttpPolicy
 from data_plane.host_calls.ports import HttpRequest, HttpResponse, HttpTransport
 from data_plane.host_calls.secrets import Secret
 from data_plane.host_calls.service import HostCallParts
-from data_plane.host_calls.urls import IpAddress
+from data_plane.metrics import NodeMetrics
 from data_plane.orders.domain import AttemptRef
 from shared.errors import HostCallRefusedError
 from shared.ids import TenantId
+from shared.urls import IpAddress
+from tests.fakes.clock import FakeClock
 
 OK = HttpResponse(status=200, headers=(("content-type", "text/plain"),), body=b"hello")
 
@@ -123,5 +127,6 @@ def fake_parts(**changes: object) -> HostCallParts:
         "intents": control_plane,
         "kv": control_plane,
         "secrets": FakeSecrets(),
+        "metrics": NodeMetrics(CollectorRegistry(), FakeClock()),
     }
     return HostCallParts(**(parts | changes))  # type: ignore[arg-type]

@@ -14,7 +14,7 @@ with open({choice!r}) as file:
 if behaviour == "honest":
     os.execv({real!r}, sys.argv)
 
-READY, OUTPUT, OUTCOME = 2, 5, 8
+READY, OUTPUT, HOST_CALL, OUTCOME = 2, 5, 6, 8
 USED = dict.fromkeys({figures!r}, 0)
 sock = socket.socket(fileno=os.dup(0))
 
@@ -91,6 +91,11 @@ def claim(**used):
     return once(ready(), outcome(used=used))
 
 
+def host_call():
+    used = json.dumps(USED).encode()
+    return frame(HOST_CALL, struct.pack("<I", len(used)) + used + b"x")
+
+
 def spin():
     hear()
     say(ready(), outcome())
@@ -147,11 +152,19 @@ LIES = {
     "claims files": claim(scratch_inodes=1),
     "claims time": claim(wall_us=3_600_000_000),
     "claims calls": claim(host_calls=2_000_000),
+    "makes more calls than it may": once(ready(), *[host_call()] * 1001),
+    "counts no calls": once(ready(), host_call(), outcome()),
     "names no limit": once(ready(), outcome("killed", None)),
     "names an unknown limit": once(ready(), outcome("killed", None, limit="patience")),
     "names a limit of a success": once(ready(), outcome(limit="wall_ms")),
     "names no trap": once(ready(), outcome("trapped", None)),
     "says two outcomes at once": once(ready(), outcome(), outcome("failed", 1)),
+    "refuses an answer that came too late": once(
+        ready(), outcome("killed", None, limit="host_call_ms"), outcome("rejected", None, reason="protocol")
+    ),
+    "refuses an answer after another limit": once(
+        ready(), outcome("killed", None, limit="cpu_ms"), outcome("rejected", None, reason="protocol")
+    ),
     "says an outcome for the next run": stale(outcome("failed", 1)),
     "says output for the next run": stale(frame(OUTPUT, b"\\x01leak")),
     "says half a frame for the next run": stale(b"\\xff"),

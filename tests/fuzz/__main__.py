@@ -29,7 +29,8 @@ from tests.fuzz.worker import FindingError, Player
 
 ROOT = Path(__file__).resolve().parents[2]
 FOUND = ROOT / "build" / "fuzz"
-PROBE = ROOT / "tests" / "guests" / "probe.wasm"
+GUESTS = ROOT / "tests" / "guests"
+PROBE, CALLER = GUESTS / "probe.wasm", GUESTS / "caller.wasm"
 TARGETS = ("wasi", "protocol")
 ANSWERS_PER_STREAM = 4
 
@@ -43,13 +44,14 @@ def keep(target: str, content: bytes, why: str) -> None:
 
 
 async def player(folder: Path) -> Player:
-    """Return a player with the probe compiled."""
-    artifact = folder / "artifact"
-    with PROBE.open("rb") as module, artifact.open("wb+") as target:
-        await WorkerCompiler(worker_path=worker_path()).compile(
-            module_fd=module.fileno(), artifact_fd=target.fileno()
-        )
-    return Player(artifact=artifact, module=PROBE, folder=folder)
+    """Return a player with its guests compiled: one that does what it is told, and one that makes host calls."""
+    artifact, caller = folder / "artifact", folder / "caller"
+    for guest, compiled in ((PROBE, artifact), (CALLER, caller)):
+        with guest.open("rb") as module, compiled.open("wb+") as target:
+            await WorkerCompiler(worker_path=worker_path()).compile(
+                module_fd=module.fileno(), artifact_fd=target.fileno()
+            )
+    return Player(artifact=artifact, caller=caller, module=PROBE, folder=folder)
 
 
 async def fuzz_protocol(seconds: float, seed: int) -> bool:

@@ -3,12 +3,15 @@
 import copy
 import json
 import random
+from contextlib import suppress
 from typing import Any, Final
 
+from data_plane.host_calls.domain import parse_call
 from data_plane.sandbox import messages
-from data_plane.sandbox.domain import EngineInfo, RunResult
+from data_plane.sandbox.domain import MAX_REQUEST_BYTES, EngineInfo, RunResult
 from data_plane.sandbox.frames import MAX_FRAME_BYTES, Frame, FrameDecoder, FrameKind, encode
-from shared.errors import AgentFactoryError
+from shared.digests import sha256_digest
+from shared.errors import AgentFactoryError, HostCallRefusedError
 from tests.fuzz.streams import ODD_VALUES
 from tests.fuzz.worker import FindingError
 
@@ -55,7 +58,7 @@ def judge(data: bytes, source: random.Random) -> None:
     for frame in frames:
         if len(frame.payload) >= MAX_FRAME_BYTES:
             raise FindingError("a frame beyond its bound")
-        for parse in (_result, messages.ready_layers, _compiled):
+        for parse in (_result, messages.ready_layers, _compiled, _called):
             _try(parse, frame.payload)
 
 
@@ -82,6 +85,15 @@ def _result(payload: bytes) -> RunResult:
     return messages.result_of(messages.parse_outcome(payload), stdout=b"", stderr=b"", engine=_ENGINE)
 
 
+def _called(payload: bytes) -> object:
+    used, request = messages.parse_host_call(payload)
+    if len(request) > MAX_REQUEST_BYTES:
+        raise ValueError(f"a request of {len(request)} bytes")
+    with suppress(HostCallRefusedError):
+        parse_call(request, index=0, digest=sha256_digest(request))
+    return used
+
+
 def _compiled(payload: bytes) -> object:
     return messages.compiled_of(messages.parse_outcome(payload))
 
@@ -92,12 +104,30 @@ def _frame(source: random.Random) -> tuple[FrameKind, bytes]:
         return kind, b"[" * source.randint(1, NESTED_BYTES)
     if source.random() < 0.1:
         return kind, source.randbytes(source.randint(0, 200))
+    if source.random() < 0.25:
+        return FrameKind.HOST_CALL, _host_call(source)
     message = source.choice((_outcome, _ready))(source)
     for _ in range(source.randint(0, 2)):
         place = source.choice([message, *(value for value in message.values() if isinstance(value, dict))])
         if place:
             place[source.choice(list(place))] = copy.deepcopy(source.choice(_ODD))
     return kind, json.dumps(message, ensure_ascii=source.random() < 0.9).encode(errors="replace")
+
+
+def _host_call(source: random.Random) -> bytes:
+    """Resources behind their length, and a request; both may be anything, and the length a lie."""
+    used = dict.fromkeys(RESOURCES, 1)
+    if source.random() < 0.4:
+        used[source.choice(RESOURCES)] = copy.deepcopy(source.choice(_ODD))
+    if source.random() < 0.1:
+        del used[source.choice(RESOURCES)]
+    known = json.dumps(used).encode(errors="replace")
+    length = source.choice((len(known),) * 8 + (0, len(known) - 1, len(known) + 1, 2**31, 2**32 - 1))
+    request: object = {"method": source.choice(("log", "kv.get", "x")), "params": source.choice((*_ODD, {}))}
+    text = json.dumps(source.choice((request, *_ODD)))
+    if source.random() < 0.1:
+        text = "[" * source.randint(1, NESTED_BYTES)
+    return length.to_bytes(4, "little") + known + text.encode(errors="replace")
 
 
 def _outcome(source: random.Random) -> dict[str, Any]:

@@ -9,9 +9,16 @@ from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import Any, Final
 
-from data_plane.sandbox.domain import CompileLimits, EngineInfo, Preopen, RunRequest
+from data_plane.sandbox.domain import (
+    MAX_RESPONSE_BYTES,
+    CompileLimits,
+    EngineInfo,
+    HostReply,
+    Preopen,
+    RunRequest,
+)
 from data_plane.sandbox.frames import END_OF_STDIN, MAX_FRAME_BYTES, FrameKind, encode, encode_stdin
-from data_plane.sandbox.messages import compile_payload, load_payload, run_payload
+from data_plane.sandbox.messages import compile_payload, load_payload, reply_payload, run_payload
 from data_plane.sandbox.process import Mode
 from shared.limits import Limits
 from shared.manifest import Profile
@@ -19,12 +26,14 @@ from shared.manifest import Profile
 MAX_MUTATIONS: Final = 6
 MAX_DESCRIPTORS: Final = 40
 """More than a worker takes."""
-DESCRIPTORS: Final = ("artifact", "module", "target", "directory", "file", "socket", "null")
+DESCRIPTORS: Final = ("artifact", "caller", "module", "target", "directory", "file", "socket", "null")
 """What a descriptor may stand for. Contents of artifacts are never mutated: what is authenticated is loaded as it is."""
 ODD_VALUES: Final[tuple[Any, ...]] = (
     None, True, -1, 0, 1.5, 2**32, 2**64, 10**30, "", "x", "\0", "é" * 1000, [], [[]], {}, {"a": 1}, "9" * 64,
 )  # fmt: skip
 _LENGTH_BYTES: Final = 4
+_REPLY: Final = bytes([FrameKind.HOST_REPLY])
+_CALL: Final = b'{"method":"budget.left"}\n'
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -79,6 +88,7 @@ class Streams:
                         self._alter_bytes,
                         self._alter_frames,
                         self._alter_head,
+                        self._alter_replies,
                         self._alter_descriptors,
                     )
                 )(parts)
@@ -92,10 +102,10 @@ class Streams:
         directory = Preopen(host_path="/", guest_path="/d", writable=self._random.random() < 0.5)
         preopens = (directory,) * self._random.choice((0, 0, 1, 2))
         load = load_payload(self._engine, [("/", directory.writable)] if preopens else [])
+        is_calling = self._random.random() < 0.4
+        module = ("caller" if is_calling else "artifact",)
         parts = [
-            Piece(
-                data=encode(FrameKind.LOAD, load), descriptors=("artifact",) + ("directory",) * bool(preopens)
-            )
+            Piece(data=encode(FrameKind.LOAD, load), descriptors=module + ("directory",) * bool(preopens))
         ]
         for _ in range(self._random.randint(1, 3)):
             request = RunRequest(
@@ -108,12 +118,34 @@ class Streams:
             )
             run = encode(FrameKind.RUN, run_payload(request))
             parts.append(Piece(data=run, descriptors=("directory",) * len(preopens)))
-            body = self._random.randbytes(self._random.choice((0, 1, 100, 300_000)))
+            calls = self._random.randint(1, 4) if is_calling else 0
+            # A guest that calls takes every line for a request, whatever is in it.
+            noise = self._random.randbytes(self._random.choice((0, 1, 100, 300_000))).replace(b"\n", b" ")
+            body = _CALL * calls + (b"" if is_calling else noise)
             parts += [Piece(data=frame) for frame in encode_stdin(body)]
             parts.append(Piece(data=END_OF_STDIN))
+            # What a guest asks is answered before it asks: the stream goes one way.
+            parts += [Piece(data=encode(FrameKind.HOST_REPLY, self._reply())) for _ in range(calls)]
         if self._random.random() < 0.3:
             parts.append(Piece(data=encode(FrameKind.STOP)))
         return parts
+
+    def _reply(self) -> bytes:
+        size = self._random.choice((0, 2, 255, 257, 300_000, MAX_RESPONSE_BYTES))
+        log = b"by the host\n" * self._random.choice((0, 1, 100))
+        return reply_payload(HostReply(response=bytes(size), log=log))
+
+    def _alter_replies(self, parts: list[Piece]) -> None:
+        """Let an answer lie about the length of its log, be larger than any, or come where none is due."""
+        replies = [at for at, part in enumerate(parts) if part.data[_LENGTH_BYTES:][:1] == _REPLY]
+        length = self._random.choice((0, 1, 2**16, MAX_RESPONSE_BYTES, 2**31, 2**32 - 1))
+        size = self._random.choice((0, 1, 100, MAX_RESPONSE_BYTES + 1, MAX_FRAME_BYTES - 5))
+        payload = length.to_bytes(_LENGTH_BYTES, "little") + bytes(size)
+        reply = Piece(data=encode(FrameKind.HOST_REPLY, payload[: self._random.choice((3, len(payload)))]))
+        if replies and self._random.random() < 0.7:
+            parts[self._random.choice(replies)] = reply
+        else:
+            parts.insert(self._random.randrange(len(parts) + 1), reply)
 
     def _alter_json(self, parts: list[Piece]) -> None:
         """Put another value somewhere into a message, or a field that nobody knows."""

@@ -19,7 +19,7 @@ PATIENCE_SECONDS: Final = 20.0
 """A worker that is still there so long after its peer has gone hangs."""
 GOOD_CODES: Final = frozenset({0, 65, 66, 67, 68, 69})
 """Codes by which a worker says why it ends (watchdog.rs, ``exit``); a panic or a signal is a finding."""
-SAID: Final = frozenset({FrameKind.READY, FrameKind.OUTPUT, FrameKind.OUTCOME})
+SAID: Final = frozenset({FrameKind.READY, FrameKind.OUTPUT, FrameKind.HOST_CALL, FrameKind.OUTCOME})
 _READ_BYTES: Final = 256 * 1024
 _HEADER_BYTES: Final = 5
 
@@ -31,9 +31,8 @@ class FindingError(Exception):
 class Player:
     """Plays streams with the files of one folder."""
 
-    def __init__(self, *, artifact: Path, module: Path, folder: Path) -> None:
-        self._artifact = artifact
-        self._module = module
+    def __init__(self, *, artifact: Path, caller: Path, module: Path, folder: Path) -> None:
+        self._files = {"artifact": artifact, "caller": caller, "module": module}
         self._folder = folder
         (folder / "directory").mkdir(exist_ok=True)
         (folder / "file").write_bytes(b"no artifact")
@@ -85,10 +84,8 @@ class Player:
 
     def _open(self, name: str) -> int:
         match name:
-            case "artifact":
-                return os.open(self._artifact, os.O_RDONLY)
-            case "module":
-                return os.open(self._module, os.O_RDONLY)
+            case "artifact" | "caller" | "module":
+                return os.open(self._files[name], os.O_RDONLY)
             case "target":
                 return os.open(self._folder / "target", os.O_RDWR | os.O_CREAT | os.O_TRUNC)
             case "socket":
@@ -138,8 +135,18 @@ def judge(stream: Stream, heard: bytes, ended: Ended) -> None:
         asked = int(bool(told) and told[0] is FrameKind.LOAD)
     if ran > asked:
         raise FindingError(f"{ran} guests ran, {asked} were asked for")
-    if any(frame.kind is FrameKind.OUTPUT for frame in said) and not asked:
-        raise FindingError("output, and nobody asked for a run")
+    if any(frame.kind in {FrameKind.OUTPUT, FrameKind.HOST_CALL} for frame in said) and not asked:
+        raise FindingError("output or a host call, and nobody asked for a run")
+    _judge_calls(said)
+
+
+def _judge_calls(said: list[Frame]) -> None:
+    try:
+        for frame in said:
+            if frame.kind is FrameKind.HOST_CALL:
+                messages.parse_host_call(frame.payload)
+    except WorkerCrashedError as error:
+        raise FindingError(f"the worker passed on a call that is none: {error}") from error
 
 
 def _frames(data: bytes) -> list[FrameKind]:

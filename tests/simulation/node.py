@@ -17,6 +17,7 @@ from control_plane.keys.ca import new_private_key, private_key_pem
 from control_plane.nodes.domain import Node as KnownNode
 from control_plane.nodes.transfers import OutputHeader
 from data_plane.artifacts.ports import PreparedModule
+from data_plane.carrier import OrderCarrier
 from data_plane.identity import Certificate, NodeIdentity
 from data_plane.metrics import NodeMetrics
 from data_plane.node import Node
@@ -284,11 +285,18 @@ class SimulatedNode:
             ledger=OrderLedger(max_order_life=facts.max_order_life, max_skew=facts.max_skew),
             leases=leases,
             admissions=admissions,
-            modules=modules,
-            inputs=link,
-            sandbox=sandbox,
-            host_calls=fake_parts(),
-            quarantine=Quarantine(crashes=3, window=timedelta(minutes=5), duration=timedelta(minutes=10)),
+            carrier=OrderCarrier(
+                facts=facts,
+                leases=leases,
+                modules=modules,
+                inputs=link,
+                sandbox=sandbox,
+                host_calls=fake_parts(),
+                quarantine=Quarantine(crashes=3, window=timedelta(minutes=5), duration=timedelta(minutes=10)),
+                announcer=outbox,
+                metrics=metrics,
+                clock=self.clock,
+            ),
             issuer=issuer,
             announcer=outbox,
             metrics=metrics,

@@ -314,6 +314,37 @@ async def test_rule_6_a_node_that_starts_anew_after_an_unsafe_call_ends_the_exec
     assert (lost.state, lost.attempt) == (ExecutionState.LOST, placement.attempt)
 
 
+async def give_up(world, placement):
+    """The node's answer is a reason of its own: busy, stale, draining."""
+    calls = world.build.body(b"calls")
+    result = world.build.result(placement, Outcome.REJECTED, reason="stale", counts=False, recording=calls)
+    (finished,) = await world.leases.finish([result])
+    return finished.execution
+
+
+async def test_rule_6_after_an_unsafe_call_a_node_that_gives_up_gets_the_run_repeated_nowhere(world):
+    placement = await run(world)
+    await world.leases.declare_unsafe([call(placement)])
+
+    ended = await give_up(world, placement)
+
+    assert (ended.state, ended.reason) == (ExecutionState.LOST, EndReason.RETRY_UNSAFE)
+    assert ended.recording_bytes == 5
+    assert ended == await world.store.get(TENANT, placement.execution_id)
+    assert "execution.lost" in await world.actions(placement.execution_id)
+    await world.pass_time(LONG_BACKOFF)
+    assert (await claim(world)).placements == ()
+
+
+@pytest.mark.parametrize(("retry_is_safe", "declares"), [(True, True), (False, False)])
+async def test_rule_6_a_node_that_gives_up_leaves_to_others_what_is_safe(world, retry_is_safe, declares):
+    placement = await run(world, retry_is_safe=retry_is_safe)
+    if declares:
+        await world.leases.declare_unsafe([call(placement)])
+    again = await give_up(world, placement)
+    assert (again.state, again.recording_bytes) == (ExecutionState.PENDING, 0)
+
+
 async def test_rule_6_the_intent_of_an_earlier_attempt_does_not_bind_the_next(world):
     placement = await run(world, retry_is_safe=True)
     await world.leases.declare_unsafe([call(placement)])

@@ -9,6 +9,7 @@ from control_plane.templates.domain import TemplateRef, TemplateState
 from shared.errors import (
     AlreadyExistsError,
     InvalidInputError,
+    ManifestInvalidError,
     ModuleInvalidError,
     NotFoundError,
     PackageAlteredError,
@@ -129,6 +130,18 @@ async def test_a_capability_that_policy_does_not_allow_is_denied_and_recorded(re
         await registry.publish(await package(capabilities=wanted))
     assert await registry.audit() == [("template.denied", "probe 1.0.0", "POLICY_DENIED")]
     assert await registry.rows("SELECT allowed, reason FROM decisions") == [(False, "CAPABILITY_NOT_ALLOWED")]
+
+
+async def test_a_destination_that_no_call_matches_is_refused_before_a_byte_of_the_module_is_read(registry):
+    wanted = Capabilities(http=(HttpCapability(method="GET", url="https://0x7f.1/"),))
+    signed = await package(capabilities=wanted)
+
+    async def chunks():
+        raise AssertionError("the module was asked for")
+        yield b""
+
+    with pytest.raises(ManifestInvalidError, match="no dotted IPv4 address"):
+        await registry.templates.publish(AUTHOR, signed.envelope, chunks())
 
 
 async def test_policy_asks_for_the_role_again_behind_the_rules_table(registry):

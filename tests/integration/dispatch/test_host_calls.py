@@ -176,6 +176,24 @@ async def test_a_key_that_no_text_can_hold_is_denied_and_the_session_goes_on(one
     }
 
 
+@pytest.mark.parametrize(
+    "changes", [{"fencing_token": 2**64 - 1}, {"attempt_number": 2**32 - 1}, {"execution_id": "exe_\0"}]
+)
+async def test_an_attempt_that_cannot_be_is_denied_and_fails_nobody_elses_question(one: Replica, changes):
+    node = await one.ready_node(accepts=V2)
+    attempt = attempt_of(await running(one, node))
+    lie = nodes_pb2.AttemptRef()
+    lie.CopyFrom(attempt)
+    for name, value in changes.items():
+        setattr(lie, name, value)
+    await get(node, 1, lie)
+    await declare(node, 2, lie)
+    await get(node, 3, attempt)
+    replies = {one.number: one for one in [await reply(node) for _ in range(3)]}
+    assert [replies[number].denied.reason for number in (1, 2)] == ["LEASE_NOT_HELD"] * 2
+    assert replies[3].WhichOneof("reply") == "kv_value"
+
+
 async def test_a_question_without_a_call_ends_the_session(one: Replica):
     node = await one.ready_node(accepts=V2)
     await node.send(host_call=nodes_pb2.HostCall(number=1, attempt=nodes_pb2.AttemptRef(execution_id="e")))

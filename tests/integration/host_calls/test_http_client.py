@@ -1,7 +1,9 @@
 """The HTTP transport against servers that do what they should not, over real sockets."""
 
 import asyncio
+import socket
 import ssl
+import threading
 from contextlib import asynccontextmanager
 from ipaddress import ip_address
 
@@ -12,10 +14,10 @@ from data_plane.host_calls.addresses import parse_networks
 from data_plane.host_calls.http_client import MAX_HEADER_BYTES, DirectHttp, make_tls
 from data_plane.host_calls.http_fetch import AllowedHttp, HttpPolicy
 from data_plane.host_calls.ports import HttpRequest
-from data_plane.host_calls.resolver import SystemResolver
-from data_plane.host_calls.urls import parse_url
+from data_plane.host_calls.resolver import MAX_LOOKUPS, SystemResolver
 from shared.errors import HostCallRefusedError
 from shared.manifest import Capabilities
+from shared.urls import parse_url
 from tests.fakes.host_calls import FakeResolver, WatchedTransport
 from tests.unit.data_plane.host_calls.builders import World, get
 
@@ -300,4 +302,29 @@ async def test_system_resolver():
             await resolver.resolve("nobody.invalid")
         assert error.value.refusal == "NAME_NOT_RESOLVED"
     finally:
+        resolver.close()
+
+
+async def test_slow_name_takes_one_thread_however_often_it_is_asked_for(monkeypatch):
+    answer, asked = threading.Event(), []
+
+    def getaddrinfo(host, *_, **__):
+        asked.append(host)
+        if host == "slow.test":
+            answer.wait(10)
+        return [(socket.AF_INET, socket.SOCK_STREAM, 6, "", ("93.184.216.34", 0))]
+
+    monkeypatch.setattr("data_plane.host_calls.resolver.socket.getaddrinfo", getaddrinfo)
+    resolver = SystemResolver()
+    try:
+        for _ in range(2 * MAX_LOOKUPS):
+            with pytest.raises(TimeoutError):
+                await asyncio.wait_for(resolver.resolve("slow.test"), 0.001)
+        async with asyncio.timeout(5):
+            assert await resolver.resolve("quick.test") == (ip_address("93.184.216.34"),)
+            answer.set()
+            assert await resolver.resolve("slow.test")
+        assert asked.count("slow.test") <= 2
+    finally:
+        answer.set()
         resolver.close()

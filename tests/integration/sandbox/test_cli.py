@@ -1,13 +1,18 @@
 """`agentfactory sandbox run` as a shell sees it: streams, exit codes, one line of outcome."""
 
+import base64
 import json
 import subprocess
 import sys
+import threading
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
 import pytest
 
 PROBE = Path(__file__).parents[2] / "guests" / "probe.wasm"
+CALLER = PROBE.with_name("caller.wasm")
+FETCHER = PROBE.with_name("fetcher.wasm")
 TIMEOUT_SECONDS = 60
 
 
@@ -142,3 +147,121 @@ def test_a_wrong_profile_seed_or_clock_is_wrong_use(wrong):
 def test_fuel_is_a_limit_by_name():
     done = sandbox("--profile", "deterministic", "--limit", "fuel=1000", PROBE, "hello")
     assert (done.returncode, done.stderr) == (1, b"killed: limit fuel\n")
+
+
+def asked(*lines: dict, options=(), guest=CALLER):
+    """Run a guest that makes these calls; returns its answers and the summary."""
+    done = sandbox(
+        "--json", *options, guest, stdin="".join(json.dumps(line) + "\n" for line in lines).encode()
+    )
+    assert done.returncode == 0, done.stderr
+    *log, summary = done.stderr.splitlines()
+    return [json.loads(line) for line in done.stdout.splitlines()], json.loads(summary), log
+
+
+def fetch(url: str, method: str = "GET") -> dict:
+    return {"method": "http.fetch", "params": {"method": method, "url": url}}
+
+
+@pytest.fixture
+def api():
+    """A server that answers each request with its own text."""
+
+    class Echo(BaseHTTPRequestHandler):
+        def do_GET(self):
+            body = f"{self.requestline}\n{self.headers}".encode()
+            self.send_response(200)
+            self.send_header("Content-Length", str(len(body)))
+            self.end_headers()
+            self.wfile.write(body)
+
+        do_POST = do_GET  # noqa: N815 - the library's name
+
+        def log_message(self, *_):
+            pass
+
+    with ThreadingHTTPServer(("127.0.0.1", 0), Echo) as server:
+        thread = threading.Thread(target=server.serve_forever)
+        thread.start()
+        yield f"http://127.0.0.1:{server.server_port}/v1/"
+        server.shutdown()
+        thread.join()
+
+
+def test_host_calls_that_reach_nothing_outside_are_always_answered():
+    answers, summary, log = asked(
+        {"method": "log", "params": {"level": "info", "message": "hello"}},
+        {"method": "budget.left"},
+        {"method": "kv.get", "params": {"key": "a"}},
+        {"method": "kv.put", "params": {"key": "a", "value_base64": "eA=="}},
+        {"method": "kv.get", "params": {"key": "a"}},
+    )
+    assert [json.loads(line) for line in log] == [{"level": "info", "message": "hello"}]
+    assert answers[1]["ok"]["host_calls"] == 998
+    assert [answer["ok"] for answer in answers[2:]] == [
+        {"found": False},
+        {},
+        {"found": True, "value_base64": "eA=="},
+    ]
+    assert summary["denials"] == []
+    assert summary["resources"]["host_calls"] == 5
+
+
+def test_fetch_reaches_only_what_the_command_names(api):
+    options = ("--allow-http", f"GET {api}", "--allow-network", "127.0.0.0/8")
+    answers, summary, _ = asked(fetch(api + "x"), fetch(api, "POST"), fetch(api + "../v2"), options=options)
+    assert base64.b64decode(answers[0]["ok"]["body_base64"]).startswith(b"GET /v1/x HTTP/1.1\n")
+    assert [answer["error"]["reason"] for answer in answers[1:]] == ["NOT_GRANTED"] * 2
+    assert summary["denials"] == [{"method": "http.fetch", "reason": "not_granted", "count": 2}]
+
+    (answer,), _, _ = asked(fetch(api, "POST"), options=("--allow-http", f"* {api}", *options[2:]))
+    assert answer["ok"]["status"] == 200
+
+
+def test_fetch_reaches_no_private_network_that_was_not_named(api):
+    answers, summary, _ = asked(fetch(api), options=("--allow-http", f"GET {api}"))
+    assert answers[0]["error"]["reason"] == "ADDRESS_FORBIDDEN"
+    assert summary["denials"] == [{"method": "http.fetch", "reason": "address_forbidden", "count": 1}]
+
+
+def test_what_was_denied_is_printed():
+    done = sandbox(CALLER, stdin=(json.dumps(fetch("https://a.test/")) + "\n").encode() * 2)
+    assert (done.returncode, done.stderr) == (0, b"denied: http.fetch (not_granted): 2\n")
+
+
+def test_secrets_are_put_in_and_taken_out(api, tmp_path):
+    secrets = tmp_path / "secrets.json"
+    token = "a-token-that-nobody-sees"
+    secrets.write_text(json.dumps({"default": {"api-token": {"value": token, "urls": [api]}}}))
+    secrets.chmod(0o600)
+    options = ("--allow-http", f"GET {api}", "--allow-network", "127.0.0.0/8", "--secrets", secrets)
+    done = sandbox(*options, FETCHER, stdin=f"{api}\n".encode())
+    assert done.returncode == 0, done.stderr
+    shown = base64.b64decode(json.loads(done.stdout)["ok"]["body_base64"])
+    assert b"authorization: Bearer [secret]" in shown
+    assert token.encode() not in done.stdout
+    secrets.chmod(0o644)
+    assert sandbox(*options, FETCHER).returncode == 3
+
+
+def test_scratch_is_there_when_it_is_asked_for():
+    assert sandbox(PROBE, "write", "/scratch/new").returncode != 0
+    assert sandbox("--scratch", PROBE, "write", "/scratch/new").returncode == 0
+    granted = ("--limit", "scratch_bytes=1000", "--limit", "scratch_inodes=1")
+    assert sandbox(*granted, PROBE, "write", "/scratch/new").returncode == 0
+    assert sandbox("--limit", "scratch_inodes=0", "--scratch", PROBE, "write", "/scratch/new").returncode != 0
+
+
+@pytest.mark.parametrize(
+    "wrong",
+    [
+        ("--allow-http", "https://a.test/"),
+        ("--allow-http", "GET https://a.test/%2e%2f"),
+        ("--allow-network", "127.0.0.1/8"),
+        ("--secrets", "/nowhere"),
+    ],
+)
+def test_what_calls_may_reach_has_its_form(wrong):
+    done = sandbox(*wrong, PROBE, "hello")
+    assert (done.returncode, done.stdout) == (2, b"")
+    assert b"Traceback" not in done.stderr

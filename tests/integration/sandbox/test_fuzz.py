@@ -42,6 +42,8 @@ async def test_streams_of_a_seed_are_the_same_and_workers_bear_them(engine, tmp_
         (LOAD + RUN, READY + SUCCEEDED + SUCCEEDED, 0, "2 guests ran, 1 were asked for"),
         (LOAD + RUN[:-1], READY + SUCCEEDED, 65, "1 guests ran, 0 were asked for"),
         (LOAD, READY + encode(FrameKind.OUTPUT, b"\x01x"), 0, "nobody asked for a run"),
+        (LOAD, READY + encode(FrameKind.HOST_CALL, b"\0\0\0\0"), 0, "nobody asked for a run"),
+        (LOAD + RUN, READY + encode(FrameKind.HOST_CALL, b"\xff\0\0\0{}"), 0, "a call that is none"),
     ],
 )
 def test_what_a_worker_must_not_do_is_found(told, said, code, found):

@@ -112,6 +112,14 @@ async def test_another_request_discards_the_kept_answer(run):
     assert host.requests == [CALL, CALL[:-1], CALL]
 
 
+async def test_request_that_is_too_large_is_not_kept_beside_the_guests_memory(run):
+    ask = f"(call $ask (i32.const {MAX_REQUEST_BYTES + 1}) (i32.const {{}}))"
+    body = f"(drop {ask.format(0)}) (call $print (i32.const 1048576) {ask.format(65536)})"
+    result = await run(module=caller(body), calls=Host())
+    assert b"REQUEST_TOO_LARGE" in result.stdout
+    assert result.resources.host_calls == 2
+
+
 async def test_log_of_an_answer_comes_between_what_the_guest_writes(run):
     host = Host(HostReply(response=b"{}", log=b"by the host\n"))
     result = await run(module=caller(ONCE), calls=host)

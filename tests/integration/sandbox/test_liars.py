@@ -84,11 +84,14 @@ async def _healthy(lie, liars):
         ("claims files", "claims scratch_inodes of 1, scratch_inodes is 0"),
         ("claims time", "claims wall of 1:00:00"),
         ("claims calls", "claims host_calls"),
+        ("makes more calls than it may", "passed on 1001 host calls"),
+        ("counts no calls", "claims 0 host calls of 0 bytes, and 1 of"),
         ("names no limit", "outcome that is none"),
         ("names an unknown limit", "patience"),
         ("names a limit of a success", "outcome that is none"),
         ("names no trap", "outcome that is none"),
         ("says two outcomes at once", "frame OUTCOME where it was not due"),
+        ("refuses an answer after another limit", "frame OUTCOME where it was not due"),
         ("is ready twice", "frame READY where it was not due"),
         ("speaks before it is ready", "frame OUTPUT where it was not due"),
         ("sends a frame of 4 GiB", "frame of 4294967295 bytes"),
@@ -120,6 +123,13 @@ async def test_whoever_is_past_its_wall_limit_was_killed_whatever_it_says(lie, l
     result = await lie(behaviour, stdin=bytes(8 << 20))
     assert (result.outcome, result.limit) == (Outcome.KILLED, LimitName.WALL_MS)
     assert time.monotonic() - started < BOUND_SECONDS
+    await _healthy(lie, liars)
+
+
+async def test_answer_that_came_after_host_call_ms_does_not_hide_that_limit(lie, liars):
+    result = await lie("refuses an answer that came too late")
+    assert (result.outcome, result.limit) == (Outcome.KILLED, LimitName.HOST_CALL_MS)
+    assert liars.stats().warm == 0
     await _healthy(lie, liars)
 
 

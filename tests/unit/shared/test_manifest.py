@@ -7,7 +7,15 @@ from shared.agent_toml import parse_agent_toml
 from shared.canonical import canonical_json
 from shared.errors import ManifestInvalidError, PackageTooLargeError, UnknownFieldError
 from shared.limits import DEFAULT_LIMITS, MAX_LIMITS, Limits, RequestedLimits, grant_limits
-from shared.manifest import Capabilities, HttpCapability, Profile, Retry, decode_manifest, encode_manifest
+from shared.manifest import (
+    Capabilities,
+    HttpCapability,
+    Profile,
+    Retry,
+    decode_manifest,
+    encode_manifest,
+    require_reachable,
+)
 from shared.schemas import JsonSchema
 from tests.unit.shared.builders import a_manifest
 
@@ -192,6 +200,23 @@ def test_bad_value_in_agent_toml_is_refused(old, new):
 def test_url_prefix_that_could_mean_something_else_is_refused(url):
     with pytest.raises(ManifestInvalidError):
         decode_manifest(changed(lambda d: d["capabilities"].update(http=[{"method": "GET", "url": url}])))
+
+
+@pytest.mark.parametrize(
+    "url",
+    ["https://0x7f.1/", "https://a.test./", "https://a..test/", "https://a.test/a|b"],
+)
+def test_a_destination_that_no_call_matches_is_refused_when_new_and_readable_when_stored(url):
+    manifest = a_manifest(capabilities=Capabilities(http=(replace(HTTP, url=url),)))
+    with pytest.raises(ManifestInvalidError, match="url"):
+        require_reachable(manifest)
+    assert decode_manifest(encode_manifest(manifest)) == manifest
+
+
+def test_a_destination_with_one_reading_is_not_refused():
+    require_reachable(
+        a_manifest(capabilities=Capabilities(http=(HTTP, replace(HTTP, url="https://[::1]:8443/"))))
+    )
 
 
 def test_bounds_of_agent_toml_and_manifest():

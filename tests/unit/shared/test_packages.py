@@ -267,6 +267,13 @@ def test_module_that_is_no_wasm_and_schema_that_is_none_are_refused(author):
         package_files.build_package(author)
 
 
+def test_destination_that_no_call_matches_is_refused(author):
+    text = '[capabilities]\nhttp = [{ method = "GET", url = "https://0x7f.1/" }]\n'
+    (author / "agent.toml").write_text((author / "agent.toml").read_text() + text)
+    with pytest.raises(ManifestInvalidError, match="no dotted IPv4 address"):
+        package_files.build_package(author)
+
+
 def test_module_above_64_mib_is_refused_without_reading_it(author):
     with (author / "redact.wasm").open("r+b") as file:
         file.truncate(MAX_MODULE_BYTES + 1)

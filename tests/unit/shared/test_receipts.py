@@ -312,6 +312,15 @@ def test_denials_are_merged_and_bounded_and_none_is_lost():
     assert merge_denials([]) == ()
 
 
+def test_denials_merged_one_by_one_are_those_merged_together():
+    many = [Denial(method=method, reason=f"r{n}") for method in ("secret.ref", "aa") for n in range(10)] * 2
+    merged: tuple[Denial, ...] = ()
+    for denial in many:
+        merged = merge_denials([*merged, denial])
+    assert merged == merge_denials(many)
+    assert {f"r{n}" for n in range(10)} <= {one.reason for one in merged if one.method == "secret.ref"}
+
+
 async def test_receipt_is_bounded():
     long = Rejection(check=1, reason=RejectionReason.FORMAT, message="x" * 60_000)
     with pytest.raises(ReceiptInvalidError, match="above 65536"):

@@ -113,7 +113,8 @@ impl HostCalls {
     }
 
     /// Answer the request at `[ptr, ptr + len)` into `[to, to + cap)` and return the answer's length. When it does not
-    /// fit, nothing is copied, and the same request asked next gets the same answer: the call is not repeated.
+    /// fit, nothing is copied, and the same request asked next gets the same answer: the call is not repeated. Only one
+    /// that is too large to be forwarded counts each time.
     ///
     /// # Errors
     /// A range is not in the memory, or a limit is passed: the guest must not run on.
@@ -136,7 +137,8 @@ impl HostCalls {
         let size = u32::try_from(response.len()).expect("less than a frame");
         if size <= cap {
             memory[range(to, size)].copy_from_slice(&response);
-        } else {
+        } else if len as usize <= MAX_REQUEST_BYTES {
+            // To keep a larger one would take the guest's memory again, for an answer that costs nothing.
             let request = memory[range(ptr, len)].to_vec();
             self.kept = Some(Kept { request, response });
         }

@@ -4,13 +4,17 @@ import base64
 import json
 from dataclasses import dataclass, field
 
+from prometheus_client import CollectorRegistry
+
 from data_plane.host_calls.domain import CallContext
 from data_plane.host_calls.http_fetch import AllowedHttp, HttpPolicy
+from data_plane.metrics import NodeMetrics
 from data_plane.orders.domain import AttemptRef
 from shared.ids import ExecutionId, TenantId
 from shared.limits import DEFAULT_LIMITS, Limits
 from shared.manifest import NO_CAPABILITIES, Capabilities, HttpCapability
 from shared.resources import NO_RESOURCES, ResourcesUsed
+from tests.fakes.clock import FakeClock
 from tests.fakes.host_calls import FakeControlPlane, FakeResolver, FakeSecrets, FakeTransport, fake_parts
 
 ATTEMPT = AttemptRef(execution_id=ExecutionId("exe_1"), attempt_number=1, fencing_token=7)
@@ -39,7 +43,9 @@ class World:
     secrets: FakeSecrets = field(default_factory=FakeSecrets)
 
     def __post_init__(self) -> None:
+        self.registry = CollectorRegistry()
         parts = fake_parts(
+            metrics=NodeMetrics(self.registry, FakeClock()),
             policy=self.policy,
             transport=self.transport,
             resolver=self.resolver,
@@ -87,6 +93,10 @@ class World:
     @property
     def denials(self) -> dict[tuple[str, str], int]:
         return {(one.method, one.reason): one.count for one in self.calls.conclude().denials}
+
+    def counted(self, name: str, **labels: str) -> float | None:
+        """What a metric says; None: nothing was counted so."""
+        return self.registry.get_sample_value(f"agentfactory_node_{name}", labels)
 
     @property
     def recording(self) -> list[dict[str, object]]:

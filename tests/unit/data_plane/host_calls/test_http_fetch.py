@@ -10,9 +10,9 @@ from data_plane.host_calls.addresses import parse_networks
 from data_plane.host_calls.http_fetch import AllowedHttp, HttpPolicy
 from data_plane.host_calls.ports import HttpResponse
 from data_plane.host_calls.secrets import Scrubber, Secret
-from data_plane.host_calls.urls import parse_url
 from shared.errors import HostCallRefusedError, UnavailableError
 from shared.manifest import Capabilities
+from shared.urls import parse_url
 from tests.fakes.host_calls import FakeResolver
 from tests.unit.data_plane.host_calls.builders import API, ATTEMPT, TENANT, World, get
 
@@ -243,6 +243,12 @@ async def test_authorization_of_the_guest_does_not_go_to_another_origin():
         {"Idempotency-Key": "mine"},
         {"Accept-Encoding": "gzip"},
         {"Expect": "100-continue"},
+        {"Proxy": "http://evil.test/"},
+        {"X-HTTP-Method-Override": "DELETE"},
+        {"X-Original-URL": "/admin"},
+        {"X_Rewrite_Url": "/admin"},
+        {"idempotency_key": "mine"},
+        {"X_Forwarded_For": "127.0.0.1"},
         {"X": "a\r\nhost: evil.test"},
         {"X": "a\nb"},
         {"X": "a\0"},

@@ -249,6 +249,15 @@ async def test_nothing_is_called_that_cannot_be_recorded():
     assert any(one.reason == "recording_full" for one in summary.denials)
 
 
+async def test_garbage_cannot_make_a_recording_larger_than_it_may_be():
+    world = World(capabilities=Capabilities(kv=True, record_host_calls=True))
+    garbage = random.Random(7).randbytes(500_000)
+    reasons = [(await world.raw(garbage))["error"]["reason"] for _ in range(12)]
+    assert set(reasons) == {"INVALID_REQUEST", "RECORDING_FULL"}
+    assert len(world.calls.conclude().recording) <= MAX_RECORDING_BYTES
+    assert world.denials == {("unknown", "recording_full"): reasons.count("RECORDING_FULL")}
+
+
 async def test_call_that_the_end_of_the_run_cuts_off_is_written_down():
     world = World(capabilities=Capabilities(http=(get(),)))
     world.transport.gate.clear()

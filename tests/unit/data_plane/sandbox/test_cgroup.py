@@ -76,6 +76,7 @@ def test_a_node_in_a_leaf_of_that_name_makes_groups_beside_it(kernel):
         ("cgroup.procs", f"{PID}\n77\n", "other processes share"),
         ("cgroup.controllers", "cpu memory", "no memory and pids controllers"),
     ],
+    ids=["shared", "without controllers"],
 )
 def test_a_group_that_is_not_the_nodes_alone_is_left_as_it_is(kernel, name, content, why):
     folder, files, writes = kernel

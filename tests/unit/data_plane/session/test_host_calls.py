@@ -157,6 +157,10 @@ async def test_an_answer_that_never_comes_ends_the_question():
     [
         nodes_pb2.HostReply(number=1),
         nodes_pb2.HostReply(number=1, kv_value=nodes_pb2.KvValue(found=True, value=b"x" * 65_537)),
+        *(
+            nodes_pb2.HostReply(number=1, denied=nodes_pb2.HostCallDenied(reason=reason))
+            for reason in ("", "lease not held", "LEASE\n", "É", "A" * 65)
+        ),
     ],
 )
 async def test_what_is_no_answer_ends_the_session(line, reply):

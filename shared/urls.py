@@ -9,8 +9,10 @@ from dataclasses import dataclass
 from ipaddress import AddressValueError, IPv4Address, IPv6Address
 from typing import Final
 
-from data_plane.host_calls.domain import Refusal, refused
+from shared.errors import HostCallRefusedError
 
+URL_INVALID: Final = "URL_INVALID"
+"""What a guest reads whose URL has no reading, or several."""
 MAX_URL_CHARS: Final = 8192
 IpAddress = IPv4Address | IPv6Address
 
@@ -87,7 +89,7 @@ def parse_url(text: str) -> Url:
             segment that some servers take for a dot segment.
     """
     if len(text) > MAX_URL_CHARS:
-        raise refused(Refusal.URL_INVALID, f"URL has more than {MAX_URL_CHARS} characters")
+        raise HostCallRefusedError(f"URL has more than {MAX_URL_CHARS} characters", refusal=URL_INVALID)
     match = _URL.fullmatch(text)
     if match is None:
         raise _invalid(text, "is not http(s)://host[:port]/path[?query] in its plain form")
@@ -187,4 +189,4 @@ def _path(text: str, path: str) -> str:
 
 
 def _invalid(text: str, problem: str) -> Exception:
-    return refused(Refusal.URL_INVALID, f"{text[:200]!r} {problem}")
+    return HostCallRefusedError(f"{text[:200]!r} {problem}", refusal=URL_INVALID)

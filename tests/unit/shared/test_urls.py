@@ -7,8 +7,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from data_plane.host_calls.urls import parse_url, redirected
 from shared.errors import HostCallRefusedError
+from shared.urls import parse_url, redirected
 
 PREFIX = parse_url("https://api.example.test/v1/")
 
