@@ -4,20 +4,27 @@ Made below the group that the node itself is in, so no bound of the node's is ev
 a little.
 """
 
+import asyncio
+import itertools
+import logging
 import os
 import re
+import signal
 import time
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from dataclasses import dataclass
 from datetime import timedelta
 from enum import Enum
 from pathlib import Path
-from typing import Final, Protocol
+from typing import Final, Protocol, TypeVar
 
 from data_plane.sandbox.domain import CompileLimits, Layer, LayerState
 from data_plane.sandbox.look import HiddenError, worker_behind
 from shared.errors import UnavailableError
+
+logger = logging.getLogger(__name__)
 
 RUN_TASKS: Final = 8
 """Monitor, watchdog and guest thread, and one more while a module is loaded; the rest is room."""
@@ -27,6 +34,7 @@ RUN_OVERHEAD_BYTES: Final = 512 * 1024 * 1024
 COMPILE_OVERHEAD_BYTES: Final = 256 * 1024 * 1024
 """Beside the compiler's address space: the artifact, which is kept in memory."""
 
+_numbers_of_groups: Final = itertools.count(1)
 _MOUNTS: Final = Path("/proc/self/mountinfo")
 _OWN: Final = Path("/proc/self/cgroup")
 _LEAF: Final = "node"
@@ -70,6 +78,16 @@ def compile_bounds(limits: CompileLimits) -> GroupBounds:
     return GroupBounds(memory_bytes=limits.memory_bytes + COMPILE_OVERHEAD_BYTES, tasks=COMPILE_TASKS)
 
 
+class Started(Protocol):
+    """A process that has been started."""
+
+    @property
+    def pid(self) -> int: ...
+
+
+StartedT = TypeVar("StartedT", bound=Started)
+
+
 class _Hierarchy(Protocol):
     """One version of the kernel's interface; groups are directories beneath each of ``bases``."""
 
@@ -79,6 +97,8 @@ class _Hierarchy(Protocol):
     def bound(self, folders: Sequence[Path], bounds: GroupBounds) -> None: ...
 
     def out_of_memory(self, folders: Sequence[Path]) -> OutOfMemory | None: ...
+
+    def begin(self, group: "WorkerGroup", spawn: Callable[[], "StartedT"]) -> "StartedT": ...
 
     def close(self) -> None: ...
 
@@ -121,7 +141,9 @@ class WorkerGroup:
 
     def holds(self, processes: int) -> bool:
         """Whether so many processes are in the group, by the kernel's own list."""
-        return all(len(_read(folder / "cgroup.procs").split()) >= processes for folder in self.folders)
+        with suppress(OSError):  # gone with its last process
+            return all(len(_read(folder / "cgroup.procs").split()) >= processes for folder in self.folders)
+        return False
 
     def out_of_memory(self) -> OutOfMemory | None:
         """Say whose memory had run out, if the kernel killed a process of the group for memory."""
@@ -146,8 +168,9 @@ class WorkerGroups:
     def __init__(self, hierarchy: _Hierarchy) -> None:
         self._hierarchy = hierarchy
         self._prefix = f"af-worker-{os.getpid()}-{_started_at(os.getpid())}"
-        self._made = 0
         self._ending: list[WorkerGroup] = []
+        # One thread for its whole life: workers die with the thread that started them.
+        self._thread = ThreadPoolExecutor(max_workers=1, thread_name_prefix="worker-groups")
 
     @classmethod
     def open(cls) -> "WorkerGroups":
@@ -180,13 +203,19 @@ class WorkerGroups:
             UnavailableError: The kernel makes none.
         """
         self._ending = [group for group in self._ending if not group.remove()]
-        self._made += 1
-        group = WorkerGroup(self._hierarchy, f"{self._prefix}-{self._made}")
+        group = WorkerGroup(self._hierarchy, f"{self._prefix}-{next(_numbers_of_groups)}")
         try:
             group.make(bounds)
         except OSError as error:
             raise UnavailableError(f"no cgroup can be made for a worker: {error}") from error
         return group
+
+    def begin(self, group: WorkerGroup, spawn: Callable[[], StartedT]) -> "asyncio.Future[StartedT]":
+        """Start a process in the group, by a function that is called in a thread; passes on what that raises.
+
+        On v2 it is moved when it has been started; one that cannot be moved is ended at once.
+        """
+        return asyncio.get_running_loop().run_in_executor(self._thread, self._hierarchy.begin, group, spawn)
 
     def done_with(self, group: WorkerGroup) -> None:
         """Remove the group of a worker that has been reaped, now or as soon as it is empty."""
@@ -200,6 +229,7 @@ class WorkerGroups:
             self._ending = [group for group in self._ending if not group.remove()]
             if self._ending:
                 time.sleep(_REMOVAL_PAUSE.total_seconds())
+        self._thread.shutdown()
         with suppress(OSError):
             self._hierarchy.close()
 
@@ -252,6 +282,17 @@ class _Second:
             return None
         return OutOfMemory.GROUP if events.get("oom") else OutOfMemory.MACHINE
 
+    def begin(self, group: WorkerGroup, spawn: Callable[[], StartedT]) -> StartedT:
+        started = spawn()
+        try:
+            group.take(started.pid)
+        except OSError:
+            # It may have ended by itself; either way it does nothing outside its group.
+            logger.warning("worker cannot be put into its cgroup", exc_info=True)
+            with suppress(ProcessLookupError):
+                os.killpg(started.pid, signal.SIGKILL)
+        return started
+
     def close(self) -> None:
         if self._moved:
             self._set_controllers("-")
@@ -286,6 +327,7 @@ class _First:
 
     def __init__(self, bases: Sequence[Path]) -> None:
         self.bases: Sequence[Path] = tuple(bases)
+        self._homes = self.bases
         self.detail = "v1: memory, swap, tasks"
 
     def bound(self, folders: Sequence[Path], bounds: GroupBounds) -> None:
@@ -302,6 +344,18 @@ class _First:
         # Not by memory.failcnt, which newer kernels leave at zero.
         bound, most = (int(_read(memory / f"memory.{name}_in_bytes")) for name in ("limit", "max_usage"))
         return OutOfMemory.GROUP if most >= bound - _CHARGED_AT_ONCE_BYTES else OutOfMemory.MACHINE
+
+    def begin(self, group: WorkerGroup, spawn: Callable[[], StartedT]) -> StartedT:
+        # A thread that moves itself does not wait for the kernel, as whoever moves a process does (17 ms
+        # after a pause), and what it starts is born in its group.
+        for folder in group.folders:
+            _write(folder / "tasks", "0")
+        try:
+            return spawn()
+        finally:
+            with suppress(OSError):  # the next start moves it on
+                for home in self._homes:
+                    _write(home / "tasks", "0")
 
     def close(self) -> None:
         """Nothing was changed but the groups."""

@@ -49,11 +49,9 @@ class WorkerCompiler:
     ) -> CompiledArtifact:
         """See ``Compiler.compile``."""
         async with self._free:
-            process = WorkerProcess.start(self._worker_path, Mode.COMPILE, self._require)
+            process = await self._start(limits)
             link = await Link.open(process.socket)
             try:
-                if self._groups is not None:
-                    await process.enter_group(self._groups, compile_bounds(limits))
                 async with asyncio.timeout((limits.wall + WALL_GRACE).total_seconds()):
                     payload = messages.compile_payload(limits, profile)
                     link.send(encode(FrameKind.LOAD, payload), (module_fd, artifact_fd))
@@ -64,6 +62,13 @@ class WorkerCompiler:
                 process.kill()
                 link.close()
                 await process.wait()
+
+    async def _start(self, limits: CompileLimits) -> WorkerProcess:
+        if self._groups is None:
+            return WorkerProcess.start(self._worker_path, Mode.COMPILE, self._require)
+        return await WorkerProcess.start_in_group(
+            self._groups, compile_bounds(limits), self._worker_path, Mode.COMPILE, self._require
+        )
 
     async def _outcome(self, process: WorkerProcess, link: Link, limits: CompileLimits) -> CompiledArtifact:
         frames = await link.receive()

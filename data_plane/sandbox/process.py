@@ -73,23 +73,34 @@ class Ended:
         return f"ended with code {self.code}"
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Spawned:
+    """A process that has just been started, and what its node holds of it."""
+
+    pid: int
+    pidfd: int
+    stderr_fd: int
+    sock: socket.socket
+
+
 class WorkerProcess:
     """A started worker. It has an empty environment, its socket as descriptor 0 and nothing else of ours."""
 
-    group: WorkerGroup | None = None
-    """Which its node has put it into."""
-    _groups: WorkerGroups | None = None
-
-    def __init__(self, *, pid: int, pidfd: int, stderr_fd: int, sock: socket.socket) -> None:
-        self.pid = pid
-        self.socket = sock
-        self._pidfd = pidfd
-        self._stderr_fd = stderr_fd
+    def __init__(
+        self, spawned: Spawned, groups: WorkerGroups | None = None, group: WorkerGroup | None = None
+    ) -> None:
+        self.pid = spawned.pid
+        self.socket = spawned.sock
+        self.group = group
+        """Which its node has started it in."""
+        self._groups = groups
+        self._pidfd = spawned.pidfd
+        self._stderr_fd = spawned.stderr_fd
         self._killing = False
         self._loop = asyncio.get_running_loop()
         self.ended: asyncio.Future[Ended] = self._loop.create_future()
         """Set when the process has been reaped."""
-        self._loop.add_reader(pidfd, self._reap)
+        self._loop.add_reader(spawned.pidfd, self._reap)
 
     @classmethod
     def start(
@@ -103,67 +114,40 @@ class WorkerProcess:
         Raises:
             UnavailableError: The binary is missing, or the kernel gives no process or descriptor.
         """
-        ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_STREAM)
-        stderr_fd = -1
-        try:
-            ours.setblocking(False)
-            for sock in (ours, theirs):
-                sock.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, _SOCKET_BUFFER_BYTES)
-            stderr_fd = _last_words_file()
-            pid = os.posix_spawn(
-                worker_path,
-                # The worker cannot see its group: that layer is its node's to put around it.
-                [
-                    worker_path,
-                    mode,
-                    *filter(None, [user]),
-                    *(layer for layer in require if layer is not Layer.CGROUP),
-                ],
-                {},
-                file_actions=[
-                    (os.POSIX_SPAWN_DUP2, theirs.fileno(), 0),
-                    (os.POSIX_SPAWN_OPEN, 1, os.devnull, os.O_WRONLY, 0),
-                    (os.POSIX_SPAWN_DUP2, stderr_fd, 2),
-                ],
-                # Ctrl-C reaches a whole process group: a worker ends by the node's decision, not by a key.
-                setpgroup=0,
-                setsigdef=[signal.SIGPIPE],
-            )
-            nice = min(_MAX_NICE, os.getpriority(os.PRIO_PROCESS, 0) + WORKER_NICE)
-            # The group, so that it meets whatever the started process starts in its turn.
-            os.setpriority(os.PRIO_PGRP, pid, nice)
-        except OSError as error:
-            ours.close()
-            if stderr_fd >= 0:
-                os.close(stderr_fd)
-            raise UnavailableError(f"worker {worker_path} cannot be started: {error}") from error
-        finally:
-            theirs.close()
-        return cls(pid=pid, pidfd=os.pidfd_open(pid), stderr_fd=stderr_fd, sock=ours)
+        return cls(_spawn(worker_path, mode, require, user))
 
-    async def enter_group(self, groups: WorkerGroups, bounds: GroupBounds) -> None:
-        """Put it into a new group, which goes when it has been reaped. Call it before it is told anything.
+    @classmethod
+    async def start_in_group(
+        cls,
+        groups: WorkerGroups,
+        bounds: GroupBounds,
+        worker_path: str,
+        mode: Mode,
+        require: Sequence[Layer] = (),
+        user: User = User.NOBODY,
+    ) -> "WorkerProcess":
+        """As ``start``, in a new group, which is removed when the process has been reaped.
 
         Raises:
-            UnavailableError: The kernel refuses; the process is being ended.
+            UnavailableError: As ``start``, or the kernel makes no group.
         """
+        group = groups.make(bounds)
+        spawning = groups.begin(group, lambda: _spawn(worker_path, mode, require, user))
         try:
-            self.group = groups.make(bounds)
-            self._groups = groups
-            # The first move for a while waits for the kernel, some ten milliseconds.
-            taking = asyncio.ensure_future(asyncio.to_thread(self.group.take, self.pid))
-            try:
-                await asyncio.shield(taking)
-            finally:
-                # Whoever is cancelled waits too: once it is reaped its number may be another's.
-                await asyncio.wait([taking])
+            return cls(await asyncio.shield(spawning), groups, group)
+        except asyncio.CancelledError:
+            # What is being started is nobody's yet: it is waited for, and ended.
+            await asyncio.wait([spawning])
+            if spawning.exception() is None:
+                cls(spawning.result(), groups, group).kill()
+            else:
+                groups.done_with(group)
+            raise
         except OSError as error:
-            if self.ended.done():
-                return  # and its group is gone with it; whoever talks to it learns how it ended
-            self.kill()
-            raise UnavailableError(f"worker {self.pid} cannot be put into its cgroup: {error}") from error
-        except BaseException:
-            self.kill()
+            groups.done_with(group)
+            raise UnavailableError(f"no worker can be started in a cgroup: {error}") from error
+        except UnavailableError:
+            groups.done_with(group)
             raise
 
     def kill(self) -> None:
@@ -209,6 +193,46 @@ class WorkerProcess:
             )
         if self.group is not None and self._groups is not None:
             self._groups.done_with(self.group)
+
+
+def _spawn(worker_path: str, mode: Mode, require: Sequence[Layer], user: User) -> Spawned:
+    ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_STREAM)
+    stderr_fd = -1
+    try:
+        ours.setblocking(False)
+        for sock in (ours, theirs):
+            sock.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, _SOCKET_BUFFER_BYTES)
+        stderr_fd = _last_words_file()
+        pid = os.posix_spawn(
+            worker_path,
+            # The worker cannot see its group: that layer is its node's to put around it.
+            [
+                worker_path,
+                mode,
+                *filter(None, [user]),
+                *(layer for layer in require if layer is not Layer.CGROUP),
+            ],
+            {},
+            file_actions=[
+                (os.POSIX_SPAWN_DUP2, theirs.fileno(), 0),
+                (os.POSIX_SPAWN_OPEN, 1, os.devnull, os.O_WRONLY, 0),
+                (os.POSIX_SPAWN_DUP2, stderr_fd, 2),
+            ],
+            # Ctrl-C reaches a whole process group: a worker ends by the node's decision, not by a key.
+            setpgroup=0,
+            setsigdef=[signal.SIGPIPE],
+        )
+        nice = min(_MAX_NICE, os.getpriority(os.PRIO_PROCESS, 0) + WORKER_NICE)
+        # The group, so that it meets whatever the started process starts in its turn.
+        os.setpriority(os.PRIO_PGRP, pid, nice)
+    except OSError as error:
+        ours.close()
+        if stderr_fd >= 0:
+            os.close(stderr_fd)
+        raise UnavailableError(f"worker {worker_path} cannot be started: {error}") from error
+    finally:
+        theirs.close()
+    return Spawned(pid=pid, pidfd=os.pidfd_open(pid), stderr_fd=stderr_fd, sock=ours)
 
 
 def _last_words_file() -> int:

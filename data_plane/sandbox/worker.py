@@ -134,15 +134,13 @@ class Worker:
         Raises:
             UnavailableError: The process cannot be started.
         """
-        process = WorkerProcess.start(worker_path, Mode.RUN, require, user)
+        if groups is None or bounds is None:
+            process = WorkerProcess.start(worker_path, Mode.RUN, require, user)
+        else:
+            process = await WorkerProcess.start_in_group(groups, bounds, worker_path, Mode.RUN, require, user)
         link = await Link.open(process.socket)
         worker = cls(process=process, link=link, engines=engines, wall_grace=wall_grace, require=require)
         if groups is not None and bounds is not None:
-            try:
-                await process.enter_group(groups, bounds)
-            except BaseException:
-                link.close()
-                raise
             worker._group_state = groups.state
         return worker
 
@@ -274,8 +272,9 @@ class Worker:
                 elif frame.kind is FrameKind.READY and not self._loaded:
                     self._loaded = True
                     self.layers = with_layer(messages.ready_layers(frame.payload), self._group_state)
-                    self._check_group()
-                    self._was_seen = look.confirm(self.process.pid, self.layers, self._require)
+                    in_group = self._is_in_group()
+                    seen = look.confirm(self.process.pid, self.layers, self._require)
+                    self._was_seen = in_group and seen
                 elif frame.kind is FrameKind.OUTCOME and (
                     index == len(frames) - 1 or _ends_a_late_call(frame.payload)
                 ):
@@ -356,10 +355,9 @@ class Worker:
             engine=self._engine,
         )
 
-    def _check_group(self) -> None:
+    def _is_in_group(self) -> bool:
         group = self.process.group
-        if group is not None and not self.process.ended.done() and not group.holds(_PROCESSES):
-            raise WorkerCrashedError(f"worker {self.process.pid} is not in its cgroup, or gone")
+        return group is None or group.holds(_PROCESSES)
 
     def _raise_if_starved(self, ended: Ended) -> None:
         """Not the module's fault: it ends so when it asks for what its limits allow and the machine lacks."""

@@ -14,6 +14,7 @@ from pathlib import Path
 import wasmtime
 from agentfactory_engine import worker_path
 
+from data_plane.sandbox.cgroup import open_groups
 from data_plane.sandbox.compiler import WorkerCompiler
 from data_plane.sandbox.domain import RunRequest
 from data_plane.sandbox.engine import read_engine_info
@@ -85,14 +86,18 @@ async def pool_of(
     slots: int, *, spares: int = 1, max_warm_workers: int | None = None
 ) -> AsyncIterator[WorkerPool]:
     engine = await read_engine_info(worker_path())
+    groups, _ = open_groups()  # as a node has them
     async with WorkerPool(
         worker_path=worker_path(),
         engine=engine,
         slots=slots,
         spares=spares,
         max_warm_workers=max_warm_workers,
+        groups=groups,
     ) as pool:
         yield pool
+    if groups is not None:
+        groups.close()
 
 
 def opener_of(artifact: Path) -> ArtifactOpener:

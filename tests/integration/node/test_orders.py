@@ -495,6 +495,10 @@ async def test_rule_14_module_that_crashes_its_workers_is_quarantined_for_a_whil
         job = control_plane.job(session, actor, b"sleep 60000", limits=limits(wall_ms=60_000))
         await control_plane.send(session, job)
         await control_plane.wait_for(lambda crash=crash: len(session.started) == crash)
+        # Where no spare is ready its worker is started, and put into its group, first.
+        async with asyncio.timeout(10):
+            while not running.node.sandbox._busy:
+                await asyncio.sleep(0.01)
         (worker,) = running.node.sandbox._busy
         os.kill(worker.process.pid, 9)
         assert (await control_plane.receipt_of(job)).predicate.outcome is Outcome.TRAPPED

@@ -18,7 +18,7 @@ from data_plane.sandbox.domain import CompileLimits, Layer, RunRequest
 from data_plane.sandbox.pool import WorkerPool
 from data_plane.sandbox.worker import Worker
 from shared.digests import sha256_digest
-from shared.errors import ModuleInvalidError, ResourceExhaustedError, UnavailableError
+from shared.errors import ModuleInvalidError, ResourceExhaustedError, UnavailableError, WorkerCrashedError
 from shared.limits import Limits
 from shared.outcomes import LimitName, Outcome
 from tests.integration.sandbox.conftest import TENANT, inside, wat
@@ -202,11 +202,13 @@ def test_a_group_holds_no_more_tasks_than_it_may(groups, bounds):
     groups.done_with(group)
 
 
-async def test_a_worker_that_is_not_in_its_group_runs_nothing(grouped_pool, artifacts, probe, monkeypatch):
-    monkeypatch.setattr(cgroup.WorkerGroup, "take", lambda _self, _pid: None)
+async def test_what_a_worker_outside_its_group_says_is_not_believed(
+    grouped_pool, artifacts, probe, monkeypatch
+):
+    monkeypatch.setattr(grouped_pool._groups._hierarchy, "begin", lambda _group, spawn: spawn())
     while grouped_pool._spares:
         grouped_pool._discard(grouped_pool._spares.pop())
-    with pytest.raises(Exception, match="is not in its cgroup"):
+    with pytest.raises(WorkerCrashedError, match="before it could be looked at"):
         await run_in(grouped_pool, artifacts, probe, "hello")
 
 
