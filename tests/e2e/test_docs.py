@@ -2,6 +2,7 @@
 
 import re
 import shlex
+import subprocess
 from pathlib import Path
 
 import pytest
@@ -71,6 +72,8 @@ async def test_the_tour_of_the_readme_works(tmp_path: Path) -> None:
     tour = [words[1:] for words in commands(ROOT / "README.md") if words[0] == ".venv/bin/agentfactory"]
     tour = [words for words in tour if words[0] not in {"up", "sandbox"}]
     assert [words[0] for words in tour] == ["template"] * 3 + ["agent", "run", "execution", "audit"]
+    assert ["examples/redact/build.sh"] in commands(ROOT / "README.md")
+    subprocess.run([str(ROOT / "examples" / "redact" / "build.sh")], check=True, timeout=120)
     async with running_stack() as stack:
         for words in tour:
             place = {"build/redact-1.0.0.template": str(tmp_path / "redact-1.0.0.template")}
