@@ -24,11 +24,6 @@ async def read_engines(worker_path: str) -> Mapping[Profile, EngineInfo]:
     return engines_from_json(await _ask(worker_path, "engines"))
 
 
-async def read_engine_info(worker_path: str) -> EngineInfo:
-    """As ``read_engines``, for the default profile."""
-    return (await read_engines(worker_path))[Profile.DEFAULT]
-
-
 async def read_layers(worker_path: str) -> tuple[LayerState, ...]:
     """Return what holds around a worker here: one is started, enters the jail as any other, and looks.
 

@@ -17,11 +17,12 @@ from agentfactory_engine import worker_path
 from data_plane.sandbox.cgroup import open_groups
 from data_plane.sandbox.compiler import WorkerCompiler
 from data_plane.sandbox.domain import RunRequest
-from data_plane.sandbox.engine import read_engine_info
+from data_plane.sandbox.engine import read_engines
 from data_plane.sandbox.pool import WorkerPool
 from data_plane.sandbox.ports import ArtifactOpener
 from shared.digests import sha256_digest
 from shared.ids import TenantId
+from shared.manifest import Profile
 from tests.bench.report import Figure, measured, median, publish, quantile
 
 REPEATS = 5
@@ -85,7 +86,7 @@ def worker_report(artifact: Path) -> dict[str, float]:
 async def pool_of(
     slots: int, *, spares: int = 1, max_warm_workers: int | None = None
 ) -> AsyncIterator[WorkerPool]:
-    engine = await read_engine_info(worker_path())
+    engine = (await read_engines(worker_path()))[Profile.DEFAULT]
     groups, _ = open_groups()  # as a node has them
     async with WorkerPool(
         worker_path=worker_path(),

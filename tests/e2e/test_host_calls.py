@@ -12,6 +12,7 @@ from agentfactory.v1 import executions_pb2
 
 from shared.errors import PolicyDeniedError
 from tests.bench.peers import postgres_server
+from tests.e2e.outside import listening
 from tests.e2e.stack import ROOT, Execution, TestStack, running_stack
 
 FETCHER = ROOT / "tests" / "guests" / "fetcher.wasm"
@@ -40,12 +41,8 @@ class Api:
 @asynccontextmanager
 async def open_api() -> AsyncIterator[Api]:
     api = Api()
-    server = await asyncio.start_server(api.serve, "127.0.0.1", 0)
-    api.port = server.sockets[0].getsockname()[1]
-    try:
+    async with listening(api.serve) as api.port:
         yield api
-    finally:
-        server.close()
 
 
 def node_settings(api: Api, folder: Path) -> dict[str, str]:

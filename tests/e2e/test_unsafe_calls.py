@@ -9,6 +9,7 @@ from dataclasses import dataclass, field
 import pytest
 from agentfactory.v1 import executions_pb2
 
+from tests.e2e.outside import listening
 from tests.e2e.stack import ROOT, TestStack, eventually, kill, running_stack
 
 CALLER = ROOT / "tests" / "guests" / "caller.wasm"
@@ -47,13 +48,11 @@ class Shop:
 @asynccontextmanager
 async def open_shop() -> AsyncIterator[Shop]:
     shop = Shop()
-    server = await asyncio.start_server(shop.serve, "127.0.0.1", 0)
-    shop.port = server.sockets[0].getsockname()[1]
-    try:
-        yield shop
-    finally:
-        shop.answers.set()
-        server.close()
+    async with listening(shop.serve) as shop.port:
+        try:
+            yield shop
+        finally:
+            shop.answers.set()
 
 
 async def buy(stack: TestStack, shop: Shop, agent: str, *, retry: str) -> str:

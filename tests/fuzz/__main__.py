@@ -22,7 +22,8 @@ from pathlib import Path
 from agentfactory_engine import worker_path
 
 from data_plane.sandbox.compiler import WorkerCompiler
-from data_plane.sandbox.engine import read_engine_info
+from data_plane.sandbox.engine import read_engines
+from shared.manifest import Profile
 from tests.fuzz import decoder, wasi
 from tests.fuzz.streams import Stream, Streams
 from tests.fuzz.worker import FindingError, Player
@@ -57,7 +58,8 @@ async def player(folder: Path) -> Player:
 async def fuzz_protocol(seconds: float, seed: int) -> bool:
     """Play streams and decode answers until the time is over or one shows something."""
     until = time.monotonic() + seconds
-    streams, source = Streams(await read_engine_info(worker_path()), seed), random.Random(seed)
+    engine = (await read_engines(worker_path()))[Profile.DEFAULT]
+    streams, source = Streams(engine, seed), random.Random(seed)
     played = answered = 0
     with tempfile.TemporaryDirectory() as folder:
         playing = await player(Path(folder))

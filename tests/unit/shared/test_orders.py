@@ -56,21 +56,25 @@ def encoded(order: orders_pb2.Order) -> bytes:
     return order.SerializeToString(deterministic=True)
 
 
+EVERYTHING = Capabilities(
+    http=(
+        HttpCapability(
+            method="GET", url="https://a.test/", addresses=("10.0.0.0/8",), max_calls=1, max_bytes=2
+        ),
+    ),
+    kv=True,
+    secrets=("token",),
+    record_host_calls=True,
+)
+"""Every capability there is."""
+
+
 def test_order_survives_its_encoding():
     order = an_order(
         profile=Profile.DETERMINISTIC,
         engine=EngineConstraint(name="wasmer", version="7.4.2", config_digest=sha256_digest(b"c")),
         limits=Limits(wall_ms=1, output_bytes=2),
-        capabilities=Capabilities(
-            http=(
-                HttpCapability(
-                    method="GET", url="https://a.test/", addresses=("10.0.0.0/8",), max_calls=1, max_bytes=2
-                ),
-            ),
-            kv=True,
-            secrets=("token",),
-            record_host_calls=True,
-        ),
+        capabilities=EVERYTHING,
         host_call_grants=("kv.get",),
         clock_start_at=datetime(2001, 1, 1, 0, 0, 0, 123456, tzinfo=UTC),
         traceparent="00-" + "1" * 32 + "-" + "2" * 16 + "-01",
@@ -82,16 +86,7 @@ def test_order_survives_its_encoding():
 def test_every_field_of_the_contract_is_set_by_an_order():
     order = an_order(
         engine=EngineConstraint(name="wasmer"),
-        capabilities=Capabilities(
-            http=(
-                HttpCapability(
-                    method="GET", url="https://a.test/", addresses=("10.0.0.0/8",), max_calls=1, max_bytes=2
-                ),
-            ),
-            kv=True,
-            secrets=("token",),
-            record_host_calls=True,
-        ),
+        capabilities=EVERYTHING,
         host_call_grants=("kv.get",),
         traceparent="x",
         retry_is_safe=True,
@@ -194,16 +189,7 @@ def test_nested_value_that_cannot_be_is_refused(change):
 _RICH = encode_order(
     an_order(
         engine=EngineConstraint(name="wasmer", config_digest=sha256_digest(b"c")),
-        capabilities=Capabilities(
-            http=(
-                HttpCapability(
-                    method="GET", url="https://a.test/", addresses=("10.0.0.0/8",), max_calls=1, max_bytes=2
-                ),
-            ),
-            kv=True,
-            secrets=("token",),
-            record_host_calls=True,
-        ),
+        capabilities=EVERYTHING,
         host_call_grants=("kv.get",),
         traceparent="x",
     )
