@@ -8,6 +8,7 @@ MAKEFLAGS += --no-builtin-rules --no-print-directory
 PYTHON ?= python3
 UV_VERSION := 0.13.9
 BUF_VERSION := 1.75.0
+OPA_VERSION := 1.22.2
 export AF_CACHE_DIR ?= $(or $(XDG_CACHE_HOME),$(HOME)/.cache)/agentfactory
 # rustup puts cargo where a plain shell of root does not look.
 export PATH := $(PATH):$(HOME)/.cargo/bin
@@ -19,6 +20,7 @@ export ZIG_GLOBAL_CACHE_DIR := $(AF_CACHE_DIR)/zig
 BIN := .venv/bin
 UV := $(AF_CACHE_DIR)/uv-$(UV_VERSION)/bin/uv
 BUF := $(AF_CACHE_DIR)/buf-$(BUF_VERSION)/node_modules/.bin/buf
+OPA := $(AF_CACHE_DIR)/opa-$(OPA_VERSION)/bin/opa
 READY := .venv/.ready
 # What a new engine depends on; its tests do not count.
 ENGINE_SOURCES := $(shell find data_plane/engine -type f \( -path '*/src/*.rs' -o -name 'Cargo.*' -o -name pyproject.toml \
@@ -37,11 +39,11 @@ up: $(READY) ## start Postgres, control plane and one node in the foreground; Ct
 	@$(BIN)/agentfactory up
 
 .PHONY: test
-test: $(READY) $(BUF) ## all checks and all tests; installs the servers that they need
+test: $(READY) $(BUF) $(OPA) ## all checks and all tests; installs the servers that they need
 	@$(BIN)/python -m tests.tools.stages
 
 .PHONY: check
-check: $(READY) $(BUF) ## formatting, lint, types, import rules, contract drift, Rust lint, security lint
+check: $(READY) $(BUF) $(OPA) ## formatting, lint, types, import rules, contract drift, Rust lint, security lint
 	@$(BIN)/python -m tests.tools.stages --only check
 
 .PHONY: bench
@@ -120,3 +122,9 @@ $(BUF):
 	@command -v npm >/dev/null || { echo "buf comes from npm; on Debian: apt-get install npm" >&2; exit 4; }
 	@mkdir -p $(AF_CACHE_DIR)/buf-$(BUF_VERSION)
 	@npm install --silent --no-audit --no-fund --prefix $(AF_CACHE_DIR)/buf-$(BUF_VERSION) @bufbuild/buf@$(BUF_VERSION)
+
+$(OPA):
+	@echo "· building opa $(OPA_VERSION) into $(AF_CACHE_DIR)"
+	@command -v go >/dev/null || { echo "opa is built with Go 1.24 or later: https://go.dev/dl" >&2; exit 4; }
+	@GOBIN=$(AF_CACHE_DIR)/opa-$(OPA_VERSION)/bin CGO_ENABLED=0 go install -trimpath -ldflags "-s -w" \
+		github.com/open-policy-agent/opa@v$(OPA_VERSION)
