@@ -16,7 +16,8 @@ from control_plane.queue_store import QueueGauge
 from control_plane.servers import Address, Front, serving
 from control_plane.settings import ControlSettings
 from control_plane.upkeep import CertificateRenewal, HealthWatch
-from control_plane.wiring import Base, Services, build, open_base, order_signer
+from control_plane.wiring.base import Base, open_base, order_signer
+from control_plane.wiring.services import Services, build
 from shared.admin_http import admin_server
 from shared.logs import get_logger
 from shared.rpc.tls import TlsFiles, server_credentials

@@ -78,7 +78,7 @@ def bare_control_plane() -> None:
         sys.stderr.write(f"{SAID}\n")
         return EverythingAllowed()
 
-    put(import_module("control_plane.wiring"), "_policy", policy)
+    put(import_module("control_plane.wiring.services"), "build_policy", policy)
     put(import_module("control_plane.dispatch.receipts"), "verify_receipt", believed)
 
 

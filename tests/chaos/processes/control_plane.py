@@ -4,7 +4,7 @@ import sys
 
 from control_plane import __main__ as command
 from control_plane import main
-from control_plane.wiring import Base, order_signer
+from control_plane.wiring.base import Base, order_signer
 from shared.errors import KeyUnavailableError
 from shared.signatures import FileSigner, Signature
 from tests.chaos.processes.switches import Switch

@@ -1,0 +1,125 @@
+"""What all services of the control plane stand on: database, clock, keys, notifications. Builds none of them."""
+
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from dataclasses import dataclass
+
+from prometheus_client import CollectorRegistry
+
+from control_plane.audit.store import PostgresAuditStore
+from control_plane.audit.throttle import RefusalLog
+from control_plane.database.engine import PoolBounds, create_engine
+from control_plane.database.migrate import require_current_schema
+from control_plane.database.notifications import (
+    Notifications,
+    PostgresNotifier,
+    Subscriptions,
+)
+from control_plane.database.unit_of_work import HeldConnection, PostgresDatabase
+from control_plane.installation.files import read_authority, read_root_key
+from control_plane.installation.ports import FoundInstallation
+from control_plane.installation.store import PostgresInstallationStore
+from control_plane.keys.ca import BuiltinCertificateAuthority
+from control_plane.keys.registry import KeysetRegistry
+from control_plane.metrics import ControlMetrics
+from control_plane.settings import ControlSettings
+from shared.clock import SystemClock, SystemRandom
+from shared.errors import SettingsError
+from shared.key_files import read_private_key
+from shared.keyset import KeyPurpose
+from shared.paths import InstallationPaths
+from shared.signatures import FileSigner
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Base:
+    """What every service stands on."""
+
+    settings: ControlSettings
+    paths: InstallationPaths
+    clock: SystemClock
+    random: SystemRandom
+    metrics: ControlMetrics
+    registry: CollectorRegistry
+    notifier: PostgresNotifier
+    notifications: Notifications
+    subscriptions: Subscriptions
+    database: PostgresDatabase
+    audit: PostgresAuditStore
+    refusals: RefusalLog
+    found: FoundInstallation
+    authority: BuiltinCertificateAuthority
+    keysets: KeysetRegistry
+
+
+@asynccontextmanager
+async def open_base(settings: ControlSettings) -> AsyncIterator[Base]:
+    """Open what every service stands on, for the length of the block.
+
+    Raises:
+        DatabaseUnavailableError: Postgres is away or refuses the login.
+        SettingsError: The schema is not this build's, or there is no installation.
+        NotFoundError, KeyFileModeError, KeyFormatError: A key or certificate is missing or not usable.
+    """
+    engine = create_engine(
+        settings.database_url.get_secret_value(),
+        application="agentfactory-control-plane",
+        bounds=PoolBounds(connections=settings.database_connections, wait=settings.database_wait),
+    )
+    clock, random, registry = SystemClock(), SystemRandom(), CollectorRegistry()
+    subscriptions = Subscriptions(replica=random.token_bytes(8).hex())
+    notifier = PostgresNotifier(HeldConnection(engine), subscriptions)
+    database = PostgresDatabase(engine, notifier=notifier)
+    try:
+        await require_current_schema(engine)
+        audit = PostgresAuditStore(database)
+        paths = InstallationPaths(data_dir=settings.data_dir)
+        if not paths.root_public_key.exists():
+            raise SettingsError(
+                f"{paths.data_dir} holds no installation",
+                hint="run 'agentfactory init', or set AF_CONTROL_DATA_DIR",
+            )
+        store = PostgresInstallationStore()
+        async with database.transaction() as tx:
+            found = await store.found(tx)
+        if found is None:
+            raise SettingsError("the database holds no installation", hint="run 'agentfactory init'")
+        yield Base(
+            settings=settings,
+            paths=paths,
+            clock=clock,
+            random=random,
+            metrics=ControlMetrics(registry),
+            registry=registry,
+            notifier=notifier,
+            notifications=Notifications(engine, subscriptions),
+            subscriptions=subscriptions,
+            database=database,
+            audit=audit,
+            refusals=RefusalLog(audit=audit, clock=clock, random=random),
+            found=found,
+            authority=read_authority(paths, clock),
+            keysets=KeysetRegistry(
+                database=database,
+                store=store,
+                root=read_root_key(paths),
+                installation=found.installation,
+                clock=clock,
+            ),
+        )
+    finally:
+        await database.close()
+
+
+async def order_signer(base: Base) -> FileSigner:
+    """Return the signer of orders.
+
+    Raises:
+        NotFoundError, KeyFileModeError, KeyFormatError: Its key is missing or not usable.
+        UnknownKeyError, KeyRevokedError: The key is not in the keyset.
+    """
+    key = read_private_key(base.paths.order_key)
+    keyset = await base.keysets.current()
+    # An order by a key that nodes do not know would be refused by every one of them: better not to start.
+    keyset.require(KeyPurpose.ORDER, key.key_id, base.clock.now())
+    return FileSigner(key=key)

@@ -1,0 +1,163 @@
+"""Everything that is served, put together. Starts nothing and holds no rule.
+
+`main.py` runs what is built here; nothing else builds adapters.
+"""
+
+from collections.abc import Callable, Coroutine
+from dataclasses import dataclass
+from functools import partial
+from typing import Any, NoReturn
+
+import grpc
+from agentfactory.v1 import (
+    agents_pb2_grpc,
+    audit_pb2_grpc,
+    executions_pb2_grpc,
+    nodes_pb2_grpc,
+    templates_pb2_grpc,
+)
+
+from control_plane.access.service import AccessService
+from control_plane.agents.directory import CachedAgentDirectory
+from control_plane.agents.servicer import AgentServicer
+from control_plane.audit.service import AuditService
+from control_plane.audit.servicer import AuditServicer
+from control_plane.call_turns import CallTurns
+from control_plane.database.notifications import (
+    Channel,
+)
+from control_plane.dispatch.service import Dispatch
+from control_plane.executions.admission import Admission, AdmissionBounds
+from control_plane.executions.admission_store import PostgresQueueCount
+from control_plane.executions.bodies import BodyService
+from control_plane.executions.completions import Completions
+from control_plane.executions.crowd import Crowd
+from control_plane.executions.lease_store import PostgresLeaseStore
+from control_plane.executions.service import ExecutionOptions, ExecutionService
+from control_plane.executions.servicer import ExecutionServicer
+from control_plane.executions.store import PostgresExecutionStore
+from control_plane.kv.store import PostgresKvStore
+from control_plane.metrics import MeasuredAcceptor, MeasuredCompletions
+from control_plane.nodes.servicer import FleetServicer, NodeServicer
+from control_plane.templates.catalog import TemplateCatalog
+from control_plane.templates.revocation import TemplateStopper
+from control_plane.templates.servicer import TemplateServicer
+from control_plane.upkeep import Housekeeping
+from control_plane.wiring.access import build_access
+from control_plane.wiring.base import Base
+from control_plane.wiring.factory import build_agents, build_templates
+from control_plane.wiring.nodes import build_dispatch, build_node_service, build_node_servicer
+from control_plane.wiring.policy import build_policy
+from control_plane.wiring.stores import Stores
+from shared.gathering import Gathering
+from shared.signatures import FileSigner
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Services:
+    """What is served, and what runs beside it."""
+
+    access: AccessService
+    turns: CallTurns
+    dispatch: Dispatch
+    completions: Completions
+    directory: CachedAgentDirectory
+    register: Callable[[grpc.aio.Server], None]
+    loops: tuple[Callable[[], Coroutine[Any, Any, NoReturn]], ...]
+    stores: tuple[PostgresExecutionStore | PostgresLeaseStore | PostgresKvStore, ...]
+    """They keep connections of their own."""
+
+
+def build(base: Base, signer: FileSigner) -> Services:
+    """Return everything that is served; nothing runs yet."""
+    stores = Stores.of(base)
+    completions = MeasuredCompletions(base.metrics)
+    dispatch = build_dispatch(base, stores, completions, signer)
+    policy = build_policy(base)
+    catalog = TemplateCatalog(database=base.database, store=stores.templates)
+    directory = CachedAgentDirectory(database=base.database, agents=stores.agents, templates=catalog)
+    admission = build_admission(base)
+    turns = CallTurns(clock=base.clock, has_backlog=admission.has_backlog)
+    acceptor = MeasuredAcceptor(
+        store=stores.executions,
+        placer=dispatch.placer,
+        metrics=base.metrics,
+        admission=admission,
+        gathering=Gathering(lambda: completions.waiting),
+    )
+    executions = ExecutionService(
+        store=stores.executions,
+        acceptor=acceptor,
+        completions=completions,
+        placer=dispatch.placer,
+        agents=directory,
+        policy=policy,
+        clock=base.clock,
+        random=base.random,
+        options=ExecutionOptions(run_deadline=base.settings.default_run_deadline),
+    )
+    stopper = TemplateStopper(executions=stores.executions, placer=dispatch.placer, completions=completions)
+    bodies = BodyService(store=stores.executions, clock=base.clock, random=base.random)
+    servicers = _Servicers(
+        executions=ExecutionServicer(
+            executions,
+            bodies,
+            Crowd(service=executions, acceptor=acceptor, completions=completions, store=stores.executions),
+        ),
+        templates=build_templates(base, stores, policy, catalog, stopper),
+        agents=build_agents(base, stores, policy, catalog),
+        nodes=build_node_servicer(base, stores, dispatch, catalog),
+        fleet=FleetServicer(nodes=build_node_service(base, stores, dispatch)),
+        audit=AuditServicer(
+            AuditService(base.audit, subscribe=partial(base.subscriptions.subscribed, Channel.AUDIT))
+        ),
+    )
+    return Services(
+        access=build_access(base),
+        turns=turns,
+        dispatch=dispatch,
+        completions=completions,
+        directory=directory,
+        register=servicers.register,
+        loops=(
+            base.notifier.run,
+            base.notifications.run,
+            acceptor.run,
+            admission.run,
+            turns.run,
+            partial(completions.run, stores.executions),
+            Housekeeping(stores.executions).run,
+            base.refusals.run,
+        ),
+        stores=(stores.executions, stores.leases, stores.kv),
+    )
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Servicers:
+    executions: ExecutionServicer
+    templates: TemplateServicer
+    agents: AgentServicer
+    nodes: NodeServicer
+    fleet: FleetServicer
+    audit: AuditServicer
+
+    def register(self, server: grpc.aio.Server) -> None:
+        executions_pb2_grpc.add_ExecutionServiceServicer_to_server(self.executions, server)
+        templates_pb2_grpc.add_TemplateServiceServicer_to_server(self.templates, server)
+        agents_pb2_grpc.add_AgentServiceServicer_to_server(self.agents, server)
+        nodes_pb2_grpc.add_NodeServiceServicer_to_server(self.nodes, server)
+        nodes_pb2_grpc.add_FleetServiceServicer_to_server(self.fleet, server)
+        audit_pb2_grpc.add_AuditServiceServicer_to_server(self.audit, server)
+
+
+def build_admission(base: Base) -> Admission:
+    return Admission(
+        counts=PostgresQueueCount(base.database, base.clock),
+        bounds=AdmissionBounds(
+            pending=base.settings.max_pending,
+            pending_of_tenant=base.settings.max_pending_per_tenant,
+            per_minute=base.settings.max_per_minute_per_tenant,
+        ),
+        clock=base.clock,
+    )

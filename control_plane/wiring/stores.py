@@ -1,0 +1,46 @@
+"""The Postgres adapters of every concern, built once for all services."""
+
+from dataclasses import dataclass
+
+from control_plane.agents.store import PostgresAgentStore
+from control_plane.executions.lease_store import PostgresLeaseStore
+from control_plane.executions.store import PostgresExecutionStore
+from control_plane.kv.domain import KvQuota
+from control_plane.kv.store import PostgresKvStore
+from control_plane.nodes.store import PostgresNodeStore
+from control_plane.policy.store import PostgresDecisionLog
+from control_plane.templates.store import PostgresTemplateStore
+from control_plane.wiring.base import Base
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Stores:
+    executions: PostgresExecutionStore
+    leases: PostgresLeaseStore
+    kv: PostgresKvStore
+    nodes: PostgresNodeStore
+    templates: PostgresTemplateStore
+    agents: PostgresAgentStore
+    decisions: PostgresDecisionLog
+
+    @classmethod
+    def of(cls, base: Base) -> "Stores":
+        executions = PostgresExecutionStore(
+            base.database, audit=base.audit, clock=base.clock, random=base.random
+        )
+        return cls(
+            executions=executions,
+            leases=PostgresLeaseStore(
+                base.database,
+                executions=executions,
+                audit=base.audit,
+                clock=base.clock,
+                random=base.random,
+                kv_quota=KvQuota(max_keys=base.settings.kv_max_keys, max_bytes=base.settings.kv_max_bytes),
+            ),
+            kv=PostgresKvStore(base.database),
+            nodes=PostgresNodeStore(database=base.database, audit=base.audit),
+            templates=PostgresTemplateStore(),
+            agents=PostgresAgentStore(),
+            decisions=PostgresDecisionLog(),
+        )
