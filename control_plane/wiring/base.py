@@ -1,4 +1,4 @@
-"""What all services of the control plane stand on: database, clock, keys, notifications. Builds none of them."""
+"""What all services of the control plane stand on: database, clock, keys, notifications. No service."""
 
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
