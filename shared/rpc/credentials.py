@@ -4,12 +4,11 @@ Verifies nothing but the form: TLS has verified the certificate, the gatekeeper 
 """
 
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any, Final, TypeAlias
+from typing import Any, Final, TypeAlias
+
+import grpc
 
 from shared.errors import UnauthenticatedError
-
-if TYPE_CHECKING:
-    import grpc
 
 AUTHORIZATION: Final = "authorization"
 TENANT: Final = "af-tenant"
@@ -63,6 +62,17 @@ def bearer(token: str, tenant: str = "") -> tuple[tuple[str, str], ...]:
     """Return the metadata with which a caller presents a token, and chooses a tenant when it names one."""
     shown = ((AUTHORIZATION, f"Bearer {token}"),)
     return (*shown, (TENANT, tenant)) if tenant else shown
+
+
+def with_metadata(
+    credentials: grpc.ChannelCredentials, metadata: tuple[tuple[str, str], ...]
+) -> grpc.ChannelCredentials:
+    """Return credentials of a channel whose every call carries this metadata."""
+
+    def add(_: grpc.AuthMetadataContext, done: grpc.AuthMetadataPluginCallback) -> None:
+        done(metadata, None)
+
+    return grpc.composite_channel_credentials(credentials, grpc.metadata_call_credentials(add))
 
 
 def _spiffe_id(context: Context) -> str | None:

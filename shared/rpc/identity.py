@@ -61,6 +61,8 @@ class Caller:
     """Last part of the identity: a node's id, a service's or a caller's name, a token's subject."""
     tenant_id: TenantId
     roles: frozenset[str]
+    groups: frozenset[str] = frozenset()
+    """Of its token."""
 
     @property
     def node_id(self) -> NodeId:
