@@ -55,6 +55,38 @@ def token(
     print(made)
 
 
+@app.command("break-glass")
+def break_glass(
+    reason: Annotated[str, typer.Option("--reason", help="Why; it is recorded at every use.")],
+    minutes: Annotated[float, typer.Option("--ttl", min=0.1, max=60, help="Life in minutes.")] = 15.0,
+    tenant: Annotated[str, typer.Option("--tenant", help="Tenant to act in; default: 'default'.")] = "",
+    data_dir: DataDir = None,
+    as_json: Json = False,
+) -> None:
+    """Sign a token for an emergency with the key in the data folder: its bearer is an administrator.
+
+    Needs no binding and no control plane. Every use leaves an audit entry, a warning and a metric.
+
+    Example: agentfactory access break-glass --reason "identity provider is down, incident 42"
+    """
+    from cli.local_token import make_break_glass_token
+    from shared.paths import InstallationPaths
+
+    settings = read_settings(data_dir)
+    made = make_break_glass_token(
+        InstallationPaths(data_dir=settings.data_dir),
+        subject=settings.client,
+        life=timedelta(minutes=minutes),
+        reason=reason,
+        tenant=tenant,
+    )
+    if output.wants_json():
+        output.data({"token": made, "reason": reason})
+        return
+    output.note(f"administrator for {minutes:g} minutes; use it as AF_CLI_TOKEN; every use is recorded")
+    print(made)
+
+
 @app.command()
 def whoami(data_dir: DataDir = None, target: Target = None, as_json: Json = False) -> None:
     """Show who the control plane takes this client for, and what it holds.

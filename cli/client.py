@@ -16,7 +16,7 @@ from agentfactory.v1 import (
     templates_pb2_grpc,
 )
 
-from cli.settings import DEFAULT_TARGET, DEFAULT_TOKEN_TARGET, CliSettings
+from cli.settings import DEFAULT_TARGET, DEFAULT_TLS_TARGET, CliSettings
 from cli.state import read_stack
 from shared.paths import InstallationPaths
 from shared.rpc.channel import connect as open_channel
@@ -85,7 +85,7 @@ def target_of(settings: CliSettings) -> str:
         return settings.target
     stack = read_stack(settings.data_dir)
     if settings.token is not None:
-        return stack.enroll_target if stack is not None else DEFAULT_TOKEN_TARGET
+        return stack.enroll_target if stack is not None else DEFAULT_TLS_TARGET
     return stack.target if stack is not None else DEFAULT_TARGET
 
 

@@ -11,7 +11,7 @@ from shared.errors import SettingsError
 from shared.settings import Plane, PlaneSettings, default_config_file, default_data_dir, load_settings
 
 DEFAULT_TARGET: Final = "127.0.0.1:7443"
-DEFAULT_TOKEN_TARGET: Final = "127.0.0.1:7445"
+DEFAULT_TLS_TARGET: Final = "127.0.0.1:7445"
 
 DataDir = Annotated[
     Path | None,

@@ -219,6 +219,8 @@ class TokenIssuer:
     groups_claim: str = "groups"
     max_life: timedelta = MAX_TOKEN_LIFE
     """Longest time from `iat` to `exp`."""
+    max_break_glass_life: timedelta | None = None
+    """The same of tokens for emergencies; None: it may issue none."""
 
 
 def is_trusted_url(url: str) -> bool:

@@ -45,6 +45,17 @@ class DenialLog(Protocol):
         """Record one refused call. `known` says that the identity is one of this installation's."""
 
 
+class BreakGlassLog(Protocol):
+    """Makes noise when somebody gets in without a binding."""
+
+    async def used(self, principal: Principal, *, tenant_id: TenantId, method: str) -> None:
+        """Record and announce one call.
+
+        Raises:
+            DatabaseUnavailableError: It could not be recorded; nobody gets in.
+        """
+
+
 class BindingStore(Protocol):
     """Keeps role bindings, in the caller's transaction."""
 

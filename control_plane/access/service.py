@@ -6,7 +6,7 @@ from datetime import timedelta
 from typing import Final
 
 from control_plane.access.domain import CLOCK_LEEWAY, DEFAULT_TENANT, Audit, Bound, Grant, Role, Rule, choose
-from control_plane.access.ports import DenialLog, GrantStore, TokenVerifier
+from control_plane.access.ports import BreakGlassLog, DenialLog, GrantStore, TokenVerifier
 from shared.clock import Clock
 from shared.errors import (
     AgentFactoryError,
@@ -15,7 +15,7 @@ from shared.errors import (
     TenantRequiredError,
     UnauthenticatedError,
 )
-from shared.ids import InstallationId
+from shared.ids import InstallationId, TenantId
 from shared.logs import get_logger
 from shared.rpc.identity import Admission, Caller, IdentityKind, Principal, parse_spiffe_id
 
@@ -53,6 +53,7 @@ class AccessService:
         grants: GrantStore,
         tokens: TokenVerifier,
         denials: DenialLog,
+        alarm: BreakGlassLog,
         clock: Clock,
     ) -> None:
         self._rules = rules
@@ -60,6 +61,7 @@ class AccessService:
         self._grants = grants
         self._tokens = tokens
         self._denials = denials
+        self._alarm = alarm
         self._clock = clock
         self._known: dict[_Key, _Known] = {}
 
@@ -105,6 +107,8 @@ class AccessService:
             )
             await self._record(rule, method, known.caller, known.caller.identity, refusal)
             raise refusal
+        if principal is not None and principal.break_glass:
+            await self._alarm.used(principal, tenant_id=known.caller.tenant_id, method=method)
         return Admission(caller=known.caller, deadline=rule.deadline, identified_for=self._left(principal))
 
     def _left(self, principal: Principal | None) -> timedelta | None:
@@ -119,6 +123,9 @@ class AccessService:
             raise PermissionDeniedError(f"the token counts in tenant {principal.tenant} only")
         wanted = tenant or principal.tenant
         key = (principal.identity, principal.groups, wanted)
+        if principal.break_glass:
+            grant = Grant(tenant_id=TenantId(wanted or DEFAULT_TENANT), roles=frozenset({Role.ADMIN}))
+            return _known(key, "caller", principal.identity.partition("/")[2], grant, 0.0)
         known = self._known.get(key)
         if known is not None and self._clock.monotonic() < known.until:
             return known

@@ -7,7 +7,7 @@ from datetime import timedelta
 from typing import NoReturn
 
 from control_plane.access.administration import AccessAdministration
-from control_plane.access.denials import AuditedDenials
+from control_plane.access.denials import AuditedBreakGlass, AuditedDenials
 from control_plane.access.domain import TokenIssuer, is_trusted_url
 from control_plane.access.jwks import IssuerKeys, KeySource
 from control_plane.access.jwks_sources import DiscoveredKeys, FileKeys, HttpKeys
@@ -62,6 +62,7 @@ def build_access(base: Base) -> Access:
             clock=base.clock,
         ),
         denials=denials,
+        alarm=AuditedBreakGlass(audit=base.audit, counter=base.metrics, clock=base.clock, random=base.random),
         clock=base.clock,
     )
     return Access(
@@ -108,6 +109,7 @@ def _local_issuer(base: Base) -> TokenIssuer:
         audience=local_tokens.audience_of(installation),
         algorithms=frozenset({local_tokens.ALGORITHM}),
         max_life=local_tokens.MAX_LIFE,
+        max_break_glass_life=local_tokens.MAX_BREAK_GLASS_LIFE,
     )
 
 

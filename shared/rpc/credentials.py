@@ -68,11 +68,18 @@ def with_metadata(
     credentials: grpc.ChannelCredentials, metadata: tuple[tuple[str, str], ...]
 ) -> grpc.ChannelCredentials:
     """Return credentials of a channel whose every call carries this metadata."""
+    return grpc.composite_channel_credentials(
+        credentials, grpc.metadata_call_credentials(_Constant(metadata))
+    )
 
-    def add(_: grpc.AuthMetadataContext, done: grpc.AuthMetadataPluginCallback) -> None:
-        done(metadata, None)
 
-    return grpc.composite_channel_credentials(credentials, grpc.metadata_call_credentials(add))
+class _Constant(grpc.AuthMetadataPlugin):
+    def __init__(self, metadata: tuple[tuple[str, str], ...]) -> None:
+        self._metadata = metadata
+
+    def __call__(self, context: grpc.AuthMetadataContext, callback: grpc.AuthMetadataPluginCallback) -> None:
+        del context
+        callback(self._metadata, None)
 
 
 def _spiffe_id(context: Context) -> str | None:

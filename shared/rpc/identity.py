@@ -48,6 +48,8 @@ class Principal:
     """The one tenant that a token was made for; empty: any in which its identity is bound."""
     expires_at: datetime | None = None
     """Of a token."""
+    break_glass: str = ""
+    """Why it has to be an administrator without a binding; empty, but for tokens made for emergencies."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
