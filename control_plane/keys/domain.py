@@ -2,6 +2,7 @@
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from datetime import datetime
 from enum import StrEnum
 from typing import Final
 
@@ -67,6 +68,30 @@ class KeyReport:
     custody_version: int
     entry: KeysetEntry | None
     """None for a key that is not in the keyset."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class KeyListing:
+    """All keys, and how far the newest keyset has come."""
+
+    keys: tuple[KeyReport, ...]
+    keyset_version: int
+    acknowledged_version: int
+    """The lowest that a live session of this replica has in force; 0 without sessions."""
+    custody_problem: str
+    """Why the custodian could not be asked; empty when it could."""
+    fresh_at: datetime | None
+    """When the newest statement of freshness was made; None: there is none."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class NewestKeyset:
+    """What is relayed, as it was signed."""
+
+    version: int
+    envelope: bytes
+    freshness: bytes
+    """Empty when there is none."""
 
 
 def require_custody(purpose: KeyPurpose) -> Algorithm:

@@ -80,6 +80,14 @@ class KeyStore(Protocol):
         """Store a statement, unless a newer one is there; returns whether it was stored."""
 
 
+class Signing(Protocol):
+    """What signs orders on this replica."""
+
+    @property
+    def key(self) -> CustodyKey | None:
+        """The key; None: nothing may sign now."""
+
+
 class Acknowledgements(Protocol):
     """What the live sessions of this replica have said about keysets."""
 
@@ -91,7 +99,7 @@ class KeyObserver(Protocol):
     """Counts what happens with keys; implemented by the metrics. Every method is cheap and never raises."""
 
     def custody(self, operation: str, seconds: float, problem: str) -> None:
-        """The custodian was asked to ``sign``, ``list`` or ``create``; `problem` is empty if it did."""
+        """The custodian was asked to ``sign``, ``list``, ``create`` or ``check``; no `problem`: it did."""
 
     def signs_with(self, key: CustodyKey, since: datetime) -> None:
         """Orders are signed with this key from now on; it counts since then."""

@@ -1,5 +1,7 @@
 """What every custodian of keys promises, whatever it is made of."""
 
+from dataclasses import replace
+
 import pytest
 
 from shared.errors import InvalidInputError, KeyUnavailableError
@@ -52,8 +54,6 @@ class CustodySuite:
             await custody.keys(purpose)
 
     async def test_does_not_sign_as_a_key_that_it_does_not_hold(self, custody):
-        from dataclasses import replace
-
         made = await custody.create(ORDER)
         foreign = replace(made, public=rsa_key("foreign").public)
         with pytest.raises(KeyUnavailableError):

