@@ -103,6 +103,20 @@ def revoke_key(key_id: KeyId, *, at: datetime, log_position: int | None = None) 
     return apply
 
 
+def drop_key(key_id: KeyId) -> Change:
+    """Forget a key wholly. What it signed cannot be verified any more, by anybody.
+
+    Raises (when applied):
+        NotFoundError: It is not listed.
+    """
+
+    def apply(keyset: Keyset) -> Keyset:
+        doomed = _entries_of(keyset, key_id)
+        return replace(keyset, entries=tuple(one for one in keyset.entries if one not in doomed))
+
+    return apply
+
+
 def undone(older: Keyset, newer: Keyset) -> str:
     """Return what the newer keyset takes back of the older one's revocations; empty if nothing.
 
