@@ -18,6 +18,7 @@ from data_plane.host_calls.http_client import DirectHttp, make_tls
 from data_plane.host_calls.ports import SecretStore
 from data_plane.host_calls.resolver import SystemResolver
 from data_plane.host_calls.secrets_file import NoSecrets, SecretsFile
+from data_plane.host_calls.secrets_vault import VaultSecrets
 from data_plane.host_calls.service import HostCallParts
 from data_plane.identity import NodeIdentity, read_identity
 from data_plane.metrics import NodeMetrics
@@ -46,7 +47,7 @@ from data_plane.session.stream import SessionParts
 from data_plane.settings import NodeSettings
 from data_plane.taker import RunnerTaker
 from shared.admin_http import admin_server
-from shared.clock import SystemClock, SystemRandom
+from shared.clock import Clock, SystemClock, SystemRandom
 from shared.errors import (
     KeyFormatError,
     NotFoundError,
@@ -61,6 +62,7 @@ from shared.manifest import Profile
 from shared.runtime import settle
 from shared.telemetry import make_tracer_provider
 from shared.trust import read_trust
+from shared.vault import VaultAccess, VaultClient
 
 logger = get_logger(__name__)
 
@@ -171,7 +173,7 @@ async def build_node(settings: NodeSettings, stack: AsyncExitStack) -> tuple[Nod
             modules=ArtifactService(cache=cache, source=link, compiler=compiler, keyset=keyset, clock=clock),
             inputs=link,
             sandbox=sandbox,
-            host_calls=_host_calls(settings, relay, metrics, stack),
+            host_calls=_host_calls(settings, relay, metrics, stack, clock),
             quarantine=_quarantine(settings),
             announcer=outbox,
             metrics=metrics,
@@ -238,7 +240,11 @@ def _facts(
 
 
 def _host_calls(
-    settings: NodeSettings, relay: HostCallRelay, metrics: NodeMetrics, stack: AsyncExitStack
+    settings: NodeSettings,
+    relay: HostCallRelay,
+    metrics: NodeMetrics,
+    stack: AsyncExitStack,
+    clock: Clock,
 ) -> HostCallParts:
     resolver = SystemResolver()
     stack.callback(resolver.close)
@@ -252,17 +258,38 @@ def _host_calls(
         resolver=resolver,
         intents=relay,
         kv=relay,
-        secrets=_secrets(settings),
+        secrets=_secrets(settings, stack, clock),
         metrics=metrics,
     )
 
 
-def _secrets(settings: NodeSettings) -> SecretStore:
+def _secrets(settings: NodeSettings, stack: AsyncExitStack, clock: Clock) -> SecretStore:
+    if settings.vault_url:
+        return _vault_secrets(settings, stack, clock)
     if settings.secrets_file is None:
         return NoSecrets()
     secrets = SecretsFile(settings.secrets_file)
     secrets.load()
     return secrets
+
+
+def _vault_secrets(settings: NodeSettings, stack: AsyncExitStack, clock: Clock) -> SecretStore:
+    if settings.secrets_file is not None or settings.vault_secret_id_file is None:
+        raise SettingsError(
+            "secrets are in a vault or in a file", hint="set vault_secret_id_file, and no secrets_file"
+        )
+    access = VaultAccess(
+        url=settings.vault_url,
+        role_id=settings.vault_role_id,
+        secret_id_file=settings.vault_secret_id_file,
+        approle_mount=settings.vault_approle_mount,
+        namespace=settings.vault_namespace,
+        ca_file=settings.vault_ca_file,
+        timeout=timedelta(seconds=settings.vault_timeout_s),
+    )
+    vault = VaultClient(access, clock=clock)
+    stack.push_async_callback(vault.close)
+    return VaultSecrets(vault, clock=clock, mount=settings.vault_kv_mount, prefix=settings.vault_kv_prefix)
 
 
 def _trace(settings: NodeSettings, identity: NodeIdentity, stack: AsyncExitStack) -> None:
