@@ -65,8 +65,8 @@ class KeyMetrics:
         self._since = since
         self._switches.inc()
 
-    def keyset(self, version: int) -> None:
-        """See `KeyObserver.keyset`."""
+    def keyset_is(self, version: int) -> None:
+        """See `KeyObserver.keyset_is`."""
         self._keyset.set(version)
 
     def statement(self, issued_at: datetime) -> None:

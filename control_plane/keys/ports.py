@@ -104,7 +104,7 @@ class KeyObserver(Protocol):
     def signs_with(self, key: CustodyKey, since: datetime) -> None:
         """Orders are signed with this key from now on; it counts since then."""
 
-    def keyset(self, version: int) -> None:
+    def keyset_is(self, version: int) -> None:
         """This keyset is the newest."""
 
     def statement(self, issued_at: datetime) -> None:

@@ -118,11 +118,13 @@ class OrderSigner:
     async def _choose(self, keyset: Keyset) -> None:
         now = self._clock.now()
         listed = keyset.keys_for(KeyPurpose.ORDER, now)
-        self.observer.keyset(keyset.version)
+        self.observer.keyset_is(keyset.version)
         if self._key is not None and self._key.key_id not in listed:
             logger.warning("an order key counts no more", key_id=self._key.key_id)
             self._key, self._entry = None, None
             self._problem = f"keyset {keyset.version} ended or revoked the key that signed"
+        if self._key is not None:
+            self._entry = _entry_of(keyset, self._key)
         for key_id in listed:
             self._listed_since.setdefault(key_id, keyset.version)
         if self._known_at_version != keyset.version or self._key is None:
@@ -131,9 +133,7 @@ class OrderSigner:
         best = best_key(self._known, listed)
         if best is None:
             self._problem = f"custody holds no order key that keyset {keyset.version} lists"
-        elif best == self._key:
-            self._entry = _entry_of(keyset, best)
-        elif self._is_known_everywhere(best):
+        elif best != self._key and self._is_known_everywhere(best):
             self._take(best, _entry_of(keyset, best))
 
     def _is_known_everywhere(self, key: CustodyKey) -> bool:

@@ -5,6 +5,7 @@ import re
 import time
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
+from datetime import timedelta
 from pathlib import Path
 from urllib.request import urlopen
 
@@ -125,18 +126,12 @@ async def test_a_revoked_key_is_refused_by_every_node_within_seconds_and_what_it
         lambda: stack.get(running),
         lambda found: len(found.attempts) > 1,
         "another attempt",
-        within=_seconds(20),
+        within=timedelta(seconds=20),
     )
     assert again.attempts[0].state != executions_pb2.ATTEMPT_STATE_RUNNING
     assert await signing_key(stack) != old
     execution, _ = await stack.execute("actor", b"exit 0")
     assert execution.state == SUCCEEDED
-
-
-def _seconds(count: float):
-    from datetime import timedelta
-
-    return timedelta(seconds=count)
 
 
 async def test_the_root_key_can_be_elsewhere(stack: TestStack, tmp_path: Path) -> None:
