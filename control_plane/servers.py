@@ -32,6 +32,7 @@ SERVICES: Final = tuple(
         "FleetService",
         "AuditService",
         "AccessService",
+        "KeyService",
     )
 )
 

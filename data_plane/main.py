@@ -18,11 +18,13 @@ from data_plane.host_calls.http_client import DirectHttp, make_tls
 from data_plane.host_calls.ports import SecretStore
 from data_plane.host_calls.resolver import SystemResolver
 from data_plane.host_calls.secrets_file import NoSecrets, SecretsFile
+from data_plane.host_calls.secrets_vault import VaultSecrets
 from data_plane.host_calls.service import HostCallParts
 from data_plane.identity import NodeIdentity, read_identity
 from data_plane.metrics import NodeMetrics
 from data_plane.node import Node
 from data_plane.orders.admission import Admissions
+from data_plane.orders.freshness import Freshness
 from data_plane.orders.keyset import NodeKeyset
 from data_plane.orders.ledger import OrderLedger
 from data_plane.orders.quarantine import Quarantine
@@ -45,7 +47,7 @@ from data_plane.session.stream import SessionParts
 from data_plane.settings import NodeSettings
 from data_plane.taker import RunnerTaker
 from shared.admin_http import admin_server
-from shared.clock import SystemClock, SystemRandom
+from shared.clock import Clock, SystemClock, SystemRandom
 from shared.errors import (
     KeyFormatError,
     NotFoundError,
@@ -60,6 +62,7 @@ from shared.manifest import Profile
 from shared.runtime import settle
 from shared.telemetry import make_tracer_provider
 from shared.trust import read_trust
+from shared.vault import VaultAccess, VaultClient
 
 logger = get_logger(__name__)
 
@@ -126,6 +129,14 @@ async def build_node(settings: NodeSettings, stack: AsyncExitStack) -> tuple[Nod
         root_keys=trust.root_keys, installation=trust.installation, path=paths.data_dir / "keyset.dsse"
     )
     keyset.load()
+    freshness = Freshness(
+        keyset=keyset,
+        installation=trust.installation,
+        max_staleness=timedelta(seconds=settings.max_staleness_s),
+        max_skew=facts.max_skew,
+        clock=clock,
+    )
+    metrics.watch_freshness(freshness.age_seconds)
     cache = _cache(settings, engines, random)
     leases = Leases()
     spool = Spool.open(
@@ -152,6 +163,7 @@ async def build_node(settings: NodeSettings, stack: AsyncExitStack) -> tuple[Nod
     runner = OrderRunner(
         facts=facts,
         keyset=keyset,
+        freshness=freshness,
         ledger=OrderLedger(max_order_life=facts.max_order_life, max_skew=facts.max_skew),
         leases=leases,
         admissions=admissions,
@@ -161,7 +173,7 @@ async def build_node(settings: NodeSettings, stack: AsyncExitStack) -> tuple[Nod
             modules=ArtifactService(cache=cache, source=link, compiler=compiler, keyset=keyset, clock=clock),
             inputs=link,
             sandbox=sandbox,
-            host_calls=_host_calls(settings, relay, metrics, stack),
+            host_calls=_host_calls(settings, relay, metrics, stack, clock),
             quarantine=_quarantine(settings),
             announcer=outbox,
             metrics=metrics,
@@ -176,6 +188,7 @@ async def build_node(settings: NodeSettings, stack: AsyncExitStack) -> tuple[Nod
         facts=facts,
         zone=settings.zone,
         keyset=keyset,
+        freshness=freshness,
         leases=leases,
         admissions=admissions,
         cache=cache,
@@ -227,7 +240,11 @@ def _facts(
 
 
 def _host_calls(
-    settings: NodeSettings, relay: HostCallRelay, metrics: NodeMetrics, stack: AsyncExitStack
+    settings: NodeSettings,
+    relay: HostCallRelay,
+    metrics: NodeMetrics,
+    stack: AsyncExitStack,
+    clock: Clock,
 ) -> HostCallParts:
     resolver = SystemResolver()
     stack.callback(resolver.close)
@@ -241,17 +258,38 @@ def _host_calls(
         resolver=resolver,
         intents=relay,
         kv=relay,
-        secrets=_secrets(settings),
+        secrets=_secrets(settings, stack, clock),
         metrics=metrics,
     )
 
 
-def _secrets(settings: NodeSettings) -> SecretStore:
+def _secrets(settings: NodeSettings, stack: AsyncExitStack, clock: Clock) -> SecretStore:
+    if settings.vault_url:
+        return _vault_secrets(settings, stack, clock)
     if settings.secrets_file is None:
         return NoSecrets()
     secrets = SecretsFile(settings.secrets_file)
     secrets.load()
     return secrets
+
+
+def _vault_secrets(settings: NodeSettings, stack: AsyncExitStack, clock: Clock) -> SecretStore:
+    if settings.secrets_file is not None or settings.vault_secret_id_file is None:
+        raise SettingsError(
+            "secrets are in a vault or in a file", hint="set vault_secret_id_file, and no secrets_file"
+        )
+    access = VaultAccess(
+        url=settings.vault_url,
+        role_id=settings.vault_role_id,
+        secret_id_file=settings.vault_secret_id_file,
+        approle_mount=settings.vault_approle_mount,
+        namespace=settings.vault_namespace,
+        ca_file=settings.vault_ca_file,
+        timeout=timedelta(seconds=settings.vault_timeout_s),
+    )
+    vault = VaultClient(access, clock=clock)
+    stack.push_async_callback(vault.close)
+    return VaultSecrets(vault, clock=clock, mount=settings.vault_kv_mount, prefix=settings.vault_kv_prefix)
 
 
 def _trace(settings: NodeSettings, identity: NodeIdentity, stack: AsyncExitStack) -> None:

@@ -72,6 +72,22 @@ class NodeSettings(PlaneSettings):
     """In CIDR notation: what calls may reach beside public addresses, if their template names it too."""
     secrets_file: Path | None = None
     """Secrets of tenants for headers of such calls: mode 0600, see docs/operations.md."""
+    vault_url: str = Field(default="", max_length=512)
+    """https://host:8200 of the Vault or OpenBao that holds such secrets; instead of a file."""
+    vault_ca_file: Path | None = None
+    """Certificates that the vault's is checked against instead of the system's."""
+    vault_namespace: str | None = Field(default=None, max_length=256)
+    vault_role_id: str = Field(default="", max_length=256)
+    """AppRole that logs in there."""
+    vault_secret_id_file: Path | None = None
+    """Mode 0600; read at each login."""
+    vault_approle_mount: str = Field(default="approle", min_length=1, max_length=128)
+    vault_kv_mount: str = Field(default="secret", min_length=1, max_length=128)
+    """Where the key-value engine, version 2, is mounted."""
+    vault_kv_prefix: str = Field(
+        default="agentfactory", pattern=r"^[A-Za-z0-9_-]+(/[A-Za-z0-9_-]+)*$", max_length=256
+    )
+    vault_timeout_s: float = Field(default=3, gt=0, le=60)
     http_ca_file: Path | None = None
     """Certificates that such calls trust instead of the system's."""
     quarantine_crashes: int = Field(default=3, ge=1, le=1000)
@@ -82,6 +98,9 @@ class NodeSettings(PlaneSettings):
     max_order_life_s: float = Field(default=60, gt=0, le=60)
     max_skew_s: float = Field(default=30, ge=0, le=30)
     """How far the control plane's clock may be off in an order's times."""
+
+    max_staleness_s: float = Field(default=60, ge=5, le=3600)
+    """Age of the last statement of freshness beyond which no order is taken, if the keyset asks for them."""
 
     drain_timeout_s: float = Field(default=25, ge=0, le=3600)
     """How long running guests may go on after SIGTERM before they are stopped."""

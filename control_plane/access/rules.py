@@ -50,6 +50,7 @@ _NODE: Final = "/agentfactory.v1.NodeService/"
 _FLEET: Final = "/agentfactory.v1.FleetService/"
 _AUDIT: Final = "/agentfactory.v1.AuditService/"
 _ACCESS: Final = "/agentfactory.v1.AccessService/"
+_KEYS: Final = "/agentfactory.v1.KeyService/"
 
 RULES: Final[Mapping[str, Rule]] = {
     _TEMPLATES + "PublishTemplate": _change(_AUTHORS, TRANSFER_DEADLINE),
@@ -100,6 +101,11 @@ RULES: Final[Mapping[str, Rule]] = {
     _ACCESS + "GetTenant": _read(EVERY_ROLE),
     _ACCESS + "ListTenants": _read(_ADMINS),
     _ACCESS + "UpdateTenant": _change(_ADMINS),
+    _KEYS + "ListKeys": _read(_FLEET_READERS),
+    _KEYS + "GetKeyset": _read(EVERY_ROLE),
+    _KEYS + "PublishKeyset": _change(_ADMINS),
+    _KEYS + "CreateKey": _change(_ADMINS),
+    _KEYS + "PublishFreshness": _change(_OPERATORS),
     # Not ours, but served beside them.
     "/grpc.health.v1.Health/Check": Rule(
         roles=_NOBODY, deadline=READ_DEADLINE, audit=Audit.NONE, anonymous=True

@@ -14,6 +14,7 @@ from agentfactory.v1 import (
     agents_pb2_grpc,
     audit_pb2_grpc,
     executions_pb2_grpc,
+    keys_pb2_grpc,
     nodes_pb2_grpc,
     templates_pb2_grpc,
 )
@@ -38,6 +39,8 @@ from control_plane.executions.lease_store import PostgresLeaseStore
 from control_plane.executions.service import ExecutionOptions, ExecutionService
 from control_plane.executions.servicer import ExecutionServicer
 from control_plane.executions.store import PostgresExecutionStore
+from control_plane.keys.servicer import KeyServicer
+from control_plane.keys.signer import OrderSigner
 from control_plane.kv.store import PostgresKvStore
 from control_plane.metrics import MeasuredAcceptor, MeasuredCompletions
 from control_plane.nodes.servicer import FleetServicer, NodeServicer
@@ -48,11 +51,11 @@ from control_plane.upkeep import Housekeeping
 from control_plane.wiring.access import build_access
 from control_plane.wiring.base import Base
 from control_plane.wiring.factory import build_agents, build_templates
+from control_plane.wiring.keys import build_keys
 from control_plane.wiring.nodes import build_dispatch, build_node_service, build_node_servicer
 from control_plane.wiring.policy import build_policy
 from control_plane.wiring.stores import Stores
 from shared.gathering import Gathering
-from shared.signatures import FileSigner
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -64,13 +67,14 @@ class Services:
     dispatch: Dispatch
     completions: Completions
     directory: CachedAgentDirectory
+    signer: OrderSigner
     register: Callable[[grpc.aio.Server], None]
     loops: tuple[Callable[[], Coroutine[Any, Any, NoReturn]], ...]
     stores: tuple[PostgresExecutionStore | PostgresLeaseStore | PostgresKvStore, ...]
     """They keep connections of their own."""
 
 
-def build(base: Base, signer: FileSigner) -> Services:
+def build(base: Base, signer: OrderSigner) -> Services:
     """Return everything that is served; nothing runs yet."""
     stores = Stores.of(base)
     completions = MeasuredCompletions(base.metrics)
@@ -115,6 +119,7 @@ def build(base: Base, signer: FileSigner) -> Services:
             AuditService(base.audit, subscribe=partial(base.subscriptions.subscribed, Channel.AUDIT))
         ),
         access=access.servicer,
+        keys=build_keys(base, signer, dispatch),
     )
     return Services(
         access=access.gatekeeper,
@@ -122,6 +127,7 @@ def build(base: Base, signer: FileSigner) -> Services:
         dispatch=dispatch,
         completions=completions,
         directory=directory,
+        signer=signer,
         register=servicers.register,
         loops=(
             base.notifier.run,
@@ -133,6 +139,7 @@ def build(base: Base, signer: FileSigner) -> Services:
             Housekeeping(stores.executions).run,
             base.refusals.run,
             access.run,
+            signer.run,
         ),
         stores=(stores.executions, stores.leases, stores.kv),
     )
@@ -147,6 +154,7 @@ class _Servicers:
     fleet: FleetServicer
     audit: AuditServicer
     access: AccessServicer
+    keys: KeyServicer
 
     def register(self, server: grpc.aio.Server) -> None:
         executions_pb2_grpc.add_ExecutionServiceServicer_to_server(self.executions, server)
@@ -156,6 +164,7 @@ class _Servicers:
         nodes_pb2_grpc.add_FleetServiceServicer_to_server(self.fleet, server)
         audit_pb2_grpc.add_AuditServiceServicer_to_server(self.audit, server)
         access_pb2_grpc.add_AccessServiceServicer_to_server(self.access, server)
+        keys_pb2_grpc.add_KeyServiceServicer_to_server(self.keys, server)
 
 
 def build_admission(base: Base) -> Admission:

@@ -1,14 +1,20 @@
 """The rules table against the contract: every RPC has a row, and every row is an RPC."""
 
+import pkgutil
 from datetime import timedelta
+from importlib import import_module
 
-from agentfactory.v1 import access_pb2, agents_pb2, audit_pb2, executions_pb2, nodes_pb2, templates_pb2
+import agentfactory.v1
 
 from control_plane.access.domain import Audit, Role
 from control_plane.access.rules import HEALTH_WATCH_DEADLINE, RULES
 from control_plane.servers import SERVICES
 
-FILES = (access_pb2, agents_pb2, audit_pb2, executions_pb2, nodes_pb2, templates_pb2)
+FILES = [
+    import_module(f"agentfactory.v1.{module.name}")
+    for module in pkgutil.iter_modules(agentfactory.v1.__path__)
+    if module.name.endswith("_pb2")
+]
 SERVICE_DESCRIPTORS = [service for file in FILES for service in file.DESCRIPTOR.services_by_name.values()]
 METHODS = {
     f"/{service.full_name}/{method.name}" for service in SERVICE_DESCRIPTORS for method in service.methods

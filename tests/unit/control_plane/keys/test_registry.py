@@ -34,6 +34,9 @@ class Shelf:
         self.asked += 1
         return self.stored
 
+    async def newest_statement(self, tx):
+        return None
+
     async def put(self, keyset, root=ROOT):
         self.stored = StoredKeyset(
             version=keyset.version,
