@@ -84,6 +84,11 @@ class SignedCheckpoint:
         return (self.checkpoint.text + "\n" + "".join(map(_line, self.signatures))).encode()
 
 
+def log_origin(installation: str, epoch: int) -> str:
+    """Return the name of an installation's log (design rule 16: what was restored begins a new one)."""
+    return f"agentfactory.dev/log/{installation}/{epoch}"
+
+
 def key_id(name: str, key: PublicKey, kind: int = ED25519) -> bytes:
     """Return the four bytes that name an Ed25519 key below a note (C2SP signed-note, "Signatures").
 

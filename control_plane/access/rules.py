@@ -78,6 +78,9 @@ RULES: Final[Mapping[str, Rule]] = {
     _AUDIT + "ListAuditEntries": _read(_OPERATORS),
     _AUDIT + "WatchAuditEntries": _read(_OPERATORS, STREAM_DEADLINE),
     _AUDIT + "GetReceipt": _read(_EVERY_ROLE),
+    _AUDIT + "GetCheckpoint": _read(_EVERY_ROLE),
+    _AUDIT + "GetInclusionProof": _read(_EVERY_ROLE),
+    _AUDIT + "GetConsistencyProof": _read(_EVERY_ROLE),
     # Not ours, but served beside them.
     "/grpc.health.v1.Health/Check": Rule(
         roles=_NOBODY, deadline=READ_DEADLINE, audit=Audit.NONE, anonymous=True

@@ -4,7 +4,6 @@ from dataclasses import dataclass
 from typing import Final
 
 from shared.checkpoints import Checkpoint
-from shared.ids import InstallationId
 from shared.merkle import EMPTY_ROOT
 
 MAX_GROUP_ROWS: Final = 512
@@ -54,11 +53,6 @@ class InclusionProof:
     path: tuple[bytes, ...]
     checkpoint: bytes
     """Signed note."""
-
-
-def origin_of(installation: InstallationId, epoch: int) -> str:
-    """Return the log's name (rule 16: a restored installation begins a new one)."""
-    return f"agentfactory.dev/log/{installation}/{epoch}"
 
 
 def checkpoint_of(origin: str, head: Head) -> Checkpoint:

@@ -132,11 +132,18 @@ class LogService:
         Raises:
             NotFoundError: The tenant has no such entry in the log, or no checkpoint covers it yet.
         """
+        proof = await self.find_inclusion(tenant_id, subject)
+        if proof is None:
+            raise NotFoundError(f"{subject} is not in the log yet", hint="try again in a second")
+        return proof
+
+    async def find_inclusion(self, tenant_id: TenantId, subject: str) -> InclusionProof | None:
+        """Return what `prove_inclusion` does, None where that finds nothing."""
         async with self._database.transaction() as tx:
             entry = await self._store.entry_of(tx, tenant_id, subject)
             newest = await self._store.newest_checkpoint(tx)
             if entry is None or newest is None or newest[0] <= entry.log_index:
-                raise NotFoundError(f"{subject} is not in the log yet", hint="try again in a second")
+                return None
             path = await self._hashes(tx, inclusion(entry.log_index, newest[0]))
         return InclusionProof(entry=entry, path=path, checkpoint=newest[1])
 

@@ -8,20 +8,20 @@ from sqlalchemy import select
 from control_plane.audit.domain import NewAuditEntry
 from control_plane.database.tables import audit_entries, log_entries, log_pending
 from control_plane.database.unit_of_work import connection_of
-from control_plane.log.domain import Head, origin_of
+from control_plane.log.domain import Head
 from control_plane.log.service import LogService
 from control_plane.log.store import PostgresLogStore
-from shared.checkpoints import parse_checkpoint, verify_log_signature
+from shared.checkpoints import log_origin, parse_checkpoint, verify_log_signature
 from shared.clock import SystemRandom
 from shared.errors import ConflictError, NotFoundError
-from shared.ids import AUDIT_ENTRY, InstallationId, TenantId, new_id
+from shared.ids import AUDIT_ENTRY, TenantId, new_id
 from shared.log_leaf import audit_content, commitment
 from shared.merkle import leaf_hash, root_hash, verify_consistency, verify_inclusion
 from shared.signatures import FileSigner, PrivateKey
 from tests.builders.executions import TENANT
 
 KEY = PrivateKey.generate_ed25519()
-ORIGIN = origin_of(InstallationId("local"), 1)
+ORIGIN = log_origin("local", 1)
 
 
 class Counted:
