@@ -11,6 +11,7 @@ from agentfactory.v1 import (
     agents_pb2_grpc,
     audit_pb2_grpc,
     executions_pb2_grpc,
+    keys_pb2_grpc,
     nodes_pb2_grpc,
     templates_pb2_grpc,
 )
@@ -52,6 +53,10 @@ class Client:
     @property
     def fleet(self) -> "nodes_pb2_grpc.FleetServiceAsyncStub":
         return nodes_pb2_grpc.FleetServiceStub(self.channel)
+
+    @property
+    def keys(self) -> "keys_pb2_grpc.KeyServiceAsyncStub":
+        return keys_pb2_grpc.KeyServiceStub(self.channel)
 
     @property
     def audit(self) -> "audit_pb2_grpc.AuditServiceAsyncStub":

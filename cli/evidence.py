@@ -100,7 +100,7 @@ def verify_evidence(answer: "audit_pb2.GetReceiptResponse", *, root_keys: "Seque
 
 
 def _verify_log(answer: "audit_pb2.GetReceiptResponse", *, order: Order, keyset: Keyset) -> str:
-    """Check 7. A key that was listed as valid once may have signed: what it signed was public from then on."""
+    """Check 7. By any log key that is listed: what it signed was public from then on."""
     log = answer.log
     if (log.kind, log.subject) != (LeafKind.RECEIPT, answer.receipt_id):
         raise VerificationError(f"check 7: the log's entry is about {log.kind} {log.subject[:80]!r}")

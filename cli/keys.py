@@ -1,19 +1,26 @@
 """`agentfactory keys …`: the publisher key of this machine, and which keys the installation trusts."""
 
-from datetime import UTC, datetime
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
-from cli import output
+from cli import freshness, keyset, output, rotation
+from cli.keyset import print_keyset
 from cli.output import Json
 from cli.settings import DatabaseUrl, DataDir, owner_database_url, read_settings
 from shared.errors import NotFoundError
 from shared.paths import InstallationPaths
 from shared.signatures import PublicKey
 
-app = typer.Typer(no_args_is_help=True, add_completion=False, help="Make a publisher key; show trusted keys.")
+app = typer.Typer(
+    no_args_is_help=True, add_completion=False, help="Make, list, rotate and revoke keys; the keyset."
+)
+app.add_typer(keyset.app, name="keyset")
+app.add_typer(freshness.app, name="freshness")
+app.command("list")(rotation.list_keys)
+app.command()(rotation.rotate)
+app.command()(rotation.revoke)
 
 
 @app.command()
@@ -97,33 +104,4 @@ def show(data_dir: DataDir = None, as_json: Json = False) -> None:
         envelope = paths.keyset.read_bytes()
     except OSError as error:
         raise NotFoundError(f"cannot read {paths.keyset}: {error.strerror}") from error
-    keyset = verify_keyset(envelope, root_keys={root.key_id: root}, minimum_version=1)
-    now = datetime.now(UTC)
-    rows = [
-        {
-            "purpose": str(entry.purpose),
-            "key_id": entry.key_id,
-            "algorithm": str(entry.algorithm),
-            "not_after": entry.not_after.isoformat(),
-            "valid": entry.is_valid(now),
-        }
-        for entry in keyset.entries
-    ]
-    if output.wants_json():
-        output.data({"version": keyset.version, "root_key_id": root.key_id, "keys": rows})
-        return
-    output.note(f"keyset {keyset.version} of {keyset.installation}, signed by root key {root.key_id}")
-    output.table(
-        ("purpose", "key", "algorithm", "valid", "until"),
-        [
-            (
-                str(row["purpose"]),
-                str(row["key_id"]),
-                str(row["algorithm"]),
-                "yes" if row["valid"] else "no",
-                str(row["not_after"]),
-            )
-            for row in rows
-        ],
-        empty="it lists no key",
-    )
+    print_keyset(verify_keyset(envelope, root_keys={root.key_id: root}, minimum_version=1))

@@ -10,19 +10,20 @@ from contextlib import AsyncExitStack, ExitStack, asynccontextmanager, contextma
 from dataclasses import dataclass
 from typing import Any, NoReturn
 
-from control_plane.database.notifications import Channel, Subscriptions
+from control_plane.database.notifications import Channel
 from control_plane.installation.files import read_server_names
+from control_plane.keys.signer import OrderSigner
 from control_plane.queue_store import QueueGauge
 from control_plane.servers import Address, Front, serving
 from control_plane.settings import ControlSettings
 from control_plane.upkeep import CertificateRenewal, HealthWatch
-from control_plane.wiring.base import Base, open_base, order_signer
+from control_plane.wiring.base import Base, open_base
+from control_plane.wiring.keys import open_signer
 from control_plane.wiring.services import Services, build
 from shared.admin_http import admin_server
 from shared.logs import get_logger
 from shared.rpc.tls import TlsFiles, server_credentials
 from shared.runtime import settle
-from shared.signatures import FileSigner
 
 logger = get_logger(__name__)
 
@@ -43,16 +44,14 @@ async def run(settings: ControlSettings, *, stop: asyncio.Event, started: Callab
         DatabaseUnavailableError: Postgres is away or refuses the login.
         SettingsError: The schema is not this build's, or there is no installation.
         NotFoundError, KeyFileModeError, KeyFormatError: A key or certificate is missing or not usable.
-        UnknownKeyError, KeyRevokedError: The order key is not in the keyset.
         PortInUseError: An address is taken.
     """
-    async with open_base(settings) as base:
-        signer = await order_signer(base)
+    async with open_base(settings) as base, open_signer(base) as signer:
         await _serve(base, signer, stop, started)
 
 
 async def _serve(
-    base: Base, signer: FileSigner, stop: asyncio.Event, started: Callable[[Ports], None]
+    base: Base, signer: OrderSigner, stop: asyncio.Event, started: Callable[[Ports], None]
 ) -> None:
     services = build(base, signer)
     settings = base.settings
@@ -83,7 +82,7 @@ async def _serve(
         for store in services.stores:
             stack.push_async_callback(store.close)
         await stack.enter_async_context(_running(*services.loops, watch.run, renewal.run))
-        stack.enter_context(_subscribed(base.subscriptions, services))
+        stack.enter_context(_subscribed(base, services))
         await stack.enter_async_context(services.dispatch.running())
         admin_port = await stack.enter_async_context(admin)
         grpc_port, enroll_port = await stack.enter_async_context(served)
@@ -107,7 +106,7 @@ async def _running(*loops: Callable[[], Coroutine[Any, Any, NoReturn]]) -> Async
 
 
 @contextmanager
-def _subscribed(subscriptions: Subscriptions, services: Services) -> Iterator[None]:
+def _subscribed(base: Base, services: Services) -> Iterator[None]:
     with ExitStack() as stack:
         for channel, subscriber in (
             (Channel.EXECUTIONS, services.completions.changed),
@@ -116,9 +115,11 @@ def _subscribed(subscriptions: Subscriptions, services: Services) -> Iterator[No
             (Channel.QUEUE, services.dispatch.heard_queue),
             (Channel.CANCELS, services.dispatch.heard_cancels),
             (Channel.NODES, services.dispatch.heard_nodes),
+            (Channel.KEYSETS, base.keysets.changed),
+            (Channel.KEYSETS, services.signer.heard_keysets),
             (Channel.KEYSETS, services.dispatch.heard_keysets),
         ):
-            stack.enter_context(subscriptions.subscribed(channel, subscriber))
+            stack.enter_context(base.subscriptions.subscribed(channel, subscriber))
         yield
 
 

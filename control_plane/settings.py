@@ -66,6 +66,19 @@ class ControlSettings(PlaneSettings):
         le=16 * 1024**3,
         description="Keys and values of one agent together.",
     )
+    custody: Literal["files", "vault"] = Field(
+        default="files", description="Who keeps private keys: files of the data folder, or a vault's transit."
+    )
+    vault_url: str = Field(default="", max_length=512, description="https://host:8200 of Vault or OpenBao.")
+    vault_ca_file: Path | None = Field(default=None, description="Trusted there instead of the system's.")
+    vault_namespace: str | None = Field(default=None, max_length=256)
+    vault_role_id: str = Field(default="", max_length=256, description="AppRole that logs in.")
+    vault_secret_id_file: Path | None = Field(default=None, description="Mode 0600; read at each login.")
+    vault_approle_mount: str = Field(default="approle", min_length=1, max_length=128)
+    vault_transit_mount: str = Field(default="transit", min_length=1, max_length=128)
+    vault_key_prefix: str = Field(default="agentfactory", pattern=r"^[a-z0-9][a-z0-9-]{0,62}$")
+    vault_timeout: timedelta = Field(default=3 * _SECOND, gt=timedelta(0), le=60 * _SECOND)
+
     stop_grace: timedelta = Field(
         default=10 * _SECOND, ge=timedelta(0), le=timedelta(minutes=5), description="For RPCs in flight."
     )

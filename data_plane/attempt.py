@@ -20,6 +20,7 @@ from data_plane.receipts.issuer import Report, rejection_of
 from data_plane.sandbox.domain import RunRequest, RunResult
 from shared.digests import Digest
 from shared.errors import OrderRejectedError, RejectionReason
+from shared.ids import KeyId
 from shared.manifest import Profile
 from shared.orders import Order
 from shared.outcomes import Outcome
@@ -38,11 +39,16 @@ class StopReason(Enum):
     LEASE_LOST = "lease"
     NODE_STOPS = "stop"
     WAITED_TOO_LONG = "waited"
+    KEY_REVOKED = "key"
 
 
 _STOPPED: Final = {
     StopReason.LEASE_LOST: ("the lease ran out; whatever the guest did is void", RejectionReason.STALE),
     StopReason.NODE_STOPS: ("the node stops; whatever the guest did is void", RejectionReason.DRAINING),
+    StopReason.KEY_REVOKED: (
+        "the key that signed the order was revoked; whatever the guest did is void",
+        RejectionReason.STALE,
+    ),
     StopReason.WAITED_TOO_LONG: ("other guests keep every slot busy for too long", RejectionReason.BUSY),
 }
 
@@ -56,6 +62,8 @@ class Running:
     admission: Admission = field(repr=False)
     order_envelope: bytes = field(repr=False)
     """The signed root that the order came under."""
+    order_keys: frozenset[KeyId]
+    """The order keys that signed it."""
     order_digest: Digest
     received_at: datetime
     queued_at: float

@@ -23,6 +23,7 @@ from data_plane.identity import NodeIdentity, read_identity
 from data_plane.metrics import NodeMetrics
 from data_plane.node import Node
 from data_plane.orders.admission import Admissions
+from data_plane.orders.freshness import Freshness
 from data_plane.orders.keyset import NodeKeyset
 from data_plane.orders.ledger import OrderLedger
 from data_plane.orders.quarantine import Quarantine
@@ -126,6 +127,14 @@ async def build_node(settings: NodeSettings, stack: AsyncExitStack) -> tuple[Nod
         root_keys=trust.root_keys, installation=trust.installation, path=paths.data_dir / "keyset.dsse"
     )
     keyset.load()
+    freshness = Freshness(
+        keyset=keyset,
+        installation=trust.installation,
+        max_staleness=timedelta(seconds=settings.max_staleness_s),
+        max_skew=facts.max_skew,
+        clock=clock,
+    )
+    metrics.watch_freshness(freshness.age_seconds)
     cache = _cache(settings, engines, random)
     leases = Leases()
     spool = Spool.open(
@@ -152,6 +161,7 @@ async def build_node(settings: NodeSettings, stack: AsyncExitStack) -> tuple[Nod
     runner = OrderRunner(
         facts=facts,
         keyset=keyset,
+        freshness=freshness,
         ledger=OrderLedger(max_order_life=facts.max_order_life, max_skew=facts.max_skew),
         leases=leases,
         admissions=admissions,
@@ -176,6 +186,7 @@ async def build_node(settings: NodeSettings, stack: AsyncExitStack) -> tuple[Nod
         facts=facts,
         zone=settings.zone,
         keyset=keyset,
+        freshness=freshness,
         leases=leases,
         admissions=admissions,
         cache=cache,

@@ -137,6 +137,16 @@ class NodeMetrics:
             "agentfactory_node_keyset_version", "Version of the keyset in force", registry=registry
         )
 
+        self._freshness_age = Gauge(
+            "agentfactory_node_freshness_age_seconds",
+            "Age of the newest statement of freshness; -1: there is none",
+            registry=registry,
+        )
+
+    def watch_freshness(self, age: Callable[[], float]) -> None:
+        """Read the age whenever somebody asks for the metrics."""
+        self._freshness_age.set_function(age)
+
     def show_layers(self, layers: Iterable[LayerState]) -> None:
         """Set which layers of the jail hold here; that does not change while the node runs."""
         for state in layers:

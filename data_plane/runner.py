@@ -18,6 +18,7 @@ from data_plane.carrier import OrderCarrier, count_rejection
 from data_plane.metrics import NodeMetrics, Stage
 from data_plane.orders.admission import Admissions
 from data_plane.orders.domain import AttemptRef, Delivery
+from data_plane.orders.freshness import Freshness
 from data_plane.orders.keyset import NodeKeyset
 from data_plane.orders.ledger import OrderLedger
 from data_plane.orders.verifier import (
@@ -59,6 +60,7 @@ class OrderRunner:
         *,
         facts: NodeFacts,
         keyset: NodeKeyset,
+        freshness: Freshness,
         ledger: OrderLedger,
         leases: Leases,
         admissions: Admissions,
@@ -70,6 +72,7 @@ class OrderRunner:
     ) -> None:
         self._facts = facts
         self._keyset = keyset
+        self._freshness = freshness
         self._ledger = ledger
         self._leases = leases
         self._admissions = admissions
@@ -117,9 +120,11 @@ class OrderRunner:
         received_at = self._clock.now()
         with self._metrics.timed(Stage.VERIFY):
             try:
+                self._freshness.require()
                 root = self._root(envelope, received_at)
             except OrderRejectedError as error:
-                self._metrics.signature_failures.labels("order").inc()
+                if error.check is not Check.FRESHNESS:
+                    self._metrics.signature_failures.labels("order").inc()
                 for delivery in deliveries:
                     self._start(self._reject(delivery, None, received_at, error))
                 return
@@ -144,6 +149,13 @@ class OrderRunner:
         """Stop every run, and every order that waits for one."""
         for attempt in list(self._running):
             self.stop(attempt, reason)
+
+    def keyset_changed(self) -> None:
+        """Stop what was ordered under a key that is revoked now: whoever holds it may have ordered it."""
+        revoked = self._keyset.revoked(KeyPurpose.ORDER, self._clock.now())
+        for attempt, running in list(self._running.items()):
+            if running.order_keys <= revoked:
+                self.stop(attempt, StopReason.KEY_REVOKED)
 
     def return_overdue(self) -> None:
         """Give orders back that have waited too long: other guests last longer than they were expected to."""
@@ -192,6 +204,7 @@ class OrderRunner:
             delivery=delivery,
             admission=admission,
             order_envelope=envelope,
+            order_keys=root.key_ids,
             order_digest=sha256_digest(delivery.order),
             received_at=received_at,
             queued_at=self._clock.monotonic(),

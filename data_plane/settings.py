@@ -83,6 +83,9 @@ class NodeSettings(PlaneSettings):
     max_skew_s: float = Field(default=30, ge=0, le=30)
     """How far the control plane's clock may be off in an order's times."""
 
+    max_staleness_s: float = Field(default=60, ge=5, le=3600)
+    """Age of the last statement of freshness beyond which no order is taken, if the keyset asks for them."""
+
     drain_timeout_s: float = Field(default=25, ge=0, le=3600)
     """How long running guests may go on after SIGTERM before they are stopped."""
     admin_host: str = "127.0.0.1"

@@ -21,6 +21,10 @@ class RunnerTaker:
         """Stop a run that the control plane wants to end."""
         self._runner.stop(attempt, StopReason.CANCELLED)
 
+    def keyset_changed(self) -> None:
+        """Stop what a revoked key has ordered."""
+        self._runner.keyset_changed()
+
     def lease_lost(self, attempt: AttemptRef) -> None:
         """Stop a run that is not this node's any more."""
         self._runner.stop(attempt, StopReason.LEASE_LOST)

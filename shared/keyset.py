@@ -194,7 +194,7 @@ def verify_keyset(
         RollbackError: Check 5.
     """
     verified = verify_envelope(envelope, payload_type=KEYSET_TYPE, keys=root_keys)
-    keyset = _decode_keyset(parse_canonical(verified.payload, max_bytes=MAX_ENVELOPE_BYTES))
+    keyset = decode_keyset(verified.payload)
     if keyset.root_key_id not in verified.key_ids:
         raise VerificationError(f"check 3: keyset names root key {keyset.root_key_id}, which did not sign it")
     if installation is not None and keyset.installation != installation:
@@ -222,8 +222,13 @@ def _encode_entry(entry: KeysetEntry) -> JsonObject:
     return encoded
 
 
-def _decode_keyset(document: JsonObject) -> Keyset:
-    fields = Fields(document, "keyset")
+def decode_keyset(payload: bytes) -> Keyset:
+    """Return what a payload says, verifying no signature: for `verify_keyset`, and before the root signs it.
+
+    Raises:
+        MalformedError, UnknownFieldError, UnsupportedVersionError: As checks 2 and 6 of `verify_keyset`.
+    """
+    fields = Fields(parse_canonical(payload, max_bytes=MAX_ENVELOPE_BYTES), "keyset")
     found = fields.text("type")
     if found != FORMAT:
         raise UnsupportedVersionError(

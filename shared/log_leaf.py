@@ -10,6 +10,8 @@ from datetime import UTC, datetime
 from enum import StrEnum
 from typing import Final
 
+from shared.errors import ProofInvalidError
+
 SALT_BYTES: Final = 16
 CONTENT_BYTES: Final = 32
 
@@ -24,7 +26,13 @@ class LeafKind(StrEnum):
 
 
 def commitment(*, kind: str, subject: str, salt: bytes, content: bytes) -> bytes:
-    """Return the leaf's data, 32 bytes. No kind or subject of ours has a zero byte in it."""
+    """Return the leaf's data, 32 bytes. No kind or subject of ours has a zero byte in it.
+
+    Raises:
+        ProofInvalidError: Salt or content have another length.
+    """
+    if (len(salt), len(content)) != (SALT_BYTES, CONTENT_BYTES):
+        raise ProofInvalidError(f"a leaf with {len(salt)} bytes of salt and {len(content)} of content")
     return hashlib.sha256(b"\0".join((_PREFIX, kind.encode(), subject.encode(), salt + content))).digest()
 
 

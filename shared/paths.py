@@ -33,6 +33,10 @@ class InstallationPaths:
         return self.data_dir / "keys" / "policy.key"
 
     @property
+    def log_key(self) -> Path:
+        return self.data_dir / "keys" / "log.key"
+
+    @property
     def ca_key(self) -> Path:
         return self.data_dir / "keys" / "ca.key"
 

@@ -43,6 +43,7 @@ _EXECUTIONS: Final = "/agentfactory.v1.ExecutionService/"
 _NODE: Final = "/agentfactory.v1.NodeService/"
 _FLEET: Final = "/agentfactory.v1.FleetService/"
 _AUDIT: Final = "/agentfactory.v1.AuditService/"
+_KEYS: Final = "/agentfactory.v1.KeyService/"
 
 RULES: Final[Mapping[str, Rule]] = {
     _TEMPLATES + "PublishTemplate": _change(_AUTHORS, TRANSFER_DEADLINE),
@@ -81,6 +82,11 @@ RULES: Final[Mapping[str, Rule]] = {
     _AUDIT + "GetCheckpoint": _read(_EVERY_ROLE),
     _AUDIT + "GetInclusionProof": _read(_EVERY_ROLE),
     _AUDIT + "GetConsistencyProof": _read(_EVERY_ROLE),
+    _KEYS + "ListKeys": _read(_OPERATORS),
+    _KEYS + "GetKeyset": _read(_EVERY_ROLE),
+    _KEYS + "PublishKeyset": _change(_ADMINS),
+    _KEYS + "CreateKey": _change(_ADMINS),
+    _KEYS + "PublishFreshness": _change(_OPERATORS),
     # Not ours, but served beside them.
     "/grpc.health.v1.Health/Check": Rule(
         roles=_NOBODY, deadline=READ_DEADLINE, audit=Audit.NONE, anonymous=True

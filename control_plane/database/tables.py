@@ -126,6 +126,16 @@ keysets = Table(
     _at("created_at", now=True),
 )
 
+# The newest statement that the newest keyset is the newest: one row, replaced every few seconds.
+freshness = Table(
+    "freshness",
+    metadata,
+    Column("singleton", Boolean, primary_key=True, server_default=text("true")),
+    Column("envelope", LargeBinary, nullable=False),
+    _at("issued_at"),
+    CheckConstraint("singleton", name="singleton"),
+)
+
 templates = Table(
     "templates",
     metadata,

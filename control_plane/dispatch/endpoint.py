@@ -19,7 +19,7 @@ from control_plane.dispatch.options import DispatchOptions
 from control_plane.dispatch.ports import Observer
 from control_plane.dispatch.receipts import ReceiptIntake
 from control_plane.dispatch.retry import retrying
-from control_plane.dispatch.session import LiveSession
+from control_plane.dispatch.session import KEYSET_GRACE, LiveSession
 from control_plane.nodes.ports import NodeStore
 from shared.clock import Clock, Random
 from shared.digests import parse_digest
@@ -194,6 +194,13 @@ class SessionEndpoint:
                     UnavailableError(
                         f"nothing came from node {session.node_id} for"
                         f" {self._options.heartbeat_timeout.total_seconds():g} s"
+                    )
+                )
+            elif session.keyset_is_overdue(now):
+                session.end(
+                    UnavailableError(
+                        f"node {session.node_id} has keyset {session.keyset_version} in force, not"
+                        f" {session.keyset_sent}, for {KEYSET_GRACE.total_seconds():g} s"
                     )
                 )
             elif now >= session.ends_at:

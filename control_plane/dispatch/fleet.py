@@ -85,6 +85,11 @@ class Fleet:
         """Give orders only to sessions that have acknowledged this keyset or a newer one; never goes back."""
         self.required_keyset_version = max(self.required_keyset_version, version)
 
+    def lowest_keyset_version(self) -> int | None:
+        """Return the lowest version in force. Sessions that offered nothing yet hold no order: left out."""
+        heard = (session for session in self if session.heartbeat_at is not None)
+        return min((session.keyset_version for session in heard), default=None)
+
     def free_slots(self, session: LiveSession, now: float) -> int:
         """Return how many orders a session may get now, its keyset considered."""
         if session.keyset_version < self.required_keyset_version:

@@ -43,6 +43,7 @@ from shared.errors import (
     UnauthenticatedError,
     UnsupportedVersionError,
 )
+from shared.freshness import FORMAT as FRESHNESS_FORMAT
 from shared.ids import AUDIT_ENTRY, BOOT, BootId, NodeId, new_id, parse_id
 from shared.manifest import Profile
 from shared.order_codec import PROFILES_BY_NUMBER
@@ -197,6 +198,7 @@ class SessionOpener:
             ends_at=self._clock.monotonic() + self._session_age(),
             last_message_at=self._clock.monotonic(),
             draining=node.state is NodeState.DRAINING,
+            takes_freshness=FRESHNESS_FORMAT in hello.accepts,
             spool_head=head_of(hello.spool_head),
         )
         session.chain.start(sequence=node.last_accepted.sequence, hash_=node.last_accepted.hash)
@@ -205,6 +207,7 @@ class SessionOpener:
 
     async def _welcome(self, node: Node, session: LiveSession) -> None:
         version, keyset = await self._keysets.newest()
+        freshness = await self._keysets.freshness()
         welcome = nodes_pb2.Welcome(
             session_epoch=session.session_epoch,
             keyset=keyset,
@@ -212,12 +215,14 @@ class SessionOpener:
                 sequence=node.last_accepted.sequence, hash=node.last_accepted.hash
             ),
             order_type=session.order_type,
+            freshness=freshness,
         )
         welcome.heartbeat_every.FromTimedelta(self._options.heartbeat_every)
         welcome.lease.FromTimedelta(self._options.lease)
         self._fleet.add(session)
         self._fleet.require_keyset(version)
-        session.keyset_sent = version
+        session.keyset_sent, session.keyset_sent_at = version, self._clock.monotonic()
+        session.freshness_sent = freshness
         session.send(nodes_pb2.SessionResponse(welcome=welcome))
         if session.draining:
             session.send(nodes_pb2.SessionResponse(drain=nodes_pb2.Drain()))

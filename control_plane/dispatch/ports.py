@@ -23,6 +23,13 @@ class Keysets(Protocol):
             DatabaseUnavailableError: It cannot be read now.
         """
 
+    async def freshness(self) -> bytes:
+        """Return the newest statement of freshness; empty when there is none.
+
+        Raises:
+            DatabaseUnavailableError: It cannot be read now.
+        """
+
     async def order_keys(self, at: datetime) -> dict[KeyId, PublicKey]:
         """Return the keys that may sign orders at this time.
 

@@ -285,12 +285,17 @@ class Dispatch:
             return
         async with asyncio.timeout(self._options.store_deadline.total_seconds()):
             version, keyset = await self._keysets.newest()
+            freshness = await self._keysets.freshness()
         self._fleet.require_keyset(version)
-        update = nodes_pb2.SessionResponse(keyset_update=nodes_pb2.KeysetUpdate(keyset=keyset))
+        now = self._clock.monotonic()
         for session in self._fleet:
-            if session.keyset_sent < version:
-                session.keyset_sent = version
-                session.send(update)
+            session.tell_keyset(version, keyset, now)
+            # Behind the keyset: it may be the one that lists who signs such statements.
+            session.tell_freshness(freshness)
+
+    def acknowledged(self) -> int | None:
+        """Return the lowest keyset version that a session has in force; None while none may hold orders."""
+        return self._fleet.lowest_keyset_version()
 
 
 def _size_of(result: AttemptResult) -> int:

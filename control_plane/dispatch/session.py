@@ -50,6 +50,9 @@ MAX_TOO_NEW: Final = 1024
 TOO_NEW_FOR: Final = timedelta(seconds=5)
 """How long it remembers one: the node will not learn, but what waited may have run elsewhere."""
 
+KEYSET_GRACE: Final = timedelta(seconds=10)
+"""How long a node may take to put a keyset in force: the key that signs next waits for the slowest."""
+
 AttemptKey = tuple[ExecutionId, int]
 """Execution and fencing token: what names an attempt."""
 
@@ -120,6 +123,11 @@ class LiveSession:
     """What the node has acknowledged."""
     keyset_sent: int = 0
     """What was last sent to it."""
+    keyset_sent_at: float = 0.0
+    """Monotonic second of that."""
+    takes_freshness: bool = False
+    """Whether the node knows statements of freshness."""
+    freshness_sent: bytes = b""
     spool_head: SpoolHead = field(default_factory=SpoolHead)
     chain: ReceiptChain = field(default_factory=ReceiptChain)
     receipts_open: Budget = field(
@@ -277,6 +285,23 @@ class LiveSession:
         return digest in self._cached
 
     # --- what is said to it
+
+    def tell_keyset(self, version: int, keyset: bytes, now: float) -> None:
+        """Send a keyset unless it was sent; `now` is monotonic."""
+        if self.keyset_sent < version:
+            self.keyset_sent, self.keyset_sent_at = version, now
+            self.send(nodes_pb2.SessionResponse(keyset_update=nodes_pb2.KeysetUpdate(keyset=keyset)))
+
+    def tell_freshness(self, statement: bytes) -> None:
+        """Send a statement of freshness unless it was sent, or the node would not know what it is."""
+        if self.takes_freshness and statement and statement != self.freshness_sent:
+            self.freshness_sent = statement
+            self.send(nodes_pb2.SessionResponse(freshness=nodes_pb2.Freshness(statement=statement)))
+
+    def keyset_is_overdue(self, now: float) -> bool:
+        """Whether the node offers slots, has had a keyset for long, and does not say that it is in force."""
+        is_behind = self.heartbeat_at is not None and self.keyset_version < self.keyset_sent
+        return is_behind and now - self.keyset_sent_at >= KEYSET_GRACE.total_seconds()
 
     def acknowledge(self, sequences: Iterable[int]) -> None:
         """Tell the node, in a moment and together with others, that these receipts are on record."""

@@ -3,11 +3,14 @@
 Relays and reads keysets; makes none. The root public key comes from the data folder, never from the database.
 """
 
+import asyncio
+from collections.abc import Sequence
 from datetime import datetime, timedelta
 from typing import Final
 
 from control_plane.database.ports import Database
-from control_plane.installation.ports import InstallationStore
+from control_plane.installation.ports import StoredKeyset
+from control_plane.keys.ports import KeyStore
 from shared.clock import Clock
 from shared.errors import UnavailableError
 from shared.ids import InstallationId, KeyId
@@ -25,7 +28,7 @@ class KeysetRegistry:
         self,
         *,
         database: Database,
-        store: InstallationStore,
+        store: KeyStore,
         root: PublicKey,
         installation: InstallationId,
         clock: Clock,
@@ -37,6 +40,12 @@ class KeysetRegistry:
         self._clock = clock
         self._keyset: Keyset | None = None
         self._envelope = b""
+        self._freshness = b""
+        self._until = 0.0
+        self._reading = asyncio.Lock()
+
+    def changed(self, _: Sequence[str] = ()) -> None:
+        """Forget how old the answer is: there is a newer keyset or statement (subscriber of NOTIFY)."""
         self._until = 0.0
 
     async def newest(self) -> tuple[int, bytes]:
@@ -56,22 +65,48 @@ class KeysetRegistry:
         Raises:
             DatabaseUnavailableError, UnavailableError, VerificationError: As `newest`.
         """
-        if self._keyset is not None and self._clock.monotonic() < self._until:
+        # One reader at a time: of two, the one that read first must not come in last with the older answer.
+        async with self._reading:
+            if self._keyset is None or self._clock.monotonic() >= self._until:
+                self._keyset = await self._read()
             return self._keyset
-        async with self._database.transaction() as tx:
-            stored = await self._store.newest_keyset(tx)
+
+    async def _read(self) -> Keyset:
+        # Before it is asked: what changes meanwhile is asked for again.
+        self._until = self._clock.monotonic() + KEYSET_LIFE.total_seconds()
+        try:
+            async with self._database.transaction() as tx:
+                stored = await self._store.newest_keyset(tx)
+                statement = await self._store.newest_statement(tx)
+            keyset = self._verified(stored)
+        except BaseException:
+            self._until = 0.0
+            raise
+        self._freshness = b"" if statement is None else statement.envelope
+        return keyset
+
+    def _verified(self, stored: StoredKeyset | None) -> Keyset:
         if stored is None:
             raise UnavailableError("the database holds no keyset", hint="run 'agentfactory init'")
-        if self._keyset is None or stored.envelope != self._envelope:
-            self._keyset = verify_keyset(
-                stored.envelope,
-                root_keys={self._root.key_id: self._root},
-                minimum_version=self._keyset.version if self._keyset is not None else 1,
-                installation=self._installation,
-            )
-            self._envelope = stored.envelope
-        self._until = self._clock.monotonic() + KEYSET_LIFE.total_seconds()
-        return self._keyset
+        if self._keyset is not None and stored.envelope == self._envelope:
+            return self._keyset
+        keyset = verify_keyset(
+            stored.envelope,
+            root_keys={self._root.key_id: self._root},
+            minimum_version=self._keyset.version if self._keyset is not None else 1,
+            installation=self._installation,
+        )
+        self._envelope = stored.envelope
+        return keyset
+
+    async def freshness(self) -> bytes:
+        """Return the newest statement of freshness; empty when there is none.
+
+        Raises:
+            DatabaseUnavailableError, UnavailableError, VerificationError: As `newest`.
+        """
+        await self.current()
+        return self._freshness
 
     async def order_keys(self, at: datetime) -> dict[KeyId, PublicKey]:
         """Return the keys that may sign orders at this time.

@@ -6,6 +6,7 @@ from typing import Protocol
 from control_plane.database.ports import Transaction
 from control_plane.log.domain import Head, LogEntry, Pending
 from shared.ids import TenantId
+from shared.signatures import PublicKey, Signer
 from shared.tiles import TileId
 
 
@@ -48,6 +49,18 @@ class LogStore(Protocol):
 
     async def entry_of(self, tx: Transaction, tenant_id: TenantId, subject: str) -> LogEntry | None:
         """Return the tenant's entry about a subject."""
+
+
+class LogKeys(Signer, Protocol):
+    """What signs checkpoints: the newest log key in custody that the keyset lists."""
+
+    async def public(self) -> PublicKey | None:
+        """Return the public half of what `sign` signs with from now on; None: the keyset lists no such key.
+
+        Raises:
+            KeyUnavailableError: The custodian does not answer.
+            DatabaseUnavailableError: The keyset cannot be read now.
+        """
 
 
 class LogObserver(Protocol):

@@ -19,7 +19,7 @@ from control_plane.log.domain import (
     checkpoint_of,
     group_of,
 )
-from control_plane.log.ports import LogObserver, LogStore
+from control_plane.log.ports import LogKeys, LogObserver, LogStore
 from shared.checkpoints import parse_checkpoint, sign_checkpoint
 from shared.clock import Random
 from shared.errors import AgentFactoryError, InvalidInputError, NotFoundError
@@ -27,7 +27,6 @@ from shared.ids import TenantId
 from shared.log_leaf import SALT_BYTES, commitment
 from shared.logs import get_logger
 from shared.merkle import leaf_hash
-from shared.signatures import PublicKey, Signer
 from shared.tiles import Proof, consistency, grown, inclusion, range_root, tiles_of_edge
 
 logger = get_logger(__name__)
@@ -45,16 +44,14 @@ class LogService:
         database: Database,
         store: LogStore,
         origin: str,
-        signer: Signer | None,
-        public: PublicKey | None,
+        keys: LogKeys,
         observer: LogObserver,
         random: Random,
     ) -> None:
         self._database = database
         self._store = store
         self._origin = origin
-        self._signer = signer
-        self._public = public
+        self._keys = keys
         self._observer = observer
         self._random = random
 
@@ -96,20 +93,21 @@ class LogService:
         return len(entries)
 
     async def sign(self) -> bytes | None:
-        """Sign the committed head if no checkpoint says it yet; returns the new note.
+        """Sign the committed head if no checkpoint says it yet; returns the new note, if there is a log key.
 
         Raises:
             KeyUnavailableError: The key's custodian does not answer.
             DatabaseUnavailableError: It cannot be read or written now.
         """
-        if self._signer is None or self._public is None:
-            return None
         async with self._database.transaction() as tx:
             head = await self._store.head(tx)
             newest = await self._store.newest_checkpoint(tx)
         if newest is not None and newest[0] >= head.tree_size:
             return None
-        signed = await sign_checkpoint(checkpoint_of(self._origin, head), self._signer, self._public)
+        public = await self._keys.public()
+        if public is None:
+            return None
+        signed = await sign_checkpoint(checkpoint_of(self._origin, head), self._keys, public)
         async with self._database.transaction() as tx:
             await self._store.add_checkpoint(tx, tree_size=head.tree_size, note=signed.note)
         return signed.note

@@ -18,17 +18,14 @@ from control_plane.database.notifications import (
 from control_plane.database.unit_of_work import HeldConnection, PostgresDatabase
 from control_plane.installation.files import read_authority, read_root_key
 from control_plane.installation.ports import FoundInstallation
-from control_plane.installation.store import PostgresInstallationStore
 from control_plane.keys.ca import BuiltinCertificateAuthority
 from control_plane.keys.registry import KeysetRegistry
+from control_plane.keys.store import PostgresKeyStore
 from control_plane.metrics import ControlMetrics
 from control_plane.settings import ControlSettings
 from shared.clock import SystemClock, SystemRandom
 from shared.errors import SettingsError
-from shared.key_files import read_private_key
-from shared.keyset import KeyPurpose
 from shared.paths import InstallationPaths
-from shared.signatures import FileSigner
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -79,7 +76,7 @@ async def open_base(settings: ControlSettings) -> AsyncIterator[Base]:
                 f"{paths.data_dir} holds no installation",
                 hint="run 'agentfactory init', or set AF_CONTROL_DATA_DIR",
             )
-        store = PostgresInstallationStore()
+        store = PostgresKeyStore()
         async with database.transaction() as tx:
             found = await store.found(tx)
         if found is None:
@@ -109,17 +106,3 @@ async def open_base(settings: ControlSettings) -> AsyncIterator[Base]:
         )
     finally:
         await database.close()
-
-
-async def order_signer(base: Base) -> FileSigner:
-    """Return the signer of orders.
-
-    Raises:
-        NotFoundError, KeyFileModeError, KeyFormatError: Its key is missing or not usable.
-        UnknownKeyError, KeyRevokedError: The key is not in the keyset.
-    """
-    key = read_private_key(base.paths.order_key)
-    keyset = await base.keysets.current()
-    # An order by a key that nodes do not know would be refused by every one of them: better not to start.
-    keyset.require(KeyPurpose.ORDER, key.key_id, base.clock.now())
-    return FileSigner(key=key)

@@ -12,10 +12,10 @@ from control_plane.wiring.base import Base
 from control_plane.wiring.stores import Stores
 from shared.gathering import Gathering
 from shared.ids import SESSION, new_id
-from shared.signatures import FileSigner
+from shared.signatures import Signer
 
 
-def build_dispatch(base: Base, stores: Stores, completions: Completions, signer: FileSigner) -> Dispatch:
+def build_dispatch(base: Base, stores: Stores, completions: Completions, signer: Signer) -> Dispatch:
     return Dispatch(
         leases=stores.leases,
         kv=stores.kv,

@@ -13,6 +13,7 @@ from agentfactory.v1 import (
     agents_pb2_grpc,
     audit_pb2_grpc,
     executions_pb2_grpc,
+    keys_pb2_grpc,
     nodes_pb2_grpc,
     templates_pb2_grpc,
 )
@@ -36,6 +37,8 @@ from control_plane.executions.lease_store import PostgresLeaseStore
 from control_plane.executions.service import ExecutionOptions, ExecutionService
 from control_plane.executions.servicer import ExecutionServicer
 from control_plane.executions.store import PostgresExecutionStore
+from control_plane.keys.servicer import KeyServicer
+from control_plane.keys.signer import OrderSigner
 from control_plane.kv.store import PostgresKvStore
 from control_plane.metrics import MeasuredAcceptor, MeasuredCompletions
 from control_plane.nodes.servicer import FleetServicer, NodeServicer
@@ -46,11 +49,12 @@ from control_plane.upkeep import Housekeeping
 from control_plane.wiring.access import build_access
 from control_plane.wiring.base import Base
 from control_plane.wiring.factory import build_agents, build_templates
+from control_plane.wiring.keys import build_keys
+from control_plane.wiring.log import build_log
 from control_plane.wiring.nodes import build_dispatch, build_node_service, build_node_servicer
 from control_plane.wiring.policy import build_policy
 from control_plane.wiring.stores import Stores
 from shared.gathering import Gathering
-from shared.signatures import FileSigner
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -62,13 +66,14 @@ class Services:
     dispatch: Dispatch
     completions: Completions
     directory: CachedAgentDirectory
+    signer: OrderSigner
     register: Callable[[grpc.aio.Server], None]
     loops: tuple[Callable[[], Coroutine[Any, Any, NoReturn]], ...]
     stores: tuple[PostgresExecutionStore | PostgresLeaseStore | PostgresKvStore, ...]
     """They keep connections of their own."""
 
 
-def build(base: Base, signer: FileSigner) -> Services:
+def build(base: Base, signer: OrderSigner) -> Services:
     """Return everything that is served; nothing runs yet."""
     stores = Stores.of(base)
     completions = MeasuredCompletions(base.metrics)
@@ -98,6 +103,7 @@ def build(base: Base, signer: FileSigner) -> Services:
     )
     stopper = TemplateStopper(executions=stores.executions, placer=dispatch.placer, completions=completions)
     bodies = BodyService(store=stores.executions, clock=base.clock, random=base.random)
+    log = build_log(base, signer)
     servicers = _Servicers(
         executions=ExecutionServicer(
             executions,
@@ -109,8 +115,9 @@ def build(base: Base, signer: FileSigner) -> Services:
         nodes=build_node_servicer(base, stores, dispatch, catalog),
         fleet=FleetServicer(nodes=build_node_service(base, stores, dispatch)),
         audit=AuditServicer(
-            AuditService(base.audit, subscribe=partial(base.subscriptions.subscribed, Channel.AUDIT))
+            AuditService(base.audit, subscribe=partial(base.subscriptions.subscribed, Channel.AUDIT)), log
         ),
+        keys=build_keys(base, signer, dispatch),
     )
     return Services(
         access=build_access(base),
@@ -118,6 +125,7 @@ def build(base: Base, signer: FileSigner) -> Services:
         dispatch=dispatch,
         completions=completions,
         directory=directory,
+        signer=signer,
         register=servicers.register,
         loops=(
             base.notifier.run,
@@ -128,6 +136,8 @@ def build(base: Base, signer: FileSigner) -> Services:
             partial(completions.run, stores.executions),
             Housekeeping(stores.executions).run,
             base.refusals.run,
+            signer.run,
+            log.run,
         ),
         stores=(stores.executions, stores.leases, stores.kv),
     )
@@ -141,6 +151,7 @@ class _Servicers:
     nodes: NodeServicer
     fleet: FleetServicer
     audit: AuditServicer
+    keys: KeyServicer
 
     def register(self, server: grpc.aio.Server) -> None:
         executions_pb2_grpc.add_ExecutionServiceServicer_to_server(self.executions, server)
@@ -149,6 +160,7 @@ class _Servicers:
         nodes_pb2_grpc.add_NodeServiceServicer_to_server(self.nodes, server)
         nodes_pb2_grpc.add_FleetServiceServicer_to_server(self.fleet, server)
         audit_pb2_grpc.add_AuditServiceServicer_to_server(self.audit, server)
+        keys_pb2_grpc.add_KeyServiceServicer_to_server(self.keys, server)
 
 
 def build_admission(base: Base) -> Admission:

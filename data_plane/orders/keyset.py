@@ -83,6 +83,18 @@ class NodeKeyset:
         """Return the keys whose signatures count now; none before the first keyset."""
         return {} if self._keyset is None else self._keyset.keys_for(purpose, at)
 
+    def lists(self, purpose: KeyPurpose, at: datetime) -> bool:
+        """Return whether a key of this purpose has begun, valid still or not."""
+        entries = () if self._keyset is None else self._keyset.entries
+        return any(entry.purpose is purpose and entry.not_before <= at for entry in entries)
+
+    def revoked(self, purpose: KeyPurpose, at: datetime) -> frozenset[KeyId]:
+        """Return the keys of this purpose that are revoked."""
+        entries = () if self._keyset is None else self._keyset.entries
+        return frozenset(
+            entry.key_id for entry in entries if entry.purpose is purpose and entry.is_revoked(at)
+        )
+
     def require(self, purpose: KeyPurpose, key_id: KeyId, at: datetime) -> PublicKey:
         """Return one key, or say why its signatures do not count.
 

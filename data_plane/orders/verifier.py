@@ -22,6 +22,8 @@ The list, in this order:
     (`check_engine`).
 17. The node's own policy allows its limits, capabilities and grants (`check_node_policy`), and the
     module has not crashed too many workers here (`Quarantine`).
+18. The keyset that decided check 1 is known to be the newest (`Freshness`). Asked before check 1; numbered
+    last, because numbers stand in receipts.
 """
 
 from collections.abc import Mapping
@@ -67,6 +69,7 @@ class Check(IntEnum):
     PARAMETERS = 15
     ENGINE = 16
     NODE_POLICY = 17
+    FRESHNESS = 18
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

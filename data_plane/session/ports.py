@@ -15,6 +15,9 @@ class OrderTaker(Protocol):
     def cancel(self, attempt: AttemptRef) -> None:
         """The control plane wants this attempt to end."""
 
+    def keyset_changed(self) -> None:
+        """A newer keyset is in force: what a revoked key has ordered has to stop."""
+
     def lease_lost(self, attempt: AttemptRef) -> None:
         """This attempt is not this node's any more."""
 

@@ -15,6 +15,7 @@ from agentfactory.v1 import nodes_pb2
 from data_plane.artifacts.cache import ArtifactCache
 from data_plane.metrics import NodeMetrics
 from data_plane.orders.admission import Admissions
+from data_plane.orders.freshness import Freshness
 from data_plane.orders.keyset import NodeKeyset
 from data_plane.orders.verifier import NodeFacts
 from data_plane.receipts.issuer import ReceiptIssuer
@@ -34,15 +35,18 @@ from shared.errors import (
     MalformedError,
     NodeEvictedError,
     UnavailableError,
+    UnknownKeyError,
     UnsupportedVersionError,
     VerificationError,
 )
+from shared.freshness import FORMAT as FRESHNESS_FORMAT
 from shared.logs import get_logger
 from shared.orders import MAX_LEASE, ORDER_FORMATS
 
 logger = get_logger(__name__)
 
 ACCEPTED_ORDER_TYPES: Final = ORDER_FORMATS
+ACCEPTED_TYPES: Final = (*ACCEPTED_ORDER_TYPES, FRESHNESS_FORMAT)
 
 WELCOME_DEADLINE: Final = timedelta(seconds=10)
 WRITE_DEADLINE: Final = timedelta(seconds=10)
@@ -73,6 +77,7 @@ class SessionParts:
     facts: NodeFacts
     zone: str
     keyset: NodeKeyset
+    freshness: Freshness
     leases: Leases
     admissions: Admissions
     cache: ArtifactCache
@@ -116,6 +121,7 @@ class Session:
             ),
             "drain": lambda message: self._take_drain(message.drain),
             "host_reply": lambda message: self._parts.host_calls.answered(message.host_reply),
+            "freshness": lambda message: self._take_freshness(message.freshness.statement),
             "keyset_update": lambda message: self._take_keyset(message.keyset_update.keyset),
         }
 
@@ -152,7 +158,7 @@ class Session:
         hello = convert.hello_to_proto(
             node_id=parts.facts.node_id,
             boot_id=parts.facts.boot_id,
-            accepts=ACCEPTED_ORDER_TYPES,
+            accepts=ACCEPTED_TYPES,
             engines=parts.facts.engines,
             slots=parts.admissions.slots,
             cached=cached,
@@ -179,6 +185,8 @@ class Session:
     def _take_welcome(self, welcome: nodes_pb2.Welcome) -> None:
         # The keyset before anything else: it decides whether anything else here can be believed.
         self._take_keyset(welcome.keyset)
+        if welcome.freshness:
+            self._take_freshness(welcome.freshness)
         if welcome.order_type not in ACCEPTED_ORDER_TYPES:
             raise UnsupportedVersionError(f"orders would be of type {welcome.order_type[:64]!r}")
         check_chain(self._parts.spool, convert.head_from_proto(welcome.last_accepted))
@@ -230,8 +238,24 @@ class Session:
             self._parts.metrics.signature_failures.labels("keyset").inc()
             raise
         self._parts.metrics.keyset_version.set(self._parts.keyset.version)
+        if is_newer:
+            self._parts.orders.keyset_changed()
         if is_newer and self._counter.heartbeats:
             # Tells the control plane that this keyset is in force here (rule 12).
+            self._queue_heartbeat()
+
+    def _take_freshness(self, statement: bytes) -> None:
+        was_stale = bool(self._parts.freshness.problem())
+        try:
+            self._parts.freshness.take(statement)
+        except UnknownKeyError as error:
+            # By a key that has ended, or that the next keyset names: it counts for nothing, and is no attack.
+            logger.warning("a statement of freshness does not count", error=str(error))
+        except VerificationError:
+            self._parts.metrics.signature_failures.labels("freshness").inc()
+            raise
+        if was_stale and self._counter.heartbeats:
+            # Slots are offered again without waiting for the next beat.
             self._queue_heartbeat()
 
     async def _beat(self) -> NoReturn:
@@ -253,7 +277,7 @@ class Session:
         now = parts.clock.monotonic()
         heartbeat = nodes_pb2.Heartbeat(
             number=number,
-            free_slots=parts.admissions.free_places(now=now),
+            free_slots=0 if parts.freshness.problem() else parts.admissions.free_places(now=now),
             capacity=parts.admissions.capacity(now=now),
             spool_head=convert.head_to_proto(parts.issuer.signed_head()),
             keyset_version=parts.keyset.version,

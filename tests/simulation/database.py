@@ -247,6 +247,9 @@ class StoreView:
         """Implements `Keysets`."""
         return await self._call("newest keyset", lambda: (1, self._database.keyset))
 
+    async def freshness(self) -> bytes:
+        return b""
+
     async def order_keys(self, at: datetime) -> dict[KeyId, PublicKey]:
         """Implements `Keysets`."""
         return trusting(rsa_key("order"))

@@ -23,6 +23,7 @@ from data_plane.metrics import NodeMetrics
 from data_plane.node import Node
 from data_plane.orders.admission import Admissions
 from data_plane.orders.domain import AttemptRef
+from data_plane.orders.freshness import Freshness
 from data_plane.orders.keyset import NodeKeyset
 from data_plane.orders.ledger import OrderLedger
 from data_plane.orders.quarantine import Quarantine
@@ -270,6 +271,13 @@ class SimulatedNode:
             root_keys={root.key_id: root.public}, installation=facts.installation, path=self.folder / "keyset"
         )
         keyset.load()
+        freshness = Freshness(
+            keyset=keyset,
+            installation=facts.installation,
+            max_staleness=timedelta(seconds=60),
+            max_skew=facts.max_skew,
+            clock=self.clock,
+        )
         spool = self.disk.open_spool(self.process)
         leases, metrics, modules = Leases(), _metrics(), _Modules(chance.of("modules"))
         issuer = ReceiptIssuer(spool=spool, key=self.key, facts=facts, random=chance.of("salts"))
@@ -282,6 +290,7 @@ class SimulatedNode:
         runner = OrderRunner(
             facts=facts,
             keyset=keyset,
+            freshness=freshness,
             ledger=OrderLedger(max_order_life=facts.max_order_life, max_skew=facts.max_skew),
             leases=leases,
             admissions=admissions,
@@ -306,6 +315,7 @@ class SimulatedNode:
             facts=facts,
             zone="",
             keyset=keyset,
+            freshness=freshness,
             leases=leases,
             admissions=admissions,
             cache=cast("Any", modules),

@@ -75,6 +75,9 @@ class OneKeyset:
     async def newest(self) -> tuple[int, bytes]:
         return self.version, b"keyset %d" % self.version
 
+    async def freshness(self) -> bytes:
+        return b""
+
     async def order_keys(self, at: datetime) -> dict[KeyId, PublicKey]:
         return trusting(rsa_key("orders"))
 

@@ -24,6 +24,11 @@ KEY = PrivateKey.generate_ed25519()
 ORIGIN = log_origin("local", 1)
 
 
+class Keys(FileSigner):
+    async def public(self):
+        return self.key.public
+
+
 class Counted:
     def __init__(self):
         self.leaves = 0
@@ -40,8 +45,7 @@ def log_of(world, store=None) -> LogService:
         database=world.database,
         store=store or PostgresLogStore(),
         origin=ORIGIN,
-        signer=FileSigner(key=KEY),
-        public=KEY.public,
+        keys=Keys(key=KEY),
         observer=Counted(),
         random=SystemRandom(),
     )

@@ -16,6 +16,7 @@ from data_plane.carrier import OrderCarrier
 from data_plane.metrics import NodeMetrics
 from data_plane.orders.admission import Admissions
 from data_plane.orders.domain import attempt_of
+from data_plane.orders.freshness import Freshness
 from data_plane.orders.keyset import NodeKeyset
 from data_plane.orders.ledger import OrderLedger
 from data_plane.orders.quarantine import Quarantine
@@ -109,12 +110,20 @@ class World:
             installation=InstallationId(INSTALLATION),
             path=folder / "keyset.dsse",
         )
+        self.freshness = Freshness(
+            keyset=self.keyset,
+            installation=InstallationId(INSTALLATION),
+            max_staleness=timedelta(seconds=60),
+            max_skew=timedelta(seconds=30),
+            clock=self.clock,
+        )
         self.admissions = Admissions(
             slots=2, queue=queue, leases=self.leases, spool=self.spool, ceilings=self.facts.ceilings
         )
         self.runner = OrderRunner(
             facts=self.facts,
             keyset=self.keyset,
+            freshness=self.freshness,
             ledger=OrderLedger(max_order_life=timedelta(seconds=60), max_skew=timedelta(seconds=30)),
             leases=self.leases,
             admissions=self.admissions,
@@ -387,6 +396,7 @@ async def test_receipt_of_an_older_order_tells_no_denials(tmp_path):
     [
         (StopReason.CANCELLED, Outcome.CANCELLED, None),
         (StopReason.LEASE_LOST, Outcome.REJECTED, RejectionReason.STALE),
+        (StopReason.KEY_REVOKED, Outcome.REJECTED, RejectionReason.STALE),
         (StopReason.NODE_STOPS, Outcome.REJECTED, RejectionReason.DRAINING),
     ],
 )

@@ -206,6 +206,7 @@ class SessionResponse(_message.Message):
     DRAIN_FIELD_NUMBER: _builtins.int
     KEYSET_UPDATE_FIELD_NUMBER: _builtins.int
     HOST_REPLY_FIELD_NUMBER: _builtins.int
+    FRESHNESS_FIELD_NUMBER: _builtins.int
     @_builtins.property
     def welcome(self) -> Global___Welcome: ...
     @_builtins.property
@@ -222,6 +223,10 @@ class SessionResponse(_message.Message):
     def keyset_update(self) -> Global___KeysetUpdate: ...
     @_builtins.property
     def host_reply(self) -> Global___HostReply: ...
+    @_builtins.property
+    def freshness(self) -> Global___Freshness:
+        """Only to nodes whose Hello accepts "agentfactory.freshness.v1"."""
+
     def __init__(
         self,
         *,
@@ -233,12 +238,13 @@ class SessionResponse(_message.Message):
         drain: Global___Drain | None = ...,
         keyset_update: Global___KeysetUpdate | None = ...,
         host_reply: Global___HostReply | None = ...,
+        freshness: Global___Freshness | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["cancel", b"cancel", "drain", b"drain", "host_reply", b"host_reply", "keyset_update", b"keyset_update", "lease_granted", b"lease_granted", "message", b"message", "order_batch", b"order_batch", "receipt_ack", b"receipt_ack", "welcome", b"welcome"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["cancel", b"cancel", "drain", b"drain", "freshness", b"freshness", "host_reply", b"host_reply", "keyset_update", b"keyset_update", "lease_granted", b"lease_granted", "message", b"message", "order_batch", b"order_batch", "receipt_ack", b"receipt_ack", "welcome", b"welcome"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["cancel", b"cancel", "drain", b"drain", "host_reply", b"host_reply", "keyset_update", b"keyset_update", "lease_granted", b"lease_granted", "message", b"message", "order_batch", b"order_batch", "receipt_ack", b"receipt_ack", "welcome", b"welcome"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["cancel", b"cancel", "drain", b"drain", "freshness", b"freshness", "host_reply", b"host_reply", "keyset_update", b"keyset_update", "lease_granted", b"lease_granted", "message", b"message", "order_batch", b"order_batch", "receipt_ack", b"receipt_ack", "welcome", b"welcome"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
-    _WhichOneofReturnType_message: _TypeAlias = _typing.Literal["welcome", "order_batch", "receipt_ack", "lease_granted", "cancel", "drain", "keyset_update", "host_reply"]  # noqa: Y015
+    _WhichOneofReturnType_message: _TypeAlias = _typing.Literal["welcome", "order_batch", "receipt_ack", "lease_granted", "cancel", "drain", "keyset_update", "host_reply", "freshness"]  # noqa: Y015
     _WhichOneofArgType_message: _TypeAlias = _typing.Literal["message", b"message"]  # noqa: Y015
     def WhichOneof(self, oneof_group: _WhichOneofArgType_message) -> _WhichOneofReturnType_message | None: ...
 
@@ -739,11 +745,14 @@ class Welcome(_message.Message):
     HEARTBEAT_EVERY_FIELD_NUMBER: _builtins.int
     LEASE_FIELD_NUMBER: _builtins.int
     ORDER_TYPE_FIELD_NUMBER: _builtins.int
+    FRESHNESS_FIELD_NUMBER: _builtins.int
     session_epoch: _builtins.int
     keyset: _builtins.bytes
     """The newest root-signed keyset, DSSE."""
     order_type: _builtins.str
     """Signed payload type this session uses."""
+    freshness: _builtins.bytes
+    """The newest statement of freshness, DSSE; empty when there is none."""
     @_builtins.property
     def last_accepted(self) -> Global___SpoolHead:
         """The newest receipt the control plane has accepted from this node."""
@@ -761,10 +770,11 @@ class Welcome(_message.Message):
         heartbeat_every: _duration_pb2.Duration | None = ...,
         lease: _duration_pb2.Duration | None = ...,
         order_type: _builtins.str = ...,
+        freshness: _builtins.bytes = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["heartbeat_every", b"heartbeat_every", "last_accepted", b"last_accepted", "lease", b"lease"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["heartbeat_every", b"heartbeat_every", "keyset", b"keyset", "last_accepted", b"last_accepted", "lease", b"lease", "order_type", b"order_type", "session_epoch", b"session_epoch"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["freshness", b"freshness", "heartbeat_every", b"heartbeat_every", "keyset", b"keyset", "last_accepted", b"last_accepted", "lease", b"lease", "order_type", b"order_type", "session_epoch", b"session_epoch"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -972,6 +982,28 @@ class KeysetUpdate(_message.Message):
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___KeysetUpdate: _TypeAlias = KeysetUpdate  # noqa: Y015
+
+@_typing.final
+class Freshness(_message.Message):
+    """While the keyset lists a freshness key, a node without a fresh statement takes no orders."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    STATEMENT_FIELD_NUMBER: _builtins.int
+    statement: _builtins.bytes
+    """DSSE, signed by a freshness key of the keyset."""
+    def __init__(
+        self,
+        *,
+        statement: _builtins.bytes = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["statement", b"statement"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___Freshness: _TypeAlias = Freshness  # noqa: Y015
 
 @_typing.final
 class FetchArtifactRequest(_message.Message):

@@ -45,6 +45,9 @@ class OneKeyset:
     async def newest(self) -> tuple[int, bytes]:
         return 1, b"keyset"
 
+    async def freshness(self) -> bytes:
+        return b""
+
     async def order_keys(self, at: Any) -> dict[Any, Any]:
         return {}
 

@@ -1,0 +1,86 @@
+"""Custody of keys, the signer of orders and the service of keys, from settings."""
+
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+
+from control_plane.dispatch.service import Dispatch
+from control_plane.installation.files import read_root_key
+from control_plane.keys.files import FileCustody
+from control_plane.keys.metrics import KeyMetrics, MeasuredCustody
+from control_plane.keys.ports import KeyCustody
+from control_plane.keys.service import KeyService
+from control_plane.keys.servicer import KeyServicer
+from control_plane.keys.signer import OrderSigner
+from control_plane.keys.store import PostgresKeyStore
+from control_plane.keys.vault import VaultCustody
+from control_plane.settings import ControlSettings
+from control_plane.wiring.base import Base
+from shared.clock import Clock
+from shared.errors import SettingsError
+from shared.paths import InstallationPaths
+from shared.vault import VaultAccess, VaultClient
+
+
+@asynccontextmanager
+async def open_signer(base: Base) -> AsyncIterator[OrderSigner]:
+    """Open the custody of keys and choose what signs orders, for the length of the block.
+
+    A custodian that does not answer, or holds no key of the keyset, stops no start: orders wait for it.
+
+    Raises:
+        SettingsError: The vault is not named as it must be.
+    """
+    observer = KeyMetrics(base.registry, base.clock)
+    async with _custody(base.settings, base.paths, base.clock) as custody:
+        signer = OrderSigner(
+            custody=MeasuredCustody(custody, observer),
+            keysets=base.keysets,
+            observer=observer,
+            clock=base.clock,
+        )
+        await signer.refresh()
+        yield signer
+
+
+def build_keys(base: Base, signer: OrderSigner, dispatch: Dispatch) -> KeyServicer:
+    signer.listen_to(dispatch)
+    return KeyServicer(
+        KeyService(
+            database=base.database,
+            store=PostgresKeyStore(),
+            custody=signer.custody,
+            signing=signer,
+            sessions=dispatch,
+            audit=base.audit,
+            root=read_root_key(base.paths),
+            installation=base.found.installation,
+            observer=signer.observer,
+            clock=base.clock,
+            random=base.random,
+        )
+    )
+
+
+@asynccontextmanager
+async def _custody(
+    settings: ControlSettings, paths: InstallationPaths, clock: Clock
+) -> AsyncIterator[KeyCustody]:
+    if settings.custody == "files":
+        yield FileCustody(paths.order_key.parent)
+        return
+    if settings.vault_secret_id_file is None:
+        raise SettingsError("custody is in a vault and AF_CONTROL_VAULT_SECRET_ID_FILE is not set")
+    access = VaultAccess(
+        url=settings.vault_url,
+        role_id=settings.vault_role_id,
+        secret_id_file=settings.vault_secret_id_file,
+        approle_mount=settings.vault_approle_mount,
+        namespace=settings.vault_namespace,
+        ca_file=settings.vault_ca_file,
+        timeout=settings.vault_timeout,
+    )
+    vault = VaultClient(access, clock=clock)
+    try:
+        yield VaultCustody(vault, mount=settings.vault_transit_mount, prefix=settings.vault_key_prefix)
+    finally:
+        await vault.close()
