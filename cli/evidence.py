@@ -4,13 +4,17 @@ Who uses it must still decide by other means that the root key is the right one,
 key is the one that the node was enrolled with (the keyset lists no node keys).
 """
 
+import hashlib
 from dataclasses import dataclass
 from datetime import datetime
 from typing import TYPE_CHECKING
 
+from shared.checkpoints import log_origin, parse_checkpoint, verify_log_signature
 from shared.digests import Digest
 from shared.errors import VerificationError
 from shared.keyset import KeyPurpose, Keyset, verify_keyset
+from shared.log_leaf import LeafKind, commitment
+from shared.merkle import leaf_hash, verify_inclusion
 from shared.order_codec import decode_order
 from shared.orders import Order, VerifiedOrderRoot, verify_batch, verify_order_inclusion
 from shared.packages import verify_manifest
@@ -53,6 +57,8 @@ def verify_evidence(answer: "audit_pb2.GetReceiptResponse", *, root_keys: "Seque
     4. The template is signed by a publisher of the keyset and is the one that the order names.
     5. The receipt is signed by the node's receipt key.
     6. The receipt answers exactly this order: installation, node, boot, attempt, template, module, input.
+    7. If a checkpoint of the transparency log covers the receipt: it is signed by a log key that the keyset
+       lists, and the receipt is a leaf below its root.
 
     Raises:
         VerificationError: A check failed; the message begins with what was being verified.
@@ -73,6 +79,7 @@ def verify_evidence(answer: "audit_pb2.GetReceiptResponse", *, root_keys: "Seque
     receipt = verify_receipt(answer.envelope, node_id=order.node_id, node_key=node_key)
     check_matches(receipt.predicate, expected_of(order, digest))
     publisher = min(template.publisher_key_ids)
+    logged = (_verify_log(answer, order=order, keyset=keyset),) if answer.HasField("log") else ()
     return Evidence(
         order=order,
         receipt=receipt.predicate,
@@ -87,7 +94,35 @@ def verify_evidence(answer: "audit_pb2.GetReceiptResponse", *, root_keys: "Seque
             f"template {short(template.digest)} is signed by publisher {short(publisher)}",
             f"receipt {receipt.predicate.sequence} is signed by the key of node {order.node_id}",
             "the receipt answers exactly this order",
+            *logged,
         ),
+    )
+
+
+def _verify_log(answer: "audit_pb2.GetReceiptResponse", *, order: Order, keyset: Keyset) -> str:
+    """Check 7. By any log key that is listed: what it signed was public from then on."""
+    log = answer.log
+    if (log.kind, log.subject) != (LeafKind.RECEIPT, answer.receipt_id):
+        raise VerificationError(f"check 7: the log's entry is about {log.kind} {log.subject[:80]!r}")
+    listed = [entry.key for entry in keyset.entries if entry.purpose is KeyPurpose.LOG]
+    checkpoint = verify_log_signature(
+        parse_checkpoint(log.checkpoint), origin=log_origin(order.installation, order.epoch), keys=listed
+    )
+    leaf = commitment(
+        kind=log.kind,
+        subject=log.subject,
+        salt=log.salt,
+        content=hashlib.sha256(answer.envelope).digest(),
+    )
+    verify_inclusion(
+        leaf=leaf_hash(leaf),
+        index=log.log_index,
+        size=checkpoint.size,
+        path=list(log.path),
+        root=checkpoint.root,
+    )
+    return (
+        f"the receipt is leaf {log.log_index} of log {checkpoint.origin}, signed at {checkpoint.size} leaves"
     )
 
 

@@ -62,6 +62,16 @@ class ControlMetrics:
         self._policy_denials = Counter(
             "af_policy_denials", "Decisions that said no.", ["question", "reason"], registry=registry
         )
+        self._log_leaves = Counter("af_log_leaves", "Leaves that this replica integrated.", registry=registry)
+        self._log_seconds = Histogram(
+            "af_log_integration_seconds",
+            "One group of leaves, from looking to its commit.",
+            registry=registry,
+            buckets=LATENCY_BUCKETS,
+        )
+        self._log_size = Gauge(
+            "af_log_size", "Leaves of the log when this replica integrated last.", registry=registry
+        )
         self._lease_expiries = Counter("af_lease_expiries", "Leases that ran out.", registry=registry)
         self._sessions_opened = Counter("af_sessions_opened", "Sessions that began.", registry=registry)
         self._sessions_closed = Counter("af_sessions_closed", "Sessions that ended.", registry=registry)
@@ -109,6 +119,15 @@ class ControlMetrics:
     def policy_denied(self, question: str, reason: str) -> None:
         """Policy said no."""
         self._policy_denials.labels(question, reason).inc()
+
+    def log_integrated(self, leaves: int, seconds: float) -> None:
+        """See `LogObserver.log_integrated`."""
+        self._log_leaves.inc(leaves)
+        self._log_seconds.observe(seconds)
+
+    def log_size(self, tree_size: int) -> None:
+        """See `LogObserver.log_size`."""
+        self._log_size.set(tree_size)
 
     def rpc(self, method: str, code: str, seconds: float) -> None:
         """See `RpcObserver.rpc`."""

@@ -47,6 +47,9 @@ class InstallationPaths:
         """The token that `up` issues to whoever may read the data folder."""
         return self.data_dir / "token"
 
+    def log_key(self) -> Path:
+        return self.data_dir / "keys" / "log.key"
+
     @property
     def ca_key(self) -> Path:
         return self.data_dir / "keys" / "ca.key"

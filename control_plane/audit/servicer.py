@@ -10,14 +10,17 @@ from google.protobuf.timestamp_pb2 import Timestamp
 from control_plane.audit.domain import AuditEntry
 from control_plane.audit.ports import ReceiptEvidence
 from control_plane.audit.service import AuditService
+from control_plane.log.domain import InclusionProof
+from control_plane.log.service import LogService
 from shared.rpc.identity import caller
 
 
 class AuditServicer(audit_pb2_grpc.AuditServiceServicer):
     """Serves `AuditService`."""
 
-    def __init__(self, service: AuditService) -> None:
+    def __init__(self, service: AuditService, log: LogService) -> None:
         self._service = service
+        self._log = log
 
     async def ListAuditEntries(
         self, request: audit_pb2.ListAuditEntriesRequest, _: Any
@@ -45,7 +48,28 @@ class AuditServicer(audit_pb2_grpc.AuditServiceServicer):
         evidence = await self._service.get_receipt(
             caller().tenant_id, receipt_id=request.receipt_id, execution_id=request.execution_id
         )
-        return _evidence_to_proto(evidence)
+        answer = _evidence_to_proto(evidence)
+        proof = await self._log.find_inclusion(caller().tenant_id, evidence.receipt_id)
+        if proof is not None:
+            answer.log.CopyFrom(_inclusion_to_proto(proof))
+        return answer
+
+    async def GetCheckpoint(
+        self, _request: audit_pb2.GetCheckpointRequest, _: Any
+    ) -> audit_pb2.GetCheckpointResponse:
+        return audit_pb2.GetCheckpointResponse(checkpoint=await self._log.checkpoint())
+
+    async def GetInclusionProof(
+        self, request: audit_pb2.GetInclusionProofRequest, _: Any
+    ) -> audit_pb2.GetInclusionProofResponse:
+        proof = await self._log.prove_inclusion(caller().tenant_id, request.subject)
+        return audit_pb2.GetInclusionProofResponse(inclusion=_inclusion_to_proto(proof))
+
+    async def GetConsistencyProof(
+        self, request: audit_pb2.GetConsistencyProofRequest, _: Any
+    ) -> audit_pb2.GetConsistencyProofResponse:
+        path, checkpoint = await self._log.prove_consistency(request.first_size, request.second_size)
+        return audit_pb2.GetConsistencyProofResponse(path=path, checkpoint=checkpoint)
 
 
 def _entry_to_proto(entry: AuditEntry) -> audit_pb2.AuditEntry:
@@ -76,4 +100,15 @@ def _evidence_to_proto(evidence: ReceiptEvidence) -> audit_pb2.GetReceiptRespons
         keyset=evidence.keyset,
         template_envelope=evidence.template_envelope,
         after_eviction=evidence.after_eviction,
+    )
+
+
+def _inclusion_to_proto(proof: InclusionProof) -> audit_pb2.LogInclusion:
+    return audit_pb2.LogInclusion(
+        log_index=proof.entry.log_index,
+        kind=proof.entry.kind,
+        subject=proof.entry.subject,
+        salt=proof.entry.salt,
+        path=proof.path,
+        checkpoint=proof.checkpoint,
     )

@@ -528,15 +528,57 @@ audit_entries = Table(
     postgresql_partition_by="RANGE (audit_entry_id)",
 )
 
-# What the transparency log will integrate, in commit order of its consumer, never by a watermark of ids.
-outbox = Table(
-    "outbox",
+# What the transparency log integrates next: a row for each statement that recorded something, by triggers.
+log_pending = Table(
+    "log_pending",
     metadata,
-    Column("outbox_id", BigInteger, primary_key=True, autoincrement=True),
+    Column("log_pending_id", BigInteger, primary_key=True, autoincrement=True),
+    Column("kind", Text, nullable=False),
+    Column("tenant_ids", ARRAY(Text), nullable=False),
+    Column("subjects", ARRAY(Text), nullable=False),
+    # SHA-256 of what each of them says.
+    Column("contents", ARRAY(LargeBinary), nullable=False),
+    _at("created_at", now=True),
+)
+
+log_entries = Table(
+    "log_entries",
+    metadata,
+    Column("log_index", BigInteger, primary_key=True, autoincrement=False),
     _tenant_of_origin(),
     Column("kind", Text, nullable=False),
     Column("subject", Text, nullable=False),
-    Column("leaf", LargeBinary, nullable=False),
-    Column("priority", SmallInteger, nullable=False, server_default=text("0")),
-    _at("created_at", now=True),
+    Column("salt", LargeBinary, nullable=False),
+    # The leaf's data: binds kind, subject, salt and content.
+    Column("commitment", LargeBinary, nullable=False),
+    UniqueConstraint("subject"),
+)
+
+# 256 hashes each (C2SP tlog-tiles), the last of a level fewer.
+log_tiles = Table(
+    "log_tiles",
+    metadata,
+    Column("level", SmallInteger, nullable=False),
+    Column("tile_index", BigInteger, nullable=False),
+    Column("hashes", LargeBinary, nullable=False),
+    PrimaryKeyConstraint("level", "tile_index"),
+)
+
+log_head = Table(
+    "log_head",
+    metadata,
+    Column("singleton", Boolean, primary_key=True, server_default=text("true")),
+    Column("tree_size", BigInteger, nullable=False),
+    Column("root", LargeBinary, nullable=False),
+    _at("integrated_at", now=True),
+    CheckConstraint("singleton", name="singleton"),
+)
+
+# Signed notes of committed heads.
+log_checkpoints = Table(
+    "log_checkpoints",
+    metadata,
+    Column("tree_size", BigInteger, primary_key=True, autoincrement=False),
+    Column("note", LargeBinary, nullable=False),
+    _at("signed_at", now=True),
 )

@@ -18,6 +18,7 @@ CONTROL_PLANE_SERVICE: Final = "control-plane"
 
 ORDER_KEY_LIFE: Final = timedelta(days=730)
 POLICY_KEY_LIFE: Final = timedelta(days=730)
+LOG_KEY_LIFE: Final = timedelta(days=1825)
 PUBLISHER_KEY_LIFE: Final = timedelta(days=1825)
 SERVER_CERTIFICATE_LIFE: Final = timedelta(days=30)
 CLIENT_CERTIFICATE_LIFE: Final = timedelta(days=90)

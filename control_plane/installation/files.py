@@ -66,6 +66,7 @@ class InstallationKeys:
     root: PrivateKey
     order: PrivateKey
     policy: PrivateKey
+    log: PrivateKey
 
 
 def write_public_file(path: Path, data: bytes) -> None:
@@ -96,6 +97,7 @@ def ensure_keys(paths: InstallationPaths) -> InstallationKeys:
         root=root,
         order=ensure_key(paths.order_key, PrivateKey.generate_rsa),
         policy=ensure_key(paths.policy_key, PrivateKey.generate_ed25519),
+        log=ensure_key(paths.log_key, PrivateKey.generate_ed25519),
     )
 
 

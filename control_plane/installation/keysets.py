@@ -5,6 +5,7 @@ from datetime import datetime, timedelta
 
 from control_plane.installation.domain import (
     BACKDATE,
+    LOG_KEY_LIFE,
     ORDER_KEY_LIFE,
     POLICY_KEY_LIFE,
     PUBLISHER_KEY_LIFE,
@@ -15,9 +16,15 @@ from shared.signatures import PublicKey
 
 
 def first_keyset(
-    *, installation: InstallationId, root: PublicKey, order: PublicKey, policy: PublicKey, now: datetime
+    *,
+    installation: InstallationId,
+    root: PublicKey,
+    order: PublicKey,
+    policy: PublicKey,
+    log: PublicKey,
+    now: datetime,
 ) -> Keyset:
-    """Return version 1: the order key and the policy key, no publisher yet."""
+    """Return version 1: the keys for orders, policies and the log, no publisher yet."""
     return Keyset(
         version=1,
         installation=installation,
@@ -27,6 +34,7 @@ def first_keyset(
         entries=(
             _entry(KeyPurpose.ORDER, order, now, ORDER_KEY_LIFE),
             _entry(KeyPurpose.POLICY, policy, now, POLICY_KEY_LIFE),
+            _entry(KeyPurpose.LOG, log, now, LOG_KEY_LIFE),
         ),
     )
 
@@ -40,6 +48,21 @@ def with_publisher(keyset: Keyset, publisher: PublicKey, now: datetime) -> Keyse
         version=keyset.version + 1,
         issued_at=now,
         entries=(*keyset.entries, _entry(KeyPurpose.PUBLISHER, publisher, now, PUBLISHER_KEY_LIFE)),
+    )
+
+
+def with_log_key(keyset: Keyset, log: PublicKey, now: datetime) -> Keyset:
+    """Return the next version that lists a log key, or the same keyset when it lists one.
+
+    For installations that are older than the log.
+    """
+    if any(entry.purpose is KeyPurpose.LOG for entry in keyset.entries):
+        return keyset
+    return replace(
+        keyset,
+        version=keyset.version + 1,
+        issued_at=now,
+        entries=(*keyset.entries, _entry(KeyPurpose.LOG, log, now, LOG_KEY_LIFE)),
     )
 
 

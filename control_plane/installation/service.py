@@ -19,7 +19,7 @@ from control_plane.installation.domain import (
     Initialized,
     InitRequest,
 )
-from control_plane.installation.keysets import first_keyset, with_publisher
+from control_plane.installation.keysets import first_keyset, with_log_key, with_publisher
 from control_plane.installation.ports import InstallationStore, SigningKey, StoredKeyset
 from shared.clock import Clock, Random
 from shared.errors import ConflictError, NotFoundError
@@ -74,7 +74,12 @@ class InstallationService:
             await self._store.create(tx, installation, DEFAULT_TENANT)
             for identity in (admin, identity_of(request.admin)):
                 await self._store.bind_role(tx, tenant_id=DEFAULT_TENANT, identity=identity, role="admin")
-            for purpose, key in (("root", keys.root), ("order", keys.order), ("policy", keys.policy)):
+            for purpose, key in (
+                ("root", keys.root),
+                ("order", keys.order),
+                ("policy", keys.policy),
+                ("log", keys.log),
+            ):
                 public = key.public
                 await self._store.add_key(
                     tx, SigningKey(key_id=public.key_id, purpose=purpose, spki_der=public.spki_der)
@@ -189,16 +194,23 @@ class InstallationService:
                 installation=installation,
             )
             keyset.require(KeyPurpose.ORDER, keys.order.key_id, self._clock.now())
-            return stored
+            following = with_log_key(keyset, keys.log.public, self._clock.now())
+            return stored if following is keyset else await self._sign_keyset(tx, following, keys)
         first = first_keyset(
             installation=installation,
             root=keys.root.public,
             order=keys.order.public,
             policy=keys.policy.public,
+            log=keys.log.public,
             now=self._clock.now(),
         )
+        return await self._sign_keyset(tx, first, keys)
+
+    async def _sign_keyset(
+        self, tx: Transaction, keyset: Keyset, keys: files.InstallationKeys
+    ) -> StoredKeyset:
         made = StoredKeyset(
-            version=first.version, envelope=await sign_keyset(first, [FileSigner(key=keys.root)])
+            version=keyset.version, envelope=await sign_keyset(keyset, [FileSigner(key=keys.root)])
         )
         await self._store.add_keyset(tx, made)
         return made

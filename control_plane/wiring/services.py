@@ -52,6 +52,7 @@ from control_plane.wiring.access import build_access
 from control_plane.wiring.base import Base
 from control_plane.wiring.factory import build_agents, build_templates
 from control_plane.wiring.keys import build_keys
+from control_plane.wiring.log import build_log
 from control_plane.wiring.nodes import build_dispatch, build_node_service, build_node_servicer
 from control_plane.wiring.policy import build_policy
 from control_plane.wiring.stores import Stores
@@ -105,6 +106,7 @@ def build(base: Base, signer: OrderSigner) -> Services:
     stopper = TemplateStopper(executions=stores.executions, placer=dispatch.placer, completions=completions)
     bodies = BodyService(store=stores.executions, clock=base.clock, random=base.random)
     access = build_access(base)
+    log = build_log(base, signer)
     servicers = _Servicers(
         executions=ExecutionServicer(
             executions,
@@ -116,7 +118,7 @@ def build(base: Base, signer: OrderSigner) -> Services:
         nodes=build_node_servicer(base, stores, dispatch, catalog),
         fleet=FleetServicer(nodes=build_node_service(base, stores, dispatch)),
         audit=AuditServicer(
-            AuditService(base.audit, subscribe=partial(base.subscriptions.subscribed, Channel.AUDIT))
+            AuditService(base.audit, subscribe=partial(base.subscriptions.subscribed, Channel.AUDIT)), log
         ),
         access=access.servicer,
         keys=build_keys(base, signer, dispatch),
@@ -140,6 +142,7 @@ def build(base: Base, signer: OrderSigner) -> Services:
             base.refusals.run,
             access.run,
             signer.run,
+            log.run,
         ),
         stores=(stores.executions, stores.leases, stores.kv),
     )

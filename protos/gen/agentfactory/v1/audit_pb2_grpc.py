@@ -50,6 +50,21 @@ class AuditServiceStub:
                 request_serializer=agentfactory_dot_v1_dot_audit__pb2.GetReceiptRequest.SerializeToString,
                 response_deserializer=agentfactory_dot_v1_dot_audit__pb2.GetReceiptResponse.FromString,
                 _registered_method=True)
+        self.GetCheckpoint = channel.unary_unary(
+                '/agentfactory.v1.AuditService/GetCheckpoint',
+                request_serializer=agentfactory_dot_v1_dot_audit__pb2.GetCheckpointRequest.SerializeToString,
+                response_deserializer=agentfactory_dot_v1_dot_audit__pb2.GetCheckpointResponse.FromString,
+                _registered_method=True)
+        self.GetInclusionProof = channel.unary_unary(
+                '/agentfactory.v1.AuditService/GetInclusionProof',
+                request_serializer=agentfactory_dot_v1_dot_audit__pb2.GetInclusionProofRequest.SerializeToString,
+                response_deserializer=agentfactory_dot_v1_dot_audit__pb2.GetInclusionProofResponse.FromString,
+                _registered_method=True)
+        self.GetConsistencyProof = channel.unary_unary(
+                '/agentfactory.v1.AuditService/GetConsistencyProof',
+                request_serializer=agentfactory_dot_v1_dot_audit__pb2.GetConsistencyProofRequest.SerializeToString,
+                response_deserializer=agentfactory_dot_v1_dot_audit__pb2.GetConsistencyProofResponse.FromString,
+                _registered_method=True)
 
 
 class AuditServiceServicer:
@@ -78,6 +93,29 @@ class AuditServiceServicer:
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def GetCheckpoint(self, request, context):
+        """Returns the newest signed head of the transparency log. Who: every role.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def GetInclusionProof(self, request, context):
+        """Proves that a receipt or an audit entry of the caller's tenant is in the log. Who: every role.
+        NOT_FOUND until a checkpoint covers it, within a second of its commit.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def GetConsistencyProof(self, request, context):
+        """Proves that an earlier log is the beginning of a later one. Who: every role.
+        Required: first_size.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
 
 def add_AuditServiceServicer_to_server(servicer, server):
     rpc_method_handlers = {
@@ -95,6 +133,21 @@ def add_AuditServiceServicer_to_server(servicer, server):
                     servicer.GetReceipt,
                     request_deserializer=agentfactory_dot_v1_dot_audit__pb2.GetReceiptRequest.FromString,
                     response_serializer=agentfactory_dot_v1_dot_audit__pb2.GetReceiptResponse.SerializeToString,
+            ),
+            'GetCheckpoint': grpc.unary_unary_rpc_method_handler(
+                    servicer.GetCheckpoint,
+                    request_deserializer=agentfactory_dot_v1_dot_audit__pb2.GetCheckpointRequest.FromString,
+                    response_serializer=agentfactory_dot_v1_dot_audit__pb2.GetCheckpointResponse.SerializeToString,
+            ),
+            'GetInclusionProof': grpc.unary_unary_rpc_method_handler(
+                    servicer.GetInclusionProof,
+                    request_deserializer=agentfactory_dot_v1_dot_audit__pb2.GetInclusionProofRequest.FromString,
+                    response_serializer=agentfactory_dot_v1_dot_audit__pb2.GetInclusionProofResponse.SerializeToString,
+            ),
+            'GetConsistencyProof': grpc.unary_unary_rpc_method_handler(
+                    servicer.GetConsistencyProof,
+                    request_deserializer=agentfactory_dot_v1_dot_audit__pb2.GetConsistencyProofRequest.FromString,
+                    response_serializer=agentfactory_dot_v1_dot_audit__pb2.GetConsistencyProofResponse.SerializeToString,
             ),
     }
     generic_handler = grpc.method_handlers_generic_handler(
@@ -179,6 +232,87 @@ class AuditService:
             '/agentfactory.v1.AuditService/GetReceipt',
             agentfactory_dot_v1_dot_audit__pb2.GetReceiptRequest.SerializeToString,
             agentfactory_dot_v1_dot_audit__pb2.GetReceiptResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def GetCheckpoint(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/agentfactory.v1.AuditService/GetCheckpoint',
+            agentfactory_dot_v1_dot_audit__pb2.GetCheckpointRequest.SerializeToString,
+            agentfactory_dot_v1_dot_audit__pb2.GetCheckpointResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def GetInclusionProof(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/agentfactory.v1.AuditService/GetInclusionProof',
+            agentfactory_dot_v1_dot_audit__pb2.GetInclusionProofRequest.SerializeToString,
+            agentfactory_dot_v1_dot_audit__pb2.GetInclusionProofResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def GetConsistencyProof(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/agentfactory.v1.AuditService/GetConsistencyProof',
+            agentfactory_dot_v1_dot_audit__pb2.GetConsistencyProofRequest.SerializeToString,
+            agentfactory_dot_v1_dot_audit__pb2.GetConsistencyProofResponse.FromString,
             options,
             channel_credentials,
             insecure,

@@ -41,6 +41,16 @@ class AuditServiceStub:
     """Returns a receipt with the order it answers and the keys that verify both. Who: every role.
     Required: receipt_id, or execution_id (its deciding receipt).
     """
+    GetCheckpoint: _grpc.UnaryUnaryMultiCallable[_audit_pb2.GetCheckpointRequest, _audit_pb2.GetCheckpointResponse]
+    """Returns the newest signed head of the transparency log. Who: every role."""
+    GetInclusionProof: _grpc.UnaryUnaryMultiCallable[_audit_pb2.GetInclusionProofRequest, _audit_pb2.GetInclusionProofResponse]
+    """Proves that a receipt or an audit entry of the caller's tenant is in the log. Who: every role.
+    NOT_FOUND until a checkpoint covers it, within a second of its commit.
+    """
+    GetConsistencyProof: _grpc.UnaryUnaryMultiCallable[_audit_pb2.GetConsistencyProofRequest, _audit_pb2.GetConsistencyProofResponse]
+    """Proves that an earlier log is the beginning of a later one. Who: every role.
+    Required: first_size.
+    """
 
 @_typing.type_check_only
 class AuditServiceAsyncStub(AuditServiceStub):
@@ -54,6 +64,16 @@ class AuditServiceAsyncStub(AuditServiceStub):
     GetReceipt: _aio.UnaryUnaryMultiCallable[_audit_pb2.GetReceiptRequest, _audit_pb2.GetReceiptResponse]  # type: ignore[assignment]
     """Returns a receipt with the order it answers and the keys that verify both. Who: every role.
     Required: receipt_id, or execution_id (its deciding receipt).
+    """
+    GetCheckpoint: _aio.UnaryUnaryMultiCallable[_audit_pb2.GetCheckpointRequest, _audit_pb2.GetCheckpointResponse]  # type: ignore[assignment]
+    """Returns the newest signed head of the transparency log. Who: every role."""
+    GetInclusionProof: _aio.UnaryUnaryMultiCallable[_audit_pb2.GetInclusionProofRequest, _audit_pb2.GetInclusionProofResponse]  # type: ignore[assignment]
+    """Proves that a receipt or an audit entry of the caller's tenant is in the log. Who: every role.
+    NOT_FOUND until a checkpoint covers it, within a second of its commit.
+    """
+    GetConsistencyProof: _aio.UnaryUnaryMultiCallable[_audit_pb2.GetConsistencyProofRequest, _audit_pb2.GetConsistencyProofResponse]  # type: ignore[assignment]
+    """Proves that an earlier log is the beginning of a later one. Who: every role.
+    Required: first_size.
     """
 
 class AuditServiceServicer(metaclass=_abc_1.ABCMeta):
@@ -83,6 +103,34 @@ class AuditServiceServicer(metaclass=_abc_1.ABCMeta):
     ) -> _typing.Union[_audit_pb2.GetReceiptResponse, _abc.Awaitable[_audit_pb2.GetReceiptResponse]]:
         """Returns a receipt with the order it answers and the keys that verify both. Who: every role.
         Required: receipt_id, or execution_id (its deciding receipt).
+        """
+
+    @_abc_1.abstractmethod
+    def GetCheckpoint(
+        self,
+        request: _audit_pb2.GetCheckpointRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_audit_pb2.GetCheckpointResponse, _abc.Awaitable[_audit_pb2.GetCheckpointResponse]]:
+        """Returns the newest signed head of the transparency log. Who: every role."""
+
+    @_abc_1.abstractmethod
+    def GetInclusionProof(
+        self,
+        request: _audit_pb2.GetInclusionProofRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_audit_pb2.GetInclusionProofResponse, _abc.Awaitable[_audit_pb2.GetInclusionProofResponse]]:
+        """Proves that a receipt or an audit entry of the caller's tenant is in the log. Who: every role.
+        NOT_FOUND until a checkpoint covers it, within a second of its commit.
+        """
+
+    @_abc_1.abstractmethod
+    def GetConsistencyProof(
+        self,
+        request: _audit_pb2.GetConsistencyProofRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_audit_pb2.GetConsistencyProofResponse, _abc.Awaitable[_audit_pb2.GetConsistencyProofResponse]]:
+        """Proves that an earlier log is the beginning of a later one. Who: every role.
+        Required: first_size.
         """
 
 def add_AuditServiceServicer_to_server(servicer: AuditServiceServicer, server: _typing.Union[_grpc.Server, _aio.Server]) -> None: ...

@@ -55,6 +55,7 @@ class Desk:
             root=ROOT.public,
             order=rsa_key("order").public,
             policy=ed25519_key("policy").public,
+            log=ed25519_key("log").public,
             now=self.clock.now(),
         )
         self.second = with_publisher(self.first, rsa_key("publisher").public, self.clock.now())

@@ -1,0 +1,206 @@
+"""Grows the transparency log from what was recorded, signs its heads, and proves what is in it.
+
+Never on the path of an execution. Any replica integrates, one at a time; a head is signed once committed.
+"""
+
+import asyncio
+import time
+from collections.abc import Sequence
+from datetime import timedelta
+from typing import Final, NoReturn
+
+from control_plane.database.ports import Database, Transaction
+from control_plane.log.domain import (
+    MAX_GROUP_ROWS,
+    Head,
+    InclusionProof,
+    LogEntry,
+    Pending,
+    checkpoint_of,
+    group_of,
+)
+from control_plane.log.ports import LogKeys, LogObserver, LogStore
+from shared.checkpoints import parse_checkpoint, sign_checkpoint
+from shared.clock import Random
+from shared.errors import AgentFactoryError, InvalidInputError, NotFoundError
+from shared.ids import TenantId
+from shared.log_leaf import SALT_BYTES, commitment
+from shared.logs import get_logger
+from shared.merkle import leaf_hash
+from shared.tiles import Proof, consistency, grown, inclusion, range_root, tiles_of_edge
+
+logger = get_logger(__name__)
+
+INTEGRATE_EVERY: Final = timedelta(milliseconds=200)
+"""Between two looks at what waits. What is recorded is in a signed checkpoint within a second."""
+
+
+class LogService:
+    """The log of one installation."""
+
+    def __init__(
+        self,
+        *,
+        database: Database,
+        store: LogStore,
+        origin: str,
+        keys: LogKeys,
+        observer: LogObserver,
+        random: Random,
+    ) -> None:
+        self._database = database
+        self._store = store
+        self._origin = origin
+        self._keys = keys
+        self._observer = observer
+        self._random = random
+
+    @property
+    def origin(self) -> str:
+        """The log's name, as its checkpoints give it."""
+        return self._origin
+
+    async def run(self) -> NoReturn:
+        """Integrate and sign until cancelled."""
+        while True:
+            try:
+                while await self.integrate():
+                    pass
+                await self.sign()
+            except AgentFactoryError as error:
+                logger.warning("log not integrated, tried again", error=str(error))
+            await asyncio.sleep(INTEGRATE_EVERY.total_seconds())
+
+    async def integrate(self) -> int:
+        """Append one group of what waits; returns how many leaves. 0: nothing waits, or others integrate.
+
+        Raises:
+            DatabaseUnavailableError: It cannot be written now.
+            ConflictError: The head moved although nobody may move it: nothing was written.
+        """
+        started = time.perf_counter()
+        async with self._database.transaction() as tx:
+            if not await self._store.take_lead(tx):
+                return 0
+            group = group_of(await self._store.pending(tx, limit=MAX_GROUP_ROWS))
+            if not group:
+                return 0
+            before = await self._store.head(tx)
+            entries = self._entries(before.tree_size, group)
+            after = await self._grow(tx, before, entries, group)
+        self._observer.log_integrated(len(entries), time.perf_counter() - started)
+        self._observer.log_size(after.tree_size)
+        return len(entries)
+
+    async def sign(self) -> bytes | None:
+        """Sign the committed head if no checkpoint says it yet; returns the new note, if there is a log key.
+
+        Raises:
+            KeyUnavailableError: The key's custodian does not answer.
+            DatabaseUnavailableError: It cannot be read or written now.
+        """
+        async with self._database.transaction() as tx:
+            head = await self._store.head(tx)
+            newest = await self._store.newest_checkpoint(tx)
+        if newest is not None and newest[0] >= head.tree_size:
+            return None
+        public = await self._keys.public()
+        if public is None:
+            return None
+        signed = await sign_checkpoint(checkpoint_of(self._origin, head), self._keys, public)
+        async with self._database.transaction() as tx:
+            await self._store.add_checkpoint(tx, tree_size=head.tree_size, note=signed.note)
+        return signed.note
+
+    async def checkpoint(self) -> bytes:
+        """Return the newest signed checkpoint.
+
+        Raises:
+            NotFoundError: None was signed yet.
+        """
+        async with self._database.transaction() as tx:
+            newest = await self._store.newest_checkpoint(tx)
+        if newest is None:
+            raise NotFoundError("the log has no checkpoint yet", hint="try again in a second")
+        return newest[1]
+
+    async def prove_inclusion(self, tenant_id: TenantId, subject: str) -> InclusionProof:
+        """Return the proof that a receipt or audit entry of the tenant is in the newest checkpoint.
+
+        Raises:
+            NotFoundError: The tenant has no such entry in the log, or no checkpoint covers it yet.
+        """
+        proof = await self.find_inclusion(tenant_id, subject)
+        if proof is None:
+            raise NotFoundError(f"{subject} is not in the log yet", hint="try again in a second")
+        return proof
+
+    async def find_inclusion(self, tenant_id: TenantId, subject: str) -> InclusionProof | None:
+        """Return what `prove_inclusion` does, None where that finds nothing."""
+        async with self._database.transaction() as tx:
+            entry = await self._store.entry_of(tx, tenant_id, subject)
+            newest = await self._store.newest_checkpoint(tx)
+            if entry is None or newest is None or newest[0] <= entry.log_index:
+                return None
+            path = await self._hashes(tx, inclusion(entry.log_index, newest[0]))
+        return InclusionProof(entry=entry, path=path, checkpoint=newest[1])
+
+    async def prove_consistency(self, first_size: int, second_size: int) -> tuple[Sequence[bytes], bytes]:
+        """Return the proof that `first_size` leaves begin the log of `second_size`, and the newest note.
+
+        A `second_size` of zero means that checkpoint's; another one must be no larger.
+
+        Raises:
+            InvalidInputError: The sizes are none of a proof.
+            NotFoundError: There is no checkpoint yet.
+        """
+        note = await self.checkpoint()
+        newest = parse_checkpoint(note).checkpoint.size
+        second = second_size or newest
+        if second > newest:
+            raise InvalidInputError(f"the log has {newest} leaves under a checkpoint, not {second}")
+        async with self._database.transaction() as tx:
+            return await self._hashes(tx, consistency(first_size, second)), note
+
+    async def _hashes(self, tx: Transaction, proof: Proof) -> tuple[bytes, ...]:
+        return proof.hashes(await self._store.tiles(tx, proof.tiles()))
+
+    async def _grow(
+        self, tx: Transaction, before: Head, entries: Sequence[LogEntry], group: Sequence[Pending]
+    ) -> Head:
+        size = before.tree_size
+        edge = await self._store.tiles(tx, tiles_of_edge(size))
+        changed = grown(edge, size, [leaf_hash(entry.commitment) for entry in entries])
+        total = size + len(entries)
+        after = Head(tree_size=total, root=range_root({**edge, **changed}, 0, total))
+        await self._store.append(
+            tx,
+            before=before,
+            after=after,
+            entries=entries,
+            tiles=changed,
+            done=[item.pending_id for item in group],
+        )
+        return after
+
+    def _entries(self, first: int, group: Sequence[Pending]) -> list[LogEntry]:
+        said = [
+            (item.kind, *one)
+            for item in group
+            for one in zip(item.tenant_ids, item.subjects, item.contents, strict=True)
+        ]
+        salts = self._random.token_bytes(SALT_BYTES * len(said))
+        entries = []
+        for at, (kind, tenant_id, subject, content) in enumerate(said):
+            salt = salts[at * SALT_BYTES : (at + 1) * SALT_BYTES]
+            entries.append(
+                LogEntry(
+                    log_index=first + at,
+                    tenant_id=tenant_id,
+                    kind=kind,
+                    subject=subject,
+                    salt=salt,
+                    commitment=commitment(kind=kind, subject=subject, salt=salt, content=content),
+                )
+            )
+        return entries
