@@ -54,7 +54,7 @@ async def run(settings: ControlSettings, *, stop: asyncio.Event, started: Callab
 async def _serve(
     base: Base, signer: FileSigner, stop: asyncio.Event, started: Callable[[Ports], None]
 ) -> None:
-    services = build(base, signer)
+    services = await build(base, signer)
     settings = base.settings
     front = Front(
         gatekeeper=services.access,

@@ -255,7 +255,7 @@ class ExecutionService:
         )
 
     async def _decide(self, subject: Subject, agent: ResolvedAgent, body: StoredBody) -> Decision:
-        decision = self._policy.decide(
+        decision = await self._policy.decide(
             Question.EXECUTE,
             PolicyInput(
                 subject=subject,

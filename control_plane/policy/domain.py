@@ -1,13 +1,25 @@
-"""Questions a policy answers and what an answer is. No engine, no clock, no I/O."""
+"""Questions a policy answers, what it is made of and what an answer is. No engine, no clock, no I/O."""
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from datetime import datetime
 from enum import StrEnum
+from typing import Final
 
-from shared.digests import Digest
+from shared.canonical import JsonObject, canonical_json
+from shared.digests import Digest, sha256_digest
+from shared.errors import PolicyInvalidError
 from shared.ids import DecisionId, TenantId
 from shared.limits import Limits, RequestedLimits
 from shared.manifest import Capabilities
+
+PACKAGE: Final = "agentfactory"
+"""The Rego package whose rules answer the questions."""
+
+MAX_BUNDLE_BYTES: Final = 1024 * 1024
+"""Of all files and the data together."""
+
+MAX_BUNDLE_FILES: Final = 64
 
 
 class Question(StrEnum):
@@ -16,6 +28,52 @@ class Question(StrEnum):
     PUBLISH_TEMPLATE = "publish_template"
     CREATE_AGENT = "create_agent"
     EXECUTE = "execute"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class PolicyBundle:
+    """A policy as it is evaluated, whoever signed it: Rego files and data, known by one digest."""
+
+    files: Mapping[str, str]
+    """Path to Rego text."""
+    data_json: str
+    """Canonical JSON of one object, `data` in the policy."""
+    digest: Digest
+    """Of the canonical JSON ``{"data": <digest>, "files": {<path>: <digest>}}``."""
+
+    @classmethod
+    def of(cls, files: Mapping[str, str], data: JsonObject) -> "PolicyBundle":
+        """Return the bundle of these files and this data.
+
+        Raises:
+            PolicyInvalidError: There is no file, or there are more files or bytes than a bundle may hold.
+            InvalidInputError: The data has no canonical form.
+        """
+        if not 0 < len(files) <= MAX_BUNDLE_FILES:
+            raise PolicyInvalidError(
+                f"the bundle has {len(files)} Rego files, 1 to {MAX_BUNDLE_FILES} are possible"
+            )
+        contents = {path: files[path].encode() for path in sorted(files)}
+        data_json = canonical_json(data)
+        size_bytes = len(data_json) + sum(map(len, contents.values()))
+        if size_bytes > MAX_BUNDLE_BYTES:
+            raise PolicyInvalidError(f"the bundle has {size_bytes} bytes, the bound is {MAX_BUNDLE_BYTES}")
+        digests = {path: sha256_digest(content) for path, content in contents.items()}
+        return cls(
+            files={path: files[path] for path in contents},
+            data_json=data_json.decode(),
+            digest=sha256_digest(canonical_json({"data": sha256_digest(data_json), "files": digests})),
+        )
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Evaluation:
+    """What an engine said."""
+
+    value_json: str
+    """JSON of the rule's value."""
+    engine_decision_id: str = ""
+    """The engine's own name for this answer, as in an OPA server's decision log; empty if it has none."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

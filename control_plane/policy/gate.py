@@ -37,7 +37,7 @@ class PolicyGate:
             PolicyDeniedError: It denies; decision and audit entry are committed.
             DatabaseUnavailableError: The denial could not be recorded.
         """
-        decision = self._policy.decide(question, asked)
+        decision = await self._policy.decide(question, asked)
         if decision.allowed:
             return decision
         entry = NewAuditEntry(

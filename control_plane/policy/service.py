@@ -1,11 +1,11 @@
-"""Asks the built-in policy and makes decisions of its answers. Records nothing: use cases do."""
+"""Asks the policy in force and makes decisions of its answers. Records nothing: use cases do."""
 
 import json
 from dataclasses import dataclass
-from functools import lru_cache
 from typing import Any, Final
 
-from control_plane.policy.domain import Decision, PolicyInput, Question
+from control_plane.policy.domain import PACKAGE, Decision, PolicyInput, Question
+from control_plane.policy.memo import Memo
 from control_plane.policy.ports import PolicyEngine, PolicyObserver
 from shared.canonical import canonical_json
 from shared.clock import Clock, Random
@@ -18,7 +18,7 @@ from shared.manifest import capabilities_json
 logger = get_logger(__name__)
 
 MAX_CACHED_ANSWERS: Final = 4096
-"""Answers kept by input. A policy has neither clock nor randomness, so an equal input has an equal answer."""
+"""Answers kept by bundle, question and input, of bundles that give equal inputs equal answers."""
 
 UNDECIDED: Final = "POLICY_UNDECIDED"
 """Reason of a denial because the policy gave no valid answer."""
@@ -39,26 +39,33 @@ class PolicyService:
         self,
         *,
         engine: PolicyEngine,
-        policy_digest: Digest,
         observer: PolicyObserver,
         clock: Clock,
         random: Random,
     ) -> None:
         self._engine = engine
-        self._digest = policy_digest
         self._observer = observer
         self._clock = clock
         self._random = random
-        self._answer = lru_cache(maxsize=MAX_CACHED_ANSWERS)(self._evaluate)
+        self._answers = Memo[_Answer](capacity=MAX_CACHED_ANSWERS)
 
     @property
     def policy_digest(self) -> Digest:
-        """Digest of the policy's exact bytes."""
-        return self._digest
+        """Digest of the bundle in force."""
+        return self._engine.digest
 
-    def decide(self, question: Question, asked: PolicyInput) -> Decision:
-        """Return the answer; an engine that fails, or leaves it undefined, means denied, never an error."""
-        answer = self._answer(question, asked)
+    async def decide(self, question: Question, asked: PolicyInput) -> Decision:
+        """Return the answer; an engine that fails, or leaves it undefined, means denied, never an error.
+
+        A remembered answer comes without a suspension; a denial for want of an answer is not remembered.
+        """
+        engine = self._engine
+        key = (engine.digest, question, asked)
+        answer = self._answers.get(key)
+        if answer is None:
+            answer = await self._evaluate(engine, question, asked)
+            if engine.is_pure and answer.reason != UNDECIDED:
+                self._answers.keep(key, answer)
         if not answer.allowed:
             self._observer.policy_denied(question, answer.reason)
         return Decision(
@@ -68,18 +75,18 @@ class PolicyService:
             allowed=answer.allowed,
             reason=answer.reason,
             input=answer.input,
-            policy_digest=self._digest,
+            policy_digest=engine.digest,
             limits=answer.limits,
             decided_at=self._clock.now(),
         )
 
-    def _evaluate(self, question: Question, asked: PolicyInput) -> _Answer:
+    async def _evaluate(self, engine: PolicyEngine, question: Question, asked: PolicyInput) -> _Answer:
         canonical = canonical_json(_input_json(question, asked))
         try:
-            value = json.loads(self._engine.evaluate(f"data.agentfactory.{question}", canonical.decode()))
-            return _answer_of(value, canonical)
+            evaluation = await engine.evaluate(f"data.{PACKAGE}.{question}", canonical.decode())
+            return _answer_of(json.loads(evaluation.value_json), canonical)
         except Exception:  # fail closed, whatever an engine raises
-            logger.exception("policy gave no valid answer", question=question, policy_digest=self._digest)
+            logger.exception("policy gave no valid answer", question=question, policy_digest=engine.digest)
             return _Answer(allowed=False, reason=UNDECIDED, limits=DEFAULT_LIMITS, input=canonical)
 
 

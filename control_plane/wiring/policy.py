@@ -1,19 +1,21 @@
 """Policy and the gate in front of rare changes, from settings."""
 
-import agentfactory_engine
-
 from control_plane.policy.builtin import builtin_policy
+from control_plane.policy.embedded import EmbeddedPolicyEngines
 from control_plane.policy.gate import PolicyGate
 from control_plane.policy.service import PolicyService
 from control_plane.wiring.base import Base
 from control_plane.wiring.stores import Stores
 
 
-def build_policy(base: Base) -> PolicyService:
-    source = builtin_policy(base.settings.allowed_http)
+async def build_policy(base: Base) -> PolicyService:
+    """Load the policy in force.
+
+    Raises:
+        PolicyInvalidError: The engine cannot read it.
+    """
     return PolicyService(
-        engine=agentfactory_engine.Policy(source.source, source.data_json),
-        policy_digest=source.digest,
+        engine=await EmbeddedPolicyEngines().load(builtin_policy(base.settings.allowed_http)),
         observer=base.metrics,
         clock=base.clock,
         random=base.random,

@@ -68,12 +68,12 @@ class Services:
     """They keep connections of their own."""
 
 
-def build(base: Base, signer: FileSigner) -> Services:
+async def build(base: Base, signer: FileSigner) -> Services:
     """Return everything that is served; nothing runs yet."""
     stores = Stores.of(base)
     completions = MeasuredCompletions(base.metrics)
     dispatch = build_dispatch(base, stores, completions, signer)
-    policy = build_policy(base)
+    policy = await build_policy(base)
     catalog = TemplateCatalog(database=base.database, store=stores.templates)
     directory = CachedAgentDirectory(database=base.database, agents=stores.agents, templates=catalog)
     admission = build_admission(base)

@@ -57,7 +57,7 @@ class SaidPolicy:
         self.reason = reason
         self.asked: list[PolicyInput] = []
 
-    def decide(self, question: Question, asked: PolicyInput) -> Decision:
+    async def decide(self, question: Question, asked: PolicyInput) -> Decision:
         self.asked.append(asked)
         return Decision(
             decision_id=new_id(DECISION, self._clock, self._random),

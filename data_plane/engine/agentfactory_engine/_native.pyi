@@ -1,5 +1,6 @@
 # ruff: noqa: PYI021 - native code has no other place for its contract
 
+from collections.abc import Sequence
 from typing import Self
 
 class InvalidModuleError(ValueError):
@@ -79,10 +80,14 @@ def validate_module(module: bytes, *, max_bytes: int = ...) -> ModuleInfo:
     """
 
 class Policy:
-    """One Rego v1 policy with its data. Safe to share between threads: evaluations have no common state."""
+    """Modules of Rego v1 with their data. Safe to share between threads: evaluations have no common state."""
 
-    def __new__(cls, source: str, data_json: str = "{}", *, timeout_ms: int = ...) -> Self:
-        """Parse and prepare the policy; an evaluation may take ``timeout_ms`` (100 unless named).
+    def __new__(
+        cls, files: Sequence[tuple[str, str]], data_json: str = "{}", *, timeout_ms: int = ...
+    ) -> Self:
+        """Parse and prepare the modules, pairs of path and Rego text.
+
+        An evaluation may take ``timeout_ms``, 100 unless named.
 
         Raises:
             PolicyError: Too large, not Rego v1, or the data is not a JSON object.

@@ -1,4 +1,4 @@
-//! `Policy`: one Rego policy with its data, evaluated as often as wanted, from as many threads as wanted.
+//! `Policy`: Rego modules with their data, evaluated as often as wanted, from as many threads as wanted.
 //!
 //! Each evaluation works on an interpreter of its own, cloned from one that has parsed and prepared the policy: a shared
 //! interpreter keeps state between evaluations, and state of another caller's decision must not reach this one.
@@ -27,7 +27,7 @@ const DEFAULT_TIMEOUT_MS: u64 = 100;
 /// Work units between looks at the clock.
 const CHECK_INTERVAL: u32 = 256;
 
-/// One Rego v1 policy and its data.
+/// Modules of Rego v1 and their data.
 #[pyclass(frozen)]
 struct Policy {
     prepared: Engine,
@@ -35,14 +35,21 @@ struct Policy {
 
 #[pymethods]
 impl Policy {
-    /// Parse and prepare the policy.
+    /// Parse and prepare the modules: pairs of path and Rego text.
     #[new]
-    #[pyo3(signature = (source, data_json = "{}", *, timeout_ms = DEFAULT_TIMEOUT_MS))]
-    fn new(python: Python<'_>, source: &str, data_json: &str, timeout_ms: u64) -> PyResult<Self> {
-        within("source", source, MAX_SOURCE_BYTES)?;
+    #[pyo3(signature = (files, data_json = "{}", *, timeout_ms = DEFAULT_TIMEOUT_MS))]
+    fn new(
+        python: Python<'_>,
+        files: Vec<(String, String)>,
+        data_json: &str,
+        timeout_ms: u64,
+    ) -> PyResult<Self> {
+        for (path, source) in &files {
+            within(path, source, MAX_SOURCE_BYTES)?;
+        }
         within("data", data_json, MAX_DATA_BYTES)?;
         python
-            .detach(|| prepare(source, data_json, timeout_ms))
+            .detach(|| prepare(files, data_json, timeout_ms))
             .map(|prepared| Self { prepared })
     }
 
@@ -68,7 +75,7 @@ impl Policy {
     }
 }
 
-fn prepare(source: &str, data_json: &str, timeout_ms: u64) -> PyResult<Engine> {
+fn prepare(files: Vec<(String, String)>, data_json: &str, timeout_ms: u64) -> PyResult<Engine> {
     let mut engine = Engine::new();
     // A builtin that fails makes the decision fail, it does not make a condition silently undefined.
     engine.set_strict_builtin_errors(true);
@@ -76,9 +83,11 @@ fn prepare(source: &str, data_json: &str, timeout_ms: u64) -> PyResult<Engine> {
         limit: Duration::from_millis(timeout_ms),
         check_interval: NonZeroU32::new(CHECK_INTERVAL).expect("not zero"),
     });
-    engine
-        .add_policy("policy.rego".to_owned(), source.to_owned())
-        .map_err(|error| refused("policy", &error))?;
+    for (path, source) in files {
+        engine
+            .add_policy(path, source)
+            .map_err(|error| refused("policy", &error))?;
+    }
     let data = Value::from_json_str(data_json).map_err(|error| refused("data", &error))?;
     engine
         .add_data(data)
