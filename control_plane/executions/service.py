@@ -385,6 +385,12 @@ def _record_of(decision: Decision) -> DecisionRecord:
         reason=decision.reason,
         input=decision.input,
         policy_digest=decision.policy_digest,
+        input_digest=decision.input_digest,
+        result_digest=decision.result_digest,
+        reasons=decision.reasons,
+        duration_us=decision.duration_us,
+        engine=decision.engine,
+        engine_decision_id=decision.engine_decision_id,
     )
 
 

@@ -689,7 +689,7 @@ class Decision(_message.Message):
     result_digest: _builtins.str
     """Of the canonical answer, granted limits included."""
     engine: _builtins.str
-    """"embedded" or "opa"; empty when the answer came from memory or the decision is older than this field."""
+    """"embedded" or "opa"; empty in decisions that are older than this field."""
     engine_decision_id: _builtins.str
     """The engine's own id of it, if it has one."""
     @_builtins.property

@@ -29,8 +29,8 @@ class PolicyServiceStub:
     """Policy as code: signed bundles of Rego, which of them is in force, and the decisions that were made.
 
     There is one policy for the installation; what differs between tenants is in its data. Bundles are the business
-    of the installation's own tenant: to identities of another tenant they do not exist. Decisions belong to the
-    tenant that they were made for.
+    of the installation's own tenant: every other one is PERMISSION_DENIED. Decisions belong to the tenant that they
+    were made for.
     """
 
     def __init__(self, channel):
@@ -95,8 +95,8 @@ class PolicyServiceServicer:
     """Policy as code: signed bundles of Rego, which of them is in force, and the decisions that were made.
 
     There is one policy for the installation; what differs between tenants is in its data. Bundles are the business
-    of the installation's own tenant: to identities of another tenant they do not exist. Decisions belong to the
-    tenant that they were made for.
+    of the installation's own tenant: every other one is PERMISSION_DENIED. Decisions belong to the tenant that they
+    were made for.
     """
 
     def PublishPolicyBundle(self, request, context):
@@ -247,8 +247,8 @@ class PolicyService:
     """Policy as code: signed bundles of Rego, which of them is in force, and the decisions that were made.
 
     There is one policy for the installation; what differs between tenants is in its data. Bundles are the business
-    of the installation's own tenant: to identities of another tenant they do not exist. Decisions belong to the
-    tenant that they were made for.
+    of the installation's own tenant: every other one is PERMISSION_DENIED. Decisions belong to the tenant that they
+    were made for.
     """
 
     @staticmethod

@@ -30,8 +30,8 @@ class PolicyServiceStub:
     """Policy as code: signed bundles of Rego, which of them is in force, and the decisions that were made.
 
     There is one policy for the installation; what differs between tenants is in its data. Bundles are the business
-    of the installation's own tenant: to identities of another tenant they do not exist. Decisions belong to the
-    tenant that they were made for.
+    of the installation's own tenant: every other one is PERMISSION_DENIED. Decisions belong to the tenant that they
+    were made for.
     """
 
     @_typing.overload
@@ -83,8 +83,8 @@ class PolicyServiceAsyncStub(PolicyServiceStub):
     """Policy as code: signed bundles of Rego, which of them is in force, and the decisions that were made.
 
     There is one policy for the installation; what differs between tenants is in its data. Bundles are the business
-    of the installation's own tenant: to identities of another tenant they do not exist. Decisions belong to the
-    tenant that they were made for.
+    of the installation's own tenant: every other one is PERMISSION_DENIED. Decisions belong to the tenant that they
+    were made for.
     """
 
     def __init__(self, channel: _aio.Channel) -> None: ...
@@ -132,8 +132,8 @@ class PolicyServiceServicer(metaclass=_abc_1.ABCMeta):
     """Policy as code: signed bundles of Rego, which of them is in force, and the decisions that were made.
 
     There is one policy for the installation; what differs between tenants is in its data. Bundles are the business
-    of the installation's own tenant: to identities of another tenant they do not exist. Decisions belong to the
-    tenant that they were made for.
+    of the installation's own tenant: every other one is PERMISSION_DENIED. Decisions belong to the tenant that they
+    were made for.
     """
 
     @_abc_1.abstractmethod

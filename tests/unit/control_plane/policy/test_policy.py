@@ -5,6 +5,7 @@ from dataclasses import replace
 
 import pytest
 
+from control_plane.policy.active import FixedPolicy
 from control_plane.policy.builtin import builtin_policy
 from control_plane.policy.domain import (
     Decision,
@@ -63,7 +64,9 @@ class Denials(list):
 
 
 def service(engine) -> PolicyService:
-    return PolicyService(engine=engine, observer=Denials(), clock=FakeClock(), random=FakeRandom())
+    return PolicyService(
+        in_force=FixedPolicy(engine), observer=Denials(), clock=FakeClock(), random=FakeRandom()
+    )
 
 
 async def builtin(allowed_http=()) -> PolicyService:
