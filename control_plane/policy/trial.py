@@ -62,6 +62,16 @@ async def load_rules(engines: PolicyEngines, files: Mapping[str, bytes], digest:
     return await engines.load(rules)
 
 
+async def load_all(engines: PolicyEngines, files: Mapping[str, bytes]) -> None:
+    """Let a bundle pass that the engine takes, its tests too.
+
+    Raises:
+        PolicyInvalidError: The engine does not take it.
+    """
+    await load_rules(engines, files, sha256_digest(b"rules"))
+    await engines.load(with_tests(files, sha256_digest(b"tests")))
+
+
 async def try_bundle(
     engines: PolicyEngines, files: Mapping[str, bytes], engine: PolicyEngine
 ) -> tuple[TrialResult, ...]:
