@@ -13,9 +13,6 @@ from shared.canonical import canonical_json
 from shared.digests import Digest, sha256_digest
 from shared.errors import AgentFactoryError
 from shared.limits import DEFAULT_LIMITS, LIMIT_FIELDS, Limits
-from shared.logs import get_logger
-
-logger = get_logger(__name__)
 
 UNDECIDED: Final = "POLICY_UNDECIDED"
 """Reason of a denial because the policy gave no valid answer."""
@@ -63,7 +60,6 @@ async def ask(engine: PolicyEngine, question: Question, input_json: str) -> Answ
         evaluation = await engine.evaluate(f"data.{PACKAGE}.{question}", input_json)
         return answer_of(question, json.loads(evaluation.value_json), evaluation.engine_decision_id)
     except Exception as error:  # fail closed, whatever an engine raises
-        logger.exception("policy gave no valid answer", question=question, policy_digest=engine.digest)
         # Text of our own errors only: another one's may hold anything.
         problem = str(error) if isinstance(error, AgentFactoryError | TypeError) else type(error).__name__
         return Answer(allowed=False, reason=UNDECIDED, reasons=(UNDECIDED,), problem=problem or UNDECIDED)

@@ -11,6 +11,9 @@ from shared.canonical import canonical_json
 from shared.clock import Clock, Random
 from shared.digests import Digest, sha256_digest
 from shared.ids import DECISION, new_id
+from shared.logs import get_logger
+
+logger = get_logger(__name__)
 
 MAX_CACHED_ANSWERS: Final = 4096
 """Answers kept by bundle, question and input, of bundles that give equal inputs equal answers."""
@@ -87,6 +90,13 @@ class PolicyService:
             if policy.engine is None:
                 return policy, _given(question, content, _denied(NOT_LOADED))
             answer = await ask(policy.engine, question, content.decode())
+            if not answer.is_valid:
+                logger.error(
+                    "policy gave no valid answer",
+                    question=question,
+                    policy_digest=policy.digest,
+                    problem=answer.problem,
+                )
             now = self._in_force.known() or await self._in_force.confirmed()
             if now.digest == policy.digest:
                 given = _given(question, content, answer)
