@@ -59,7 +59,7 @@ async def ask(engine: PolicyEngine, question: Question, input_json: str) -> Answ
     try:
         evaluation = await engine.evaluate(f"data.{PACKAGE}.{question}", input_json)
         return answer_of(question, json.loads(evaluation.value_json), evaluation.engine_decision_id)
-    except Exception as error:  # fail closed, whatever an engine raises
+    except Exception as error:  # noqa: BLE001 - fail closed, whatever an engine raises
         # Text of our own errors only: another one's may hold anything.
         problem = str(error) if isinstance(error, AgentFactoryError | TypeError) else type(error).__name__
         return Answer(allowed=False, reason=UNDECIDED, reasons=(UNDECIDED,), problem=problem or UNDECIDED)
