@@ -41,6 +41,7 @@ from control_plane.kv.store import PostgresKvStore
 from control_plane.metrics import MeasuredAcceptor, MeasuredCompletions
 from control_plane.nodes.servicer import FleetServicer, NodeServicer
 from control_plane.policy.active import ActivePolicy
+from control_plane.policy.gate import AuditPolicyGate, NodePolicyGate
 from control_plane.policy.servicer import PolicyServicer
 from control_plane.templates.catalog import TemplateCatalog
 from control_plane.templates.revocation import TemplateStopper
@@ -50,7 +51,7 @@ from control_plane.wiring.access import build_access
 from control_plane.wiring.base import Base
 from control_plane.wiring.factory import build_agents, build_templates
 from control_plane.wiring.nodes import build_dispatch, build_node_service, build_node_servicer
-from control_plane.wiring.policy import build_policy, open_policies
+from control_plane.wiring.policy import build_gate, build_policy, open_policies
 from control_plane.wiring.stores import Stores
 from shared.gathering import Gathering
 from shared.signatures import FileSigner
@@ -79,6 +80,8 @@ async def build(base: Base, signer: FileSigner) -> Services:
     dispatch = build_dispatch(base, stores, completions, signer)
     policies = await open_policies(base, stores)
     policy = build_policy(base, policies.active)
+    gate = build_gate(base, stores, policy)
+    node_gate = NodePolicyGate(gate)
     catalog = TemplateCatalog(database=base.database, store=stores.templates)
     directory = CachedAgentDirectory(database=base.database, agents=stores.agents, templates=catalog)
     admission = build_admission(base)
@@ -111,10 +114,11 @@ async def build(base: Base, signer: FileSigner) -> Services:
         ),
         templates=build_templates(base, stores, policy, catalog, stopper),
         agents=build_agents(base, stores, policy, catalog),
-        nodes=build_node_servicer(base, stores, dispatch, catalog),
-        fleet=FleetServicer(nodes=build_node_service(base, stores, dispatch)),
+        nodes=build_node_servicer(base, stores, dispatch, catalog, node_gate),
+        fleet=FleetServicer(nodes=build_node_service(base, stores, dispatch, node_gate)),
         audit=AuditServicer(
-            AuditService(base.audit, subscribe=partial(base.subscriptions.subscribed, Channel.AUDIT))
+            AuditService(base.audit, subscribe=partial(base.subscriptions.subscribed, Channel.AUDIT)),
+            AuditPolicyGate(gate),
         ),
         policy=policies.servicer,
     )
