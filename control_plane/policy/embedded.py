@@ -1,12 +1,14 @@
 """Evaluates Rego in this process, by the engine's native module."""
 
 import asyncio
+import json
 
 import agentfactory_engine
 
 from control_plane.policy.domain import Evaluation, PolicyBundle
 from shared.digests import Digest
 from shared.errors import PolicyInvalidError, PolicyUndecidedError
+from shared.rego import inspect_rego
 
 
 class EmbeddedPolicyEngine:
@@ -14,9 +16,10 @@ class EmbeddedPolicyEngine:
 
     name = "embedded"
 
-    def __init__(self, policy: agentfactory_engine.Policy, digest: Digest) -> None:
+    def __init__(self, policy: agentfactory_engine.Policy, *, digest: Digest, is_pure: bool) -> None:
         self._policy = policy
         self._digest = digest
+        self._is_pure = is_pure
 
     @property
     def digest(self) -> Digest:
@@ -26,7 +29,7 @@ class EmbeddedPolicyEngine:
     @property
     def is_pure(self) -> bool:
         """See `PolicyEngine.is_pure`."""
-        return True
+        return self._is_pure
 
     async def evaluate(self, rule: str, input_json: str) -> Evaluation:
         """See `PolicyEngine.evaluate`."""
@@ -41,13 +44,16 @@ class EmbeddedPolicyEngines:
 
     async def load(self, bundle: PolicyBundle) -> EmbeddedPolicyEngine:
         """See `PolicyEngines.load`."""
-        # A bundle of many rules takes its time to prepare; the loop goes on meanwhile.
-        policy = await asyncio.to_thread(_prepared, bundle)
-        return EmbeddedPolicyEngine(policy, bundle.digest)
+        # A bundle of many rules takes its time to read and prepare; the loop goes on meanwhile.
+        return await asyncio.to_thread(_loaded, bundle)
 
 
-def _prepared(bundle: PolicyBundle) -> agentfactory_engine.Policy:
+def _loaded(bundle: PolicyBundle) -> EmbeddedPolicyEngine:
+    report = inspect_rego(bundle.files, json.loads(bundle.data_json))
+    if report.problems:
+        raise PolicyInvalidError("; ".join(map(str, report.problems)))
     try:
-        return agentfactory_engine.Policy(list(bundle.files.items()), bundle.data_json)
+        policy = agentfactory_engine.Policy(list(bundle.files.items()), bundle.data_json)
     except agentfactory_engine.PolicyError as error:
         raise PolicyInvalidError(str(error)) from error
+    return EmbeddedPolicyEngine(policy, digest=bundle.digest, is_pure=report.is_pure)

@@ -100,3 +100,38 @@ class Policy:
             PolicyError: There is no such rule, it is undefined for this input, a builtin failed, the input is
                 not JSON, or the evaluation took too long. Fail closed: treat it as a denial.
         """
+
+    def query(self, query: str, input_json: str | None) -> str:
+        """Return a JSON array of the bindings of each solution of a query; None: `input` is undefined.
+
+        Raises:
+            PolicyError: As ``evaluate``.
+        """
+
+class PolicyUse:
+    """One thing that a module uses, and where."""
+
+    @property
+    def kind(self) -> str: ...
+    @property
+    def name(self) -> str: ...
+    @property
+    def arguments(self) -> int: ...
+    @property
+    def line(self) -> int: ...
+    @property
+    def column(self) -> int: ...
+
+def inspect_policy(path: str, source: str) -> list[PolicyUse]:
+    """Parse one module and return what it uses, in no order; judges nothing.
+
+    Kinds: ``package``, ``import``, ``function`` (a rule with arguments), ``call`` and ``with``, named by
+    their path; ``membership`` (with a key), ``operator`` (only ``/``), ``number``, and ``head`` (a reference
+    that goes on behind a variable), named by their text.
+
+    Raises:
+        PolicyError: Not Rego as the embedded engine reads it; the message holds ``path:line:column``.
+    """
+
+def guarded_builtins() -> list[tuple[str, int]]:
+    """Names and arities of the built-ins that refuse arguments for which OPA answers otherwise."""
