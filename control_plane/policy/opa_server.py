@@ -1,7 +1,7 @@
 """Asks OPA servers over HTTP. Gives them nothing: each gets its bundle in OPA's own way, and says which.
 
-An answer counts only if the server names the digest of the bundle in force as its revision in that answer. With
-several servers a bundle changes without a gap: one gets the new one, it is activated, the others follow.
+An answer counts only if the server names the digest of the bundle in force as its revision in that answer.
+With several servers a bundle changes without a gap: one gets the new one, it is activated, the others follow.
 """
 
 import asyncio
