@@ -25,6 +25,7 @@ GROUPS = {
     "execution": "cli.executions",
     "node": "cli.nodes",
     "audit": "cli.audit",
+    "policy": "cli.policy",
     "receipt": "cli.receipts",
     "sandbox": "cli.sandbox",
     "retention": "cli.retention",

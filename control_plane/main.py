@@ -117,6 +117,7 @@ def _subscribed(subscriptions: Subscriptions, services: Services) -> Iterator[No
             (Channel.CANCELS, services.dispatch.heard_cancels),
             (Channel.NODES, services.dispatch.heard_nodes),
             (Channel.KEYSETS, services.dispatch.heard_keysets),
+            (Channel.POLICY, services.policy.heard),
         ):
             stack.enter_context(subscriptions.subscribed(channel, subscriber))
         yield

@@ -56,6 +56,12 @@ class ControlMetrics:
         self._signature_failures = Counter(
             "af_signature_failures", "Signatures that did not verify.", ["kind"], registry=registry
         )
+        self._policy_version = Gauge(
+            "af_policy_version", "Of the policy in force; 0 came with the program.", registry=registry
+        )
+        self._policy_loaded = Gauge(
+            "af_policy_loaded", "0: the policy in force cannot be loaded, all is denied.", registry=registry
+        )
         self._policy_denials = Counter(
             "af_policy_denials", "Decisions that said no.", ["question", "reason"], registry=registry
         )
@@ -98,6 +104,11 @@ class ControlMetrics:
         self._executions.labels(str(execution.state)).inc()
         if execution.ended_at is not None:
             self._end_to_end.observe((execution.ended_at - execution.created_at).total_seconds())
+
+    def policy_in_force(self, *, version: int, loaded: bool) -> None:
+        """See `PolicyObserver`."""
+        self._policy_version.set(version)
+        self._policy_loaded.set(loaded)
 
     def policy_denied(self, question: str, reason: str) -> None:
         """Policy said no."""

@@ -43,6 +43,7 @@ _EXECUTIONS: Final = "/agentfactory.v1.ExecutionService/"
 _NODE: Final = "/agentfactory.v1.NodeService/"
 _FLEET: Final = "/agentfactory.v1.FleetService/"
 _AUDIT: Final = "/agentfactory.v1.AuditService/"
+_POLICY: Final = "/agentfactory.v1.PolicyService/"
 
 RULES: Final[Mapping[str, Rule]] = {
     _TEMPLATES + "PublishTemplate": _change(_AUTHORS, TRANSFER_DEADLINE),
@@ -78,6 +79,16 @@ RULES: Final[Mapping[str, Rule]] = {
     _AUDIT + "ListAuditEntries": _read(_OPERATORS),
     _AUDIT + "WatchAuditEntries": _read(_OPERATORS, STREAM_DEADLINE),
     _AUDIT + "GetReceipt": _read(_EVERY_ROLE),
+    _POLICY + "PublishPolicyBundle": _change(_ADMINS),
+    _POLICY + "GetPolicyBundle": _read(_OPERATORS),
+    _POLICY + "ListPolicyBundles": _read(_OPERATORS),
+    _POLICY + "ActivatePolicyBundle": _change(_ADMINS),
+    _POLICY + "RollbackPolicyBundle": _change(_ADMINS),
+    _POLICY + "TestPolicyBundle": _read(_ADMINS, CHANGE_DEADLINE),
+    _POLICY + "ReplayDecisions": _read(_ADMINS, CHANGE_DEADLINE),
+    _POLICY + "GetDecision": _read(_OPERATORS),
+    _POLICY + "ListDecisions": _read(_OPERATORS),
+    _POLICY + "ReevaluateDecision": _read(_OPERATORS),
     # Not ours, but served beside them.
     "/grpc.health.v1.Health/Check": Rule(
         roles=_NOBODY, deadline=READ_DEADLINE, audit=Audit.NONE, anonymous=True

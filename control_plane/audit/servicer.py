@@ -8,20 +8,23 @@ from agentfactory.v1 import audit_pb2, audit_pb2_grpc
 from google.protobuf.timestamp_pb2 import Timestamp
 
 from control_plane.audit.domain import AuditEntry
-from control_plane.audit.ports import ReceiptEvidence
+from control_plane.audit.ports import AuditGate, ReceiptEvidence
 from control_plane.audit.service import AuditService
+from control_plane.policy.domain import Subject
 from shared.rpc.identity import caller
 
 
 class AuditServicer(audit_pb2_grpc.AuditServiceServicer):
     """Serves `AuditService`."""
 
-    def __init__(self, service: AuditService) -> None:
+    def __init__(self, service: AuditService, gate: AuditGate) -> None:
         self._service = service
+        self._gate = gate
 
     async def ListAuditEntries(
         self, request: audit_pb2.ListAuditEntriesRequest, _: Any
     ) -> audit_pb2.ListAuditEntriesResponse:
+        await self._gate.read(_subject(), method="ListAuditEntries")
         page = await self._service.list(
             caller().tenant_id,
             action=request.action,
@@ -37,6 +40,7 @@ class AuditServicer(audit_pb2_grpc.AuditServiceServicer):
     async def WatchAuditEntries(
         self, request: audit_pb2.WatchAuditEntriesRequest, _: Any
     ) -> AsyncGenerator[audit_pb2.WatchAuditEntriesResponse]:
+        await self._gate.read(_subject(), method="WatchAuditEntries")
         async with aclosing(self._service.watch(caller().tenant_id, after=request.after)) as entries:
             async for entry in entries:
                 yield audit_pb2.WatchAuditEntriesResponse(audit_entry=_entry_to_proto(entry))
@@ -46,6 +50,11 @@ class AuditServicer(audit_pb2_grpc.AuditServiceServicer):
             caller().tenant_id, receipt_id=request.receipt_id, execution_id=request.execution_id
         )
         return _evidence_to_proto(evidence)
+
+
+def _subject() -> Subject:
+    who = caller()
+    return Subject(identity=who.identity, tenant_id=who.tenant_id, roles=who.roles)
 
 
 def _entry_to_proto(entry: AuditEntry) -> audit_pb2.AuditEntry:

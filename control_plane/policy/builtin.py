@@ -1,9 +1,13 @@
 """The policy that comes with the control plane: a Rego file and the operator's data."""
 
 from collections.abc import Sequence
+from datetime import datetime
 from importlib.resources import files
 
+from control_plane.audit.domain import SYSTEM_ACTOR
+from control_plane.policy.bundles import BUILTIN_NAME, BundleRecord
 from control_plane.policy.domain import PolicyBundle
+from shared.policy_bundle import DATA_FILE
 
 
 def builtin_policy(allowed_http: Sequence[str] = ()) -> PolicyBundle:
@@ -12,3 +16,19 @@ def builtin_policy(allowed_http: Sequence[str] = ()) -> PolicyBundle:
     entries = [entry.split(" ", 1) for entry in sorted(set(allowed_http))]
     allowed = [{"method": method, "url": url} for method, url in entries]
     return PolicyBundle.of({"builtin.rego": source}, {"operator": {"allowed_http": allowed}})
+
+
+def builtin_record(bundle: PolicyBundle, *, now: datetime) -> BundleRecord:
+    """Return the built-in policy as it is kept: version 0, unsigned, since it came with the program."""
+    rules = {path: text.encode() for path, text in bundle.files.items()}
+    return BundleRecord(
+        digest=bundle.digest,
+        name=BUILTIN_NAME,
+        version=0,
+        comment="came with the control plane",
+        key_id="",
+        published_by=SYSTEM_ACTOR,
+        published_at=now,
+        envelope=b"",
+        files=rules | {DATA_FILE: bundle.data_json.encode()},
+    )

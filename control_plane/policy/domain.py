@@ -10,8 +10,8 @@ from shared.canonical import JsonObject, canonical_json
 from shared.digests import Digest, sha256_digest
 from shared.errors import PolicyInvalidError
 from shared.ids import DecisionId, TenantId
-from shared.limits import Limits, RequestedLimits
-from shared.manifest import Capabilities
+from shared.limits import Limits, RequestedLimits, requested_json
+from shared.manifest import Capabilities, capabilities_json
 
 PACKAGE: Final = "agentfactory"
 """The Rego package whose rules answer the questions."""
@@ -28,6 +28,17 @@ class Question(StrEnum):
     PUBLISH_TEMPLATE = "publish_template"
     CREATE_AGENT = "create_agent"
     EXECUTE = "execute"
+    GRANT_CAPABILITIES = "grant_capabilities"
+    """When an agent, or an execution of it, gets any."""
+    PULL_ARTIFACT = "pull_artifact"
+    """When a node fetches the module of an attempt that it holds."""
+    ADMIT_NODE = "admit_node"
+    """When a node enrolls, and when it opens a session."""
+    READ_AUDIT = "read_audit"
+
+
+GRANTING: Final = frozenset({Question.PUBLISH_TEMPLATE, Question.CREATE_AGENT, Question.EXECUTE})
+"""Questions whose answer names every limit."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -84,10 +95,21 @@ class Subject:
     tenant_id: TenantId
     roles: frozenset[str]
 
+    def document(self, question: Question) -> JsonObject:
+        """Return what every input begins with."""
+        return {
+            "question": str(question),
+            "subject": {
+                "identity": self.identity,
+                "tenant_id": self.tenant_id,
+                "roles": sorted(self.roles),
+            },
+        }
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class PolicyInput:
-    """Everything a decision depends on. Equal inputs get equal answers while the policy stays the same."""
+    """What is asked about a template, an agent or an execution: everything that the decision depends on."""
 
     subject: Subject
     template_name: str
@@ -100,6 +122,59 @@ class PolicyInput:
     agent: str = ""
     """Name of the agent; empty when a template is published."""
     input_bytes: int = 0
+
+    def document(self, question: Question) -> JsonObject:
+        """Return what the policy sees as ``input``."""
+        return {
+            **self.subject.document(question),
+            "template": {
+                "name": self.template_name,
+                "version": self.template_version,
+                "digest": self.template_digest,
+                "publisher_key_id": self.publisher_key_id,
+            },
+            "agent": self.agent,
+            "input_bytes": self.input_bytes,
+            "capabilities": capabilities_json(self.capabilities),
+            "limits": requested_json(self.limits),
+        }
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class NodeInput:
+    """What is asked about a node, and the module that it wants if it wants one."""
+
+    subject: Subject
+    node_id: str
+    zone: str = ""
+    stage: str = ""
+    """``enroll`` or ``session`` when it is to be admitted."""
+    module_digest: str = ""
+
+    def document(self, question: Question) -> JsonObject:
+        """Return what the policy sees as ``input``."""
+        return {
+            **self.subject.document(question),
+            "node": {"node_id": self.node_id, "zone": self.zone, "stage": self.stage},
+            "module": {"digest": self.module_digest},
+        }
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class AuditInput:
+    """What is asked about the audit log."""
+
+    subject: Subject
+    method: str
+    """E.g. ``ListAuditEntries``."""
+
+    def document(self, question: Question) -> JsonObject:
+        """Return what the policy sees as ``input``."""
+        return {**self.subject.document(question), "audit": {"method": self.method}}
+
+
+Asked = PolicyInput | NodeInput | AuditInput
+"""Equal inputs get equal answers while a pure policy stays the same."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -118,3 +193,12 @@ class Decision:
     limits: Limits
     """What is granted: the smaller of asked and allowed, every value named. Meaningless when denied."""
     decided_at: datetime
+    reasons: tuple[str, ...] = ()
+    """Every reason of a denial."""
+    input_digest: str = ""
+    result_digest: str = ""
+    """Of the canonical answer, granted limits included."""
+    duration_us: int = 0
+    """How long the caller waited for it; next to nothing when it was remembered."""
+    engine: str = ""
+    engine_decision_id: str = ""

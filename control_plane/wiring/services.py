@@ -14,6 +14,7 @@ from agentfactory.v1 import (
     audit_pb2_grpc,
     executions_pb2_grpc,
     nodes_pb2_grpc,
+    policy_pb2_grpc,
     templates_pb2_grpc,
 )
 
@@ -39,6 +40,9 @@ from control_plane.executions.store import PostgresExecutionStore
 from control_plane.kv.store import PostgresKvStore
 from control_plane.metrics import MeasuredAcceptor, MeasuredCompletions
 from control_plane.nodes.servicer import FleetServicer, NodeServicer
+from control_plane.policy.active import ActivePolicy
+from control_plane.policy.gate import AuditPolicyGate, NodePolicyGate
+from control_plane.policy.servicer import PolicyServicer
 from control_plane.templates.catalog import TemplateCatalog
 from control_plane.templates.revocation import TemplateStopper
 from control_plane.templates.servicer import TemplateServicer
@@ -47,7 +51,7 @@ from control_plane.wiring.access import build_access
 from control_plane.wiring.base import Base
 from control_plane.wiring.factory import build_agents, build_templates
 from control_plane.wiring.nodes import build_dispatch, build_node_service, build_node_servicer
-from control_plane.wiring.policy import build_policy
+from control_plane.wiring.policy import build_gate, build_policy, open_policies
 from control_plane.wiring.stores import Stores
 from shared.gathering import Gathering
 from shared.signatures import FileSigner
@@ -62,6 +66,7 @@ class Services:
     dispatch: Dispatch
     completions: Completions
     directory: CachedAgentDirectory
+    policy: ActivePolicy
     register: Callable[[grpc.aio.Server], None]
     loops: tuple[Callable[[], Coroutine[Any, Any, NoReturn]], ...]
     stores: tuple[PostgresExecutionStore | PostgresLeaseStore | PostgresKvStore, ...]
@@ -73,7 +78,10 @@ async def build(base: Base, signer: FileSigner) -> Services:
     stores = Stores.of(base)
     completions = MeasuredCompletions(base.metrics)
     dispatch = build_dispatch(base, stores, completions, signer)
-    policy = await build_policy(base)
+    policies = await open_policies(base, stores)
+    policy = build_policy(base, policies.active)
+    gate = build_gate(base, stores, policy)
+    node_gate = NodePolicyGate(gate)
     catalog = TemplateCatalog(database=base.database, store=stores.templates)
     directory = CachedAgentDirectory(database=base.database, agents=stores.agents, templates=catalog)
     admission = build_admission(base)
@@ -106,11 +114,13 @@ async def build(base: Base, signer: FileSigner) -> Services:
         ),
         templates=build_templates(base, stores, policy, catalog, stopper),
         agents=build_agents(base, stores, policy, catalog),
-        nodes=build_node_servicer(base, stores, dispatch, catalog),
-        fleet=FleetServicer(nodes=build_node_service(base, stores, dispatch)),
+        nodes=build_node_servicer(base, stores, dispatch, catalog, node_gate),
+        fleet=FleetServicer(nodes=build_node_service(base, stores, dispatch, node_gate)),
         audit=AuditServicer(
-            AuditService(base.audit, subscribe=partial(base.subscriptions.subscribed, Channel.AUDIT))
+            AuditService(base.audit, subscribe=partial(base.subscriptions.subscribed, Channel.AUDIT)),
+            AuditPolicyGate(gate),
         ),
+        policy=policies.servicer,
     )
     return Services(
         access=build_access(base),
@@ -118,6 +128,7 @@ async def build(base: Base, signer: FileSigner) -> Services:
         dispatch=dispatch,
         completions=completions,
         directory=directory,
+        policy=policies.active,
         register=servicers.register,
         loops=(
             base.notifier.run,
@@ -128,6 +139,7 @@ async def build(base: Base, signer: FileSigner) -> Services:
             partial(completions.run, stores.executions),
             Housekeeping(stores.executions).run,
             base.refusals.run,
+            policies.active.run,
         ),
         stores=(stores.executions, stores.leases, stores.kv),
     )
@@ -141,6 +153,7 @@ class _Servicers:
     nodes: NodeServicer
     fleet: FleetServicer
     audit: AuditServicer
+    policy: PolicyServicer
 
     def register(self, server: grpc.aio.Server) -> None:
         executions_pb2_grpc.add_ExecutionServiceServicer_to_server(self.executions, server)
@@ -149,6 +162,7 @@ class _Servicers:
         nodes_pb2_grpc.add_NodeServiceServicer_to_server(self.nodes, server)
         nodes_pb2_grpc.add_FleetServiceServicer_to_server(self.fleet, server)
         audit_pb2_grpc.add_AuditServiceServicer_to_server(self.audit, server)
+        policy_pb2_grpc.add_PolicyServiceServicer_to_server(self.policy, server)
 
 
 def build_admission(base: Base) -> Admission:

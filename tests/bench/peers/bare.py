@@ -74,7 +74,7 @@ def put(place: Any, name: str, value: object) -> None:
 
 
 def bare_control_plane() -> None:
-    async def policy(_base: object) -> EverythingAllowed:
+    def policy(*_built: object) -> EverythingAllowed:
         sys.stderr.write(f"{SAID}\n")
         return EverythingAllowed()
 

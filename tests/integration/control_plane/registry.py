@@ -15,6 +15,7 @@ from control_plane.audit.store import PostgresAuditStore
 from control_plane.database.engine import create_engine
 from control_plane.database.unit_of_work import PostgresDatabase
 from control_plane.kv.store import PostgresKvStore
+from control_plane.policy.active import FixedPolicy
 from control_plane.policy.builtin import builtin_policy
 from control_plane.policy.domain import Subject
 from control_plane.policy.embedded import EmbeddedPolicyEngines
@@ -136,7 +137,7 @@ async def open_registry(server, name: str) -> AsyncIterator[Registry]:
         PostgresDecisionLog(),
     )
     policy = PolicyService(
-        engine=await EmbeddedPolicyEngines().load(builtin_policy()),
+        in_force=FixedPolicy(await EmbeddedPolicyEngines().load(builtin_policy())),
         observer=Uncounted(),
         clock=clock,
         random=random,

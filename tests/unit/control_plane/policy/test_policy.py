@@ -5,8 +5,10 @@ from dataclasses import replace
 
 import pytest
 
+from control_plane.policy.active import FixedPolicy
 from control_plane.policy.builtin import builtin_policy
 from control_plane.policy.domain import (
+    GRANTING,
     Decision,
     Evaluation,
     PolicyBundle,
@@ -63,7 +65,9 @@ class Denials(list):
 
 
 def service(engine) -> PolicyService:
-    return PolicyService(engine=engine, observer=Denials(), clock=FakeClock(), random=FakeRandom())
+    return PolicyService(
+        in_force=FixedPolicy(engine), observer=Denials(), clock=FakeClock(), random=FakeRandom()
+    )
 
 
 async def builtin(allowed_http=()) -> PolicyService:
@@ -98,7 +102,7 @@ async def test_who_may_what(question, role, allowed):
     assert decision.reason == ("ALLOWED" if allowed else "ROLE_NOT_ALLOWED")
 
 
-@pytest.mark.parametrize("question", list(Question))
+@pytest.mark.parametrize("question", sorted({*GRANTING, Question.GRANT_CAPABILITIES}))
 async def test_no_destination_is_allowed_by_default(question):
     asked = replace(
         with_roles("admin"),
