@@ -14,6 +14,7 @@ from agentfactory.v1 import (
     executions_pb2_grpc,
     keys_pb2_grpc,
     nodes_pb2_grpc,
+    policy_pb2_grpc,
     templates_pb2_grpc,
 )
 
@@ -64,6 +65,10 @@ class Client:
     @property
     def keys(self) -> "keys_pb2_grpc.KeyServiceAsyncStub":
         return keys_pb2_grpc.KeyServiceStub(self.channel)
+
+    @property
+    def policy(self) -> "policy_pb2_grpc.PolicyServiceAsyncStub":
+        return policy_pb2_grpc.PolicyServiceStub(self.channel)
 
     @property
     def audit(self) -> "audit_pb2_grpc.AuditServiceAsyncStub":

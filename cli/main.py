@@ -27,6 +27,7 @@ GROUPS = {
     "access": "cli.access",
     "tenant": "cli.tenants",
     "audit": "cli.audit",
+    "policy": "cli.policy",
     "receipt": "cli.receipts",
     "sandbox": "cli.sandbox",
     "retention": "cli.retention",

@@ -27,6 +27,7 @@ EXIT_CODES: tuple[tuple[type[errors.AgentFactoryError], int], ...] = (
     (errors.UnauthenticatedError, REFUSED),
     (errors.PermissionDeniedError, REFUSED),
     (errors.PolicyDeniedError, REFUSED),
+    (errors.PolicyInvalidError, REFUSED),
     (errors.EnrollmentTokenInvalidError, REFUSED),
     (errors.NodeQuarantinedError, REFUSED),
     (errors.NodeEvictedError, REFUSED),

@@ -53,7 +53,7 @@ async def run(settings: ControlSettings, *, stop: asyncio.Event, started: Callab
 async def _serve(
     base: Base, signer: OrderSigner, stop: asyncio.Event, started: Callable[[Ports], None]
 ) -> None:
-    services = build(base, signer)
+    services = await build(base, signer)
     settings = base.settings
     front = Front(
         gatekeeper=services.access,
@@ -118,6 +118,7 @@ def _subscribed(base: Base, services: Services) -> Iterator[None]:
             (Channel.KEYSETS, base.keysets.changed),
             (Channel.KEYSETS, services.signer.heard_keysets),
             (Channel.KEYSETS, services.dispatch.heard_keysets),
+            (Channel.POLICY, services.policy.heard),
         ):
             stack.enter_context(base.subscriptions.subscribed(channel, subscriber))
         yield

@@ -59,6 +59,12 @@ class ControlMetrics:
         self._break_glass = Counter(
             "af_break_glass", "Calls let in by a token for emergencies.", registry=registry
         )
+        self._policy_version = Gauge(
+            "af_policy_version", "Of the policy in force; 0 came with the program.", registry=registry
+        )
+        self._policy_loaded = Gauge(
+            "af_policy_loaded", "0: the policy in force cannot be loaded, all is denied.", registry=registry
+        )
         self._policy_denials = Counter(
             "af_policy_denials", "Decisions that said no.", ["question", "reason"], registry=registry
         )
@@ -115,6 +121,11 @@ class ControlMetrics:
     def break_glass(self) -> None:
         """A call was let in by a token for emergencies."""
         self._break_glass.inc()
+
+    def policy_in_force(self, *, version: int, loaded: bool) -> None:
+        """See `PolicyObserver`."""
+        self._policy_version.set(version)
+        self._policy_loaded.set(loaded)
 
     def policy_denied(self, question: str, reason: str) -> None:
         """Policy said no."""

@@ -33,6 +33,7 @@ SERVICES: Final = tuple(
         "AuditService",
         "AccessService",
         "KeyService",
+        "PolicyService",
     )
 )
 

@@ -20,6 +20,7 @@ from data_plane.attempt import (
 )
 from data_plane.host_calls.service import HostCallParts
 from data_plane.metrics import NodeMetrics, Stage
+from data_plane.orders.policy import NodePolicy
 from data_plane.orders.quarantine import Quarantine, Suspect
 from data_plane.orders.verifier import (
     Check,
@@ -65,6 +66,7 @@ class OrderCarrier:
         sandbox: Sandbox,
         host_calls: HostCallParts,
         quarantine: Quarantine,
+        policy: NodePolicy,
         announcer: Announcer,
         metrics: NodeMetrics,
         clock: Clock,
@@ -76,6 +78,7 @@ class OrderCarrier:
         self._sandbox = sandbox
         self._host_calls = host_calls
         self._quarantine = quarantine
+        self._policy = policy
         self._announcer = announcer
         self._metrics = metrics
         self._clock = clock
@@ -131,6 +134,7 @@ class OrderCarrier:
         check_parameters(order, delivery.parameters)
         check_engine(order, self._facts)
         check_node_policy(order, manifest=module.manifest)
+        self._policy.check(order)
         self._check_quarantine(order)
         running.admission.limit(module.manifest.limits)
         request = request_of(running, content)

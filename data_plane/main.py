@@ -27,6 +27,7 @@ from data_plane.orders.admission import Admissions
 from data_plane.orders.freshness import Freshness
 from data_plane.orders.keyset import NodeKeyset
 from data_plane.orders.ledger import OrderLedger
+from data_plane.orders.policy import load_node_policy
 from data_plane.orders.quarantine import Quarantine
 from data_plane.orders.verifier import NodeFacts
 from data_plane.receipts.issuer import ReceiptIssuer
@@ -175,6 +176,7 @@ async def build_node(settings: NodeSettings, stack: AsyncExitStack) -> tuple[Nod
             sandbox=sandbox,
             host_calls=_host_calls(settings, relay, metrics, stack, clock),
             quarantine=_quarantine(settings),
+            policy=load_node_policy(settings.policy_file, settings.policy_data_file),
             announcer=outbox,
             metrics=metrics,
             clock=clock,

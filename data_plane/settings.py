@@ -90,6 +90,10 @@ class NodeSettings(PlaneSettings):
     vault_timeout_s: float = Field(default=3, gt=0, le=60)
     http_ca_file: Path | None = None
     """Certificates that such calls trust instead of the system's."""
+    policy_file: Path | None = None
+    """Rego that decides which valid orders this node runs (docs/policy.md); without it all of them."""
+    policy_data_file: Path | None = None
+    """JSON that it finds below ``data``."""
     quarantine_crashes: int = Field(default=3, ge=1, le=1000)
     """So many workers may a module crash within the window; then it is refused for a while."""
     quarantine_window_s: float = Field(default=300, gt=0, le=86_400)

@@ -104,6 +104,19 @@ class PolicyDeniedError(AgentFactoryError):
     hint = "the decision id leads to the recorded reason"
 
 
+class PolicyInvalidError(AgentFactoryError):
+    """A policy bundle is too large, is not Rego, or uses what the engine in use has not."""
+
+    reason = "POLICY_INVALID"
+    hint = "correct the named places; what only the embedded engine lacks, an OPA server has"
+
+
+class PolicyUndecidedError(AgentFactoryError):
+    """A policy engine gave no answer: undefined, failed, too slow, or away. It means denied."""
+
+    reason = "POLICY_UNDECIDED"
+
+
 class EnrollmentTokenInvalidError(AgentFactoryError):
     """The enrollment token is unknown, used, expired, or not for this node's zone."""
 

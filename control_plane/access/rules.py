@@ -51,6 +51,7 @@ _FLEET: Final = "/agentfactory.v1.FleetService/"
 _AUDIT: Final = "/agentfactory.v1.AuditService/"
 _ACCESS: Final = "/agentfactory.v1.AccessService/"
 _KEYS: Final = "/agentfactory.v1.KeyService/"
+_POLICY: Final = "/agentfactory.v1.PolicyService/"
 
 RULES: Final[Mapping[str, Rule]] = {
     _TEMPLATES + "PublishTemplate": _change(_AUTHORS, TRANSFER_DEADLINE),
@@ -109,6 +110,16 @@ RULES: Final[Mapping[str, Rule]] = {
     _KEYS + "PublishKeyset": _change(_ADMINS),
     _KEYS + "CreateKey": _change(_ADMINS),
     _KEYS + "PublishFreshness": _change(_OPERATORS),
+    _POLICY + "PublishPolicyBundle": _change(_ADMINS),
+    _POLICY + "GetPolicyBundle": _read(_AUDITORS),
+    _POLICY + "ListPolicyBundles": _read(_AUDITORS),
+    _POLICY + "ActivatePolicyBundle": _change(_ADMINS),
+    _POLICY + "RollbackPolicyBundle": _change(_ADMINS),
+    _POLICY + "TestPolicyBundle": _read(_ADMINS, CHANGE_DEADLINE),
+    _POLICY + "ReplayDecisions": _read(_ADMINS, CHANGE_DEADLINE),
+    _POLICY + "GetDecision": _read(_AUDITORS),
+    _POLICY + "ListDecisions": _read(_AUDITORS),
+    _POLICY + "ReevaluateDecision": _read(_AUDITORS),
     # Not ours, but served beside them.
     "/grpc.health.v1.Health/Check": Rule(
         roles=_NOBODY, deadline=READ_DEADLINE, audit=Audit.NONE, anonymous=True

@@ -26,7 +26,7 @@ from shared.errors import (
     TemplateRevokedError,
 )
 from shared.ids import AGENT, AUDIT_ENTRY, TenantId, new_id
-from shared.manifest import NAME, decode_manifest
+from shared.manifest import NAME, NO_CAPABILITIES, decode_manifest
 
 AGENTS_CHANNEL: Final = "af_agents"
 MAX_PARAMETERS_BYTES: Final = 64 * 1024
@@ -210,6 +210,10 @@ class AgentService:
             limits=manifest.limits,
             agent=name,
         )
+        if manifest.capabilities != NO_CAPABILITIES:
+            await self._gate.require_recorded(
+                Question.GRANT_CAPABILITIES, asked, action="agent.denied", subject=name
+            )
         return await self._gate.require(Question.CREATE_AGENT, asked, action="agent.denied", subject=name)
 
     def _entry(self, subject: Subject, action: str, agent: Agent, decision: Decision) -> NewAuditEntry:

@@ -7,6 +7,7 @@ from typing import Protocol
 from control_plane.audit.domain import AuditEntry, NewAuditEntry
 from control_plane.database.ports import Transaction
 from control_plane.paging import Page
+from control_plane.policy.domain import Subject
 from shared.ids import AuditEntryId, ExecutionId, OrderId, ReceiptId, TenantId
 
 
@@ -90,3 +91,14 @@ class AuditCursor:
     position: int
     """Every transaction older than this was visible when the cursor was made."""
     last_id: AuditEntryId | None = None
+
+
+class AuditGate(Protocol):
+    """Asks policy who may read what was recorded; every decision is recorded, too."""
+
+    async def read(self, subject: Subject, *, method: str) -> None:
+        """Let a reader pass.
+
+        Raises:
+            PolicyDeniedError: It may not read this.
+        """

@@ -57,6 +57,8 @@ class Channel(StrEnum):
     """Ids of nodes whose state changed or that opened a newer session."""
     KEYSETS = "af_keysets"
     """There is a newer keyset."""
+    POLICY = "af_policy"
+    """Another policy was put in force."""
 
 
 class Subscriptions:

@@ -268,7 +268,47 @@ decisions = Table(
     Column("input", LargeBinary, nullable=False),
     Column("policy_digest", Text, nullable=False),
     _at("decided_at", now=True),
+    # Null in decisions that are older than schema 0011.
+    Column("input_digest", Text, nullable=True),
+    Column("result_digest", Text, nullable=True),
+    # A list of strings; null where `reason` says all.
+    Column("reasons", JSONB, nullable=True),
+    Column("duration_us", Integer, nullable=True),
+    Column("engine", Text, nullable=True),
+    Column("engine_decision_id", Text, nullable=True),
     postgresql_partition_by="RANGE (decision_id)",
+)
+
+# Append only, for ever: a decision can be made again as long as its bundle is here.
+policy_bundles = Table(
+    "policy_bundles",
+    metadata,
+    Column("digest", Text, primary_key=True),
+    # 0: a policy that came with a control plane. There may be several, one for each build and its settings.
+    Column("version", Integer, nullable=False),
+    Column("name", Text, nullable=False),
+    Column("comment", Text, nullable=False, server_default=text("''")),
+    Column("key_id", Text, nullable=False),
+    Column("envelope", LargeBinary, nullable=False),
+    # Canonical JSON: path to text.
+    Column("files", LargeBinary, nullable=False),
+    Column("published_by", Text, nullable=False),
+    _at("published_at", now=True),
+    Index("uq_policy_bundles_version", "version", unique=True, postgresql_where=text("version > 0")),
+)
+
+# Append only; the highest number is in force. Two at once want the same number, and one of them gets it.
+policy_activations = Table(
+    "policy_activations",
+    metadata,
+    Column("number", BigInteger, primary_key=True, autoincrement=False),
+    # Null: the policy that each replica came with.
+    Column("digest", Text, ForeignKey("policy_bundles.digest"), nullable=True),
+    # The activation whose place in history this one takes: its own, or by a rollback an earlier one's.
+    Column("place", BigInteger, nullable=False),
+    Column("activated_by", Text, nullable=False),
+    _at("activated_at", now=True),
+    CheckConstraint("number > 0 AND place >= 0 AND place <= number", name="place"),
 )
 
 executions = Table(

@@ -50,6 +50,11 @@ _COLUMNS: Final = (
     ("decision_reason", "text"),
     ("decision_input", "bytea"),
     ("policy_digest", "text"),
+    ("decision_input_digest", "text"),
+    ("decision_result_digest", "text"),
+    ("decision_duration_us", "integer"),
+    ("decision_engine", "text"),
+    ("engine_decision_id", "text"),
     ("audit_entry_id", "text"),
     ("details", "jsonb"),
     ("order_id", "text"),
@@ -108,8 +113,12 @@ WITH item AS MATERIALIZED (
     SELECT body_id, tenant_id, salt, commitment, input_bytes, content, body_digest FROM chosen
     WHERE content IS NOT NULL{use_bodies}
 ), new_decision AS (
-    INSERT INTO decisions (decision_id, tenant_id, question, allowed, reason, input, policy_digest)
-    SELECT decision_id, tenant_id, question, true, decision_reason, decision_input, policy_digest FROM chosen
+    INSERT INTO decisions (decision_id, tenant_id, question, allowed, reason, input, policy_digest,
+        input_digest, result_digest, duration_us, engine, engine_decision_id)
+    SELECT decision_id, tenant_id, question, true, decision_reason, decision_input, policy_digest,
+        decision_input_digest, decision_result_digest, decision_duration_us, decision_engine,
+        engine_decision_id
+    FROM chosen
 ), new_execution AS (
     INSERT INTO executions (
         execution_id, tenant_id, agent_id, agent_name, caller, template_digest, module_digest, parameters,
@@ -225,6 +234,11 @@ def _values(item: NewExecution, placement: Placement | None) -> tuple[Any, ...]:
         decision.reason,
         decision.input,
         decision.policy_digest,
+        decision.input_digest,
+        decision.result_digest,
+        decision.duration_us,
+        decision.engine,
+        decision.engine_decision_id,
         item.audit_entry_id,
         _details(item),
         *_place(placement),

@@ -245,6 +245,12 @@ class DecisionRecord:
     input: bytes
     """Canonical JSON, without bodies."""
     policy_digest: str
+    input_digest: str = ""
+    result_digest: str = ""
+    reasons: tuple[str, ...] = ()
+    duration_us: int = 0
+    engine: str = ""
+    engine_decision_id: str = ""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

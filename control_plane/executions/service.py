@@ -40,6 +40,7 @@ from shared.errors import (
     PolicyDeniedError,
 )
 from shared.ids import AUDIT_ENTRY, BODY, EXECUTION, BodyId, ExecutionId, TenantId, new_id
+from shared.manifest import NO_CAPABILITIES
 
 _STALE_TRIES: Final = 2
 """An agent that changed between resolving and accepting is resolved once more."""
@@ -255,20 +256,23 @@ class ExecutionService:
         )
 
     async def _decide(self, subject: Subject, agent: ResolvedAgent, body: StoredBody) -> Decision:
-        decision = self._policy.decide(
-            Question.EXECUTE,
-            PolicyInput(
-                subject=subject,
-                template_name=agent.template_name,
-                template_version=agent.template_version,
-                template_digest=agent.template_digest,
-                capabilities=agent.capabilities,
-                limits=agent.limits,
-                publisher_key_id=agent.publisher_key_id,
-                agent=agent.name,
-                input_bytes=body.size_bytes,
-            ),
+        asked = PolicyInput(
+            subject=subject,
+            template_name=agent.template_name,
+            template_version=agent.template_version,
+            template_digest=agent.template_digest,
+            capabilities=agent.capabilities,
+            limits=agent.limits,
+            publisher_key_id=agent.publisher_key_id,
+            agent=agent.name,
+            input_bytes=body.size_bytes,
         )
+        if agent.capabilities != NO_CAPABILITIES:
+            # An allowed one is not stored: the decision below is, with the same bundle and capabilities.
+            grant = await self._policy.decide(Question.GRANT_CAPABILITIES, asked)
+            if not grant.allowed:
+                await self._deny(subject, agent, grant)
+        decision = await self._policy.decide(Question.EXECUTE, asked)
         if not decision.allowed:
             await self._deny(subject, agent, decision)
         return decision
@@ -288,7 +292,9 @@ class ExecutionService:
             },
         )
         await self._store.record_denial(_record_of(decision), entry)
-        raise PolicyDeniedError(f"policy denies execute: {decision.reason} (decision {decision.decision_id})")
+        raise PolicyDeniedError(
+            f"policy denies {decision.question}: {decision.reason} (decision {decision.decision_id})"
+        )
 
     def _new_execution(
         self,
@@ -385,6 +391,12 @@ def _record_of(decision: Decision) -> DecisionRecord:
         reason=decision.reason,
         input=decision.input,
         policy_digest=decision.policy_digest,
+        input_digest=decision.input_digest,
+        result_digest=decision.result_digest,
+        reasons=decision.reasons,
+        duration_us=decision.duration_us,
+        engine=decision.engine,
+        engine_decision_id=decision.engine_decision_id,
     )
 
 

@@ -240,6 +240,12 @@ class PostgresExecutionStore(PostgresBodyStore):
             "reason": decision.reason,
             "input": decision.input,
             "policy_digest": decision.policy_digest,
+            "input_digest": decision.input_digest,
+            "result_digest": decision.result_digest,
+            "reasons": list(decision.reasons) or None,
+            "duration_us": decision.duration_us,
+            "engine": decision.engine,
+            "engine_decision_id": decision.engine_decision_id,
         }
         async with self._database.transaction() as tx:
             await connection_of(tx).execute(insert(decisions).values(values))

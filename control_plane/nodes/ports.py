@@ -145,3 +145,25 @@ class LiveSessions(Protocol):
 
     async def node_changed(self, node_id: NodeId) -> None:
         """The node's state changed in the database: act on it if its session is here."""
+
+
+class NodeGate(Protocol):
+    """Asks policy about nodes; every decision is recorded. Implemented by control_plane/policy."""
+
+    async def admit(
+        self, *, identity: str, tenant_id: TenantId, node_id: NodeId, zone: str, stage: str
+    ) -> None:
+        """Let a node pass that may enroll (``enroll``), or open a session (``session``).
+
+        Raises:
+            PolicyDeniedError: It may not.
+        """
+
+    async def pull(
+        self, *, identity: str, tenant_id: TenantId, node_id: NodeId, module_digest: Digest
+    ) -> None:
+        """Let a node pass that may fetch the module of an attempt that it holds.
+
+        Raises:
+            PolicyDeniedError: It may not.
+        """

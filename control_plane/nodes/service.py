@@ -16,7 +16,7 @@ from control_plane.nodes.domain import (
     NodeState,
     hash_token,
 )
-from control_plane.nodes.ports import LiveSessions, NodeStore, RefusalLog
+from control_plane.nodes.ports import LiveSessions, NodeGate, NodeStore, RefusalLog
 from control_plane.paging import DEFAULT_PAGE_SIZE, MAX_PAGE_SIZE
 from shared.clock import Clock, Random
 from shared.errors import (
@@ -87,6 +87,7 @@ class NodeService:
         installation: InstallationId,
         default_tenant: TenantId,
         refusals: RefusalLog,
+        gate: NodeGate,
         clock: Clock,
         random: Random,
         certificate_life: timedelta = CERTIFICATE_LIFE,
@@ -98,6 +99,7 @@ class NodeService:
         self._installation = installation
         self._default_tenant = default_tenant
         self._refusals = refusals
+        self._gate = gate
         self._clock = clock
         self._random = random
         self._certificate_life = certificate_life
@@ -156,6 +158,7 @@ class NodeService:
             KeyFormatError: Check 2.
             SignatureInvalidError: Check 3.
             InvalidInputError: Check 4.
+            PolicyDeniedError: Policy admits no such node; the token stays usable.
             KeyUnavailableError: The authority does not answer.
         """
         token_hash = hash_token(request.token)
@@ -180,6 +183,13 @@ class NodeService:
         if token is None or not token.is_usable(self._clock.now()):
             raise EnrollmentTokenInvalidError("the enrollment token is unknown, used or expired")
         enrolled = await self._issue(request, token)
+        await self._gate.admit(
+            identity=f"token:{token_hash[:16]}",
+            tenant_id=token.tenant_id,
+            node_id=enrolled.node.node_id,
+            zone=token.zone,
+            stage="enroll",
+        )
         await self._nodes.enroll(
             enrolled.node,
             token_hash=token_hash,
@@ -255,6 +265,23 @@ class NodeService:
         return certificate
 
     # --- what operators do
+
+    async def admit_session(self, node_id: NodeId) -> None:
+        """Let a node pass that policy gives a session. One that is not trusted is for its session to refuse.
+
+        Raises:
+            PolicyDeniedError: Policy says no.
+        """
+        node = await self._nodes.find(node_id)
+        if node is None or node.state in {NodeState.QUARANTINED, NodeState.EVICTED}:
+            return
+        await self._gate.admit(
+            identity=node_actor(node_id),
+            tenant_id=node.tenant_id,
+            node_id=node_id,
+            zone=node.zone,
+            stage="session",
+        )
 
     async def get(self, tenant_id: TenantId, node_id: NodeId) -> Node:
         """Return one node.

@@ -75,6 +75,7 @@ class NodeServicer(nodes_pb2_grpc.NodeServiceServicer):
     async def Session(
         self, request_iterator: AsyncIterator[nodes_pb2.SessionRequest], _: _Context
     ) -> AsyncIterator[nodes_pb2.SessionResponse]:
+        await self._nodes.admit_session(caller().node_id)
         served = self._sessions.serve(aiter(request_iterator), node_id=caller().node_id)
         async with aclosing(served) as messages:
             async for message in messages:

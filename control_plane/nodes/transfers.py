@@ -5,9 +5,10 @@ from collections.abc import AsyncIterator
 from dataclasses import dataclass
 from typing import Final
 
+from control_plane.audit.domain import node_actor
 from control_plane.executions.domain import MAX_BODY_BYTES, AttemptRef, StoredBody, UploadQuota
 from control_plane.executions.ports import ExecutionStore, LeaseStore
-from control_plane.nodes.ports import AttemptOwners, TemplateContents
+from control_plane.nodes.ports import AttemptOwners, NodeGate, TemplateContents
 from control_plane.transfers import TransferSlots, paced
 from shared.clock import Clock, Random
 from shared.digests import Digest, commit_body_hash, digest_from_raw, same_digest
@@ -43,6 +44,7 @@ class NodeTransfers:
         owners: AttemptOwners,
         clock: Clock,
         random: Random,
+        gate: NodeGate,
         uploads: TransferSlots | None = None,
     ) -> None:
         self._leases = leases
@@ -51,6 +53,7 @@ class NodeTransfers:
         self._owners = owners
         self._clock = clock
         self._random = random
+        self._gate = gate
         self._uploads = uploads or TransferSlots(MAX_UPLOADS)
 
     async def artifact(
@@ -60,6 +63,7 @@ class NodeTransfers:
 
         Raises:
             PermissionDeniedError: The node holds no live lease of this attempt, or it is about another one.
+            PolicyDeniedError: Policy keeps the module from this node.
             TemplateRevokedError: The template was revoked.
         """
         live = await self._leases.live_attempt(node_id, attempt)
@@ -69,6 +73,12 @@ class NodeTransfers:
                 f" {template_digest[:71]}",
                 hint="fetch the template that the order names",
             )
+        await self._gate.pull(
+            identity=node_actor(node_id),
+            tenant_id=live.tenant_id,
+            node_id=node_id,
+            module_digest=live.module_digest,
+        )
         yield await self._templates.envelope(live.tenant_id, live.template_digest)
         offset = 0
         while chunk := await self._templates.module(

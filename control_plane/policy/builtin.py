@@ -1,35 +1,34 @@
-"""The policy that comes with the control plane: a Rego file and the operator's data, known by one digest."""
+"""The policy that comes with the control plane: a Rego file and the operator's data."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from datetime import datetime
 from importlib.resources import files
-from typing import Final
 
-from shared.canonical import canonical_json
-from shared.digests import Digest, sha256_digest
-
-MAX_POLICY_BYTES: Final = 256 * 1024
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class PolicySource:
-    """A policy as it is evaluated."""
-
-    source: str
-    data_json: str
-    """What the operator sets: canonical JSON."""
-    digest: Digest
-    """Of the source's bytes, followed by those of the data."""
+from control_plane.audit.domain import SYSTEM_ACTOR
+from control_plane.policy.bundles import BUILTIN_NAME, BundleRecord
+from control_plane.policy.domain import PolicyBundle
+from shared.policy_bundle import DATA_FILE
 
 
-def builtin_policy(allowed_http: Sequence[str] = ()) -> PolicySource:
+def builtin_policy(allowed_http: Sequence[str] = ()) -> PolicyBundle:
     """Return the built-in policy; `allowed_http` holds entries of the form `METHOD URL`."""
-    content = (files("control_plane.policy") / "builtin.rego").read_bytes()
-    assert len(content) <= MAX_POLICY_BYTES
+    source = (files("control_plane.policy") / "builtin.rego").read_text(encoding="utf-8")
     entries = [entry.split(" ", 1) for entry in sorted(set(allowed_http))]
-    data = canonical_json(
-        {"operator": {"allowed_http": [{"method": method, "url": url} for method, url in entries]}}
-    )
-    return PolicySource(
-        source=content.decode("utf-8"), data_json=data.decode(), digest=sha256_digest(content + data)
+    allowed = [{"method": method, "url": url} for method, url in entries]
+    return PolicyBundle.of({"builtin.rego": source}, {"operator": {"allowed_http": allowed}})
+
+
+def builtin_record(bundle: PolicyBundle, *, now: datetime) -> BundleRecord:
+    """Return the built-in policy as it is kept: version 0, unsigned, since it came with the program."""
+    rules = {path: text.encode() for path, text in bundle.files.items()}
+    return BundleRecord(
+        digest=bundle.digest,
+        name=BUILTIN_NAME,
+        version=0,
+        comment="came with the control plane",
+        key_id="",
+        published_by=SYSTEM_ACTOR,
+        published_at=now,
+        envelope=b"",
+        files=rules | {DATA_FILE: bundle.data_json.encode()},
     )

@@ -1,7 +1,8 @@
 # The built-in policy. Its SHA-256, with that of the operator's data, is in every decision and every order.
 #
-# A question is a rule of this package: publish_template, create_agent, execute. Its answer is
-# {"allowed": bool, "reason": string, "limits": {every limit}}. Undefined means denied.
+# A question is a rule of this package: publish_template, create_agent, execute, grant_capabilities, pull_artifact,
+# admit_node, read_audit. Its answer is {"allowed": bool, "reason": string, "reasons": [string]}, and for the first
+# three "limits": {every limit}. Undefined means denied.
 package agentfactory
 
 import rego.v1
@@ -69,6 +70,14 @@ create_agent := answer(create_agent_denials)
 
 execute := answer(execute_denials)
 
+grant_capabilities := answer(grant_capabilities_denials)
+
+pull_artifact := answer(node_denials)
+
+admit_node := answer(node_denials)
+
+read_audit := answer(read_audit_denials)
+
 publish_template_denials contains "ROLE_NOT_ALLOWED" if not has_role({"admin", "author"})
 
 publish_template_denials contains reason if some reason in template_denials
@@ -82,6 +91,17 @@ execute_denials contains "ROLE_NOT_ALLOWED" if not has_role({"admin", "author", 
 execute_denials contains "INPUT_TOO_LARGE" if input.input_bytes > max_input_bytes
 
 execute_denials contains reason if some reason in template_denials
+
+grant_capabilities_denials contains "ROLE_NOT_ALLOWED" if not has_role({"admin", "author", "caller"})
+
+grant_capabilities_denials contains reason if some reason in template_denials
+
+# What a certificate of this installation says of a node is checked before: here its operator may say more.
+node_denials contains "NODE_UNKNOWN" if not named_node
+
+named_node if startswith(input.node.node_id, "nod_")
+
+read_audit_denials contains "ROLE_NOT_ALLOWED" if not has_role({"admin", "operator", "auditor"})
 
 template_denials contains "CAPABILITY_NOT_ALLOWED" if {
 	some wanted in input.capabilities.http
@@ -100,4 +120,7 @@ granted := {name: limit |
 
 answer(denials) := {"allowed": true, "reason": "ALLOWED", "limits": granted} if count(denials) == 0
 
-answer(denials) := {"allowed": false, "reason": sort(denials)[0], "limits": granted} if count(denials) > 0
+answer(denials) := {"allowed": false, "reason": sorted[0], "reasons": sorted, "limits": granted} if {
+	count(denials) > 0
+	sorted := sort(denials)
+}

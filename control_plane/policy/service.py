@@ -1,35 +1,35 @@
-"""Asks the built-in policy and makes decisions of its answers. Records nothing: use cases do."""
+"""Asks the policy in force and makes decisions of its answers. Records nothing: use cases do."""
 
-import json
 from dataclasses import dataclass
-from functools import lru_cache
-from typing import Any, Final
+from typing import Final
 
-from control_plane.policy.domain import Decision, PolicyInput, Question
-from control_plane.policy.ports import PolicyEngine, PolicyObserver
+from control_plane.policy.answers import NOT_LOADED, UNDECIDED, Answer, ask
+from control_plane.policy.domain import Asked, Decision, Question
+from control_plane.policy.memo import Memo
+from control_plane.policy.ports import InForce, PolicyInForce, PolicyObserver
 from shared.canonical import canonical_json
 from shared.clock import Clock, Random
-from shared.digests import Digest
+from shared.digests import Digest, sha256_digest
 from shared.ids import DECISION, new_id
-from shared.limits import DEFAULT_LIMITS, LIMIT_FIELDS, Limits, requested_json
 from shared.logs import get_logger
-from shared.manifest import capabilities_json
 
 logger = get_logger(__name__)
 
 MAX_CACHED_ANSWERS: Final = 4096
-"""Answers kept by input. A policy has neither clock nor randomness, so an equal input has an equal answer."""
+"""Answers kept by bundle, question and input, of bundles that give equal inputs equal answers."""
 
-UNDECIDED: Final = "POLICY_UNDECIDED"
-"""Reason of a denial because the policy gave no valid answer."""
+MAX_TRIES: Final = 3
+"""Questions that are asked anew because another policy came into force meanwhile; then denied."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class _Answer:
-    allowed: bool
-    reason: str
-    limits: Limits
+class _Given:
+    """An answer with what it was given to."""
+
+    answer: Answer
     input: bytes
+    input_digest: Digest
+    result_digest: Digest
 
 
 class PolicyService:
@@ -38,27 +38,31 @@ class PolicyService:
     def __init__(
         self,
         *,
-        engine: PolicyEngine,
-        policy_digest: Digest,
+        in_force: PolicyInForce,
         observer: PolicyObserver,
         clock: Clock,
         random: Random,
     ) -> None:
-        self._engine = engine
-        self._digest = policy_digest
+        self._in_force = in_force
         self._observer = observer
         self._clock = clock
         self._random = random
-        self._answer = lru_cache(maxsize=MAX_CACHED_ANSWERS)(self._evaluate)
+        self._given = Memo[_Given](capacity=MAX_CACHED_ANSWERS)
 
-    @property
-    def policy_digest(self) -> Digest:
-        """Digest of the policy's exact bytes."""
-        return self._digest
+    async def decide(self, question: Question, asked: Asked) -> Decision:
+        """Return the answer; an engine that fails, or leaves it undefined, means denied, never an error.
 
-    def decide(self, question: Question, asked: PolicyInput) -> Decision:
-        """Return the answer; an engine that fails, or leaves it undefined, means denied, never an error."""
-        answer = self._answer(question, asked)
+        A remembered answer comes without a suspension; a denial for want of an answer is not remembered.
+
+        Raises:
+            DatabaseUnavailableError: Which policy is in force cannot be learnt; nothing was decided.
+        """
+        began = self._clock.monotonic()
+        policy = self._in_force.known() or await self._in_force.confirmed()
+        given = self._given.get((policy.digest, question, asked))
+        if given is None:
+            policy, given = await self._asked(policy, question, asked)
+        answer = given.answer
         if not answer.allowed:
             self._observer.policy_denied(question, answer.reason)
         return Decision(
@@ -67,47 +71,50 @@ class PolicyService:
             question=question,
             allowed=answer.allowed,
             reason=answer.reason,
-            input=answer.input,
-            policy_digest=self._digest,
+            reasons=answer.reasons,
+            input=given.input,
+            input_digest=given.input_digest,
+            result_digest=given.result_digest,
+            policy_digest=policy.digest,
             limits=answer.limits,
             decided_at=self._clock.now(),
+            duration_us=int((self._clock.monotonic() - began) * 1e6),
+            engine="" if policy.engine is None else policy.engine.name,
+            engine_decision_id=answer.engine_decision_id,
         )
 
-    def _evaluate(self, question: Question, asked: PolicyInput) -> _Answer:
-        canonical = canonical_json(_input_json(question, asked))
-        try:
-            value = json.loads(self._engine.evaluate(f"data.agentfactory.{question}", canonical.decode()))
-            return _answer_of(value, canonical)
-        except Exception:  # fail closed, whatever an engine raises
-            logger.exception("policy gave no valid answer", question=question, policy_digest=self._digest)
-            return _Answer(allowed=False, reason=UNDECIDED, limits=DEFAULT_LIMITS, input=canonical)
+    async def _asked(self, policy: InForce, question: Question, asked: Asked) -> tuple[InForce, _Given]:
+        """Ask the policy that is in force when it answers, not the one that was so when it was asked."""
+        content = canonical_json(asked.document(question))
+        for _ in range(MAX_TRIES):
+            if policy.engine is None:
+                return policy, _given(question, content, _denied(NOT_LOADED))
+            answer = await ask(policy.engine, question, content.decode())
+            if not answer.is_valid:
+                logger.error(
+                    "policy gave no valid answer",
+                    question=question,
+                    policy_digest=policy.digest,
+                    problem=answer.problem,
+                )
+            now = self._in_force.known() or await self._in_force.confirmed()
+            if now.digest == policy.digest:
+                given = _given(question, content, answer)
+                if policy.engine.is_pure and answer.is_valid:
+                    self._given.keep((policy.digest, question, asked), given)
+                return policy, given
+            policy = now
+        return policy, _given(question, content, _denied(UNDECIDED))
 
 
-def _input_json(question: Question, asked: PolicyInput) -> dict[str, Any]:
-    return {
-        "question": str(question),
-        "subject": {
-            "identity": asked.subject.identity,
-            "tenant_id": asked.subject.tenant_id,
-            "roles": sorted(asked.subject.roles),
-        },
-        "template": {
-            "name": asked.template_name,
-            "version": asked.template_version,
-            "digest": asked.template_digest,
-            "publisher_key_id": asked.publisher_key_id,
-        },
-        "agent": asked.agent,
-        "input_bytes": asked.input_bytes,
-        "capabilities": capabilities_json(asked.capabilities),
-        "limits": requested_json(asked.limits),
-    }
+def _denied(reason: str) -> Answer:
+    return Answer(allowed=False, reason=reason, reasons=(reason,), problem=reason)
 
 
-def _answer_of(value: Any, canonical: bytes) -> _Answer:
-    allowed, reason, limits = value["allowed"], value["reason"], value["limits"]
-    if not isinstance(allowed, bool) or not isinstance(reason, str) or set(limits) != set(LIMIT_FIELDS):
-        raise TypeError("the answer is not {allowed: bool, reason: string, limits: {every limit}}")
-    if any(not isinstance(limit, int) or isinstance(limit, bool) or limit < 0 for limit in limits.values()):
-        raise TypeError("a granted limit is not a whole number")
-    return _Answer(allowed=allowed, reason=reason, limits=Limits(**limits), input=canonical)
+def _given(question: Question, content: bytes, answer: Answer) -> _Given:
+    return _Given(
+        answer=answer,
+        input=content,
+        input_digest=sha256_digest(content),
+        result_digest=answer.result_digest(question),
+    )

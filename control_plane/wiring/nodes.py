@@ -7,6 +7,7 @@ from control_plane.installation.domain import DEFAULT_TENANT
 from control_plane.nodes.service import NodeService
 from control_plane.nodes.servicer import NodeServicer
 from control_plane.nodes.transfers import NodeTransfers
+from control_plane.policy.gate import NodePolicyGate
 from control_plane.templates.catalog import TemplateCatalog
 from control_plane.wiring.base import Base
 from control_plane.wiring.stores import Stores
@@ -33,7 +34,7 @@ def build_dispatch(base: Base, stores: Stores, completions: Completions, signer:
     )
 
 
-def build_node_service(base: Base, stores: Stores, dispatch: Dispatch) -> NodeService:
+def build_node_service(base: Base, stores: Stores, dispatch: Dispatch, gate: NodePolicyGate) -> NodeService:
     return NodeService(
         nodes=stores.nodes,
         leases=stores.leases,
@@ -42,24 +43,26 @@ def build_node_service(base: Base, stores: Stores, dispatch: Dispatch) -> NodeSe
         installation=base.found.installation,
         default_tenant=DEFAULT_TENANT,
         refusals=base.refusals,
+        gate=gate,
         clock=base.clock,
         random=base.random,
     )
 
 
 def build_node_servicer(
-    base: Base, stores: Stores, dispatch: Dispatch, catalog: TemplateCatalog
+    base: Base, stores: Stores, dispatch: Dispatch, catalog: TemplateCatalog, gate: NodePolicyGate
 ) -> NodeServicer:
     transfers = NodeTransfers(
         leases=stores.leases,
         executions=stores.executions,
         templates=catalog,
         owners=stores.nodes,
+        gate=gate,
         clock=base.clock,
         random=base.random,
     )
     return NodeServicer(
-        nodes=build_node_service(base, stores, dispatch),
+        nodes=build_node_service(base, stores, dispatch, gate),
         transfers=transfers,
         sessions=dispatch,
         installation=base.found.installation,

@@ -16,6 +16,7 @@ from agentfactory.v1 import (
     executions_pb2_grpc,
     keys_pb2_grpc,
     nodes_pb2_grpc,
+    policy_pb2_grpc,
     templates_pb2_grpc,
 )
 
@@ -44,6 +45,9 @@ from control_plane.keys.signer import OrderSigner
 from control_plane.kv.store import PostgresKvStore
 from control_plane.metrics import MeasuredAcceptor, MeasuredCompletions
 from control_plane.nodes.servicer import FleetServicer, NodeServicer
+from control_plane.policy.active import ActivePolicy
+from control_plane.policy.gate import AuditPolicyGate, NodePolicyGate
+from control_plane.policy.servicer import PolicyServicer
 from control_plane.templates.catalog import TemplateCatalog
 from control_plane.templates.revocation import TemplateStopper
 from control_plane.templates.servicer import TemplateServicer
@@ -54,7 +58,7 @@ from control_plane.wiring.factory import build_agents, build_templates
 from control_plane.wiring.keys import build_keys
 from control_plane.wiring.log import build_log
 from control_plane.wiring.nodes import build_dispatch, build_node_service, build_node_servicer
-from control_plane.wiring.policy import build_policy
+from control_plane.wiring.policy import build_gate, build_policy, open_policies
 from control_plane.wiring.stores import Stores
 from shared.gathering import Gathering
 
@@ -69,18 +73,22 @@ class Services:
     completions: Completions
     directory: CachedAgentDirectory
     signer: OrderSigner
+    policy: ActivePolicy
     register: Callable[[grpc.aio.Server], None]
     loops: tuple[Callable[[], Coroutine[Any, Any, NoReturn]], ...]
     stores: tuple[PostgresExecutionStore | PostgresLeaseStore | PostgresKvStore, ...]
     """They keep connections of their own."""
 
 
-def build(base: Base, signer: OrderSigner) -> Services:
+async def build(base: Base, signer: OrderSigner) -> Services:
     """Return everything that is served; nothing runs yet."""
     stores = Stores.of(base)
     completions = MeasuredCompletions(base.metrics)
     dispatch = build_dispatch(base, stores, completions, signer)
-    policy = build_policy(base)
+    policies = await open_policies(base, stores)
+    policy = build_policy(base, policies.active)
+    gate = build_gate(base, stores, policy)
+    node_gate = NodePolicyGate(gate)
     catalog = TemplateCatalog(database=base.database, store=stores.templates)
     directory = CachedAgentDirectory(database=base.database, agents=stores.agents, templates=catalog)
     admission = build_admission(base)
@@ -115,13 +123,16 @@ def build(base: Base, signer: OrderSigner) -> Services:
         ),
         templates=build_templates(base, stores, policy, catalog, stopper),
         agents=build_agents(base, stores, policy, catalog),
-        nodes=build_node_servicer(base, stores, dispatch, catalog),
-        fleet=FleetServicer(nodes=build_node_service(base, stores, dispatch)),
+        nodes=build_node_servicer(base, stores, dispatch, catalog, node_gate),
+        fleet=FleetServicer(nodes=build_node_service(base, stores, dispatch, node_gate)),
         audit=AuditServicer(
-            AuditService(base.audit, subscribe=partial(base.subscriptions.subscribed, Channel.AUDIT)), log
+            AuditService(base.audit, subscribe=partial(base.subscriptions.subscribed, Channel.AUDIT)),
+            log,
+            AuditPolicyGate(gate),
         ),
         access=access.servicer,
         keys=build_keys(base, signer, dispatch),
+        policy=policies.servicer,
     )
     return Services(
         access=access.gatekeeper,
@@ -130,6 +141,7 @@ def build(base: Base, signer: OrderSigner) -> Services:
         completions=completions,
         directory=directory,
         signer=signer,
+        policy=policies.active,
         register=servicers.register,
         loops=(
             base.notifier.run,
@@ -143,6 +155,7 @@ def build(base: Base, signer: OrderSigner) -> Services:
             access.run,
             signer.run,
             log.run,
+            policies.active.run,
         ),
         stores=(stores.executions, stores.leases, stores.kv),
     )
@@ -158,6 +171,7 @@ class _Servicers:
     audit: AuditServicer
     access: AccessServicer
     keys: KeyServicer
+    policy: PolicyServicer
 
     def register(self, server: grpc.aio.Server) -> None:
         executions_pb2_grpc.add_ExecutionServiceServicer_to_server(self.executions, server)
@@ -168,6 +182,7 @@ class _Servicers:
         audit_pb2_grpc.add_AuditServiceServicer_to_server(self.audit, server)
         access_pb2_grpc.add_AccessServiceServicer_to_server(self.access, server)
         keys_pb2_grpc.add_KeyServiceServicer_to_server(self.keys, server)
+        policy_pb2_grpc.add_PolicyServiceServicer_to_server(self.policy, server)
 
 
 def build_admission(base: Base) -> Admission:

@@ -8,7 +8,11 @@ from control_plane.executions.store import PostgresExecutionStore
 from control_plane.kv.domain import KvQuota
 from control_plane.kv.store import PostgresKvStore
 from control_plane.nodes.store import PostgresNodeStore
-from control_plane.policy.store import PostgresDecisionLog
+from control_plane.policy.store import (
+    PostgresBundleStore,
+    PostgresDecisionLog,
+    PostgresDecisionReader,
+)
 from control_plane.templates.store import PostgresTemplateStore
 from control_plane.wiring.base import Base
 
@@ -22,6 +26,8 @@ class Stores:
     templates: PostgresTemplateStore
     agents: PostgresAgentStore
     decisions: PostgresDecisionLog
+    decision_reader: PostgresDecisionReader
+    bundles: PostgresBundleStore
 
     @classmethod
     def of(cls, base: Base) -> "Stores":
@@ -43,4 +49,6 @@ class Stores:
             templates=PostgresTemplateStore(),
             agents=PostgresAgentStore(),
             decisions=PostgresDecisionLog(),
+            decision_reader=PostgresDecisionReader(base.database),
+            bundles=PostgresBundleStore(),
         )

@@ -20,8 +20,9 @@ The list, in this order:
 15. The parameters match the digest in the order (`check_parameters`).
 16. The engine under the order's profile, if it is offered here, is one that the order allows
     (`check_engine`).
-17. The node's own policy allows its limits, capabilities and grants (`check_node_policy`), and the
-    module has not crashed too many workers here (`Quarantine`).
+17. The node's own policy allows its limits, capabilities and grants (`check_node_policy`) and whatever
+    else its operator looks at (`NodePolicy`), and the module has not crashed too many workers here
+    (`Quarantine`).
 18. The keyset that decided check 1 is known to be the newest (`Freshness`). Asked before check 1; numbered
     last, because numbers stand in receipts.
 """

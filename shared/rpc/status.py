@@ -24,6 +24,8 @@ STATUS_BY_ERROR: Final[Mapping[type[AgentFactoryError], grpc.StatusCode]] = {
     errors.PermissionDeniedError: _Code.PERMISSION_DENIED,
     errors.TenantRequiredError: _Code.INVALID_ARGUMENT,
     errors.PolicyDeniedError: _Code.PERMISSION_DENIED,
+    errors.PolicyInvalidError: _Code.INVALID_ARGUMENT,
+    errors.PolicyUndecidedError: _Code.PERMISSION_DENIED,
     errors.EnrollmentTokenInvalidError: _Code.UNAUTHENTICATED,
     errors.NodeQuarantinedError: _Code.PERMISSION_DENIED,
     errors.NodeEvictedError: _Code.UNAUTHENTICATED,

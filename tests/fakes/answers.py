@@ -57,7 +57,7 @@ class SaidPolicy:
         self.reason = reason
         self.asked: list[PolicyInput] = []
 
-    def decide(self, question: Question, asked: PolicyInput) -> Decision:
+    async def decide(self, question: Question, asked: PolicyInput) -> Decision:
         self.asked.append(asked)
         return Decision(
             decision_id=new_id(DECISION, self._clock, self._random),
@@ -70,3 +70,25 @@ class SaidPolicy:
             limits=DEFAULT_LIMITS,
             decided_at=self._clock.now(),
         )
+
+
+class OpenGate:
+    """Implements `NodeGate` and `AuditGate`: says yes, or what it is told to say, and remembers who asked."""
+
+    def __init__(self, refusal: Exception | None = None) -> None:
+        self.refusal = refusal
+        self.asked: list[tuple[str, str]] = []
+
+    async def admit(self, *, identity: str, tenant_id: str, node_id: str, zone: str, stage: str) -> None:
+        self._answer(stage, node_id)
+
+    async def pull(self, *, identity: str, tenant_id: str, node_id: str, module_digest: str) -> None:
+        self._answer("pull", node_id)
+
+    async def read(self, subject: object, *, method: str) -> None:
+        self._answer("read", method)
+
+    def _answer(self, what: str, about: str) -> None:
+        self.asked.append((what, about))
+        if self.refusal is not None:
+            raise self.refusal

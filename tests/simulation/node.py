@@ -26,6 +26,7 @@ from data_plane.orders.domain import AttemptRef
 from data_plane.orders.freshness import Freshness
 from data_plane.orders.keyset import NodeKeyset
 from data_plane.orders.ledger import OrderLedger
+from data_plane.orders.policy import load_node_policy
 from data_plane.orders.quarantine import Quarantine
 from data_plane.orders.verifier import NodeFacts
 from data_plane.receipts.domain import INLINE_BODY_BYTES, SpooledBody
@@ -302,6 +303,7 @@ class SimulatedNode:
                 sandbox=sandbox,
                 host_calls=fake_parts(),
                 quarantine=Quarantine(crashes=3, window=timedelta(minutes=5), duration=timedelta(minutes=10)),
+                policy=load_node_policy(None, None),
                 announcer=outbox,
                 metrics=metrics,
                 clock=self.clock,

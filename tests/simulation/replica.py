@@ -18,7 +18,7 @@ from control_plane.nodes.transfers import NodeTransfers
 from shared.errors import KeyUnavailableError
 from shared.ids import NodeId, TenantId
 from shared.signatures import Signature
-from tests.fakes.answers import OneAgentDirectory, SaidPolicy
+from tests.fakes.answers import OneAgentDirectory, OpenGate, SaidPolicy
 from tests.fixtures.keys import rsa_key, signer
 from tests.simulation.chance import Chance
 from tests.simulation.database import AGENT_ID, Database, StoreView
@@ -106,7 +106,13 @@ class Replica:
             random=random,
         )
         self.transfers = NodeTransfers(
-            leases=view, executions=view, templates=view, owners=view, clock=clock, random=random
+            leases=view,
+            executions=view,
+            templates=view,
+            owners=view,
+            gate=OpenGate(),
+            clock=clock,
+            random=random,
         )
         self._view = view
         self._main = self.process.spawn(self._run())

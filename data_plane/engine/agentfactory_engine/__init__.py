@@ -12,7 +12,10 @@ from agentfactory_engine._native import (
     ModuleMemory,
     Policy,
     PolicyError,
+    PolicyUse,
+    guarded_builtins,
     inspect_module,
+    inspect_policy,
     validate_module,
 )
 
@@ -24,7 +27,10 @@ __all__ = [
     "ModuleMemory",
     "Policy",
     "PolicyError",
+    "PolicyUse",
+    "guarded_builtins",
     "inspect_module",
+    "inspect_policy",
     "validate_module",
     "worker_path",
 ]

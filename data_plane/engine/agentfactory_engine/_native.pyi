@@ -1,5 +1,6 @@
 # ruff: noqa: PYI021 - native code has no other place for its contract
 
+from collections.abc import Sequence
 from typing import Self
 
 class InvalidModuleError(ValueError):
@@ -79,10 +80,14 @@ def validate_module(module: bytes, *, max_bytes: int = ...) -> ModuleInfo:
     """
 
 class Policy:
-    """One Rego v1 policy with its data. Safe to share between threads: evaluations have no common state."""
+    """Modules of Rego v1 with their data. Safe to share between threads: evaluations have no common state."""
 
-    def __new__(cls, source: str, data_json: str = "{}", *, timeout_ms: int = ...) -> Self:
-        """Parse and prepare the policy; an evaluation may take ``timeout_ms`` (100 unless named).
+    def __new__(
+        cls, files: Sequence[tuple[str, str]], data_json: str = "{}", *, timeout_ms: int = ...
+    ) -> Self:
+        """Parse and prepare the modules, pairs of path and Rego text.
+
+        An evaluation may take ``timeout_ms``, 100 unless named.
 
         Raises:
             PolicyError: Too large, not Rego v1, or the data is not a JSON object.
@@ -95,3 +100,38 @@ class Policy:
             PolicyError: There is no such rule, it is undefined for this input, a builtin failed, the input is
                 not JSON, or the evaluation took too long. Fail closed: treat it as a denial.
         """
+
+    def query(self, query: str, input_json: str | None) -> str:
+        """Return a JSON array of the bindings of each solution of a query; None: `input` is undefined.
+
+        Raises:
+            PolicyError: As ``evaluate``.
+        """
+
+class PolicyUse:
+    """One thing that a module uses, and where."""
+
+    @property
+    def kind(self) -> str: ...
+    @property
+    def name(self) -> str: ...
+    @property
+    def arguments(self) -> int: ...
+    @property
+    def line(self) -> int: ...
+    @property
+    def column(self) -> int: ...
+
+def inspect_policy(path: str, source: str) -> list[PolicyUse]:
+    """Parse one module and return what it uses, in no order; judges nothing.
+
+    Kinds: ``package``, ``import``, ``function`` (a rule with arguments), ``call``, ``with`` and ``stand-in``
+    (what ``with`` puts there), named by their path; ``membership`` (with a key), ``operator`` (only ``/``),
+    ``number``, and ``head`` (a reference that goes on behind a variable), named by their text.
+
+    Raises:
+        PolicyError: Not Rego as the embedded engine reads it; the message holds ``path:line:column``.
+    """
+
+def guarded_builtins() -> list[tuple[str, int]]:
+    """Names and arities of the built-ins that refuse arguments for which OPA answers otherwise."""

@@ -46,7 +46,7 @@ class EverythingAllowed:
         self._clock, self._random = SystemClock(), SystemRandom()
         self._decided_at = datetime.now(UTC)
 
-    def decide(self, question: Question, asked: PolicyInput) -> Decision:
+    async def decide(self, question: Question, asked: PolicyInput) -> Decision:
         return Decision(
             decision_id=new_id(DECISION, self._clock, self._random),
             tenant_id=asked.subject.tenant_id,
@@ -74,7 +74,7 @@ def put(place: Any, name: str, value: object) -> None:
 
 
 def bare_control_plane() -> None:
-    def policy(_base: object) -> EverythingAllowed:
+    def policy(*_built: object) -> EverythingAllowed:
         sys.stderr.write(f"{SAID}\n")
         return EverythingAllowed()
 

@@ -5,7 +5,6 @@ from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
-import agentfactory_engine
 from sqlalchemy import text
 from sqlalchemy.ext.asyncio import AsyncEngine
 
@@ -16,8 +15,10 @@ from control_plane.audit.store import PostgresAuditStore
 from control_plane.database.engine import create_engine
 from control_plane.database.unit_of_work import PostgresDatabase
 from control_plane.kv.store import PostgresKvStore
+from control_plane.policy.active import FixedPolicy
 from control_plane.policy.builtin import builtin_policy
 from control_plane.policy.domain import Subject
+from control_plane.policy.embedded import EmbeddedPolicyEngines
 from control_plane.policy.gate import PolicyGate
 from control_plane.policy.service import PolicyService
 from control_plane.policy.store import PostgresDecisionLog
@@ -135,10 +136,8 @@ async def open_registry(server, name: str) -> AsyncIterator[Registry]:
         PostgresAuditStore(database),
         PostgresDecisionLog(),
     )
-    source = builtin_policy()
     policy = PolicyService(
-        engine=agentfactory_engine.Policy(source.source, source.data_json),
-        policy_digest=source.digest,
+        in_force=FixedPolicy(await EmbeddedPolicyEngines().load(builtin_policy())),
         observer=Uncounted(),
         clock=clock,
         random=random,

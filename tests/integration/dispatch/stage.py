@@ -37,6 +37,7 @@ from shared.digests import sha256_digest
 from shared.errors import NotFoundError
 from shared.ids import AGENT, AUDIT_ENTRY, ExecutionId, KeyId, NodeId, new_id
 from shared.signatures import PublicKey
+from tests.fakes.answers import OpenGate
 from tests.fixtures import dispatch as build
 from tests.fixtures.identities import INSTALLATION, Identities
 from tests.fixtures.keys import rsa_key, signer, trusting
@@ -277,6 +278,7 @@ async def replica(database_url: str, *, name: str = "replica-1", **options: Any)
         installation=INSTALLATION,
         default_tenant=build.TENANT,
         refusals=RefusalLog(audit=audit, clock=CLOCK, random=RANDOM),
+        gate=OpenGate(),
         clock=CLOCK,
         random=RANDOM,
     )
@@ -285,6 +287,7 @@ async def replica(database_url: str, *, name: str = "replica-1", **options: Any)
         executions=executions,
         templates=OneTemplate(),
         owners=nodes,
+        gate=OpenGate(),
         clock=CLOCK,
         random=RANDOM,
     )

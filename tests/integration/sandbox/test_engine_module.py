@@ -25,7 +25,7 @@ DATA = json.dumps({"admins": ["alice"]})
 
 @pytest.fixture(scope="module")
 def policy():
-    return engine.Policy(POLICY, DATA)
+    return engine.Policy([("access.rego", POLICY)], DATA)
 
 
 def test_a_module_says_what_it_imports_exports_and_holds(probe):
@@ -93,7 +93,7 @@ def test_what_has_no_answer_is_an_error_never_an_allow(policy, rule, input_json,
 )
 def test_a_policy_that_cannot_be_read_is_refused_at_once(source, data):
     with pytest.raises(engine.PolicyError):
-        engine.Policy(source, data)
+        engine.Policy([("access.rego", source)], data)
 
 
 def test_threads_share_a_policy_without_sharing_decisions(policy):

@@ -19,6 +19,7 @@ from data_plane.orders.domain import attempt_of
 from data_plane.orders.freshness import Freshness
 from data_plane.orders.keyset import NodeKeyset
 from data_plane.orders.ledger import OrderLedger
+from data_plane.orders.policy import load_node_policy
 from data_plane.orders.quarantine import Quarantine
 from data_plane.receipts.issuer import ReceiptIssuer
 from data_plane.runner import OrderRunner
@@ -135,6 +136,7 @@ class World:
                 sandbox=self.sandbox,
                 host_calls=fake_parts(**(calls or {})),
                 quarantine=Quarantine(crashes=3, window=timedelta(minutes=5), duration=timedelta(minutes=10)),
+                policy=load_node_policy(None, None),
                 announcer=self.announced,
                 metrics=NodeMetrics(CollectorRegistry(), self.clock),
                 clock=self.clock,

@@ -1,6 +1,8 @@
 //! The Python module: reads WebAssembly modules and evaluates Rego. It links no compiler and no engine, so that the
 //! process holding keys and channels cannot compile or run anything.
 
+mod guards;
+mod inspect;
 mod module;
 mod policy;
 
@@ -10,5 +12,6 @@ use pyo3::prelude::*;
 #[pyo3(name = "_native")]
 fn native(python: Python<'_>, this: &Bound<'_, PyModule>) -> PyResult<()> {
     module::add_to(python, this)?;
-    policy::add_to(python, this)
+    policy::add_to(python, this)?;
+    inspect::add_to(this)
 }

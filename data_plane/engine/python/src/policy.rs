@@ -1,9 +1,10 @@
-//! `Policy`: one Rego policy with its data, evaluated as often as wanted, from as many threads as wanted.
+//! `Policy`: Rego modules with their data, evaluated as often as wanted, from as many threads as wanted.
 //!
 //! Each evaluation works on an interpreter of its own, cloned from one that has parsed and prepared the policy: a shared
 //! interpreter keeps state between evaluations, and state of another caller's decision must not reach this one.
 
 use std::num::NonZeroU32;
+use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::time::Duration;
 
 use pyo3::create_exception;
@@ -11,6 +12,8 @@ use pyo3::exceptions::PyValueError;
 use pyo3::prelude::*;
 use regorus::utils::limits::ExecutionTimerConfig;
 use regorus::{Engine, Value};
+
+use crate::guards;
 
 create_exception!(
     agentfactory_engine,
@@ -27,7 +30,7 @@ const DEFAULT_TIMEOUT_MS: u64 = 100;
 /// Work units between looks at the clock.
 const CHECK_INTERVAL: u32 = 256;
 
-/// One Rego v1 policy and its data.
+/// Modules of Rego v1 and their data.
 #[pyclass(frozen)]
 struct Policy {
     prepared: Engine,
@@ -35,14 +38,21 @@ struct Policy {
 
 #[pymethods]
 impl Policy {
-    /// Parse and prepare the policy.
+    /// Parse and prepare the modules: pairs of path and Rego text.
     #[new]
-    #[pyo3(signature = (source, data_json = "{}", *, timeout_ms = DEFAULT_TIMEOUT_MS))]
-    fn new(python: Python<'_>, source: &str, data_json: &str, timeout_ms: u64) -> PyResult<Self> {
-        within("source", source, MAX_SOURCE_BYTES)?;
+    #[pyo3(signature = (files, data_json = "{}", *, timeout_ms = DEFAULT_TIMEOUT_MS))]
+    fn new(
+        python: Python<'_>,
+        files: Vec<(String, String)>,
+        data_json: &str,
+        timeout_ms: u64,
+    ) -> PyResult<Self> {
+        for (path, source) in &files {
+            within(path, source, MAX_SOURCE_BYTES)?;
+        }
         within("data", data_json, MAX_DATA_BYTES)?;
         python
-            .detach(|| prepare(source, data_json, timeout_ms))
+            .detach(|| unpanicked(|| prepare(files, data_json, timeout_ms)))
             .map(|prepared| Self { prepared })
     }
 
@@ -51,34 +61,68 @@ impl Policy {
         within("rule", rule, MAX_RULE_BYTES)?;
         within("input", input_json, MAX_INPUT_BYTES)?;
         python.detach(|| {
-            let mut engine = self.prepared.clone();
-            engine.set_input(
-                Value::from_json_str(input_json).map_err(|error| refused("input", &error))?,
-            );
-            match engine
-                .eval_rule(rule.to_owned())
-                .map_err(|error| refused(rule, &error))?
-            {
-                Value::Undefined => Err(PolicyError::new_err(format!(
-                    "{rule} is undefined for this input"
-                ))),
-                value => value.to_json_str().map_err(|error| refused(rule, &error)),
-            }
+            unpanicked(|| {
+                let mut engine = self.prepared.clone();
+                engine.set_input(
+                    Value::from_json_str(input_json).map_err(|error| refused("input", &error))?,
+                );
+                match engine
+                    .eval_rule(rule.to_owned())
+                    .map_err(|error| refused(rule, &error))?
+                {
+                    Value::Undefined => Err(PolicyError::new_err(format!(
+                        "{rule} is undefined for this input"
+                    ))),
+                    value => value.to_json_str().map_err(|error| refused(rule, &error)),
+                }
+            })
+        })
+    }
+
+    /// Answer a query over `input_json`: a JSON array of the bindings of each of its solutions.
+    fn query(&self, python: Python<'_>, query: &str, input_json: Option<&str>) -> PyResult<String> {
+        within("query", query, MAX_RULE_BYTES)?;
+        python.detach(|| {
+            unpanicked(|| {
+                let mut engine = self.prepared.clone();
+                if let Some(input) = input_json {
+                    within("input", input, MAX_INPUT_BYTES)?;
+                    engine.set_input(
+                        Value::from_json_str(input).map_err(|error| refused("input", &error))?,
+                    );
+                }
+                let results = engine
+                    .eval_query(query.to_owned(), false)
+                    .map_err(|error| refused("query", &error))?;
+                let bindings = results.result.into_iter().map(|one| one.bindings);
+                Value::from(bindings.collect::<Vec<_>>())
+                    .to_json_str()
+                    .map_err(|error| refused("query", &error))
+            })
         })
     }
 }
 
-fn prepare(source: &str, data_json: &str, timeout_ms: u64) -> PyResult<Engine> {
+/// A panic of regorus is an error like others: the process goes on, and the decision is a denial.
+pub fn unpanicked<T>(work: impl FnOnce() -> PyResult<T>) -> PyResult<T> {
+    catch_unwind(AssertUnwindSafe(work))
+        .unwrap_or_else(|_| Err(PolicyError::new_err("the engine failed within itself")))
+}
+
+fn prepare(files: Vec<(String, String)>, data_json: &str, timeout_ms: u64) -> PyResult<Engine> {
     let mut engine = Engine::new();
     // A builtin that fails makes the decision fail, it does not make a condition silently undefined.
     engine.set_strict_builtin_errors(true);
+    guards::install(&mut engine).map_err(|error| refused("guards", &error))?;
     engine.set_execution_timer_config(ExecutionTimerConfig {
         limit: Duration::from_millis(timeout_ms),
         check_interval: NonZeroU32::new(CHECK_INTERVAL).expect("not zero"),
     });
-    engine
-        .add_policy("policy.rego".to_owned(), source.to_owned())
-        .map_err(|error| refused("policy", &error))?;
+    for (path, source) in files {
+        engine
+            .add_policy(path, source)
+            .map_err(|error| refused("policy", &error))?;
+    }
     let data = Value::from_json_str(data_json).map_err(|error| refused("data", &error))?;
     engine
         .add_data(data)
@@ -100,7 +144,7 @@ fn within(what: &str, text: &str, bound: usize) -> PyResult<()> {
     )))
 }
 
-fn refused(what: &str, error: &impl std::fmt::Display) -> PyErr {
+pub fn refused(what: &str, error: &impl std::fmt::Display) -> PyErr {
     PolicyError::new_err(format!("{what}: {error}"))
 }
 

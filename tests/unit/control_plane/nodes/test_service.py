@@ -20,6 +20,7 @@ from shared.errors import (
 )
 from shared.ids import InstallationId, NodeId, TenantId
 from shared.signatures import PrivateKey
+from tests.fakes.answers import OpenGate
 from tests.fakes.clock import FakeClock, FakeRandom
 from tests.fakes.nodes import FakeNodeStore
 from tests.fixtures import dispatch as build
@@ -88,6 +89,7 @@ def office() -> Office:
         installation=InstallationId("test"),
         default_tenant=build.TENANT,
         refusals=nodes,
+        gate=OpenGate(),
         clock=clock,
         random=FakeRandom("office"),
     )

@@ -3,12 +3,21 @@
 import json
 from dataclasses import replace
 
-import agentfactory_engine
 import pytest
 
+from control_plane.policy.active import FixedPolicy
 from control_plane.policy.builtin import builtin_policy
-from control_plane.policy.domain import PolicyInput, Question, Subject
-from control_plane.policy.service import UNDECIDED, PolicyService
+from control_plane.policy.domain import (
+    GRANTING,
+    Decision,
+    Evaluation,
+    PolicyBundle,
+    PolicyInput,
+    Question,
+    Subject,
+)
+from control_plane.policy.embedded import EmbeddedPolicyEngines
+from control_plane.policy.service import MAX_CACHED_ANSWERS, UNDECIDED, PolicyService
 from shared.digests import sha256_digest
 from shared.ids import TenantId
 from shared.limits import DEFAULT_LIMITS, LIMIT_FIELDS, MAX_LIMITS, Limits, RequestedLimits
@@ -30,20 +39,43 @@ ASKED = PolicyInput(
 )
 
 
+LIMITS = json.dumps(dict.fromkeys(Limits.__slots__, 1))
+ALLOW = f'{{"allowed": true, "reason": "ALLOWED", "limits": {LIMITS}}}'
+
+
+class Answering:
+    """An engine that says what it is told."""
+
+    name = "told"
+    digest = sha256_digest(b"bundle")
+
+    def __init__(self, value_json, *, is_pure=True):
+        self.value_json = value_json
+        self.is_pure = is_pure
+        self.calls = 0
+
+    async def evaluate(self, rule, input_json):
+        self.calls += 1
+        return Evaluation(value_json=self.value_json)
+
+
 class Denials(list):
     def policy_denied(self, question, reason):
         self.append((question, reason))
 
 
-def service(engine=None, allowed_http=()) -> PolicyService:
-    source = builtin_policy(allowed_http)
+def service(engine) -> PolicyService:
     return PolicyService(
-        engine=engine or agentfactory_engine.Policy(source.source, source.data_json),
-        policy_digest=source.digest,
-        observer=Denials(),
-        clock=FakeClock(),
-        random=FakeRandom(),
+        in_force=FixedPolicy(engine), observer=Denials(), clock=FakeClock(), random=FakeRandom()
     )
+
+
+async def builtin(allowed_http=()) -> PolicyService:
+    return service(await EmbeddedPolicyEngines().load(builtin_policy(allowed_http)))
+
+
+async def decided(question, asked, allowed_http=()) -> Decision:
+    return await (await builtin(allowed_http)).decide(question, asked)
 
 
 def with_roles(*roles: str) -> PolicyInput:
@@ -64,19 +96,19 @@ def with_roles(*roles: str) -> PolicyInput:
         (Question.PUBLISH_TEMPLATE, "caller", False),
     ],
 )
-def test_who_may_what(question, role, allowed):
-    decision = service().decide(question, with_roles(role))
+async def test_who_may_what(question, role, allowed):
+    decision = await decided(question, with_roles(role))
     assert decision.allowed is allowed
     assert decision.reason == ("ALLOWED" if allowed else "ROLE_NOT_ALLOWED")
 
 
-@pytest.mark.parametrize("question", list(Question))
-def test_no_destination_is_allowed_by_default(question):
+@pytest.mark.parametrize("question", sorted({*GRANTING, Question.GRANT_CAPABILITIES}))
+async def test_no_destination_is_allowed_by_default(question):
     asked = replace(
         with_roles("admin"),
         capabilities=Capabilities(http=(HttpCapability(method="GET", url="https://a.test/"),)),
     )
-    decision = service().decide(question, asked)
+    decision = await decided(question, asked)
     assert (decision.allowed, decision.reason) == (False, "CAPABILITY_NOT_ALLOWED")
 
 
@@ -96,20 +128,20 @@ def test_no_destination_is_allowed_by_default(question):
         ("GET https://a.test/", "GET", "https://a.test:444/", False),
     ],
 )
-def test_operator_allows_destinations_by_method_and_prefix(entry, method, url, allowed):
+async def test_operator_allows_destinations_by_method_and_prefix(entry, method, url, allowed):
     asked = replace(
         with_roles("admin"), capabilities=Capabilities(http=(HttpCapability(method=method, url=url),))
     )
-    decision = service(allowed_http=(entry,)).decide(Question.EXECUTE, asked)
+    decision = await decided(Question.EXECUTE, asked, (entry,))
     assert decision.allowed is allowed
 
 
-def test_every_destination_must_be_allowed():
+async def test_every_destination_must_be_allowed():
     http = tuple(HttpCapability(method="GET", url=f"https://{host}.test/") for host in "ab")
     asked = replace(with_roles("admin"), capabilities=Capabilities(http=http))
-    assert not service(allowed_http=("GET https://a.test/",)).decide(Question.EXECUTE, asked).allowed
-    both = service(allowed_http=("GET https://b.test/", "GET https://a.test/"))
-    assert both.decide(Question.EXECUTE, asked).allowed
+    one = ("GET https://a.test/",)
+    assert not (await decided(Question.EXECUTE, asked, one)).allowed
+    assert (await decided(Question.EXECUTE, asked, ("GET https://b.test/", *one))).allowed
 
 
 def test_what_the_operator_allows_is_in_the_digest():
@@ -120,53 +152,76 @@ def test_what_the_operator_allows_is_in_the_digest():
 
 
 @pytest.mark.parametrize(("input_bytes", "allowed"), [(16 * 1024**2, True), (16 * 1024**2 + 1, False)])
-def test_the_largest_input_is_the_last_that_is_allowed(input_bytes, allowed):
-    assert service().decide(Question.EXECUTE, replace(ASKED, input_bytes=input_bytes)).allowed is allowed
+async def test_the_largest_input_is_the_last_that_is_allowed(input_bytes, allowed):
+    decision = await decided(Question.EXECUTE, replace(ASKED, input_bytes=input_bytes))
+    assert decision.allowed is allowed
 
 
-def test_limits_that_nobody_names_get_the_defaults_of_the_manifest():
-    assert service().decide(Question.EXECUTE, ASKED).limits == DEFAULT_LIMITS
+async def test_limits_that_nobody_names_get_the_defaults_of_the_manifest():
+    assert (await decided(Question.EXECUTE, ASKED)).limits == DEFAULT_LIMITS
 
 
-def test_a_limit_is_granted_as_asked_below_the_ceiling_and_cut_above_it():
+async def test_a_limit_is_granted_as_asked_below_the_ceiling_and_cut_above_it():
     asked = replace(ASKED, limits=RequestedLimits(wall_ms=5, memory_bytes=4 * 1024**3))
-    limits = service().decide(Question.EXECUTE, asked).limits
+    limits = (await decided(Question.EXECUTE, asked)).limits
     assert (limits.wall_ms, limits.memory_bytes) == (5, 1024**3)
 
 
 @pytest.mark.parametrize("name", LIMIT_FIELDS)
-def test_every_limit_has_a_ceiling_and_is_granted_as_asked_below_it(name):
-    def granted(value: int) -> int:
+async def test_every_limit_has_a_ceiling_and_is_granted_as_asked_below_it(name):
+    async def granted(value: int) -> int:
         asked = replace(ASKED, limits=RequestedLimits(**{name: value}))
-        return getattr(service().decide(Question.EXECUTE, asked).limits, name)
+        return getattr((await decided(Question.EXECUTE, asked)).limits, name)
 
-    ceiling = granted(getattr(MAX_LIMITS, name))
-    assert granted(1) == 1
+    ceiling = await granted(getattr(MAX_LIMITS, name))
+    assert await granted(1) == 1
     assert max(1, getattr(DEFAULT_LIMITS, name)) <= ceiling <= getattr(MAX_LIMITS, name)
 
 
-def test_a_decision_names_the_exact_policy_and_input():
-    decision = service().decide(Question.EXECUTE, ASKED)
+async def test_a_decision_names_the_exact_policy_and_input():
+    decision = await decided(Question.EXECUTE, ASKED)
     assert decision.policy_digest == builtin_policy().digest
     assert json.loads(decision.input)["subject"]["identity"] == SUBJECT.identity
 
 
-def test_equal_questions_are_evaluated_once_and_decided_each():
-    class Counting:
-        calls = 0
-        policy = agentfactory_engine.Policy(builtin_policy().source, builtin_policy().data_json)
-
-        def evaluate(self, rule, input_json):
-            Counting.calls += 1
-            return self.policy.evaluate(rule, input_json)
-
-    asked = service(Counting())
-    first, second = asked.decide(Question.EXECUTE, ASKED), asked.decide(Question.EXECUTE, ASKED)
-    assert Counting.calls == 1
+async def test_equal_questions_are_evaluated_once_and_decided_each():
+    engine = Answering(ALLOW)
+    asked = service(engine)
+    first, second = [await asked.decide(Question.EXECUTE, ASKED) for _ in range(2)]
+    assert engine.calls == 1
     assert first.decision_id != second.decision_id
 
 
-LIMITS = json.dumps(dict.fromkeys(Limits.__slots__, 1))
+async def test_a_remembered_answer_is_given_without_a_suspension():
+    asked = service(Answering(ALLOW))
+    await asked.decide(Question.EXECUTE, ASKED)
+    with pytest.raises(StopIteration) as ended:
+        asked.decide(Question.EXECUTE, ASKED).send(None)
+    assert ended.value.value.allowed
+
+
+async def test_where_equal_inputs_may_get_other_answers_each_is_evaluated():
+    engine = Answering(ALLOW, is_pure=False)
+    asked = service(engine)
+    for _ in range(2):
+        await asked.decide(Question.EXECUTE, ASKED)
+    assert engine.calls == 2
+
+
+async def test_that_there_was_no_answer_is_not_remembered():
+    engine = Answering("null")
+    asked = service(engine)
+    assert not (await asked.decide(Question.EXECUTE, ASKED)).allowed
+    engine.value_json = ALLOW
+    assert (await asked.decide(Question.EXECUTE, ASKED)).allowed
+
+
+async def test_answers_beyond_the_bound_are_forgotten_the_least_used_first():
+    engine = Answering(ALLOW)
+    asked = service(engine)
+    for size in (*range(MAX_CACHED_ANSWERS), 0, MAX_CACHED_ANSWERS, 0, 1):
+        await asked.decide(Question.EXECUTE, replace(ASKED, input_bytes=size))
+    assert engine.calls == MAX_CACHED_ANSWERS + 2
 
 
 @pytest.mark.parametrize(
@@ -183,21 +238,18 @@ LIMITS = json.dumps(dict.fromkeys(Limits.__slots__, 1))
         f'{{"allowed": true, "reason": "x", "limits": {LIMITS.replace("1", "true", 1)}}}',
     ],
 )
-def test_an_answer_of_another_form_denies(answer):
-    class Strange:
-        def evaluate(self, rule, input_json):
-            return answer
-
-    decision = service(Strange()).decide(Question.EXECUTE, ASKED)
+async def test_an_answer_of_another_form_denies(answer):
+    decision = await service(Answering(answer)).decide(Question.EXECUTE, ASKED)
     assert (decision.allowed, decision.reason) == (False, UNDECIDED)
 
 
-def test_an_undefined_rule_denies():
-    engine = agentfactory_engine.Policy("package agentfactory\nimport rego.v1\n")
-    assert service(engine).decide(Question.EXECUTE, ASKED).reason == UNDECIDED
+async def test_an_undefined_rule_denies():
+    bundle = PolicyBundle.of({"empty.rego": "package agentfactory\n"}, {})
+    engine = await EmbeddedPolicyEngines().load(bundle)
+    assert (await service(engine).decide(Question.EXECUTE, ASKED)).reason == UNDECIDED
 
 
-def test_denials_are_counted():
-    asked = service()
-    asked.decide(Question.EXECUTE, with_roles("node"))
+async def test_denials_are_counted():
+    asked = await builtin()
+    await asked.decide(Question.EXECUTE, with_roles("node"))
     assert asked._observer == [("execute", "ROLE_NOT_ALLOWED")]
