@@ -47,6 +47,7 @@ class InstallationPaths:
         """The token that `up` issues to whoever may read the data folder."""
         return self.data_dir / "token"
 
+    @property
     def log_key(self) -> Path:
         return self.data_dir / "keys" / "log.key"
 
