@@ -87,7 +87,8 @@ async def test_a_role_is_given_shown_explained_and_taken_back(plane):
             answer = await whoami(again)
         assert (answer.identity, answer.tenant_id) == ("oidc:local/alice", "default")
         why = await explain(admin, "oidc:local/alice", GET_AGENT)
-        assert why.allowed and [one.role for one in why.by] == [VIEWER]
+        assert why.allowed
+        assert [one.role for one in why.by] == [VIEWER]
         why_not = await explain(admin, "oidc:local/alice", "CreateAgent")
         assert not why_not.allowed
         assert "none of the roles admin, author" in why_not.reason
@@ -103,25 +104,24 @@ async def test_a_role_is_given_shown_explained_and_taken_back(plane):
     assert entries == [{"action": "access.bound"} | who, {"action": "access.unbound"} | who]
 
 
-@pytest.mark.parametrize(
-    "identity",
-    [
-        "alice",
-        "spiffe://other/caller/alice",
-        "spiffe://local/node/nod_1",
-        "oidc:Corp/alice",
-        "oidc:corp/",
-        "oidc:corp/a b",
-        "group:corp/ a",
-        "oidc:corp/a\nb",
-        "oidc:" + "a" * 400,
-    ],
-    ids=range(9),
+NO_IDENTITIES = (
+    "alice",
+    "spiffe://other/caller/alice",
+    "spiffe://local/node/nod_1",
+    "oidc:Corp/alice",
+    "oidc:corp/",
+    "oidc:corp/a b",
+    "group:corp/ a",
+    "oidc:corp/a\nb",
+    "oidc:" + "a" * 400,
 )
-async def test_what_cannot_be_an_identity_cannot_hold_a_role(plane, identity):
+
+
+async def test_what_cannot_be_an_identity_cannot_hold_a_role(plane):
     async with plane.administrator() as admin:
-        with pytest.raises(InvalidInputError):
-            await bind(admin, "", ADMIN, identity=identity)
+        for identity in NO_IDENTITIES:
+            with pytest.raises(InvalidInputError):
+                await bind(admin, "", ADMIN, identity=identity)
 
 
 async def test_the_last_administrator_of_the_installation_stays(plane):
@@ -231,8 +231,8 @@ async def test_pages_of_bindings_hold_each_once(plane):
                 break
         assert len(seen) == len(set(seen)) == 8
         assert seen == await held(admin)
+        page = common_pb2.PageRequest(page_token="AAAA")
         with pytest.raises(InvalidInputError):
-            page = common_pb2.PageRequest(page_token="AAAA")
             await call(Access(admin).ListRoleBindings, access_pb2.ListRoleBindingsRequest(page=page))
 
 
