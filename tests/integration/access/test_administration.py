@@ -339,3 +339,18 @@ async def test_an_auditor_reads_the_log_and_changes_nothing(plane):
         assert await held(tom)
         with pytest.raises(PermissionDeniedError):
             await bind(tom, "tom", ADMIN)
+
+
+async def test_the_log_names_the_gateway_beside_the_caller(plane):
+    await plane.bind("ann", "admin")
+    async with plane.person("ann") as ann:
+        await Access(ann).CreateRoleBinding(
+            access_pb2.CreateRoleBindingRequest(identity=identity_of("by-rest"), role=VIEWER),
+            metadata=(("x-forwarded-by", "gateway/one"),),
+            timeout=60,
+        )
+    found = await plane.rows(
+        "SELECT actor, details->>'forwarded_by' AS by FROM audit_entries WHERE subject = $1",
+        identity_of("by-rest"),
+    )
+    assert found == [{"actor": "oidc:local/ann", "by": "gateway/one"}]
