@@ -126,6 +126,7 @@ async def kinds(plane: Plane, stack: AsyncExitStack):
     yield "an evicted node", await entered(plane.node(credentials)), lambda rule: rule.anonymous
 
 
+@pytest.mark.timeout(600)
 async def test_every_rpc_lets_in_whom_the_table_names_and_nobody_else(plane):
     wrong = {}
     async with AsyncExitStack() as stack:
