@@ -99,7 +99,7 @@ async def kinds(plane: Plane, stack: AsyncExitStack):
     yield (
         "a stranger with roles nowhere",
         await entered(plane.person("stranger")),
-        lambda rule: rule.identified,
+        lambda rule: rule.anonymous or rule.identified,
     )
     foreign = TokenRequest(
         installation=InstallationId("other"), subject="admin", issued_at=SystemClock().now(), life=LIFE
