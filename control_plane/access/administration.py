@@ -20,7 +20,14 @@ from control_plane.access.domain import (
     check_subject,
     explain,
 )
-from control_plane.access.ports import BindingStore, BootstrapStore, DenialLog, GrantStore, TenantStore
+from control_plane.access.ports import (
+    BindingStore,
+    BootstrapStore,
+    DenialLog,
+    GrantMemory,
+    GrantStore,
+    TenantStore,
+)
 from control_plane.audit.domain import Fact, NewAuditEntry
 from control_plane.audit.ports import AuditLog
 from control_plane.database.ports import Database, Transaction
@@ -51,6 +58,7 @@ class AccessAdministration:
         tenants: TenantStore,
         secrets: BootstrapStore,
         grants: GrantStore,
+        memory: GrantMemory,
         denials: DenialLog,
         audit: AuditLog,
         rules: Mapping[str, Rule],
@@ -63,6 +71,7 @@ class AccessAdministration:
         self._tenants = tenants
         self._secrets = secrets
         self._grants = grants
+        self._memory = memory
         self._denials = denials
         self._audit = audit
         self._rules = rules
@@ -96,7 +105,9 @@ class AccessAdministration:
         async with self._database.transaction() as tx:
             if await self._bindings.add_binding(tx, binding):
                 await self._record(tx, caller, tenant, "access.bound", identity, role=str(role))
-            return await self._stored(tx, binding)
+            stored = await self._stored(tx, binding)
+        self._memory.forget()
+        return stored
 
     async def unbind(self, caller: Caller, *, identity: str, role: Role, tenant_id: str) -> None:
         """Take a role back.
@@ -114,6 +125,7 @@ class AccessAdministration:
             if not await self._bindings.remove_binding(tx, binding):
                 raise NotFoundError(f"{identity} does not hold {role} in tenant {tenant}")
             await self._record(tx, caller, tenant, "access.unbound", identity, role=str(role))
+        self._memory.forget()
 
     async def list_bindings(
         self, caller: Caller, *, tenant_id: str, identity: str, page_size: int, page_token: str
@@ -166,13 +178,10 @@ class AccessAdministration:
         identity = check_subject(caller.identity, self._installation)
         async with self._database.transaction() as tx:
             tenant = await self._secrets.use_secret(tx, hash_secret(secret), identity)
-            if tenant is not None:
-                binding = RoleBinding(
-                    tenant_id=tenant, identity=identity, role=Role.ADMIN, created_by="bootstrap"
-                )
-                await self._bindings.add_binding(tx, binding)
-                await self._record(tx, caller, tenant, "access.bootstrapped", identity, role=str(Role.ADMIN))
-                return await self._stored(tx, binding)
+            stored = await self._bootstrapped(tx, caller, tenant) if tenant is not None else None
+        if stored is not None:
+            self._memory.forget()
+            return stored
         refusal = PermissionDeniedError(
             "the bootstrap secret is unknown, used or expired", hint="ask an administrator for a role"
         )
@@ -184,6 +193,14 @@ class AccessAdministration:
             reason=refusal.reason,
         )
         raise refusal
+
+    async def _bootstrapped(self, tx: Transaction, caller: Caller, tenant: TenantId) -> RoleBinding:
+        binding = RoleBinding(
+            tenant_id=tenant, identity=caller.identity, role=Role.ADMIN, created_by="bootstrap"
+        )
+        await self._bindings.add_binding(tx, binding)
+        await self._record(tx, caller, tenant, "access.bootstrapped", caller.identity, role=str(Role.ADMIN))
+        return await self._stored(tx, binding)
 
     # --- tenants
 

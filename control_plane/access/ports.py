@@ -56,6 +56,13 @@ class BreakGlassLog(Protocol):
         """
 
 
+class GrantMemory(Protocol):
+    """What this replica remembers of who holds what."""
+
+    def forget(self) -> None:
+        """Look everybody up again: a binding changed here. Other replicas notice within a second."""
+
+
 class BindingStore(Protocol):
     """Keeps role bindings, in the caller's transaction."""
 

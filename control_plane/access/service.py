@@ -43,7 +43,7 @@ class _Known:
 
 
 class AccessService:
-    """Implements `Gatekeeper`."""
+    """Implements `Gatekeeper` and `GrantMemory`."""
 
     def __init__(
         self,
@@ -78,6 +78,10 @@ class AccessService:
             if rule is not None:
                 await self._record(rule, method, None, ANONYMOUS, error)
             raise
+
+    def forget(self) -> None:
+        """See `GrantMemory.forget`."""
+        self._known.clear()
 
     async def admit(self, method: str, principal: Principal | None, tenant: str = "") -> Admission:
         """Return the caller if the method's rule lets it in.

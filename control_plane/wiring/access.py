@@ -67,12 +67,14 @@ def build_access(base: Base) -> Access:
     )
     return Access(
         gatekeeper=gatekeeper,
-        servicer=AccessServicer(_administration(base, grants, denials)),
+        servicer=AccessServicer(_administration(base, grants, denials, gatekeeper)),
         keyrings=tuple(keyrings),
     )
 
 
-def _administration(base: Base, grants: PostgresGrantStore, denials: AuditedDenials) -> AccessAdministration:
+def _administration(
+    base: Base, grants: PostgresGrantStore, denials: AuditedDenials, gatekeeper: AccessService
+) -> AccessAdministration:
     store = PostgresAccessStore()
     return AccessAdministration(
         database=base.database,
@@ -80,6 +82,7 @@ def _administration(base: Base, grants: PostgresGrantStore, denials: AuditedDeni
         tenants=store,
         secrets=store,
         grants=grants,
+        memory=gatekeeper,
         denials=denials,
         audit=base.audit,
         rules=RULES,

@@ -15,7 +15,11 @@ TENANT: Final = "af-tenant"
 MAX_TOKEN_CHARS: Final = 8192
 """Below gRPC's bound of all metadata together."""
 
+FORWARDED_BY: Final = "x-forwarded-by"
+"""Names the gateway that passes a call on: a claim without proof, which gives nothing and is recorded."""
+
 MAX_TENANT_CHARS: Final = 64
+MAX_FORWARDER_CHARS: Final = 64
 
 _SPIFFE_KEY: Final = "peer_spiffe_id"
 _SCHEME: Final = "bearer "
@@ -30,6 +34,7 @@ class Presented:
     spiffe_id: str | None
     token: str | None = field(repr=False)
     tenant: str = ""
+    forwarded_by: str = ""
 
 
 def presented(context: Context) -> Presented:
@@ -42,6 +47,7 @@ def presented(context: Context) -> Presented:
     spiffe_id = _spiffe_id(context)
     token: str | None = None
     tenant: str | None = None
+    forwarded_by = ""
     for key, value in context.invocation_metadata() or ():
         if key == AUTHORIZATION:
             if spiffe_id is not None:
@@ -55,7 +61,9 @@ def presented(context: Context) -> Presented:
             if tenant is not None:
                 raise UnauthenticatedError(f"the call names more than one tenant in {TENANT}")
             tenant = _text(value, MAX_TENANT_CHARS, TENANT)
-    return Presented(spiffe_id=spiffe_id, token=token, tenant=tenant or "")
+        elif key == FORWARDED_BY:
+            forwarded_by = _text(value, MAX_FORWARDER_CHARS, FORWARDED_BY)
+    return Presented(spiffe_id=spiffe_id, token=token, tenant=tenant or "", forwarded_by=forwarded_by)
 
 
 def bearer(token: str, tenant: str = "") -> tuple[tuple[str, str], ...]:

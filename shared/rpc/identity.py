@@ -110,6 +110,7 @@ class Gatekeeper(Protocol):
 
 
 _caller: ContextVar[Caller] = ContextVar("caller")
+_forwarder: ContextVar[str] = ContextVar("forwarder", default="")
 
 
 def caller() -> Caller:
@@ -122,6 +123,16 @@ def caller() -> Caller:
         return _caller.get()
     except LookupError as error:
         raise UnauthenticatedError("there is no authenticated caller outside an rpc") from error
+
+
+def forwarder() -> str:
+    """Return who passed the current RPC on, as it says of itself; empty: nobody did, or no RPC runs here."""
+    return _forwarder.get()
+
+
+def set_forwarder(name: str) -> None:
+    """Name who passed this task's RPC on; only the server interceptor and tests do."""
+    _forwarder.set(name)
 
 
 def set_caller(value: Caller) -> Token[Caller]:

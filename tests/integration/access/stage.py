@@ -27,7 +27,8 @@ from shared.rpc.tls import TlsFiles, channel_credentials, server_only_channel_cr
 from shared.signatures import PrivateKey
 from tests.fixtures.postgres import SERVICE
 
-SECONDS = 30
+SECONDS = 60
+RETRIES = 5
 LIFE = timedelta(minutes=10)
 Access = access_pb2_grpc.AccessServiceStub
 
@@ -126,17 +127,21 @@ class Plane:
 
 
 async def call(method, request):
-    """One call with a deadline; errors come out typed."""
-    try:
-        return await method(request, timeout=SECONDS)
-    except grpc.aio.AioRpcError as error:
-        raise error_of(error) from error
+    """One call with a deadline; errors come out typed. A busy machine may be slow to shake hands."""
+    for _ in range(RETRIES):
+        try:
+            return await method(request, timeout=SECONDS)
+        except grpc.aio.AioRpcError as error:
+            failure = error
+            if error.code() is not grpc.StatusCode.UNAVAILABLE:
+                break
+    raise error_of(failure) from failure
 
 
 @asynccontextmanager
 async def running_plane(folder: Path, server, **overrides):
-    """Make an installation on an empty database and serve it."""
-    name = await asyncio.to_thread(server.empty_database)
+    """Make an installation on a database of its own and serve it."""
+    name = await asyncio.to_thread(server.new_database)
     request = InitRequest(
         data_dir=folder, owner_database_url=server.url(name), bootstrap_life=timedelta(hours=1)
     )

@@ -61,18 +61,6 @@ async def get_agent(channel):
     await call(agents_pb2_grpc.AgentServiceStub(channel).GetAgent, agents_pb2.GetAgentRequest(name="nobody"))
 
 
-async def until_refused(channel):
-    """A role that was taken back is gone within a second, on every replica."""
-    async with asyncio.timeout(10):
-        while True:
-            try:
-                await get_agent(channel)
-            except NotFoundError:
-                await asyncio.sleep(0.05)
-            except PermissionDeniedError:
-                return
-
-
 async def test_a_role_is_given_shown_explained_and_taken_back(plane):
     async with plane.administrator() as admin, plane.person("alice") as alice:
         with pytest.raises(PermissionDeniedError):
@@ -80,20 +68,20 @@ async def test_a_role_is_given_shown_explained_and_taken_back(plane):
         first = await bind(admin, "alice", VIEWER)
         assert first.created_by == "spiffe://local/caller/admin"
         assert await bind(admin, "alice", VIEWER) == first
-        async with asyncio.timeout(10):
-            while not (await whoami(alice)).held:
-                await asyncio.sleep(0.05)
-        async with plane.person("alice") as again:
-            answer = await whoami(again)
+        answer = await whoami(alice)
         assert (answer.identity, answer.tenant_id) == ("oidc:local/alice", "default")
         why = await explain(admin, "oidc:local/alice", GET_AGENT)
-        assert why.allowed and [one.role for one in why.by] == [VIEWER]
+        assert why.allowed
+        assert [one.role for one in why.by] == [VIEWER]
         why_not = await explain(admin, "oidc:local/alice", "CreateAgent")
         assert not why_not.allowed
         assert "none of the roles admin, author" in why_not.reason
         assert [one.role for one in why_not.held] == [VIEWER]
+        with pytest.raises(NotFoundError):
+            await get_agent(alice)
         await unbind(admin, "alice", VIEWER)
-        await until_refused(alice)
+        with pytest.raises(PermissionDeniedError):
+            await get_agent(alice)
         with pytest.raises(NotFoundError):
             await unbind(admin, "alice", VIEWER)
     entries = await plane.rows(
@@ -103,25 +91,24 @@ async def test_a_role_is_given_shown_explained_and_taken_back(plane):
     assert entries == [{"action": "access.bound"} | who, {"action": "access.unbound"} | who]
 
 
-@pytest.mark.parametrize(
-    "identity",
-    [
-        "alice",
-        "spiffe://other/caller/alice",
-        "spiffe://local/node/nod_1",
-        "oidc:Corp/alice",
-        "oidc:corp/",
-        "oidc:corp/a b",
-        "group:corp/ a",
-        "oidc:corp/a\nb",
-        "oidc:" + "a" * 400,
-    ],
-    ids=range(9),
+NO_IDENTITIES = (
+    "alice",
+    "spiffe://other/caller/alice",
+    "spiffe://local/node/nod_1",
+    "oidc:Corp/alice",
+    "oidc:corp/",
+    "oidc:corp/a b",
+    "group:corp/ a",
+    "oidc:corp/a\nb",
+    "oidc:" + "a" * 400,
 )
-async def test_what_cannot_be_an_identity_cannot_hold_a_role(plane, identity):
+
+
+async def test_what_cannot_be_an_identity_cannot_hold_a_role(plane):
     async with plane.administrator() as admin:
-        with pytest.raises(InvalidInputError):
-            await bind(admin, "", ADMIN, identity=identity)
+        for identity in NO_IDENTITIES:
+            with pytest.raises(InvalidInputError):
+                await bind(admin, "", ADMIN, identity=identity)
 
 
 async def test_the_last_administrator_of_the_installation_stays(plane):
@@ -231,8 +218,8 @@ async def test_pages_of_bindings_hold_each_once(plane):
                 break
         assert len(seen) == len(set(seen)) == 8
         assert seen == await held(admin)
+        page = common_pb2.PageRequest(page_token="AAAA")
         with pytest.raises(InvalidInputError):
-            page = common_pb2.PageRequest(page_token="AAAA")
             await call(Access(admin).ListRoleBindings, access_pb2.ListRoleBindingsRequest(page=page))
 
 
@@ -284,10 +271,9 @@ async def test_the_bootstrap_secret_makes_one_administrator_once(plane):
         isinstance(result, PermissionDeniedError) for result in results if isinstance(result, Exception)
     )
     async with plane.person(won[0]) as channel:
-        async with asyncio.timeout(10):
-            while ADMIN not in [role for one in (await whoami(channel)).held for role in one.roles]:
-                await asyncio.sleep(0.05)
-        await held(channel)
+        assert [list(one.roles) for one in (await whoami(channel)).held] == [[ADMIN]]
+        # At once, though it was refused a moment ago.
+        assert await held(channel)
     done = await plane.rows(
         "SELECT action, result FROM audit_entries WHERE subject = $1", identity_of(won[0])
     )
@@ -339,3 +325,18 @@ async def test_an_auditor_reads_the_log_and_changes_nothing(plane):
         assert await held(tom)
         with pytest.raises(PermissionDeniedError):
             await bind(tom, "tom", ADMIN)
+
+
+async def test_the_log_names_the_gateway_beside_the_caller(plane):
+    await plane.bind("ann", "admin")
+    async with plane.person("ann") as ann:
+        await Access(ann).CreateRoleBinding(
+            access_pb2.CreateRoleBindingRequest(identity=identity_of("by-rest"), role=VIEWER),
+            metadata=(("x-forwarded-by", "gateway/one"),),
+            timeout=60,
+        )
+    found = await plane.rows(
+        "SELECT actor, details->>'forwarded_by' AS by FROM audit_entries WHERE subject = $1",
+        identity_of("by-rest"),
+    )
+    assert found == [{"actor": "oidc:local/ann", "by": "gateway/one"}]

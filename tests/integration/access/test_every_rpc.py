@@ -14,7 +14,7 @@ from shared.ids import InstallationId
 from shared.key_files import read_private_key
 from shared.local_tokens import TokenRequest, sign_token
 from shared.rpc.errors import error_of
-from tests.integration.access.stage import LIFE, Plane, call, running_plane
+from tests.integration.access.stage import LIFE, RETRIES, Plane, call, running_plane
 from tests.unit.control_plane.access.test_rules import SERVICE_DESCRIPTORS
 
 PEOPLE = tuple(role for role in Role if role is not Role.NODE)
@@ -33,18 +33,22 @@ AT_ONCE = 8
 
 async def stopped_at_the_door(channel: grpc.aio.Channel, path: str) -> bool:
     """Whether access refuses a call with an empty message. Whatever comes after access is another matter."""
-    try:
-        await _call(channel, path, METHODS[path])
-    except grpc.aio.AioRpcError as error:
-        message = str(error_of(error))
-        if error.code() in {grpc.StatusCode.INTERNAL, grpc.StatusCode.DEADLINE_EXCEEDED}:
-            raise AssertionError(f"{path}: {message}") from error
-        return (
-            error.code() is grpc.StatusCode.UNAUTHENTICATED
-            or "may not call" in message
-            or "holds no role" in message
-        )
-    return False
+    for _ in range(RETRIES):
+        try:
+            await _call(channel, path, METHODS[path])
+        except grpc.aio.AioRpcError as error:
+            message = str(error_of(error))
+            if error.code() is grpc.StatusCode.UNAVAILABLE:
+                continue  # nobody was let in, and nobody was refused: the machine is busy
+            if error.code() in {grpc.StatusCode.INTERNAL, grpc.StatusCode.DEADLINE_EXCEEDED}:
+                raise AssertionError(f"{path}: {message}") from error
+            return (
+                error.code() is grpc.StatusCode.UNAUTHENTICATED
+                or "may not call" in message
+                or "holds no role" in message
+            )
+        return False
+    raise AssertionError(f"{path} is not available")
 
 
 async def _call(channel, path, method):
@@ -95,7 +99,7 @@ async def kinds(plane: Plane, stack: AsyncExitStack):
     yield (
         "a stranger with roles nowhere",
         await entered(plane.person("stranger")),
-        lambda rule: rule.identified,
+        lambda rule: rule.anonymous or rule.identified,
     )
     foreign = TokenRequest(
         installation=InstallationId("other"), subject="admin", issued_at=SystemClock().now(), life=LIFE
@@ -122,6 +126,7 @@ async def kinds(plane: Plane, stack: AsyncExitStack):
     yield "an evicted node", await entered(plane.node(credentials)), lambda rule: rule.anonymous
 
 
+@pytest.mark.timeout(600)
 async def test_every_rpc_lets_in_whom_the_table_names_and_nobody_else(plane):
     wrong = {}
     async with AsyncExitStack() as stack:
