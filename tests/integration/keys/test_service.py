@@ -90,8 +90,14 @@ class Desk:
 
 
 @pytest.fixture
-async def desk(postgres_18, tmp_path):
-    name = postgres_18.new_database()
+def name(postgres_18):
+    made = postgres_18.new_database()
+    yield made
+    postgres_18.drop_database(made)
+
+
+@pytest.fixture
+async def desk(postgres_18, name, tmp_path):
     owner = create_engine(postgres_18.url(name, user=OWNER), application="test")
     async with owner.begin() as connection:
         await connection.execute(text("INSERT INTO tenants (tenant_id) VALUES ('default')"))
@@ -133,7 +139,6 @@ async def desk(postgres_18, tmp_path):
     yield Desk(service, order_signer, registry, custody, sessions, told, owner, keyset)
     await database.close()
     await owner.dispose()
-    postgres_18.drop_database(name)
 
 
 async def states(desk):
