@@ -51,7 +51,7 @@ class FileCustody:
         await self.keys(KeyPurpose.ORDER)
 
     def require_usable(self, purpose: KeyPurpose) -> None:
-        """Return when every key of a purpose can be read, and there is one: for a start that shall say why not.
+        """Return when every key of a purpose can be read, and there is one: for a start that says why not.
 
         Raises:
             NotFoundError, KeyFileModeError, KeyFormatError: There is none, or one is not as it must be.
