@@ -44,6 +44,7 @@ async def run(settings: ControlSettings, *, stop: asyncio.Event, started: Callab
         DatabaseUnavailableError: Postgres is away or refuses the login.
         SettingsError: The schema is not this build's, or there is no installation.
         NotFoundError, KeyFileModeError, KeyFormatError: A key or certificate is missing or not usable.
+        UnknownKeyError: Keys are in files, and the keyset lists none of them.
         PortInUseError: An address is taken.
     """
     async with open_base(settings) as base, open_signer(base) as signer:

@@ -11,7 +11,7 @@ import os
 import sys
 import time
 from collections.abc import AsyncIterator, Callable, Iterator
-from contextlib import asynccontextmanager, contextmanager
+from contextlib import asynccontextmanager, contextmanager, suppress
 from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
@@ -296,8 +296,10 @@ async def initialize(data_dir: Path, owner_url: str, publisher: Path) -> None:
     from shared.key_files import read_public_key
 
     await make_installation(InitRequest(data_dir=data_dir, owner_database_url=owner_url))
-    await add_publisher(
-        paths=InstallationPaths(data_dir=data_dir),
-        owner_database_url=owner_url,
-        publisher=read_public_key(publisher),
-    )
+    # One that was revoked stays so: what it signed is refused, and the stack starts all the same.
+    with suppress(WrongStateError):
+        await add_publisher(
+            paths=InstallationPaths(data_dir=data_dir),
+            owner_database_url=owner_url,
+            publisher=read_public_key(publisher),
+        )

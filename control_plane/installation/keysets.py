@@ -10,6 +10,7 @@ from control_plane.installation.domain import (
     POLICY_KEY_LIFE,
     PUBLISHER_KEY_LIFE,
 )
+from shared.errors import WrongStateError
 from shared.ids import InstallationId
 from shared.keyset import KeyPurpose, Keyset, KeysetEntry
 from shared.signatures import PublicKey
@@ -40,9 +41,17 @@ def first_keyset(
 
 
 def with_publisher(keyset: Keyset, publisher: PublicKey, now: datetime) -> Keyset:
-    """Return the next version that trusts this publisher, or the same keyset when it does so already."""
+    """Return the next version that trusts this publisher, or the same keyset when it does so already.
+
+    Raises:
+        WrongStateError: It did once, and the key has ended or was revoked.
+    """
     if publisher.key_id in keyset.keys_for(KeyPurpose.PUBLISHER, now):
         return keyset
+    if any((one.purpose, one.key_id) == (KeyPurpose.PUBLISHER, publisher.key_id) for one in keyset.entries):
+        raise WrongStateError(
+            f"publisher key {publisher.key_id} has ended or was revoked", hint="make a new one: keys init"
+        )
     return replace(
         keyset,
         version=keyset.version + 1,

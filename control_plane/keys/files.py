@@ -50,6 +50,17 @@ class FileCustody:
         """See `KeyCustody.check`."""
         await self.keys(KeyPurpose.ORDER)
 
+    def require_usable(self, purpose: KeyPurpose) -> None:
+        """Return when every key of a purpose can be read, and there is one: for a start that says why not.
+
+        Raises:
+            NotFoundError, KeyFileModeError, KeyFormatError: There is none, or one is not as it must be.
+        """
+        version = 1
+        while version == 1 or self._path(purpose, version).exists():
+            read_private_key(self._path(purpose, version))
+            version += 1
+
     def _read_all(self, purpose: KeyPurpose) -> list[CustodyKey]:
         found = []
         for version in range(1, MAX_KEYS + 1):

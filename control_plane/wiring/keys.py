@@ -1,5 +1,6 @@
 """Custody of keys, the signer of orders and the service of keys, from settings."""
 
+import asyncio
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 
@@ -16,7 +17,8 @@ from control_plane.keys.vault import VaultCustody
 from control_plane.settings import ControlSettings
 from control_plane.wiring.base import Base
 from shared.clock import Clock
-from shared.errors import SettingsError
+from shared.errors import SettingsError, UnknownKeyError
+from shared.keyset import KeyPurpose
 from shared.paths import InstallationPaths
 from shared.vault import VaultAccess, VaultClient
 
@@ -25,10 +27,12 @@ from shared.vault import VaultAccess, VaultClient
 async def open_signer(base: Base) -> AsyncIterator[OrderSigner]:
     """Open the custody of keys and choose what signs orders, for the length of the block.
 
-    A custodian that does not answer, or holds no key of the keyset, stops no start: orders wait for it.
+    A vault that does not answer, or holds no key of the keyset, stops no start: orders wait for it.
 
     Raises:
         SettingsError: The vault is not named as it must be.
+        NotFoundError, KeyFileModeError, KeyFormatError: A key file is missing or not usable.
+        UnknownKeyError: The keyset lists order keys, and none of those in files.
     """
     observer = KeyMetrics(base.registry, base.clock)
     async with _custody(base.settings, base.paths, base.clock) as custody:
@@ -39,6 +43,8 @@ async def open_signer(base: Base) -> AsyncIterator[OrderSigner]:
             clock=base.clock,
         )
         await signer.refresh()
+        if isinstance(custody, FileCustody):
+            await _require_files(base, custody, signer)
         yield signer
 
 
@@ -59,6 +65,16 @@ def build_keys(base: Base, signer: OrderSigner, dispatch: Dispatch) -> KeyServic
             random=base.random,
         )
     )
+
+
+async def _require_files(base: Base, custody: FileCustody, signer: OrderSigner) -> None:
+    await asyncio.to_thread(custody.require_usable, KeyPurpose.ORDER)
+    keyset = await base.keysets.current()
+    # Orders by keys that nodes do not know would be refused by every one of them: better not to start.
+    if signer.key is None and keyset.keys_for(KeyPurpose.ORDER, base.clock.now()):
+        raise UnknownKeyError(
+            f"keyset {keyset.version} lists none of the order keys in {base.paths.order_key.parent}"
+        )
 
 
 @asynccontextmanager
