@@ -15,6 +15,8 @@ _SECOND = timedelta(seconds=1)
 
 AllowedHttp = Annotated[str, Field(pattern=r"^(\*|[A-Z]+) https?://[!-~]+$", max_length=2080)]
 
+OpaUrl = Annotated[str, Field(pattern=r"^https?://[!-~]+$", max_length=2048)]
+
 
 class ControlSettings(PlaneSettings):
     """What one replica may be told."""
@@ -56,6 +58,17 @@ class ControlSettings(PlaneSettings):
         default=(),
         max_length=1024,
         description="METHOD URL, or * URL: what agents may call, with all that is below it.",
+    )
+    opa_urls: tuple[OpaUrl, ...] = Field(
+        default=(), max_length=16, description="OPA servers that decide; none: the engine in this process."
+    )
+    opa_token_file: Path | None = Field(default=None, description="Bearer token for them.")
+    opa_ca_file: Path | None = Field(default=None, description="Who signed their certificates; PEM.")
+    opa_timeout: timedelta = Field(
+        default=timedelta(milliseconds=200),
+        ge=timedelta(milliseconds=10),
+        le=10 * _SECOND,
+        description="For one decision; without an answer until then it is denied.",
     )
     kv_max_keys: int = Field(
         default=DEFAULT_QUOTA.max_keys, ge=1, le=1_000_000, description="Keys that one agent may keep."

@@ -98,6 +98,8 @@ def _judged(path: str, uses: Iterable[PolicyUse], defined: set[str]) -> Iterator
 def _objection(use: PolicyUse, defined: set[str], imported: set[str]) -> str | None:
     if use.kind == "call":
         return _call_objection(use, defined, imported)
+    if use.kind == "stand-in" and use.name in REFUSED:
+        return f"{use.name} is refused by the embedded engine: {REFUSED[use.name]}{_ELSEWHERE}"
     if use.kind == "function" and (use.name in SAME or use.name in REFUSED):
         return f"{use.name} is the name of a built-in: choose another one"
     differs = {

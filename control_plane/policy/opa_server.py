@@ -6,6 +6,7 @@ With several servers a bundle changes without a gap: one gets the new one, it is
 
 import asyncio
 import json
+import logging
 from collections.abc import AsyncGenerator, Sequence
 from dataclasses import dataclass
 from datetime import timedelta
@@ -93,6 +94,8 @@ class OpaPolicyEngines:
         token: TokenFile | None = None,
         ca_file: Path | None = None,
     ) -> None:
+        # httpx tells of every request at "info": that is what decisions and the servers' own logs are for.
+        logging.getLogger("httpx").setLevel(logging.WARNING)
         self._urls = [url.rstrip("/") for url in urls]
         self._timeout_seconds = timeout.total_seconds()
         # Proxies and certificates of the environment are not asked: settings alone say who decides.

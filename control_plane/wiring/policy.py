@@ -1,5 +1,6 @@
 """Policy, the gate in front of rare changes, and what manages bundles, from settings."""
 
+import ssl
 from dataclasses import dataclass
 
 from control_plane.installation.domain import DEFAULT_TENANT
@@ -8,11 +9,34 @@ from control_plane.policy.builtin import builtin_policy, builtin_record
 from control_plane.policy.embedded import EmbeddedPolicyEngines
 from control_plane.policy.gate import PolicyGate
 from control_plane.policy.library import PolicyLibrary
+from control_plane.policy.opa_server import OpaPolicyEngines, TokenFile
+from control_plane.policy.ports import PolicyEngines
 from control_plane.policy.review import PolicyReview
 from control_plane.policy.service import PolicyService
 from control_plane.policy.servicer import PolicyServicer
+from control_plane.settings import ControlSettings
 from control_plane.wiring.base import Base
 from control_plane.wiring.stores import Stores
+from shared.errors import SettingsError
+
+
+def build_engines(settings: ControlSettings) -> PolicyEngines:
+    """Return what loads bundles: OPA servers where some are named, else the engine in this process.
+
+    Raises:
+        SettingsError: The file of the token or of the certificates cannot be read.
+    """
+    if not settings.opa_urls:
+        return EmbeddedPolicyEngines()
+    try:
+        return OpaPolicyEngines(
+            settings.opa_urls,
+            timeout=settings.opa_timeout,
+            token=TokenFile(settings.opa_token_file) if settings.opa_token_file else None,
+            ca_file=settings.opa_ca_file,
+        )
+    except (OSError, ssl.SSLError) as error:
+        raise SettingsError(f"the files for the OPA servers cannot be read: {error}") from error
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -28,8 +52,9 @@ async def open_policies(base: Base, stores: Stores) -> PolicyParts:
 
     Raises:
         DatabaseUnavailableError: It cannot be learnt.
+        SettingsError: As `build_engines`.
     """
-    engines = EmbeddedPolicyEngines()
+    engines = build_engines(base.settings)
     builtin = builtin_record(builtin_policy(base.settings.allowed_http), now=base.clock.now())
     active = ActivePolicy(
         database=base.database,

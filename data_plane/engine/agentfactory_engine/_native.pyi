@@ -125,9 +125,9 @@ class PolicyUse:
 def inspect_policy(path: str, source: str) -> list[PolicyUse]:
     """Parse one module and return what it uses, in no order; judges nothing.
 
-    Kinds: ``package``, ``import``, ``function`` (a rule with arguments), ``call`` and ``with``, named by
-    their path; ``membership`` (with a key), ``operator`` (only ``/``), ``number``, and ``head`` (a reference
-    that goes on behind a variable), named by their text.
+    Kinds: ``package``, ``import``, ``function`` (a rule with arguments), ``call``, ``with`` and ``stand-in``
+    (what ``with`` puts there), named by their path; ``membership`` (with a key), ``operator`` (only ``/``),
+    ``number``, and ``head`` (a reference that goes on behind a variable), named by their text.
 
     Raises:
         PolicyError: Not Rego as the embedded engine reads it; the message holds ``path:line:column``.

@@ -10,7 +10,7 @@ use crate::policy::{refused, unpanicked};
 /// One thing that a module uses, and where.
 #[pyclass(frozen, get_all)]
 pub struct PolicyUse {
-    /// `package`, `import`, `call`, `with`, `membership` (with a key), `operator` (only `/`), `number`, `function` (a rule with arguments) or `head`
+    /// `package`, `import`, `call`, `with`, `stand-in` (what `with` puts there), `membership` (with a key), `operator` (only `/`), `number`, `function` (a rule with arguments) or `head`
     /// (a reference that goes on behind a variable).
     kind: &'static str,
     /// Dotted path: of the package, the import, the function called, or what `with` replaces; else the text.
@@ -152,6 +152,7 @@ impl Uses {
             }
             for replaced in &stmt.with_mods {
                 self.note("with", dotted(&replaced.refr), 0, &replaced.span);
+                self.note("stand-in", dotted(&replaced.r#as), 0, &replaced.span);
                 self.expr(&replaced.refr);
                 self.expr(&replaced.r#as);
             }
