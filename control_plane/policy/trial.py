@@ -24,7 +24,7 @@ from shared.errors import PolicyInvalidError, PolicyUndecidedError
 from shared.ids import TenantId
 from shared.limits import RequestedLimits
 from shared.manifest import Capabilities, HttpCapability
-from shared.policy_bundle import data_of, rules_of, tests_of
+from shared.policy_bundle import data_of, rules_of, own_tests
 
 MAX_TESTS: Final = 512
 """Rules `test_…` of one bundle."""
@@ -86,7 +86,7 @@ async def try_bundle(
 
 async def run_tests(engines: PolicyEngines, files: Mapping[str, bytes]) -> tuple[TrialResult, ...]:
     """Run every rule ``test_…`` of the files ``*_test.rego``; one that is not true has failed."""
-    names = [name for path, text in tests_of(files).items() for name in test_names(path, text)]
+    names = [name for path, text in own_tests(files).items() for name in names_of_tests(path, text)]
     if not names:
         return ()
     if len(names) > MAX_TESTS:
@@ -96,7 +96,7 @@ async def run_tests(engines: PolicyEngines, files: Mapping[str, bytes]) -> tuple
     return tuple([await _run_test(engine, name) for name in dict.fromkeys(names)])
 
 
-def test_names(path: str, text: str) -> list[str]:
+def names_of_tests(path: str, text: str) -> list[str]:
     """Return the full names of a file's tests.
 
     Raises:
