@@ -9,7 +9,7 @@ from control_plane.audit.domain import SYSTEM_ACTOR
 from control_plane.policy.domain import PolicyBundle
 from shared.digests import Digest
 from shared.ids import DecisionId, TenantId
-from shared.policy_bundle import data_of, rules_of, own_tests
+from shared.policy_bundle import data_of, own_tests, rules_of
 
 BUILTIN_NAME: Final = "builtin"
 

@@ -24,7 +24,7 @@ from shared.errors import PolicyInvalidError, PolicyUndecidedError
 from shared.ids import TenantId
 from shared.limits import RequestedLimits
 from shared.manifest import Capabilities, HttpCapability
-from shared.policy_bundle import data_of, rules_of, own_tests
+from shared.policy_bundle import data_of, own_tests, rules_of
 
 MAX_TESTS: Final = 512
 """Rules `test_…` of one bundle."""

@@ -30,9 +30,9 @@ from shared.policy_bundle import (
     decode_manifest,
     encode_manifest,
     make_policy,
+    own_tests,
     rules_of,
     sign_policy,
-    own_tests,
     verify_policy,
 )
 from shared.policy_folder import read_envelope, read_folder, write_envelope
