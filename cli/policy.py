@@ -9,6 +9,7 @@ import typer
 from cli import output
 from cli.output import Json
 from cli.policy_decisions import decision, decisions, reevaluate
+from cli.policy_export import export
 from cli.policy_reference import candidate_of, reference
 from cli.settings import CliSettings, DataDir, Target, read_settings
 from shared.errors import AlreadyExistsError
@@ -25,6 +26,7 @@ if TYPE_CHECKING:
 app = typer.Typer(
     no_args_is_help=True, add_completion=False, help="Policy as code: test, sign, publish, put in force."
 )
+app.command()(export)
 app.command()(decisions)
 app.command()(decision)
 app.command()(reevaluate)

@@ -155,7 +155,7 @@ def rules_of(files: Mapping[str, bytes]) -> dict[str, str]:
     }
 
 
-def tests_of(files: Mapping[str, bytes]) -> dict[str, str]:
+def own_tests(files: Mapping[str, bytes]) -> dict[str, str]:
     """Return the Rego files that test, as text by path."""
     return {path: content.decode() for path, content in sorted(files.items()) if path.endswith(TEST_SUFFIX)}
 

@@ -47,6 +47,32 @@ defaults := {
 
 max_input_bytes := 16777216
 
+# What a tenant gets at most: data.tenants[<tenant id>].ceilings of a bundle, {"wall_ms": 1000, ...}; never above the
+# ceilings of all.
+default tenant_ceilings := {}
+
+tenant_ceilings := data.tenants[input.subject.tenant_id].ceilings
+
+# Where machines of clouds keep their credentials. Nobody may allow it.
+dangerous_hosts := {
+	"169.254.169.254",
+	"169.254.170.2",
+	"100.100.100.200",
+	"[fd00:ec2::254]",
+	"metadata.google.internal",
+	"metadata",
+}
+
+is_dangerous(url) if {
+	authority := split(url, "/")[2]
+	some host in dangerous_hosts
+	authority_is(authority, host)
+}
+
+authority_is(authority, host) if authority == host
+
+authority_is(authority, host) if startswith(authority, concat("", [host, ":"]))
+
 # Destinations that agents may reach: the operator's list (AF_CONTROL_ALLOWED_HTTP), none by default. An entry is for one
 # method, or for all by "*", and for its URL with all that is below it.
 http_allowed(wanted) if {
@@ -108,6 +134,13 @@ template_denials contains "CAPABILITY_NOT_ALLOWED" if {
 	not http_allowed(wanted)
 }
 
+template_denials contains "CAPABILITY_DANGEROUS" if {
+	some wanted in input.capabilities.http
+	is_dangerous(wanted.url)
+}
+
+template_denials contains "TEMPLATE_UNSIGNED" if input.template.publisher_key_id == ""
+
 has_role(roles) if {
 	some role in input.subject.roles
 	role in roles
@@ -115,7 +148,8 @@ has_role(roles) if {
 
 granted := {name: limit |
 	some name, ceiling in ceilings
-	limit := min([ceiling, object.get(input.limits, name, defaults[name])])
+	tenants := object.get(tenant_ceilings, name, ceiling)
+	limit := min([ceiling, tenants, object.get(input.limits, name, defaults[name])])
 }
 
 answer(denials) := {"allowed": true, "reason": "ALLOWED", "limits": granted} if count(denials) == 0

@@ -9,7 +9,7 @@ from control_plane.audit.domain import SYSTEM_ACTOR
 from control_plane.policy.domain import PolicyBundle
 from shared.digests import Digest
 from shared.ids import DecisionId, TenantId
-from shared.policy_bundle import data_of, rules_of, tests_of
+from shared.policy_bundle import data_of, own_tests, rules_of
 
 BUILTIN_NAME: Final = "builtin"
 
@@ -50,7 +50,7 @@ class BundleRecord:
 
 def with_tests(files: Mapping[str, bytes], digest: Digest) -> PolicyBundle:
     """Return rules and tests as one policy; what decides never has the tests in it."""
-    return PolicyBundle(files=rules_of(files) | tests_of(files), data_json=data_of(files), digest=digest)
+    return PolicyBundle(files=rules_of(files) | own_tests(files), data_json=data_of(files), digest=digest)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -42,6 +42,8 @@ class EmbeddedPolicyEngine:
 class EmbeddedPolicyEngines:
     """Implements `PolicyEngines`."""
 
+    takes_anything = True
+
     async def load(self, bundle: PolicyBundle) -> EmbeddedPolicyEngine:
         """See `PolicyEngines.load`."""
         # A bundle of many rules takes its time to read and prepare; the loop goes on meanwhile.

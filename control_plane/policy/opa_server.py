@@ -86,6 +86,8 @@ class OpaPolicyEngine:
 class OpaPolicyEngines:
     """Implements `PolicyEngines`. Close it."""
 
+    takes_anything = False
+
     def __init__(
         self,
         urls: Sequence[str],

@@ -46,6 +46,10 @@ class PolicyEngine(Protocol):
 class PolicyEngines(Protocol):
     """Makes engines."""
 
+    @property
+    def takes_anything(self) -> bool:
+        """Whether it loads what it is given; servers have only what their operator gave them."""
+
     async def load(self, bundle: PolicyBundle) -> PolicyEngine:
         """Return an engine that evaluates this bundle. The one loaded before goes on undisturbed.
 

@@ -24,7 +24,7 @@ from shared.errors import PolicyInvalidError, PolicyUndecidedError
 from shared.ids import TenantId
 from shared.limits import RequestedLimits
 from shared.manifest import Capabilities, HttpCapability
-from shared.policy_bundle import data_of, rules_of, tests_of
+from shared.policy_bundle import data_of, own_tests, rules_of
 
 MAX_TESTS: Final = 512
 """Rules `test_…` of one bundle."""
@@ -85,8 +85,13 @@ async def try_bundle(
 
 
 async def run_tests(engines: PolicyEngines, files: Mapping[str, bytes]) -> tuple[TrialResult, ...]:
-    """Run every rule ``test_…`` of the files ``*_test.rego``; one that is not true has failed."""
-    names = [name for path, text in tests_of(files).items() for name in test_names(path, text)]
+    """Run every rule ``test_…`` of the files ``*_test.rego``; one that is not true has failed.
+
+    None is run where the engines are servers that were not given the tests: `opa test` runs them before.
+    """
+    if not engines.takes_anything:
+        return ()
+    names = [name for path, text in own_tests(files).items() for name in names_of_tests(path, text)]
     if not names:
         return ()
     if len(names) > MAX_TESTS:
@@ -96,7 +101,7 @@ async def run_tests(engines: PolicyEngines, files: Mapping[str, bytes]) -> tuple
     return tuple([await _run_test(engine, name) for name in dict.fromkeys(names)])
 
 
-def test_names(path: str, text: str) -> list[str]:
+def names_of_tests(path: str, text: str) -> list[str]:
     """Return the full names of a file's tests.
 
     Raises:

@@ -1,5 +1,6 @@
 """Policy from the command line to a running agent: a bundle denies, a rollback allows again, a node has its own."""
 
+import base64
 import json
 
 from agentfactory.v1 import executions_pb2
@@ -77,6 +78,7 @@ async def test_a_node_refuses_by_its_own_policy_and_signs_why() -> None:
         execution, _ = await stack.execute(AGENT, b"sleep 1")
         assert execution.state == executions_pb2.EXECUTION_STATE_REJECTED
         receipt = await stack.cli("receipt", "get", execution.execution_id, "--json")
-        assert "SECRET_TENANT" in json.dumps(receipt.json())
+        envelope = json.loads(base64.b64decode(receipt.json()["envelope"]))
+        assert b"SECRET_TENANT" in base64.b64decode(envelope["payload"])
         execution, _ = await stack.execute("free", b"sleep 1")
         assert execution.state == executions_pb2.EXECUTION_STATE_SUCCEEDED

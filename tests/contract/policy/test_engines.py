@@ -22,7 +22,7 @@ from tests.unit.control_plane.policy.test_policy import ASKED, service, with_rol
 
 TASKS = 64
 ROUNDS = 5
-ENDS_WITHIN_SECONDS = 40
+ENDS_WITHIN_SECONDS = 90
 
 SOURCE = """package agentfactory
 
@@ -70,7 +70,7 @@ async def engines(request, tmp_path) -> AsyncIterator[Engines]:
         return
     with opa_server(tmp_path) as server:
         # More than in production: two cores are shared with whatever runs beside the tests.
-        adapter = OpaPolicyEngines([server.url], timeout=timedelta(seconds=20))
+        adapter = OpaPolicyEngines([server.url], timeout=timedelta(seconds=60))
         yield Engines(server, adapter)
         await adapter.close()
 

@@ -53,6 +53,7 @@ ASKED = PolicyInput(
     template_digest=sha256_digest(b"manifest"),
     capabilities=Capabilities(),
     limits=RequestedLimits(),
+    publisher_key_id=sha256_digest(b"publisher"),
     agent="redactor",
     input_bytes=10,
 )

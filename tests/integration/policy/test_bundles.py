@@ -249,6 +249,8 @@ async def test_a_replica_that_cannot_load_what_is_in_force_denies_and_never_goes
     class Unable:
         """An engine of another build, to which the bundle is nothing."""
 
+        takes_anything = True
+
         def __init__(self, engines):
             self.engines, self.able = engines, True
 

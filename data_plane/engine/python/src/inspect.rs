@@ -5,13 +5,14 @@ use regorus::Engine;
 use regorus::unstable::{ArithOp, Expr, Literal, Module, Query, Ref, Rule, RuleHead, Span};
 
 use crate::guards::GUARDED;
+use crate::nesting::bounded;
 use crate::policy::{refused, unpanicked};
 
 /// One thing that a module uses, and where.
 #[pyclass(frozen, get_all)]
 pub struct PolicyUse {
-    /// `package`, `import`, `call`, `with`, `stand-in` (what `with` puts there), `membership` (with a key), `operator` (only `/`), `number`, `function` (a rule with arguments) or `head`
-    /// (a reference that goes on behind a variable).
+    /// `package`, `import`, `call`, `with`, `stand-in` (what `with` puts there), `membership` (with a key), `operator`
+    /// (only `/`), `number`, `function` (a rule with arguments) or `head` (a reference that goes on behind a variable).
     kind: &'static str,
     /// Dotted path: of the package, the import, the function called, or what `with` replaces; else the text.
     name: String,
@@ -25,6 +26,7 @@ pub struct PolicyUse {
 fn inspect_policy(python: Python<'_>, path: String, source: String) -> PyResult<Vec<PolicyUse>> {
     python.detach(|| {
         unpanicked(|| {
+            bounded(&path, &source).map_err(|error| refused("policy", &error))?;
             let mut engine = Engine::new();
             engine
                 .add_policy(path, source)

@@ -4,6 +4,7 @@
 mod guards;
 mod inspect;
 mod module;
+mod nesting;
 mod policy;
 
 use pyo3::prelude::*;

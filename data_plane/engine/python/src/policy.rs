@@ -14,6 +14,7 @@ use regorus::utils::limits::ExecutionTimerConfig;
 use regorus::{Engine, Value};
 
 use crate::guards;
+use crate::nesting::bounded;
 
 create_exception!(
     agentfactory_engine,
@@ -119,6 +120,7 @@ fn prepare(files: Vec<(String, String)>, data_json: &str, timeout_ms: u64) -> Py
         check_interval: NonZeroU32::new(CHECK_INTERVAL).expect("not zero"),
     });
     for (path, source) in files {
+        bounded(&path, &source).map_err(|error| refused("policy", &error))?;
         engine
             .add_policy(path, source)
             .map_err(|error| refused("policy", &error))?;

@@ -32,11 +32,12 @@ def test_without_a_file_every_valid_order_is_accepted():
 def test_the_operator_says_which_tenants_run_here(tmp_path):
     policy, data = tmp_path / "node.rego", tmp_path / "node.json"
     policy.write_text(BY_TENANT)
-    data.write_text(f'{{"tenants": ["{order().tenant_id}"]}}')
+    one = order()
+    data.write_text(f'{{"tenants": ["{one.tenant_id}"]}}')
     loaded = load_node_policy(policy, data)
-    loaded.check(order())
-    assert "TENANT_NOT_HERE" in refused(loaded, replace(order(), tenant_id="other"))
-    loaded.check(order())
+    loaded.check(one)
+    assert "TENANT_NOT_HERE" in refused(loaded, replace(one, tenant_id="other"))
+    loaded.check(one)
 
 
 @pytest.mark.parametrize(
