@@ -30,11 +30,11 @@ def problems(source: str, **data: object) -> list[str]:
         ("import future.keywords\n", "a.rego:3:", "import future.keywords"),
         ("count(x) := 1", "a.rego:3:", "name of a built-in"),
         ("x if lower(input.a, y)", "a.rego:3:", "lower takes 1 arguments"),
-        ("f(x) := x\ny := f(1) with f as walk", "a.rego:4:", "walk is refused"),
+        ("f(x) := x\ny if f(1) with f as walk", "a.rego:4:", "walk is refused"),
         ("x := {", "a.rego:", "an OPA server has it"),
         ("x := $`a {b}`", "a.rego:3:", "an OPA server has it"),
         (f'x := "{"a" * 1100}"', "a.rego:3:", "maximum column width"),
-        (f"x := {'[' * 100}{']' * 100}", "a.rego:3:", "depth"),
+        (f"x := {'[' * 100}{']' * 100}", "a.rego:3:", "nested deeper"),
     ],
 )
 def test_what_is_refused_is_named_with_its_place(source, place, said):

@@ -28,8 +28,8 @@ const MAX_DATA_BYTES: usize = 64 * 1024 * 1024;
 const MAX_INPUT_BYTES: usize = 4 * 1024 * 1024;
 const MAX_RULE_BYTES: usize = 1024;
 const DEFAULT_TIMEOUT_MS: u64 = 100;
-/// Work units between looks at the clock.
-const CHECK_INTERVAL: u32 = 256;
+/// Work units between looks at the clock. Each: one unit can be the doubling of a text, and 30 doublings take all memory.
+const CHECK_INTERVAL: u32 = 1;
 
 /// Modules of Rego v1 and their data.
 #[pyclass(frozen)]
