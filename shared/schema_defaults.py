@@ -1,7 +1,7 @@
 """Fills in what a schema's `default` says of properties that are not there. Judges nothing: that comes later.
 
-Followed are the places that apply to a value whatever it is: `properties`, `items`, `allOf` and `$ref`. Of two
-defaults for one property the later one in an `allOf` counts: who extends a schema may choose another.
+Followed are the places that apply to a value whatever it is: `properties`, `items`, `allOf` and `$ref`. Of
+two defaults for one property the later one in an `allOf` counts: who extends a schema may choose another.
 """
 
 from copy import deepcopy

@@ -22,7 +22,7 @@ MAX_EXPECTED_CHARS: Final = 120
 _LISTED_VALUES: Final = 8
 
 REFERENCE_FORMAT: Final = "secret-ref"
-"""The `format` of what names a secret. Asserted, unlike every other format: no secret itself may stand there."""
+"""The `format` of what names a secret. Asserted, unlike every other one: no secret itself may stand there."""
 
 _FRACTION_STEPS: Final = 32
 _CONTAINER_STEPS: Final = 16

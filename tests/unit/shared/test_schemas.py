@@ -130,7 +130,10 @@ def test_schema_checks_values_and_never_repeats_them():
         {"$defs": {"n": {"type": "integer"}}, "properties": {"secret": {"$ref": "#/$defs/n"}}}
     )
     schema.check({"secret": 3}, "parameters")
-    with pytest.raises(InvalidInputError, match=r"parameters breaks rule 'type' .* at /secret: expected integer, got string of") as caught:
+    with pytest.raises(
+        InvalidInputError,
+        match=r"parameters breaks rule 'type' .* at /secret: expected integer, got string of",
+    ) as caught:
         schema.check({"secret": "hunter2"}, "parameters")
     assert "hunter2" not in str(caught.value)
 
