@@ -5,6 +5,7 @@ import base64
 import json
 from pathlib import Path
 
+import pytest
 import wasmtime
 from agentfactory.v1 import executions_pb2
 
@@ -80,6 +81,7 @@ async def publish_three(stack: TestStack) -> None:
     await publish(stack, leaf)
 
 
+@pytest.mark.timeout(300)  # some thirty commands, each a process
 async def test_three_levels_from_agent_toml_to_the_receipt() -> None:
     async with running_stack(AF_NODE_SLOTS="1") as stack:
         await publish_three(stack)
