@@ -1,6 +1,6 @@
 """Whatever a child asks for, it is refused or granted no more than its parent, and always the same."""
 
-from dataclasses import fields
+from dataclasses import fields, replace
 
 import pytest
 from hypothesis import given, settings
@@ -55,6 +55,30 @@ def compiled(schema):
     return None if schema is None else JsonSchema.from_object(schema)
 
 
+def limits_within(parent):
+    """Limits that the parent would be granted, or less."""
+    most = grant_limits(parent)
+    named = {name: st.integers(1, bound) for name in LIMIT_FIELDS if (bound := getattr(most, name)) >= 1}
+    return st.fixed_dictionaries({}, optional=named).map(lambda chosen: RequestedLimits(**chosen))
+
+
+def capabilities_within(parent):
+    """Some of the parent's capabilities, destinations below its own among them."""
+    below = [replace(one, url=f"{one.url.rstrip('/')}/deeper/") for one in parent.http]
+    http = (
+        st.lists(st.sampled_from([*parent.http, *below]), max_size=2, unique=True) if below else st.just([])
+    )
+    return st.builds(
+        Capabilities,
+        http=http.map(tuple),
+        kv=st.just(parent.kv),
+        secrets=st.sets(st.sampled_from(parent.secrets)).map(lambda found: tuple(sorted(found)))
+        if parent.secrets
+        else st.just(()),
+        record_host_calls=st.just(False),
+    )
+
+
 @st.composite
 def children(draw):
     parent = a_manifest(
@@ -66,6 +90,15 @@ def children(draw):
         profile=draw(st.sampled_from(Profile)),
         retry=draw(st.sampled_from(Retry)),
     )
+    limits, capabilities, named = draw(LIMITS), draw(CAPABILITIES), draw(NAMED)
+    profile = draw(st.none() | st.sampled_from(Profile))
+    retry = draw(st.none() | st.sampled_from(Retry))
+    if draw(st.booleans()):  # otherwise hardly any child would be let through
+        limits, capabilities = (
+            draw(limits_within(parent.limits)),
+            draw(capabilities_within(parent.capabilities)),
+        )
+        profile = retry = None
     own = AgentToml(
         name="child",
         version="1.0.0",
@@ -75,11 +108,11 @@ def children(draw):
         parameters_schema=None,
         input_schema=None,
         output_schema=None,
-        limits=draw(LIMITS),
-        capabilities=draw(CAPABILITIES),
-        named_capabilities=draw(NAMED),
-        profile=draw(st.none() | st.sampled_from(Profile)),
-        retry=draw(st.none() | st.sampled_from(Retry)),
+        limits=limits,
+        capabilities=capabilities,
+        named_capabilities=named,
+        profile=profile,
+        retry=retry,
     )
     schemas = Schemas(parameters=compiled(draw(SOME_SCHEMA)), output=compiled(draw(SOME_SCHEMA)))
     return own, schemas, parent
@@ -114,7 +147,12 @@ def test_a_child_that_is_made_is_granted_no_more_than_its_parent(made, value):
     assert child.capabilities.record_host_calls <= base.capabilities.record_host_calls
     assert set(child.capabilities.secrets) <= set(base.capabilities.secrets)
     for method in ("GET", "POST"):
-        for url in ("https://a.test/v1/x", "https://a.test/v1/", "https://b.test/z", "http://a.test/"):
+        for url in (
+            "https://a.test/v1/x/deeper/",
+            "https://a.test/v1/",
+            "https://b.test/z",
+            "http://a.test/",
+        ):
             assert reached(child.capabilities, method, url) <= reached(base.capabilities, method, url)
     assert base.profile in {Profile.DEFAULT, child.profile}
     assert (child.retry is Retry.SAFE) <= (base.retry is Retry.SAFE)
