@@ -13,7 +13,7 @@ from shared.schemas import JsonSchema
 MAX_JUDGED_BYTES: Final = 1024 * 1024
 """Of a body that has a schema: parsed, it takes many times as much memory."""
 
-_AT_ONCE_BYTES: Final = 64 * 1024
+_AT_ONCE_BYTES: Final = 16 * 1024
 """Parsed where it is; larger ones in a thread, so that nobody else waits."""
 
 

@@ -25,7 +25,7 @@ from tests.integration.control_plane.registry import AUTHOR, TENANT, open_regist
 from tests.unit.shared.builders import a_manifest
 
 ROUNDS = 5
-BODY_CHECKS = 2000
+BODY_CHECKS = 500
 CREATE_BAR_MS = 5.0
 SECONDS = 300
 
@@ -88,24 +88,24 @@ async def creating(server: PostgresServer, database: str, agents: int) -> list[F
 
 
 async def judging() -> list[Figure]:
-    """One body of about 1 KiB against a schema of ten rules."""
+    """CPU time of one body of about 1 KiB against a schema of ten rules."""
     ours, peer = JsonSchema.from_object(SCHEMA), jsonschema.Draft202012Validator(SCHEMA)
     mine, reading, theirs = [], [], []
     for _ in range(ROUNDS):
-        begun = time.perf_counter()
+        begun = time.process_time()
         for _ in range(BODY_CHECKS):
             await check_body(ours, BODY, "input")
-        middle = time.perf_counter()
+        middle = time.process_time()
         for _ in range(BODY_CHECKS):
             json.loads(BODY)
-        end = time.perf_counter()
+        end = time.process_time()
         for _ in range(BODY_CHECKS // 20):
             peer.validate(json.loads(BODY))
-        last = time.perf_counter()
+        last = time.process_time()
         mine.append((middle - begun) / BODY_CHECKS * 1e6)
         reading.append((end - middle) / BODY_CHECKS * 1e6)
         theirs.append((last - end) / (BODY_CHECKS // 20) * 1e6)
-    judged = f"judge a body of {len(BODY)} bytes"
+    judged = f"judge a body of {len(BODY)} bytes, CPU"
     return [
         measured(judged, mine, "µs", beside=beside)
         for beside in (("json.loads of it", reading), ("jsonschema", theirs))
@@ -113,7 +113,7 @@ async def judging() -> list[Figure]:
 
 
 def packing() -> list[Figure]:
-    """How small a packed manifest is: one with a schema of a few rules, and one near its bound."""
+    """How small a packed manifest is: one with a schema of a few rules, and one of much the same 60 times."""
     properties = {f"field_{number}": RECORD["properties"] for number in range(60)}
     large = {"properties": {name: {"properties": inner} for name, inner in properties.items()}}
     figures = []

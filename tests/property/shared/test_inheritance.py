@@ -133,7 +133,7 @@ def reached(capabilities, method, url) -> bool:
     )
 
 
-@settings(max_examples=300, deadline=None)
+@settings(max_examples=120, deadline=None)
 @given(children(), VALUES)
 def test_a_child_that_is_made_is_granted_no_more_than_its_parent(made, value):
     own, schemas, base = made
@@ -165,7 +165,7 @@ def test_a_child_that_is_made_is_granted_no_more_than_its_parent(made, value):
             assert fits(judged, value) == all(fits(one, value) for one in both)
 
 
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=60, deadline=None)
 @given(children())
 def test_resolution_is_deterministic_and_survives_its_encoding(made):
     own, schemas, base = made
@@ -180,7 +180,7 @@ def test_resolution_is_deterministic_and_survives_its_encoding(made):
         assert encode_manifest(decode_manifest(answers[0])) == answers[0]
 
 
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=60, deadline=None)
 @given(children(), st.sampled_from(LIMIT_FIELDS))
 def test_one_limit_above_the_parents_is_always_refused(made, name):
     own, schemas, base = made
