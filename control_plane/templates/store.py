@@ -3,8 +3,8 @@
 from collections.abc import Sequence
 from typing import Any
 
-from sqlalchemy import Row, Select, Text, func, select, update
-from sqlalchemy.dialects.postgresql import array
+from sqlalchemy import Row, Select, Text, cast, func, select, update
+from sqlalchemy.dialects.postgresql import ARRAY
 from sqlalchemy.dialects.postgresql import insert as upsert
 
 from control_plane.database.ports import Transaction
@@ -99,7 +99,7 @@ class PostgresTemplateStore:
         """See `TemplateStore.children`."""
         query = (
             _versions(tenant_id)
-            .where(_v.ancestors.bool_op("@>")(array([digest], type_=Text)))
+            .where(_v.ancestors.bool_op("@>")(cast([digest], ARRAY(Text))))
             .order_by(_v.template_version_id)
         )
         rows = await connection_of(tx).execute(query.with_for_update(of=template_versions))
