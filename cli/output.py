@@ -76,11 +76,13 @@ def _reason(error: errors.AgentFactoryError) -> str:
 def fail(error: errors.AgentFactoryError) -> int:
     """Print ``error`` (JSON on stdout under --json, else lines on stderr); return its exit code."""
     if wants_json():
-        print(
-            json.dumps({"error": {"reason": _reason(error), "message": str(error), "hint": error.hint or ""}})
-        )
+        said = {"reason": _reason(error), "message": str(error), "hint": error.hint or ""}
+        wrong = [{"field": one.field, "description": one.description} for one in error.violations]
+        print(json.dumps({"error": {**said, "violations": wrong} if wrong else said}))
     else:
         note(f"error: {error} [{_reason(error)}]")
+        for violation in error.violations:
+            note(f"       {violation.field}: {violation.description}")
         if error.hint:
             note(f"hint:  {error.hint}")
     return exit_code(error)

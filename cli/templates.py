@@ -84,21 +84,33 @@ def new(
 def build(
     folder: Folder,
     out: Annotated[Path, typer.Option("--out", help="Where to write the package.")] = Path("build"),
+    parent: Annotated[
+        Path | None,
+        typer.Option("--parent", help="Package that it extends; absent: asked of the registry.", exists=True),
+    ] = None,
+    data_dir: DataDir = None,
+    target: Target = None,
     as_json: Json = False,
 ) -> None:
-    """Make the unsigned package of a folder.
+    """Make the unsigned package of a folder, resolved against the template that it extends.
 
     Example: agentfactory template build examples/redact
+    Example: agentfactory template build child --parent build/base-1.0.0.template
     """
-    from shared.package_files import build_package, write_package
+    from cli.template_parents import find_parent, line_of
+    from shared.package_files import build_package, read_author, write_package
 
-    package = build_package(folder)
+    extends = read_author(folder).extends
+    inherited = None if extends is None else find_parent(extends, parent, read_settings(data_dir, target))
+    package = build_package(folder, inherited)
     out.mkdir(parents=True, exist_ok=True)
     written = write_package(package, out)
     if output.wants_json():
         output.data({"package": str(written), "digest": package.digest})
         return
     output.note(f"built {package.manifest.name} {package.manifest.version} {package.digest}")
+    if inherited is not None:
+        output.note(f"extends {line_of(package.manifest_bytes)}")
     print(written)
 
 
@@ -139,26 +151,35 @@ def verify(
     data_dir: DataDir = None,
     as_json: Json = False,
 ) -> None:
-    """Check a package as control plane and nodes do, offline.
+    """Check a package as control plane and nodes do, offline; that it narrows its parent is checked there.
 
     Example: agentfactory template verify PACKAGE
     """
+    from shared.inheritance import path_of, require_line
     from shared.key_files import read_public_key
     from shared.package_files import read_signed_package
-    from shared.packages import verify_package
+    from shared.packages import verify_manifest, verify_package
 
     public = read_public_key(key or paths_of(data_dir).publisher_public_key)
-    signed = read_signed_package(package)
-    verified = verify_package(signed.envelope, signed.blobs, publisher_keys={public.key_id: public})
-    _check_module(verified.module)
+    signed, trusted = read_signed_package(package), {public.key_id: public}
+    verified = verify_manifest(signed.envelope, publisher_keys=trusted)
+    manifest = verified.manifest
+    require_line(manifest)
+    module = "its own"
+    if signed.blobs or not manifest.extends:
+        _check_module(verify_package(signed.envelope, signed.blobs, publisher_keys=trusted).module)
+    else:
+        module = f"of a parent: {manifest.module.digest}"
     if output.wants_json():
         output.data({"verified": True, "digest": verified.digest, "publisher_key_id": public.key_id})
         return
     output.fields(
         [
-            ("verified", f"{verified.manifest.name} {verified.manifest.version}"),
+            ("verified", f"{manifest.name} {manifest.version}"),
             ("digest", verified.digest),
             ("publisher", public.key_id),
+            ("extends", path_of(manifest) if manifest.extends else ""),
+            ("module", module if manifest.extends else ""),
         ]
     )
 
@@ -286,6 +307,7 @@ def show(
     from agentfactory.v1 import templates_pb2
 
     from cli.client import Client, call
+    from cli.template_parents import line_of
 
     async def use(client: Client) -> templates_pb2.TemplateVersion:
         request = templates_pb2.GetTemplateRequest(template=reference(template))
@@ -304,6 +326,7 @@ def show(
             ("module", f"{version.module_digest} ({version.module_bytes} bytes)"),
             ("publisher", version.publisher_key_id),
             ("published", f"{output.time(version.published_at)} by {version.published_by}"),
+            ("extends", line_of(version.manifest)),
             ("manifest", version.manifest.decode()),
         ]
     )

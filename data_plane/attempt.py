@@ -6,7 +6,7 @@ Pure but for the task that it names; `runner.py` carries it out.
 import asyncio  # noqa: TC003 - imports stay in one place
 import hashlib
 import hmac
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from datetime import datetime
 from enum import Enum
 from typing import Final
@@ -17,17 +17,24 @@ from data_plane.orders.admission import Admission
 from data_plane.orders.domain import Delivery
 from data_plane.orders.verifier import Check
 from data_plane.receipts.issuer import Report, rejection_of
-from data_plane.sandbox.domain import RunRequest, RunResult
+from data_plane.sandbox.domain import RunRequest, RunResult, Trap
 from shared.digests import Digest
-from shared.errors import OrderRejectedError, RejectionReason
+from shared.errors import InvalidInputError, OrderRejectedError, RejectionReason
 from shared.ids import KeyId
+from shared.json_bodies import check_body
+from shared.limits import Limits
 from shared.manifest import Profile
 from shared.orders import Order
 from shared.outcomes import Outcome
+from shared.schemas import JsonSchema
 
 PARAMETERS_VARIABLE: Final = "AGENTFACTORY_PARAMETERS"
 """Where a guest finds its agent's parameters, as canonical JSON."""
 
+OUTPUT_INVALID: Final = "OUTPUT_INVALID"
+"""The trap of a guest that ended well with an output that it may not have."""
+
+MAX_OUTPUT_PLACES_BYTES: Final = 4096
 
 _CALLS_DOMAIN: Final = b"agentfactory-host-calls-v1\0"
 
@@ -119,6 +126,30 @@ def report_of_rejection(running: Running, error: OrderRejectedError, *, now: dat
         order_envelope=running.order_envelope,
         calls=NO_CALLS if running.calls is None else running.calls.conclude(),
     )
+
+
+async def judged(result: RunResult, schema: JsonSchema | None, limits: Limits) -> RunResult:
+    """Return a run's result, or a trap in place of a success whose output breaks its template's schema.
+
+    What breaks it goes nowhere: neither the output nor what the guest wrote to its values. Which places are
+    wrong is said in the guest's log, which can be erased, and not in the receipt.
+    """
+    if schema is None or result.outcome is not Outcome.SUCCEEDED:
+        return result
+    try:
+        await check_body(schema, result.stdout, "output")
+    except InvalidInputError as error:
+        places = "; ".join(f"{one.field}: {one.description}" for one in error.violations) or str(error)
+        line = f"agentfactory: {places}\n".encode()[: min(MAX_OUTPUT_PLACES_BYTES, limits.log_bytes)]
+        return replace(
+            result,
+            outcome=Outcome.TRAPPED,
+            exit_code=None,
+            trap=Trap(name=OUTPUT_INVALID, message="the output does not fit its template's schema"),
+            stdout=b"",
+            stderr=result.stderr[: limits.log_bytes - len(line)] + line,
+        )
+    return result
 
 
 def call_context(running: Running) -> CallContext:

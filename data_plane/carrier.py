@@ -13,6 +13,7 @@ from data_plane.attempt import (
     Running,
     StopReason,
     call_context,
+    judged,
     report_of_rejection,
     report_of_run,
     request_of,
@@ -27,6 +28,7 @@ from data_plane.orders.verifier import (
     NodeFacts,
     check_engine,
     check_input,
+    check_input_schema,
     check_node_policy,
     check_parameters,
 )
@@ -122,7 +124,7 @@ class OrderCarrier:
         return self._report(running, result.outcome, result=result)
 
     async def _run_guest(self, running: Running) -> RunResult:
-        """Checks 12 to 17, then the guest."""
+        """Checks 12 to 18, then the guest, then its output."""
         order, delivery = running.order, running.delivery
         with self._metrics.timed(Stage.ARTIFACT):
             module = await self._modules.prepare(order)
@@ -136,6 +138,7 @@ class OrderCarrier:
         check_node_policy(order, manifest=module.manifest)
         self._policy.check(order)
         self._check_quarantine(order)
+        await check_input_schema(module.manifest, content)
         running.admission.limit(module.manifest.limits)
         request = request_of(running, content)
         self._require_lease(running)
@@ -143,7 +146,8 @@ class OrderCarrier:
         # The wall clock may have been set back since; a receipt's times never run backwards.
         running.started_at = max(self._clock.now(), running.received_at)
         with self._metrics.timed(Stage.RUN):
-            return await self._load_and_run(running, module, request)
+            result = await self._load_and_run(running, module, request)
+        return await judged(result, module.manifest.output_schema, running.admission.limits)
 
     async def _load_and_run(self, running: Running, module: PreparedModule, request: RunRequest) -> RunResult:
         order, attempt = running.order, running.admission.attempt

@@ -77,8 +77,24 @@ def parse_canonical(
     return value
 
 
+def parse_value(data: bytes, *, max_bytes: int = MAX_DOCUMENT_BYTES, max_depth: int = MAX_DEPTH) -> Any:
+    """Like `parse_strict`, for JSON of which nobody says that it is an object.
+
+    Raises:
+        MalformedError: As `parse_strict`.
+    """
+    return _parse_any(data, max_bytes, max_depth)[0]
+
+
 def _parse(data: bytes, max_bytes: int, max_depth: int) -> tuple[JsonObject, bool]:
     """Return the object, and whether any of its numbers was read as a double."""
+    value, doubles = _parse_any(data, max_bytes, max_depth)
+    if not isinstance(value, dict):
+        raise MalformedError("the JSON document is not an object")
+    return value, doubles
+
+
+def _parse_any(data: bytes, max_bytes: int, max_depth: int) -> tuple[Any, bool]:
     if len(data) > max_bytes:
         raise MalformedError(f"JSON document has {len(data)} bytes, the bound is {max_bytes}")
     _check_depth(data, max_depth)
@@ -103,8 +119,6 @@ def _parse(data: bytes, max_bytes: int, max_depth: int) -> tuple[JsonObject, boo
         )
     except (UnicodeDecodeError, json.JSONDecodeError, RecursionError) as error:
         raise MalformedError(f"not a JSON document: {error}") from error
-    if not isinstance(value, dict):
-        raise MalformedError("the JSON document is not an object")
     return value, bool(doubles)
 
 

@@ -3,9 +3,21 @@
 A class's docstring says when it is raised. `shared/rpc/status.py` holds the one table from class to status.
 """
 
+from collections.abc import Sequence
+from dataclasses import dataclass
 from datetime import timedelta
 from enum import StrEnum
 from typing import ClassVar
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class FieldViolation:
+    """What is wrong with one field of a request. Holds kinds and sizes, never the value."""
+
+    field: str
+    """Which: the name of a field of the request, and the way into it as a JSON pointer (RFC 6901)."""
+    description: str
+    """What was expected there, and what was found."""
 
 
 class AgentFactoryError(Exception):
@@ -19,6 +31,9 @@ class AgentFactoryError(Exception):
 
     retry_after: timedelta | None = None
     """When the same request may well succeed; None: nobody knows, or it will not by waiting."""
+
+    violations: Sequence[FieldViolation] = ()
+    """What is wrong field by field, where the error is about several."""
 
     def __init__(
         self, message: str, *, hint: str | None = None, retry_after: timedelta | None = None
@@ -37,6 +52,12 @@ class InvalidInputError(AgentFactoryError):
 
     reason = "INVALID_INPUT"
     hint = "correct the named field and send the request again"
+
+    def __init__(
+        self, message: str, *, hint: str | None = None, violations: Sequence[FieldViolation] = ()
+    ) -> None:
+        super().__init__(message, hint=hint)
+        self.violations = tuple(violations)
 
 
 class NotFoundError(AgentFactoryError):
@@ -384,6 +405,27 @@ class ModuleInvalidError(VerificationError):
     """The module is not WebAssembly that the engine accepts, or imports what is not offered."""
 
     reason = "MODULE_INVALID"
+
+
+class ParentMissingError(ManifestInvalidError):
+    """The template that another one extends is not published here, or is another one under its name."""
+
+    reason = "PARENT_MISSING"
+    hint = "publish the parent first, or build the template again against the parent that is published"
+
+
+class TemplateCycleError(ManifestInvalidError):
+    """A template extends itself, through others or at once."""
+
+    reason = "TEMPLATE_CYCLE"
+    hint = "take the version that the message names twice out of the chain"
+
+
+class TemplateWidensError(ManifestInvalidError):
+    """A template asks for more than the one that it extends; the message names each place."""
+
+    reason = "TEMPLATE_WIDENS"
+    hint = "ask for no more than the parent does, or extend another one"
 
 
 class TemplateRetiredError(AgentFactoryError):

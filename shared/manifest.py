@@ -26,7 +26,9 @@ from shared.limits import FIRST_LIMITS, LIMIT_FIELDS, MAX_LIMITS, NO_REQUEST, Re
 from shared.schemas import JsonSchema
 from shared.urls import parse_url
 
-FORMAT: Final = "agentfactory.template.v2"
+FORMAT: Final = "agentfactory.template.v3"
+"""With `extends`."""
+FORMAT_WITHOUT_PARENTS: Final = "agentfactory.template.v2"
 OLDER_FORMAT: Final = "agentfactory.template.v1"
 """Without the limits and capabilities that came with host calls. A manifest is written in the oldest format
 that can say it: what needs nothing new runs on installations that know nothing new."""
@@ -34,6 +36,9 @@ that can say it: what needs nothing new runs on installations that know nothing 
 MAX_MANIFEST_BYTES: Final = 256 * 1024
 MAX_DECODED_MANIFESTS: Final = 64
 """Remembered by their exact bytes: a manifest never changes, and its schemas are read only once."""
+
+MAX_ANCESTORS: Final = 8
+"""Of one template: its parent, that one's parent and so on."""
 
 MAX_MODULE_BYTES: Final = 64 * 1024 * 1024
 MAX_HTTP_CAPABILITIES: Final = 64
@@ -113,6 +118,25 @@ NO_CAPABILITIES: Final = Capabilities()
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class TemplateName:
+    """How people name one version."""
+
+    name: str
+    version: str
+
+    def __str__(self) -> str:
+        return f"{self.name}@{self.version}"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Ancestor:
+    """A version that a template extends, by name and by what it is: nobody can put another in its place."""
+
+    name: TemplateName
+    digest: Digest
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class ModuleFile:
     """The module of a template: its name at the author's, and its exact bytes."""
 
@@ -123,10 +147,12 @@ class ModuleFile:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Manifest:
-    """One immutable template version."""
+    """One immutable template version, complete by itself: what it inherits is in it (`inheritance`)."""
 
     name: str
     version: str
+    extends: tuple[Ancestor, ...] = ()
+    """Its parent, then that one's, to the root."""
     media_type: str
     module: ModuleFile
     parameters_schema: JsonSchema | None = None
@@ -137,13 +163,19 @@ class Manifest:
     profile: Profile = Profile.DEFAULT
     retry: Retry = Retry.UNSAFE
 
+    @property
+    def full_name(self) -> TemplateName:
+        return TemplateName(name=self.name, version=self.version)
+
 
 def format_of(manifest: Manifest) -> str:
     """Return the oldest format that can say the manifest."""
+    if manifest.extends:
+        return FORMAT
     limits, capabilities = requested_json(manifest.limits), capabilities_json(manifest.capabilities)
     later = limits.keys() - FIRST_LIMITS or capabilities.keys() - _FIRST_CAPABILITIES
     if later or any(_http_json(http).keys() - _FIRST_HTTP for http in manifest.capabilities.http):
-        return FORMAT
+        return FORMAT_WITHOUT_PARENTS
     return OLDER_FORMAT
 
 
@@ -158,8 +190,12 @@ def encode_manifest(manifest: Manifest) -> bytes:
         "input": manifest.input_schema,
         "output": manifest.output_schema,
     }
+    extends = [
+        {"name": one.name.name, "version": one.name.version, "digest": one.digest} for one in manifest.extends
+    ]
     encoded = canonical_json(
         {
+            **({"extends": extends} if extends else {}),
             "type": format_of(manifest),
             "name": manifest.name,
             "version": manifest.version,
@@ -224,13 +260,14 @@ def _decode(data: bytes) -> Manifest:
     except MalformedError as error:
         raise ManifestInvalidError(f"manifest: {error}") from error
     found = document.text("type")
-    if found not in {FORMAT, OLDER_FORMAT}:
+    if found not in {FORMAT, FORMAT_WITHOUT_PARENTS, OLDER_FORMAT}:
         raise ManifestInvalidError(f"manifest format is {found[:64]!r}, this build reads {FORMAT!r}")
     schemas, run = document.child("schemas"), document.child("run")
     asked = document.raw_object("capabilities")
     manifest = Manifest(
         name=read_name(document),
         version=read_version(document),
+        extends=_read_extends(document, found),
         media_type=read_media_type(document),
         module=_read_module(document.child("module")),
         parameters_schema=_read_schema(schemas, "parameters"),
@@ -249,12 +286,27 @@ def _decode(data: bytes) -> Manifest:
 
 def _check_format(manifest: Manifest, found: str, asked: JsonObject) -> None:
     needed = format_of(manifest)
+    if found == FORMAT and not manifest.extends:
+        raise ManifestInvalidError(f"manifest is of {found} and extends nothing")
     if found == OLDER_FORMAT and needed != found:
         raise UnknownFieldError(f"manifest of {found} carries what came later")
     if found != needed:
         raise ManifestInvalidError(f"manifest is of {found}, {needed} says the same")
     if {"http": [], **asked} != capabilities_json(manifest.capabilities):
         raise ManifestInvalidError("manifest names a capability that it does not ask for")
+
+
+def _read_extends(document: Fields, found: str) -> tuple[Ancestor, ...]:
+    if found != FORMAT:
+        return ()  # left in the document, where `end` refuses it
+    return tuple(_read_ancestor(one) for one in document.children("extends", max_items=MAX_ANCESTORS))
+
+
+def _read_ancestor(said: Fields) -> Ancestor:
+    name = TemplateName(name=read_name(said), version=read_version(said))
+    ancestor = Ancestor(name=name, digest=said.digest("digest"))
+    said.end()
+    return ancestor
 
 
 def read_name(document: Fields) -> str:
@@ -392,6 +444,20 @@ def require_reachable(manifest: Manifest) -> None:
             parse_url(http.url)
         except HostCallRefusedError as error:
             raise ManifestInvalidError(f"manifest.capabilities.http: url {error}") from error
+
+
+def require_schemas_of_json(manifest: Manifest) -> None:
+    """Refuse a new manifest whose input or output is judged as JSON and declared as something else.
+
+    Raises:
+        ManifestInvalidError: It has such a schema and another media type.
+    """
+    judged = manifest.input_schema is not None or manifest.output_schema is not None
+    kind = manifest.media_type
+    if judged and kind != "application/json" and not kind.endswith("+json"):
+        raise ManifestInvalidError(
+            f"manifest.media_type: input and output have schemas, and are {kind}, which is no JSON"
+        )
 
 
 def _read_module(table: Fields) -> ModuleFile:

@@ -12,7 +12,7 @@ from typing import Final
 
 from shared.agent_toml import FILE as AGENT_TOML
 from shared.agent_toml import MAX_BYTES as MAX_AGENT_TOML_BYTES
-from shared.agent_toml import parse_agent_toml
+from shared.agent_toml import AgentToml, parse_agent_toml
 from shared.canonical import parse_strict
 from shared.digests import Digest, parse_digest, sha256_digest
 from shared.dsse import MAX_ENVELOPE_BYTES, decode_envelope
@@ -25,15 +25,20 @@ from shared.errors import (
     PackageAlteredError,
     PackageTooLargeError,
     PackageTruncatedError,
+    ParentMissingError,
     UnsignedError,
 )
+from shared.inheritance import Parent, Schemas, inherit
 from shared.manifest import (
     MAX_MANIFEST_BYTES,
     MAX_MODULE_BYTES,
     Manifest,
     ModuleFile,
+    Profile,
+    Retry,
     decode_manifest,
     require_reachable,
+    require_schemas_of_json,
 )
 from shared.packages import SignedPackage, UnsignedPackage, make_package, pack, require_wasm, unpack
 from shared.schemas import MAX_SCHEMA_BYTES, JsonSchema
@@ -45,33 +50,73 @@ MAX_BLOBS: Final = 16
 """More files than any version of the format names; listing stops there."""
 
 
-def build_package(folder: Path) -> UnsignedPackage:
+def read_author(folder: Path) -> AgentToml:
+    """Return an author's agent.toml; `extends` says which parent `build_package` needs.
+
+    Raises:
+        NotFoundError, PackageTooLargeError, ManifestInvalidError, UnknownFieldError: As `build_package`.
+    """
+    return parse_agent_toml(_read_file(folder / AGENT_TOML, MAX_AGENT_TOML_BYTES))
+
+
+def build_package(folder: Path, parent: Parent | None = None) -> UnsignedPackage:
     """Return the unsigned package of an author's folder: its agent.toml, module and schemas.
+
+    With a parent it is resolved: all that it inherits is in it, but for the bytes of an inherited module.
 
     Raises:
         NotFoundError: agent.toml or a file that it names is missing, or is no regular file.
         PackageTooLargeError: A file exceeds its bound.
         ManifestInvalidError: agent.toml or a schema breaks a rule, or the module is no WebAssembly.
+        ParentMissingError, TemplateCycleError, TemplateWidensError: As `inherit`.
         UnknownFieldError: agent.toml holds a key that is not known.
     """
-    author = parse_agent_toml(_read_file(folder / AGENT_TOML, MAX_AGENT_TOML_BYTES))
+    author = read_author(folder)
+    module = _read_module(folder, author)
+    schemas = Schemas(
+        parameters=_read_schema(folder, author.parameters_schema),
+        input=_read_schema(folder, author.input_schema),
+        output=_read_schema(folder, author.output_schema),
+    )
+    named = None if module is None or author.module is None else _module_file(author.module, module)
+    if author.extends is not None:
+        if parent is None:
+            raise ParentMissingError(f"{author.name}@{author.version} extends {author.extends}")
+        manifest = inherit(author, schemas, named, parent)
+    else:
+        manifest = _whole(author, schemas, named)
+    require_reachable(manifest)
+    require_schemas_of_json(manifest)
+    return make_package(manifest, module)
+
+
+def _read_module(folder: Path, author: AgentToml) -> bytes | None:
+    if author.module is None:
+        return None
     module = _read_file(folder / author.module, MAX_MODULE_BYTES)
     require_wasm(module)
-    manifest = Manifest(
+    return module
+
+
+def _module_file(name: str, module: bytes) -> ModuleFile:
+    return ModuleFile(file_name=name, digest=sha256_digest(module), size_bytes=len(module))
+
+
+def _whole(author: AgentToml, schemas: Schemas, module: ModuleFile | None) -> Manifest:
+    assert module is not None  # agent.toml cannot leave it out without a parent
+    return Manifest(
         name=author.name,
         version=author.version,
-        media_type=author.media_type,
-        module=ModuleFile(file_name=author.module, digest=sha256_digest(module), size_bytes=len(module)),
-        parameters_schema=_read_schema(folder, author.parameters_schema),
-        input_schema=_read_schema(folder, author.input_schema),
-        output_schema=_read_schema(folder, author.output_schema),
+        media_type=author.media_type or "application/json",
+        module=module,
+        parameters_schema=schemas.parameters,
+        input_schema=schemas.input,
+        output_schema=schemas.output,
         limits=author.limits,
         capabilities=author.capabilities,
-        profile=author.profile,
-        retry=author.retry,
+        profile=author.profile or Profile.DEFAULT,
+        retry=author.retry or Retry.UNSAFE,
     )
-    require_reachable(manifest)
-    return make_package(manifest, module)
 
 
 def package_folder_name(manifest: Manifest) -> str:
@@ -113,9 +158,9 @@ def read_unsigned_package(folder: Path) -> UnsignedPackage:
     manifest_bytes = unpack(packed, what=MANIFEST_FILE, max_bytes=MAX_MANIFEST_BYTES)
     manifest = decode_manifest(manifest_bytes)
     blobs = _read_blobs(folder)
-    if manifest.module.digest not in blobs:
+    if manifest.module.digest not in blobs and not manifest.extends:
         raise PackageTruncatedError(f"module {manifest.module.digest} is missing in {folder}")
-    return make_package(manifest, blobs[manifest.module.digest])
+    return make_package(manifest, blobs.get(manifest.module.digest))
 
 
 def read_signed_package(folder: Path) -> SignedPackage:

@@ -97,18 +97,19 @@ class VerifiedTemplate:
         return self.signed.digest
 
 
-def make_package(manifest: Manifest, module: bytes) -> UnsignedPackage:
-    """Return the unsigned package of a manifest and the module that it names.
+def make_package(manifest: Manifest, module: bytes | None) -> UnsignedPackage:
+    """Return the unsigned package of a manifest and the module that it names; None: the parent brings it.
 
     Raises:
         PackageTooLargeError: Manifest or module exceed their bounds.
         PackageAlteredError: The manifest names another module.
     """
-    check_module(manifest, module)
+    if module is not None:
+        check_module(manifest, module)
     return UnsignedPackage(
         manifest=manifest,
         manifest_bytes=encode_manifest(manifest),
-        blobs={manifest.module.digest: module},
+        blobs={} if module is None else {manifest.module.digest: module},
     )
 
 

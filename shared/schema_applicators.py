@@ -4,7 +4,7 @@ from collections.abc import Callable, Iterable
 from typing import Any, Final
 
 from shared.canonical import JsonObject
-from shared.schema_rules import Broken, Rule, Schema, Work, natural, wrong_keyword
+from shared.schema_rules import FITS, Broken, Findings, Rule, Schema, Work, natural, wrong_keyword
 
 Child = Callable[[Any], Schema]
 """Compiles a schema within the one that is being compiled."""
@@ -22,51 +22,60 @@ def _named(keyword: str, value: Any, child: Child) -> dict[str, Schema]:
     return {name: child(one) for name, one in value.items()}
 
 
-def _passing(schemas: Iterable[Schema], value: Any, work: Work) -> Iterable[Schema]:
-    return (schema for schema in schemas if schema.broken_by(value, work) is None)
+def _gathered(parts: Iterable[Findings], most: int) -> Findings:
+    """Return the findings of all parts, asked one by one until there are enough."""
+    found = FITS
+    for one in parts:
+        found += one
+        if len(found) >= most:
+            break
+    return found
+
+
+def _below(found: Findings, key: str | int) -> Findings:
+    return tuple(one.below(key) for one in found) if found else FITS
 
 
 def _all_of(_node: JsonObject, value: Any, child: Child) -> Rule:
     schemas = _several("allOf", value, child)
-
-    def rule(value: Any, work: Work) -> Broken | None:
-        broken = (schema.broken_by(value, work) for schema in schemas)
-        return next((one for one in broken if one is not None), None)
-
-    return rule
+    return lambda value, work, most: _gathered(
+        (schema.broken_by(value, work, most) for schema in schemas), most
+    )
 
 
 def _any_of(_node: JsonObject, value: Any, child: Child) -> Rule:
     schemas = _several("anyOf", value, child)
+    broken = (Broken(keyword="anyOf", expected=f"what fits at least one of {len(schemas)} schemas"),)
 
-    def rule(value: Any, work: Work) -> Broken | None:
-        fits = next(iter(_passing(schemas, value, work)), None) is not None
-        return None if fits else Broken(keyword="anyOf")
+    def rule(value: Any, work: Work, _most: int) -> Findings:
+        return FITS if any(schema.fits(value, work) for schema in schemas) else broken
 
     return rule
 
 
 def _one_of(_node: JsonObject, value: Any, child: Child) -> Rule:
     schemas = _several("oneOf", value, child)
+    broken = (Broken(keyword="oneOf", expected=f"what fits exactly one of {len(schemas)} schemas"),)
 
-    def rule(value: Any, work: Work) -> Broken | None:
-        return None if sum(1 for _ in _passing(schemas, value, work)) == 1 else Broken(keyword="oneOf")
+    def rule(value: Any, work: Work, _most: int) -> Findings:
+        return FITS if sum(1 for schema in schemas if schema.fits(value, work)) == 1 else broken
 
     return rule
 
 
 def _not(_node: JsonObject, value: Any, child: Child) -> Rule:
     schema = child(value)
-    return lambda value, work: Broken(keyword="not") if schema.broken_by(value, work) is None else None
+    broken = (Broken(keyword="not", expected="what does not fit the schema under 'not'"),)
+    return lambda value, work, _most: broken if schema.fits(value, work) else FITS
 
 
 def _if(node: JsonObject, value: Any, child: Child) -> Rule:
     condition = child(value)
     then, otherwise = child(node.get("then", True)), child(node.get("else", True))
 
-    def rule(value: Any, work: Work) -> Broken | None:
-        branch = then if condition.broken_by(value, work) is None else otherwise
-        return branch.broken_by(value, work)
+    def rule(value: Any, work: Work, most: int) -> Findings:
+        branch = then if condition.fits(value, work) else otherwise
+        return branch.broken_by(value, work, most)
 
     return rule
 
@@ -74,42 +83,46 @@ def _if(node: JsonObject, value: Any, child: Child) -> Rule:
 def _properties(_node: JsonObject, value: Any, child: Child) -> Rule:
     schemas = _named("properties", value, child)
 
-    def rule(value: Any, work: Work) -> Broken | None:
+    def rule(value: Any, work: Work, most: int) -> Findings:
         if not isinstance(value, dict):
-            return None
+            return FITS
         work.spend(len(schemas))
-        for name, schema in schemas.items():
-            if name in value and (broken := schema.broken_by(value[name], work)) is not None:
-                return broken.below(name)
-        return None
+        return _gathered(
+            (
+                _below(schema.broken_by(value[name], work, most), name)
+                for name, schema in schemas.items()
+                if name in value
+            ),
+            most,
+        )
 
     return rule
 
 
 def _additional_properties(node: JsonObject, value: Any, child: Child) -> Rule:
     schema, named = child(value), frozenset(_object_at(node, "properties"))
-    closed = value is False
+    closed = (Broken(keyword="additionalProperties", expected="no such property"),) if value is False else ()
 
-    def rule(value: Any, work: Work) -> Broken | None:
+    def rule(value: Any, work: Work, most: int) -> Findings:
         if not isinstance(value, dict):
-            return None
+            return FITS
         work.spend(len(value))
-        for name, item in value.items():
-            if name not in named and (broken := schema.broken_by(item, work)) is not None:
-                return Broken(keyword="additionalProperties") if closed else broken.below(name)
-        return None
+        others = ((name, item) for name, item in value.items() if name not in named)
+        return _gathered(
+            (_below(closed or schema.broken_by(item, work, most), name) for name, item in others), most
+        )
 
     return rule
 
 
 def _property_names(_node: JsonObject, value: Any, child: Child) -> Rule:
     schema = child(value)
+    broken = (Broken(keyword="propertyNames", expected="names that fit the schema of names"),)
 
-    def rule(value: Any, work: Work) -> Broken | None:
+    def rule(value: Any, work: Work, _most: int) -> Findings:
         if not isinstance(value, dict):
-            return None
-        fits = all(schema.broken_by(name, work) is None for name in value)
-        return None if fits else Broken(keyword="propertyNames")
+            return FITS
+        return FITS if all(schema.fits(name, work) for name in value) else broken
 
     return rule
 
@@ -117,12 +130,13 @@ def _property_names(_node: JsonObject, value: Any, child: Child) -> Rule:
 def _dependent_schemas(_node: JsonObject, value: Any, child: Child) -> Rule:
     schemas = _named("dependentSchemas", value, child)
 
-    def rule(value: Any, work: Work) -> Broken | None:
+    def rule(value: Any, work: Work, most: int) -> Findings:
         if not isinstance(value, dict):
-            return None
+            return FITS
         work.spend(len(schemas))
-        broken = (schema.broken_by(value, work) for name, schema in schemas.items() if name in value)
-        return next((one for one in broken if one is not None), None)
+        return _gathered(
+            (schema.broken_by(value, work, most) for name, schema in schemas.items() if name in value), most
+        )
 
     return rule
 
@@ -130,13 +144,13 @@ def _dependent_schemas(_node: JsonObject, value: Any, child: Child) -> Rule:
 def _prefix_items(_node: JsonObject, value: Any, child: Child) -> Rule:
     schemas = _several("prefixItems", value, child)
 
-    def rule(value: Any, work: Work) -> Broken | None:
+    def rule(value: Any, work: Work, most: int) -> Findings:
         if not isinstance(value, list):
-            return None
-        for at, (schema, item) in enumerate(zip(schemas, value, strict=False)):
-            if (broken := schema.broken_by(item, work)) is not None:
-                return broken.below(at)
-        return None
+            return FITS
+        pairs = enumerate(zip(schemas, value, strict=False))
+        return _gathered(
+            (_below(schema.broken_by(item, work, most), at) for at, (schema, item) in pairs), most
+        )
 
     return rule
 
@@ -145,13 +159,12 @@ def _items(node: JsonObject, value: Any, child: Child) -> Rule:
     schema, prefix = child(value), node.get("prefixItems", [])
     start = len(prefix) if isinstance(prefix, list) else 0
 
-    def rule(value: Any, work: Work) -> Broken | None:
+    def rule(value: Any, work: Work, most: int) -> Findings:
         if not isinstance(value, list):
-            return None
-        for at in range(start, len(value)):
-            if (broken := schema.broken_by(value[at], work)) is not None:
-                return broken.below(at)
-        return None
+            return FITS
+        return _gathered(
+            (_below(schema.broken_by(value[at], work, most), at) for at in range(start, len(value))), most
+        )
 
     return rule
 
@@ -159,13 +172,15 @@ def _items(node: JsonObject, value: Any, child: Child) -> Rule:
 def _contains(node: JsonObject, value: Any, child: Child) -> Rule:
     schema = child(value)
     least = natural("minContains", node.get("minContains", 1))
-    most = natural("maxContains", node["maxContains"]) if "maxContains" in node else None
+    most_items = natural("maxContains", node["maxContains"]) if "maxContains" in node else None
+    words = f"at least {least}" if most_items is None else f"{least} to {most_items}"
+    broken = (Broken(keyword="contains", expected=f"{words} items that fit the schema under 'contains'"),)
 
-    def rule(value: Any, work: Work) -> Broken | None:
+    def rule(value: Any, work: Work, _most: int) -> Findings:
         if not isinstance(value, list):
-            return None
-        found = sum(1 for item in value if schema.broken_by(item, work) is None)
-        return None if least <= found and (most is None or found <= most) else Broken(keyword="contains")
+            return FITS
+        found = sum(1 for item in value if schema.fits(item, work))
+        return FITS if least <= found and (most_items is None or found <= most_items) else broken
 
     return rule
 
@@ -189,3 +204,28 @@ APPLICATORS: Final[dict[str, Callable[[JsonObject, Any, Child], Rule]]] = {
     "items": _items,
     "contains": _contains,
 }
+
+ONE_SCHEMA: Final = frozenset(
+    {"not", "if", "then", "else", "additionalProperties", "propertyNames", "items", "contains"}
+)
+LISTED_SCHEMAS: Final = frozenset({"allOf", "anyOf", "oneOf", "prefixItems"})
+NAMED_SCHEMAS: Final = frozenset({"properties", "dependentSchemas", "$defs"})
+"""Where in a schema other schemas stand."""
+
+
+def with_schemas(node: Any, change: Callable[[Any], Any]) -> Any:
+    """Return a schema with `change` applied to each schema that stands directly in it; all else is kept.
+
+    What has another shape than the draft says is kept as well: who compiles the result refuses it.
+    """
+    if not isinstance(node, dict):
+        return node
+    changed = dict(node)
+    for keyword, value in node.items():
+        if keyword in ONE_SCHEMA:
+            changed[keyword] = change(value)
+        elif keyword in LISTED_SCHEMAS and isinstance(value, list):
+            changed[keyword] = [change(one) for one in value]
+        elif keyword in NAMED_SCHEMAS and isinstance(value, dict):
+            changed[keyword] = {name: change(one) for name, one in value.items()}
+    return changed

@@ -3,19 +3,23 @@
 A schema and the JSON it judges both come from somebody who may mean harm. So schemas are a closed subset of
 the draft without regular expressions, and reading one and applying it end within a bounded number of steps.
 A keyword that is not known is refused, not ignored: a misspelt rule would check nothing. `format` is an
-annotation, as in the draft.
+annotation, as in the draft, but for `secret-ref`.
 """
 
+from collections.abc import Iterable
+from contextlib import suppress
 from dataclasses import dataclass, field
 from typing import Any, Final
 
 from shared.canonical import JsonObject, canonical_json, parse_canonical
-from shared.errors import InvalidInputError, ManifestInvalidError
+from shared.errors import FieldViolation, InvalidInputError, ManifestInvalidError
 from shared.schema_applicators import APPLICATORS
+from shared.schema_defaults import DEFINITIONS, Defaults, definition_name
 from shared.schema_rules import (
     MAX_STEPS,
     SIMPLE_RULES,
     Broken,
+    Findings,
     Rule,
     Schema,
     TooMuchWorkError,
@@ -33,10 +37,13 @@ MAX_SUBSCHEMAS: Final = 512
 MAX_HEIGHT: Final = 48
 """Schemas within each other, references followed."""
 
-_DEFINITIONS: Final = "#/$defs/"
+MAX_VIOLATIONS: Final = 16
+"""Places that one refusal names."""
+
+_NOTHING_FITS: Final = (Broken(keyword="false", expected="nothing"),)
 
 _TEXT_ANNOTATIONS: Final = frozenset(
-    {"$schema", "$id", "$comment", "title", "description", "format", "contentEncoding", "contentMediaType"}
+    {"$schema", "$id", "$comment", "title", "description", "contentEncoding", "contentMediaType"}
 )
 _FLAG_ANNOTATIONS: Final = frozenset({"deprecated", "readOnly", "writeOnly"})
 _ANY_ANNOTATIONS: Final = frozenset({"default", "examples"})
@@ -58,6 +65,8 @@ class JsonSchema:
     canonical: bytes
     """Its canonical JSON."""
     _rules: Schema = field(compare=False, repr=False)
+    _defaults: Defaults | None = field(compare=False, repr=False)
+    """None: the schema has none."""
 
     @classmethod
     def from_object(cls, document: JsonObject) -> "JsonSchema":
@@ -76,7 +85,10 @@ class JsonSchema:
                 raise ManifestInvalidError(
                     f"a schema has {len(canonical)} bytes, the bound is {MAX_SCHEMA_BYTES}"
                 )
-            return cls(canonical=canonical, _rules=_Compiler(document).root())
+            rules = _Compiler(document).root()
+            # The word alone may be a property's name: then there is nothing to fill, only a walk for nothing.
+            defaults = Defaults(document) if b'"default"' in canonical else None
+            return cls(canonical=canonical, _rules=rules, _defaults=defaults)
         except InvalidInputError as error:
             raise ManifestInvalidError(f"a schema is not JSON: {error}") from error
         except (RecursionError, TooMuchWorkError) as error:
@@ -86,22 +98,82 @@ class JsonSchema:
         """Return the schema as decoded JSON."""
         return parse_canonical(self.canonical, max_bytes=MAX_SCHEMA_BYTES)
 
-    def check(self, value: Any, what: str) -> None:
-        """Return if, and only if, the decoded JSON `value` fits. Ends within `MAX_STEPS`, whatever it is.
+    def fill(self, value: Any, what: str) -> None:
+        """Add to decoded JSON the properties that are not there and have a `default`; changes `value`.
 
         Raises:
-            InvalidInputError: It does not fit; the message names the place and the rule, never the value. Or
-                checking it takes too many steps.
+            InvalidInputError: It takes too many steps.
         """
+        if self._defaults is None:
+            return
         try:
-            broken = self._rules.broken_by(value, Work())
+            self._defaults.fill(value, Work())
         except (RecursionError, TooMuchWorkError) as problem:
-            raise InvalidInputError(
-                f"{what} cannot be checked against its schema within {MAX_STEPS} steps",
-                hint="make it smaller, or give its template a simpler schema",
-            ) from problem
-        if broken is not None:
-            raise InvalidInputError(f"{what} breaks rule {broken.keyword!r} of its schema at {broken.where}")
+            raise _too_much(what) from problem
+
+    def check(self, value: Any, what: str, *, secrets: Iterable[str] = ()) -> None:
+        """Return if, and only if, the decoded JSON `value` fits. Ends within `MAX_STEPS`, whatever it is.
+
+        A reference to a secret fits when it is to one of `secrets`.
+
+        Raises:
+            InvalidInputError: It does not fit; up to `MAX_VIOLATIONS` places are named by what was expected
+                and what kind of value was found, never the value. Or checking it takes too many steps.
+        """
+        allowed = frozenset(secrets)
+        try:
+            found = self._rules.broken_by(value, Work(secrets=allowed), 1)
+        except (RecursionError, TooMuchWorkError) as problem:
+            raise _too_much(what) from problem
+        if not found:
+            return
+        with suppress(RecursionError, TooMuchWorkError):  # one is named at least
+            found = self._rules.broken_by(value, Work(secrets=allowed), MAX_VIOLATIONS)[:MAX_VIOLATIONS]
+        raise _refusal(what, [(one.keyword, _violation(what, one, value)) for one in _different(found)])
+
+
+def _too_much(what: str) -> InvalidInputError:
+    return InvalidInputError(
+        f"{what} cannot be checked against its schema within {MAX_STEPS} steps",
+        hint="make it smaller, or give its template a simpler schema",
+    )
+
+
+def _different(found: Findings) -> Findings:
+    """Return one finding for each place and keyword: two schemas may say the same of one value."""
+    return tuple({(one.path, one.keyword): one for one in reversed(found)}.values())[::-1]
+
+
+def _violation(what: str, broken: Broken, value: Any) -> FieldViolation:
+    return FieldViolation(
+        field=f"{what}{broken.pointer}",
+        description=f"expected {broken.expected}, got {_kind_at(value, broken.path)}",
+    )
+
+
+def _refusal(what: str, found: list[tuple[str, FieldViolation]]) -> InvalidInputError:
+    (keyword, first), others = found[0], len(found) - 1
+    more = f"; {others} more of its fields {'is' if others == 1 else 'are'} wrong" if others else ""
+    return InvalidInputError(
+        f"{what} breaks rule {keyword!r} of its schema at {first.field.removeprefix(what) or '/'}:"
+        f" {first.description}{more}",
+        violations=[violation for _, violation in found],
+    )
+
+
+def _kind_at(value: Any, path: tuple[str | int, ...]) -> str:
+    """Return what kind of value stands at a place; nothing of the value itself."""
+    for key in reversed(path):
+        if isinstance(value, dict) and key not in value:
+            return "nothing"
+        value = value[key]
+    if isinstance(value, bool) or value is None:
+        return "null" if value is None else "boolean"
+    if isinstance(value, int | float):
+        return "integer" if isinstance(value, int) else "number"
+    if isinstance(value, str):
+        return f"string of {len(value)} characters"
+    return f"array of {len(value)} items" if isinstance(value, list) else f"object of {len(value)} properties"
 
 
 class _Compiler:
@@ -140,7 +212,7 @@ class _Compiler:
         if node is True:
             return Schema((), 1)
         if node is False:
-            return Schema((lambda _value, _work: Broken(keyword="false"),), 1)
+            return Schema((lambda _value, _work, _most: _NOTHING_FITS,), 1)
         if not isinstance(node, dict):
             raise ManifestInvalidError("a schema is neither an object nor true nor false")
         rules: list[Rule] = []
@@ -183,12 +255,11 @@ class _Compiler:
         raise ManifestInvalidError(f"keyword {keyword[:64]!r} of a schema is refused: {reason}")
 
     def _reference(self, target: Any, children: list[Schema]) -> Rule:
-        if not isinstance(target, str) or not target.startswith(_DEFINITIONS):
+        if not isinstance(target, str) or not target.startswith(DEFINITIONS):
             raise ManifestInvalidError(
                 f"a schema refers to {str(target)[:200]!r}: only '#/$defs/…' is allowed"
             )
-        name = target.removeprefix(_DEFINITIONS).replace("~1", "/").replace("~0", "~")
-        schema = self._definition(name)
+        schema = self._definition(definition_name(target))
         children.append(schema)
         return schema.broken_by
 

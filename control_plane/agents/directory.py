@@ -76,4 +76,5 @@ def resolve_agent(agent: Agent, version: TemplateVersion) -> ResolvedAgent:
         media_type=manifest.media_type,
         profile=manifest.profile,
         retry_is_safe=manifest.retry is Retry.SAFE,
+        input_schema=manifest.input_schema,
     )

@@ -1,12 +1,13 @@
 """Agents as values. No I/O."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from datetime import datetime
 
 from shared.digests import Digest
 from shared.ids import AgentId, TenantId
 from shared.limits import RequestedLimits
 from shared.manifest import Capabilities, Profile
+from shared.schemas import JsonSchema
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -47,6 +48,8 @@ class ResolvedAgent:
     media_type: str
     profile: Profile
     retry_is_safe: bool
+    input_schema: JsonSchema | None = field(default=None, repr=False)
+    """What inputs have to fit; None: they are anything."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -13,7 +13,7 @@ from control_plane.paging import BAD_TOKEN, DEFAULT_PAGE_SIZE, MAX_PAGE_SIZE, de
 from control_plane.policy.domain import Decision, PolicyInput, Question, Subject
 from control_plane.policy.gate import PolicyGate
 from control_plane.policy.ports import DecisionLog
-from control_plane.templates.domain import TemplateRef, TemplateState, TemplateVersion
+from control_plane.templates.domain import TemplateRef, TemplateVersion, require_open
 from shared.canonical import canonical_json, parse_strict
 from shared.clock import Clock, Random
 from shared.errors import (
@@ -22,8 +22,6 @@ from shared.errors import (
     InvalidInputError,
     MalformedError,
     NotFoundError,
-    TemplateRetiredError,
-    TemplateRevokedError,
 )
 from shared.ids import AGENT, AUDIT_ENTRY, TenantId, new_id
 from shared.manifest import NAME, NO_CAPABILITIES, decode_manifest
@@ -31,6 +29,7 @@ from shared.manifest import NAME, NO_CAPABILITIES, decode_manifest
 AGENTS_CHANNEL: Final = "af_agents"
 MAX_PARAMETERS_BYTES: Final = 64 * 1024
 _NO_PARAMETERS: Final = b"{}"
+_PARAMETERS: Final = "parameters"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -232,37 +231,30 @@ class AgentService:
         )
 
 
-def require_open(version: TemplateVersion) -> None:
-    """Let versions pass that new agents may use.
-
-    Raises:
-        TemplateRetiredError: It is retired.
-        TemplateRevokedError: It is revoked.
-    """
-    name = f"template {version.name} {version.version}"
-    if version.state is TemplateState.RETIRED:
-        raise TemplateRetiredError(f"{name} is retired")
-    if version.state is TemplateState.REVOKED:
-        raise TemplateRevokedError(f"{name} is revoked")
-
-
 def check_parameters(version: TemplateVersion, parameters: bytes) -> bytes:
-    """Return the parameters as canonical JSON when they fit the template's schema.
+    """Return the parameters as canonical JSON, defaults filled in, when they fit the template's schema.
 
     Raises:
-        InvalidInputError: They are no JSON object of at most 64 KiB, do not fit, or there is no schema for
-            any.
+        InvalidInputError: They are no JSON object of at most 64 KiB, do not fit (each wrong field is named),
+            or there is no schema for any.
     """
     try:
         document = parse_strict(parameters or _NO_PARAMETERS, max_bytes=MAX_PARAMETERS_BYTES)
     except MalformedError as error:
         raise InvalidInputError(f"parameters: {error}") from error
-    schema = decode_manifest(version.manifest).parameters_schema
+    manifest = decode_manifest(version.manifest)
+    schema = manifest.parameters_schema
     if schema is not None:
-        schema.check(document, "parameters")
+        schema.fill(document, _PARAMETERS)
+        schema.check(document, _PARAMETERS, secrets=manifest.capabilities.secrets)
     elif document:
         raise InvalidInputError(f"template {version.name} {version.version} takes no parameters")
-    return canonical_json(document)
+    encoded = canonical_json(document)
+    if len(encoded) > MAX_PARAMETERS_BYTES:
+        raise InvalidInputError(
+            f"parameters have {len(encoded)} bytes with their defaults, the bound is {MAX_PARAMETERS_BYTES}"
+        )
+    return encoded
 
 
 def _same_or_taken(existing: Agent, version: TemplateVersion, parameters: bytes) -> Agent:

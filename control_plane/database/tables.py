@@ -188,9 +188,12 @@ template_versions = Table(
     Column("state", Text, nullable=False, server_default=text("'active'")),
     Column("published_by", Text, nullable=False),
     _at("published_at", now=True),
+    # Digests of the versions that it extends, the nearest first.
+    Column("ancestors", ARRAY(Text), nullable=False, server_default=text("'{}'")),
     UniqueConstraint("tenant_id", "name", "version"),
     UniqueConstraint("tenant_id", "digest"),
     _one_of("state", ("active", "retired", "revoked")),
+    Index("ix_template_versions_ancestors", "ancestors", postgresql_using="gin"),
 )
 
 agents = Table(

@@ -40,6 +40,7 @@ from shared.errors import (
     PolicyDeniedError,
 )
 from shared.ids import AUDIT_ENTRY, BODY, EXECUTION, BodyId, ExecutionId, TenantId, new_id
+from shared.json_bodies import MAX_JUDGED_BYTES, check_body
 from shared.manifest import NO_CAPABILITIES
 
 _STALE_TRIES: Final = 2
@@ -114,7 +115,8 @@ class ExecutionService:
             TemplateRevokedError: The agent's template is revoked.
             PolicyDeniedError: Policy said no; the denial is recorded.
             IdempotencyConflictError: The request id was used with another request.
-            InvalidInputError: The input or the deadline is outside its bounds.
+            InvalidInputError: The input or the deadline is outside its bounds, or the input breaks its
+                template's schema; each wrong field is named.
             ResourceExhaustedError: Too many requests wait already.
             UnavailableError: The database is away; nothing was promised.
         """
@@ -139,6 +141,7 @@ class ExecutionService:
         body = await self._input(subject.tenant_id, request)
         agent = await self._agents.resolve(subject.tenant_id, request.agent)
         decision = await self._decide(subject, agent, body)
+        await self._check_input(subject.tenant_id, agent, body)
         return self._new_execution(subject, request, method, execution_id, agent, body, decision)
 
     async def submit(self, subject: Subject, request: RunRequest, *, method: str) -> Execution:
@@ -228,6 +231,7 @@ class ExecutionService:
         agent = await self._agents.resolve(subject.tenant_id, request.agent)
         for _ in range(_STALE_TRIES):
             decision = await self._decide(subject, agent, body)
+            await self._check_input(subject.tenant_id, agent, body)
             item = self._new_execution(subject, request, method, execution_id, agent, body, decision)
             accepted = await self._acceptor.accept(item)
             if accepted.outcome is not AcceptOutcome.STALE_AGENT:
@@ -254,6 +258,18 @@ class ExecutionService:
             size_bytes=len(content),
             content=content,
         )
+
+    async def _check_input(self, tenant_id: TenantId, agent: ResolvedAgent, body: StoredBody) -> None:
+        """Refuse an input that breaks its template's schema; the node asks again."""
+        if agent.input_schema is None:
+            return
+        content = body.content
+        if content is None:
+            # A byte more than a body with a schema may have, so that a larger one is refused as what it is.
+            content = await self._store.read_body(
+                tenant_id, body.body_id, offset_bytes=0, max_bytes=MAX_JUDGED_BYTES + 1
+            )
+        await check_body(agent.input_schema, content, "input")
 
     async def _decide(self, subject: Subject, agent: ResolvedAgent, body: StoredBody) -> Decision:
         asked = PolicyInput(

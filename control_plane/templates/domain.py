@@ -5,7 +5,7 @@ from datetime import datetime
 from enum import StrEnum
 
 from shared.digests import Digest
-from shared.errors import InvalidInputError
+from shared.errors import InvalidInputError, TemplateRetiredError, TemplateRevokedError
 from shared.ids import KeyId, TemplateVersionId, TenantId
 
 
@@ -36,8 +36,24 @@ class TemplateVersion:
     manifest: bytes = field(repr=False)
     envelope: bytes = field(repr=False)
     """Exactly as published; empty in lists."""
+    ancestors: tuple[Digest, ...] = ()
+    """The versions that it extends, the nearest first. Their state is never ahead of its own."""
     published_by: str
     published_at: datetime
+
+
+def require_open(version: TemplateVersion) -> None:
+    """Let versions pass that something new may be made of.
+
+    Raises:
+        TemplateRetiredError: It is retired.
+        TemplateRevokedError: It is revoked.
+    """
+    name = f"template {version.name} {version.version}"
+    if version.state is TemplateState.RETIRED:
+        raise TemplateRetiredError(f"{name} is retired")
+    if version.state is TemplateState.REVOKED:
+        raise TemplateRevokedError(f"{name} is revoked")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -30,6 +30,17 @@ class TemplateStore(Protocol):
     async def set_state(self, tx: Transaction, version: TemplateVersion, state: TemplateState) -> None:
         """Write the state."""
 
+    async def lock(self, tx: Transaction, tenant_id: TenantId, digest: Digest) -> TemplateVersion | None:
+        """Return a version, whose state nobody changes before the transaction ends."""
+
+    async def children(
+        self, tx: Transaction, tenant_id: TenantId, digest: Digest
+    ) -> Sequence[TemplateVersion]:
+        """Return all that extend a version, directly or not, without envelopes, and lock them as writers do.
+
+        The order is that of publishing, so a parent always comes before its children.
+        """
+
     async def read_module(
         self, tx: Transaction, module_digest: Digest, *, offset_bytes: int, max_bytes: int
     ) -> bytes | None:

@@ -6,11 +6,11 @@ from typing import Final
 
 from control_plane.audit.domain import NewAuditEntry
 from control_plane.audit.ports import AuditLog
-from control_plane.database.ports import Database
+from control_plane.database.ports import Database, Transaction
 from control_plane.policy.domain import Decision, PolicyInput, Question, Subject
 from control_plane.policy.gate import PolicyGate
 from control_plane.policy.ports import DecisionLog
-from control_plane.templates.domain import TemplateRef, TemplateState, TemplateVersion
+from control_plane.templates.domain import TemplateRef, TemplateState, TemplateVersion, require_open
 from control_plane.templates.ports import ModuleCheck, PublisherKeys, RunningExecutions, TemplateStore
 from control_plane.transfers import TransferSlots, paced
 from shared.clock import Clock, Random
@@ -19,9 +19,11 @@ from shared.errors import (
     NotFoundError,
     PackageAlteredError,
     PackageTruncatedError,
+    ParentMissingError,
 )
-from shared.ids import AUDIT_ENTRY, TEMPLATE, TEMPLATE_VERSION, new_id
-from shared.manifest import require_reachable
+from shared.ids import AUDIT_ENTRY, TEMPLATE, TEMPLATE_VERSION, TenantId, new_id
+from shared.inheritance import Parent, path_of, require_line, require_narrower
+from shared.manifest import Manifest, require_reachable, require_schemas_of_json
 from shared.packages import VerifiedTemplate, verify_manifest, verify_package
 
 AGENTS_CHANNEL: Final = "af_agents"
@@ -67,7 +69,10 @@ class TemplateService:
 
         Raises:
             VerificationError: One of the numbered checks of `verify_package`, a destination that no call
-                matches, or the module is no agent's.
+                matches, the module is no agent's, or it asks for more than the parent that it extends
+                (`require_narrower`).
+            ParentMissingError: The tenant has no such parent.
+            TemplateRetiredError, TemplateRevokedError: The parent, or one of its ancestors, is.
             PolicyDeniedError: Policy says no.
             AlreadyExistsError: Name and version are taken by other bytes.
             ResourceExhaustedError: Too many are published at the moment.
@@ -77,9 +82,11 @@ class TemplateService:
         # Before a slot and a byte of the module are taken: who signs it, what it may call, how large it is.
         manifest = verify_manifest(envelope, publisher_keys=keys).manifest
         require_reachable(manifest)
+        require_schemas_of_json(manifest)
+        parent = await self._parent_of(subject.tenant_id, manifest)
         named = manifest.module
         async with self._publishing.hold(subject.identity):
-            module = await _collect(paced(chunks), named.size_bytes)
+            module = await self._module_of(manifest, parent, paced(chunks))
             template = await asyncio.to_thread(
                 verify_package, envelope, {named.digest: module}, publisher_keys=keys
             )
@@ -92,7 +99,7 @@ class TemplateService:
             return await self._store_once(subject, template, decision)
 
     async def retire(self, subject: Subject, ref: TemplateRef) -> TemplateVersion:
-        """Close a version to new agents. Repeat, or of a revoked one: no effect.
+        """Close a version, and all that extend it, to new agents. Repeat, or of a revoked one: no effect.
 
         Raises:
             NotFoundError: The tenant has no such version.
@@ -100,7 +107,7 @@ class TemplateService:
         return await self._change(subject, ref, TemplateState.RETIRED, "template.retired", {})
 
     async def revoke(self, subject: Subject, ref: TemplateRef, *, reason: str) -> TemplateVersion:
-        """Forbid a version at once and stop what runs of it. Repeat: stops again what is left.
+        """Forbid a version, and all that extend it, and stop what runs of them. Repeat: stops what is left.
 
         Raises:
             NotFoundError: The tenant has no such version.
@@ -108,8 +115,43 @@ class TemplateService:
         version = await self._change(
             subject, ref, TemplateState.REVOKED, "template.revoked", {"reason": reason}
         )
-        await self._running.stop_template(subject.tenant_id, version.digest, actor=subject.identity)
+        async with self._database.transaction() as tx:
+            children = await self._store.children(tx, subject.tenant_id, version.digest)
+        for digest in (version.digest, *(child.digest for child in children)):
+            await self._running.stop_template(subject.tenant_id, digest, actor=subject.identity)
         return version
+
+    async def _parent_of(self, tenant_id: TenantId, manifest: Manifest) -> TemplateVersion | None:
+        """Return the open version that a manifest rightly extends; None: it extends none."""
+        require_line(manifest)
+        if not manifest.extends:
+            return None
+        named = manifest.extends[0]
+        async with self._database.transaction() as tx:
+            found = await self._store.find(tx, tenant_id, TemplateRef(digest=named.digest))
+        if found is None:
+            raise ParentMissingError(f"{path_of(manifest)}: {named.name} ({named.digest}) is not published")
+        require_narrower(manifest, Parent.of(found.manifest))
+        require_open(found)
+        return found
+
+    async def _module_of(
+        self, manifest: Manifest, parent: TemplateVersion | None, chunks: AsyncIterator[bytes]
+    ) -> bytes:
+        """Return the module that came, or, when none did, the parent's if the manifest names it."""
+        named = manifest.module
+        module = await _collect(chunks, named.size_bytes)
+        if not module and parent is not None and parent.module_digest == named.digest:
+            async with self._database.transaction() as tx:
+                kept = await self._store.read_module(
+                    tx, named.digest, offset_bytes=0, max_bytes=named.size_bytes
+                )
+            return kept or b""
+        if len(module) < named.size_bytes:
+            raise PackageTruncatedError(
+                f"check 6: the module ends after {len(module)} of {named.size_bytes} bytes"
+            )
+        return module
 
     async def _store_once(
         self, subject: Subject, template: VerifiedTemplate, decision: Decision
@@ -127,10 +169,12 @@ class TemplateService:
             state=TemplateState.ACTIVE,
             manifest=template.signed.manifest_bytes,
             envelope=template.signed.envelope,
+            ancestors=tuple(one.digest for one in manifest.extends),
             published_by=subject.identity,
             published_at=self._clock.now(),
         )
         async with self._database.transaction() as tx:
+            await self._lock_parent(tx, version)
             template_id = new_id(TEMPLATE, self._clock, self._random)
             stored = await self._store.add(tx, template_id, version, template.module)
             if stored is not None:
@@ -163,10 +207,25 @@ class TemplateService:
             await self._store.set_state(tx, found, state)
             name = f"{found.name} {found.version}"
             await self._audit.append(tx, [self._entry(subject, action, name, details)])
+            for child in await self._store.children(tx, subject.tenant_id, found.digest):
+                if child.state not in {state, TemplateState.REVOKED}:
+                    await self._store.set_state(tx, child, state)
+                    because = {**details, "because_of": name}
+                    entry = self._entry(subject, action, f"{child.name} {child.version}", because)
+                    await self._audit.append(tx, [entry])
             changed = await self._store.find(tx, subject.tenant_id, ref)
             tx.notify_after_commit(AGENTS_CHANNEL)
         assert changed is not None
         return changed
+
+    async def _lock_parent(self, tx: Transaction, version: TemplateVersion) -> None:
+        """Hold the parent open until the child is stored: who revokes it next finds the child as well."""
+        if not version.ancestors:
+            return
+        parent = await self._store.lock(tx, version.tenant_id, version.ancestors[0])
+        if parent is None:
+            raise ParentMissingError(f"the parent of {version.name}@{version.version} is gone")
+        require_open(parent)
 
     def _entry(self, subject: Subject, action: str, name: str, details: dict[str, str]) -> NewAuditEntry:
         return NewAuditEntry(
@@ -185,8 +244,6 @@ async def _collect(chunks: AsyncIterator[bytes], size_bytes: int) -> bytes:
         module += chunk
         if len(module) > size_bytes:
             raise PackageAlteredError(f"check 6: the module is longer than the {size_bytes} bytes signed")
-    if len(module) < size_bytes:
-        raise PackageTruncatedError(f"check 6: the module ends after {len(module)} of {size_bytes} bytes")
     return bytes(module)
 
 

@@ -3,7 +3,8 @@
 from collections.abc import Sequence
 from typing import Any
 
-from sqlalchemy import Row, Select, func, select, update
+from sqlalchemy import Row, Select, Text, cast, func, select, update
+from sqlalchemy.dialects.postgresql import ARRAY
 from sqlalchemy.dialects.postgresql import insert as upsert
 
 from control_plane.database.ports import Transaction
@@ -47,6 +48,7 @@ class PostgresTemplateStore:
             manifest=version.manifest,
             envelope=version.envelope,
             state=str(version.state),
+            ancestors=list(version.ancestors),
             published_by=version.published_by,
         )
         stored = await connection.execute(row.on_conflict_do_nothing().returning(_v.template_version_id))
@@ -83,6 +85,26 @@ class PostgresTemplateStore:
         # Two at once: a revoked version never becomes a retired one.
         await connection_of(tx).execute(change.where(_v.state != "revoked").values(state=str(state)))
 
+    async def lock(self, tx: Transaction, tenant_id: TenantId, digest: Digest) -> TemplateVersion | None:
+        """See `TemplateStore.lock`."""
+        query = (
+            _versions(tenant_id).where(_v.digest == digest).with_for_update(read=True, of=template_versions)
+        )
+        row = (await connection_of(tx).execute(query)).first()
+        return None if row is None else _version(row, b"")
+
+    async def children(
+        self, tx: Transaction, tenant_id: TenantId, digest: Digest
+    ) -> Sequence[TemplateVersion]:
+        """See `TemplateStore.children`."""
+        query = (
+            _versions(tenant_id)
+            .where(_v.ancestors.bool_op("@>")(cast([digest], ARRAY(Text))))
+            .order_by(_v.template_version_id)
+        )
+        rows = await connection_of(tx).execute(query.with_for_update(of=template_versions))
+        return [_version(row, b"") for row in rows]
+
     async def read_module(
         self, tx: Transaction, module_digest: Digest, *, offset_bytes: int, max_bytes: int
     ) -> bytes | None:
@@ -106,6 +128,7 @@ def _versions(tenant_id: TenantId) -> Select[Any]:
             _v.publisher_key_id,
             _v.manifest,
             _v.state,
+            _v.ancestors,
             _v.published_by,
             _v.published_at,
         )
@@ -127,6 +150,7 @@ def _version(row: Row[Any], envelope: bytes) -> TemplateVersion:
         state=TemplateState(row.state),
         manifest=row.manifest,
         envelope=envelope,
+        ancestors=tuple(Digest(digest) for digest in row.ancestors),
         published_by=row.published_by,
         published_at=row.published_at,
     )

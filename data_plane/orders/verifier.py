@@ -25,6 +25,7 @@ The list, in this order:
     (`Quarantine`).
 18. The keyset that decided check 1 is known to be the newest (`Freshness`). Asked before check 1; numbered
     last, because numbers stand in receipts.
+19. The input fits the schema that the signed template has for it (`check_input_schema`).
 """
 
 from collections.abc import Mapping
@@ -37,12 +38,14 @@ from data_plane.sandbox.domain import EngineInfo, LayerState
 from shared.digests import SALT_BYTES, commit_body, same_digest, sha256_digest
 from shared.errors import (
     AgentFactoryError,
+    InvalidInputError,
     OrderRejectedError,
     ProofInvalidError,
     RejectionReason,
     UnsupportedVersionError,
 )
 from shared.ids import BootId, InstallationId, KeyId, NodeId
+from shared.json_bodies import check_body
 from shared.limits import Limits
 from shared.manifest import Capabilities, Manifest, Profile
 from shared.order_codec import decode_order
@@ -71,6 +74,7 @@ class Check(IntEnum):
     ENGINE = 16
     NODE_POLICY = 17
     FRESHNESS = 18
+    INPUT_SCHEMA = 19
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -206,6 +210,23 @@ def check_node_policy(order: Order, *, manifest: Manifest) -> None:
     surplus = sorted(set(order.host_call_grants) - set(order.capabilities.host_call_grants))
     if surplus:
         raise _policy(f"host call {surplus[0]!r} is granted without the capability it needs")
+
+
+async def check_input_schema(manifest: Manifest, content: bytes) -> None:
+    """Check 18: what the template's publisher lets in, whoever accepted the execution.
+
+    Raises:
+        OrderRejectedError: The input is no JSON that fits. The message names no place in it: a receipt stays
+            when the input is erased.
+    """
+    try:
+        await check_body(manifest.input_schema, content, "input")
+    except InvalidInputError as error:
+        raise OrderRejectedError(
+            "INPUT_INVALID: the input does not fit its template's schema",
+            check=Check.INPUT_SCHEMA,
+            rejection=RejectionReason.POLICY,
+        ) from error
 
 
 def _check_capabilities(granted: Capabilities, asked: Capabilities) -> None:

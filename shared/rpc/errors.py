@@ -1,11 +1,12 @@
 """Errors on the wire, both ways: a typed error to a gRPC status with reason and hint, and back.
 
 The status carries a `google.rpc.ErrorInfo` (domain ``agentfactory``, the class's reason, the hint as
-metadata) and, where the error knows when to come again, a `google.rpc.RetryInfo`; packed as
-`google.rpc.Status` in the trailing metadata that every gRPC library knows.
+metadata) and, where the error knows it, a `google.rpc.RetryInfo` (when to come again) and a
+`google.rpc.BadRequest` (what is wrong field by field); packed as `google.rpc.Status` in the trailing metadata
+that every gRPC library knows.
 """
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from datetime import timedelta
 from typing import Any, Final
@@ -19,7 +20,7 @@ from google.rpc import (  # type: ignore[import-untyped]  # it ships no stubs
 )
 
 from shared import errors
-from shared.errors import AgentFactoryError
+from shared.errors import AgentFactoryError, FieldViolation
 from shared.rpc.status import status_of
 
 ERROR_DOMAIN: Final = "agentfactory"
@@ -28,6 +29,9 @@ HINT_KEY: Final = "hint"
 
 MAX_MESSAGE_CHARS: Final = 1024
 """A message on the wire is cut here: headers have a bound, and a message never carries a body."""
+
+MAX_VIOLATIONS_BYTES: Final = 3 * 1024
+"""Of what is wrong field by field, for the same reason."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -52,9 +56,22 @@ def wire_error(error: AgentFactoryError) -> WireError:
         retry = error_details_pb2.RetryInfo()
         retry.retry_delay.FromTimedelta(error.retry_after)
         status.details.add().Pack(retry)
+    if error.violations:
+        status.details.add().Pack(_bad_request(error.violations))
     return WireError(
         code=code, message=message, trailing_metadata=((DETAILS_KEY, status.SerializeToString()),)
     )
+
+
+def _bad_request(violations: Sequence[FieldViolation]) -> error_details_pb2.BadRequest:
+    """Return as many as headers carry; the message says how many there are."""
+    answer, left = error_details_pb2.BadRequest(), MAX_VIOLATIONS_BYTES
+    for violation in violations:
+        left -= len(violation.field.encode()) + len(violation.description.encode())
+        if left < 0:
+            break
+        answer.field_violations.add(field=violation.field, description=violation.description)
+    return answer
 
 
 class RemoteError(AgentFactoryError):
@@ -78,18 +95,20 @@ def error_of(error: grpc.RpcError) -> AgentFactoryError:
     """
     code = error.code()
     message = error.details() or f"the call failed with {code.name}"
-    info, retry_after = _details_of(error)
-    if info is None:
+    details = _details_of(error)
+    if details is None:
         return _bare_error(code, message)
+    info, retry_after = details.info, details.retry_after
     hint = info.metadata.get(HINT_KEY)
     kind = _by_reason().get(info.reason)
     if kind is None:
         unknown = RemoteError(message, code=code, remote_reason=info.reason, hint=hint)
-        unknown.retry_after = retry_after
+        unknown.retry_after, unknown.violations = retry_after, details.violations
         return unknown
     # Without the class's own __init__, which may want more: the message has its number already.
     typed = kind.__new__(kind)
     AgentFactoryError.__init__(typed, message, hint=hint, retry_after=retry_after)
+    typed.violations = details.violations
     return typed
 
 
@@ -107,26 +126,36 @@ def reason_of(error: AgentFactoryError) -> str:
     return error.remote_reason if isinstance(error, RemoteError) else error.reason
 
 
-def _details_of(
-    error: grpc.RpcError,
-) -> tuple[error_details_pb2.ErrorInfo | None, timedelta | None]:
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Details:
+    info: Any
+    retry_after: timedelta | None
+    violations: tuple[FieldViolation, ...]
+
+
+def _details_of(error: grpc.RpcError) -> _Details | None:
+    """Return what a peer of ours says beside status and message; None: it is none of ours."""
+    metadata: Any = error.trailing_metadata()
+    packed = [value for key, value in metadata or () if key == DETAILS_KEY and isinstance(value, bytes)]
     found: error_details_pb2.ErrorInfo | None = None
     retry_after: timedelta | None = None
-    metadata: Any = error.trailing_metadata()
-    for key, value in metadata or ():
-        if key != DETAILS_KEY or not isinstance(value, bytes):
-            continue
-        try:
-            status = status_pb2.Status.FromString(value)
-            for detail in status.details:
-                info, retry = error_details_pb2.ErrorInfo(), error_details_pb2.RetryInfo()
-                if detail.Unpack(info) and info.domain == ERROR_DOMAIN:
-                    found = info
-                elif detail.Unpack(retry):
-                    retry_after = retry.retry_delay.ToTimedelta()
-        except DecodeError:
-            return None, None
-    return found, retry_after
+    violations: tuple[FieldViolation, ...] = ()
+    try:
+        for detail in (one for value in packed for one in status_pb2.Status.FromString(value).details):
+            info, retry = error_details_pb2.ErrorInfo(), error_details_pb2.RetryInfo()
+            wrong = error_details_pb2.BadRequest()
+            if detail.Unpack(info) and info.domain == ERROR_DOMAIN:
+                found = info
+            elif detail.Unpack(retry):
+                retry_after = retry.retry_delay.ToTimedelta()
+            elif detail.Unpack(wrong):
+                violations = tuple(
+                    FieldViolation(field=one.field, description=one.description)
+                    for one in wrong.field_violations
+                )
+    except DecodeError:
+        return None
+    return found and _Details(info=found, retry_after=retry_after, violations=violations)
 
 
 def _bare_error(code: grpc.StatusCode, message: str) -> AgentFactoryError:

@@ -67,6 +67,9 @@ STATUS_BY_ERROR: Final[Mapping[type[AgentFactoryError], grpc.StatusCode]] = {
     errors.PackageAlteredError: _Code.INVALID_ARGUMENT,
     errors.DecompressionBombError: _Code.INVALID_ARGUMENT,
     errors.ModuleInvalidError: _Code.INVALID_ARGUMENT,
+    errors.ParentMissingError: _Code.FAILED_PRECONDITION,
+    errors.TemplateCycleError: _Code.INVALID_ARGUMENT,
+    errors.TemplateWidensError: _Code.INVALID_ARGUMENT,
     errors.TemplateRetiredError: _Code.FAILED_PRECONDITION,
     errors.TemplateRevokedError: _Code.FAILED_PRECONDITION,
     # host calls

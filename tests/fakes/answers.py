@@ -8,10 +8,13 @@ from shared.errors import NotFoundError
 from shared.ids import DECISION, TenantId, new_id
 from shared.limits import DEFAULT_LIMITS, RequestedLimits
 from shared.manifest import NO_CAPABILITIES, Profile
+from shared.schemas import JsonSchema
 from tests.builders.executions import AGENT, MODULE, TEMPLATE
 
 
-def resolved_agent(*, revision: int = 1, name: str = "redact") -> ResolvedAgent:
+def resolved_agent(
+    *, revision: int = 1, name: str = "redact", input_schema: JsonSchema | None = None
+) -> ResolvedAgent:
     return ResolvedAgent(
         agent_id=AGENT,
         name=name,
@@ -28,6 +31,7 @@ def resolved_agent(*, revision: int = 1, name: str = "redact") -> ResolvedAgent:
         media_type="application/json",
         profile=Profile("default"),
         retry_is_safe=False,
+        input_schema=input_schema,
     )
 
 
@@ -37,11 +41,12 @@ class OneAgentDirectory:
     def __init__(self, *, remembered: int = 1, current: int = 1) -> None:
         self.remembered = remembered
         self.current = current
+        self.input_schema: JsonSchema | None = None
 
     async def resolve(self, tenant_id: TenantId, name: str) -> ResolvedAgent:
         if name != "redact":
             raise NotFoundError(f"there is no agent {name}")
-        return resolved_agent(revision=self.remembered)
+        return resolved_agent(revision=self.remembered, input_schema=self.input_schema)
 
     async def refresh(self, tenant_id: TenantId, name: str) -> ResolvedAgent:
         self.remembered = self.current

@@ -21,6 +21,7 @@ from data_plane.orders.keyset import NodeKeyset
 from data_plane.orders.ledger import OrderLedger
 from data_plane.orders.policy import load_node_policy
 from data_plane.orders.quarantine import Quarantine
+from data_plane.orders.verifier import Check
 from data_plane.receipts.issuer import ReceiptIssuer
 from data_plane.runner import OrderRunner
 from data_plane.sandbox.domain import Trap
@@ -44,6 +45,7 @@ from shared.outcomes import LimitName, Outcome
 from shared.receipt_codec import verify_receipt
 from shared.receipts import OLDER_PREDICATE_TYPE, Denial, predicate_type_for
 from shared.resources import NO_RESOURCES, ResourcesUsed
+from shared.schemas import JsonSchema
 from tests.fakes.clock import START, FakeClock, FakeRandom
 from tests.fakes.host_calls import fake_parts
 from tests.fakes.sandbox import FakeSandbox
@@ -215,6 +217,74 @@ async def test_parameters_and_limits_reach_the_guest(world):
     assert request.env == (("AGENTFACTORY_PARAMETERS", "{}"),)
     assert request.limits.wall == timedelta(seconds=10)
     assert (request.seed, request.clock) == (None, None)
+
+
+async def test_an_input_that_breaks_the_signed_schema_runs_nothing(world):
+    world.modules.manifest = a_manifest(input_schema=JsonSchema.from_object({"type": "object"}))
+    async with world.running():
+        await world.take(order())
+        (said,) = await world.receipts()
+
+    assert (said.outcome, said.rejection.check) == (Outcome.REJECTED, Check.INPUT_SCHEMA)
+    assert said.rejection.message == "check 19: INPUT_INVALID: the input does not fit its template's schema"
+    assert world.sandbox.requests == []
+    assert world.holds_nothing
+
+
+OUTPUT_SCHEMA = JsonSchema.from_object(
+    {"type": "object", "properties": {"total": {"type": "integer"}}, "required": ["total"]}
+)
+
+
+@pytest.mark.parametrize(
+    ("output", "place"),
+    [
+        (b'{"total":"secret"}', b"output/total: expected integer, got string of 6 characters"),
+        (b"{}", b"output/total: expected a value, got nothing"),
+        (b"", b"not a JSON document"),
+        (b"x" * (1024 * 1024 + 1), b"at most 1048576"),
+    ],
+    ids=["another kind", "nothing", "no json", "too large"],
+)
+async def test_an_output_that_breaks_the_signed_schema_is_a_trap_by_name_and_goes_nowhere(
+    world, output, place
+):
+    async def guest(_request):
+        put = b'{"method":"kv.put","params":{"key":"a","value_base64":""}}'
+        await world.sandbox.host_calls.answer(put, NO_RESOURCES)
+        return world.sandbox.result(Outcome.SUCCEEDED, exit_code=0, stdout=output, stderr=b"own line\n")
+
+    world.modules.manifest = a_manifest(output_schema=OUTPUT_SCHEMA, capabilities=Capabilities(kv=True))
+    world.sandbox.guest = guest
+    async with world.running():
+        await world.take(order(capabilities=Capabilities(kv=True), host_call_grants=("kv.get", "kv.put")))
+        (said,) = await world.receipts()
+
+    assert (said.outcome, said.exit_code) == (Outcome.TRAPPED, None)
+    assert said.trap == "OUTPUT_INVALID: the output does not fit its template's schema"
+    receipt = world.announced.receipts[0]
+    assert receipt.output.inline == b""
+    assert receipt.log.inline.startswith(b"own line\nagentfactory: output")
+    assert place in receipt.log.inline
+    assert b"secret" not in receipt.envelope + receipt.log.inline
+    assert said.kv_writes_digest is None
+
+
+@pytest.mark.parametrize(
+    "result", [{"outcome": Outcome.FAILED, "exit_code": 3}, {"outcome": Outcome.SUCCEEDED, "exit_code": 0}]
+)
+async def test_only_a_success_is_judged_by_its_output(world, result):
+    async def guest(_request):
+        return world.sandbox.result(
+            **result, stdout=b'{"total":1}' if result["exit_code"] == 0 else b"no json"
+        )
+
+    world.modules.manifest = a_manifest(output_schema=OUTPUT_SCHEMA)
+    world.sandbox.guest = guest
+    async with world.running():
+        await world.take(order())
+        (said,) = await world.receipts()
+    assert (said.outcome, said.exit_code) == (result["outcome"], result["exit_code"])
 
 
 async def test_orders_of_one_batch_cost_one_signature_check(world, monkeypatch):

@@ -120,9 +120,9 @@ def test_agent_toml_of_the_design_says_what_it_says():
 
 def test_agent_toml_needs_three_lines_and_grants_nothing_by_itself():
     author = parse_agent_toml(b'[template]\nname = "a"\nversion = "0.1.0"\nmodule = "a.wasm"\n')
-    assert author.media_type == "application/json"
+    assert (author.extends, author.media_type) == (None, None)
     assert (author.capabilities, author.limits) == (Capabilities(), RequestedLimits())
-    assert (author.profile, author.retry) == (Profile.DEFAULT, Retry.UNSAFE)
+    assert (author.profile, author.retry) == (None, None)
 
 
 @pytest.mark.parametrize(

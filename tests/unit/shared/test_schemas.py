@@ -5,7 +5,7 @@ import time
 import pytest
 
 from shared.errors import InvalidInputError, ManifestInvalidError
-from shared.schemas import MAX_SCHEMA_BYTES, JsonSchema
+from shared.schemas import MAX_SCHEMA_BYTES, MAX_VIOLATIONS, JsonSchema
 
 PATIENCE_S = 2.0
 """Of the processor, however busy the machine: far above the 50 ms that the worst accepted case takes; without
@@ -130,7 +130,10 @@ def test_schema_checks_values_and_never_repeats_them():
         {"$defs": {"n": {"type": "integer"}}, "properties": {"secret": {"$ref": "#/$defs/n"}}}
     )
     schema.check({"secret": 3}, "parameters")
-    with pytest.raises(InvalidInputError, match=r"parameters breaks rule 'type' .* at \$\.secret") as caught:
+    with pytest.raises(
+        InvalidInputError,
+        match=r"parameters breaks rule 'type' .* at /secret: expected integer, got string of",
+    ) as caught:
         schema.check({"secret": "hunter2"}, "parameters")
     assert "hunter2" not in str(caught.value)
 
@@ -167,3 +170,120 @@ def test_keywords_mean_what_the_draft_says(schema, fits, breaks):
     checked.check(fits, "value")
     with pytest.raises(InvalidInputError):
         checked.check(breaks, "value")
+
+
+def violations(schema, value, **options):
+    with pytest.raises(InvalidInputError) as caught:
+        JsonSchema.from_object(schema).check(value, "parameters", **options)
+    return {one.field: one.description for one in caught.value.violations}
+
+
+def test_every_wrong_field_is_named_with_what_was_expected_and_what_kind_was_found():
+    schema = {
+        "properties": {
+            "depth": {"type": "integer", "maximum": 5},
+            "level": {"enum": ["low", "high"]},
+            "a/b~c": {"maxLength": 1},
+            "tags": {"items": {"type": "string"}},
+        },
+        "required": ["name"],
+        "additionalProperties": False,
+    }
+    value = {"depth": 6, "level": None, "a/b~c": "xy", "tags": ["a", 1, True], "more": {}}
+    assert violations(schema, value) == {
+        "parameters/depth": "expected at most 5, got integer",
+        "parameters/level": 'expected one of "low", "high", got null',
+        "parameters/a~1b~0c": "expected at most 1 characters, got string of 2 characters",
+        "parameters/tags/1": "expected string, got integer",
+        "parameters/tags/2": "expected string, got boolean",
+        "parameters/name": "expected a value, got nothing",
+        "parameters/more": "expected no such property, got object of 0 properties",
+    }
+
+
+def test_what_is_named_is_bounded():
+    schema = JsonSchema.from_object({"items": {"type": "string"}})
+    with pytest.raises(InvalidInputError) as caught:
+        schema.check([1] * 1000, "parameters")
+    assert len(caught.value.violations) == MAX_VIOLATIONS
+    assert len(str(caught.value)) < 300
+
+
+def test_one_place_is_named_even_when_looking_for_all_takes_too_long():
+    schema = JsonSchema.from_object({"properties": {"a": {"type": "null"}, "b": {"uniqueItems": True}}})
+    value = {"a": 1, "b": [[number] for number in range(9000)]}
+    with pytest.raises(InvalidInputError, match="/a: expected null, got integer") as caught:
+        schema.check(value, "parameters")
+    assert len(caught.value.violations) == 1
+
+
+@pytest.mark.parametrize(
+    "value",
+    [
+        "hunter2",
+        {"secret": "root"},
+        {"secret": "token", "more": 1},
+        {"secret": 1},
+        {"secret": ["token"]},
+        {},
+        None,
+    ],
+)
+def test_where_a_secret_is_named_nothing_else_may_stand(value):
+    schema = JsonSchema.from_object({"properties": {"token": {"format": "secret-ref"}}})
+    schema.check({"token": {"secret": "token"}}, "parameters", secrets=("token",))
+    with pytest.raises(InvalidInputError) as caught:
+        schema.check({"token": value}, "parameters", secrets=("token",))
+    assert "hunter2" not in f"{caught.value} {caught.value.violations}"
+
+
+def test_a_body_can_name_no_secret():
+    assert violations({"format": "secret-ref"}, {"secret": "token"}) == {
+        "parameters": "expected the name of a secret that the template's capabilities list,"
+        " got object of 1 properties"
+    }
+
+
+@pytest.mark.parametrize(
+    ("schema", "given", "filled"),
+    [
+        ({"properties": {"a": {"default": 1}, "b": {}}}, {}, {"a": 1}),
+        ({"properties": {"a": {"default": 1}}}, {"a": None}, {"a": None}),
+        ({"properties": {"a": {"properties": {"b": {"default": 2}}}}}, {}, {}),
+        ({"properties": {"a": {"properties": {"b": {"default": 2}}}}}, {"a": {}}, {"a": {"b": 2}}),
+        (
+            {"properties": {"a": {"default": {}, "properties": {"b": {"default": 2}}}}},
+            {},
+            {"a": {"b": 2}},
+        ),
+        ({"items": {"properties": {"a": {"default": 1}}}}, [{}, {"a": 2}, 3], [{"a": 1}, {"a": 2}, 3]),
+        ({"$defs": {"d": {"default": 1}}, "properties": {"a": {"$ref": "#/$defs/d"}}}, {}, {"a": 1}),
+        (
+            {"allOf": [{"properties": {"a": {"default": 1}}}, {"properties": {"a": {"default": 2}}}]},
+            {},
+            {"a": 2},
+        ),
+        ({"anyOf": [{"properties": {"a": {"default": 1}}}]}, {}, {}),
+        ({"properties": {"default": {"type": "string"}}}, {}, {}),
+    ],
+)
+def test_defaults_are_filled_in_where_they_apply_whatever_the_value_is(schema, given, filled):
+    JsonSchema.from_object(schema).fill(given, "parameters")
+    assert given == filled
+
+
+def test_defaults_are_not_shared_between_the_values_that_get_them():
+    schema = JsonSchema.from_object({"items": {"properties": {"a": {"default": []}}}})
+    first = [{}, {}]
+    schema.fill(first, "parameters")
+    first[0]["a"].append(1)
+    assert first[1] == {"a": []}
+    again = [{}]
+    schema.fill(again, "parameters")
+    assert again == [{"a": []}]
+
+
+def test_filling_in_is_bounded():
+    schema = JsonSchema.from_object({"items": {"properties": {"a": {"default": list(range(1000))}}}})
+    with pytest.raises(InvalidInputError, match="within 60000 steps"):
+        schema.fill([{} for _ in range(1000)], "parameters")

@@ -68,7 +68,8 @@ class AgentServiceServicer:
 
     def CreateAgent(self, request, context):
         """Creates an agent. Who: author, admin. Required: name, template.
-        Parameters are checked against the schema of the template; the template must be active.
+        Parameters get the defaults of the template's schema and are checked against it; each wrong field is in a
+        google.rpc.BadRequest beside the error. The template must be active.
         Repeat: the same content returns the agent; other content under the name is ALREADY_EXISTS.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)

@@ -35,7 +35,8 @@ class AgentServiceStub:
     def __new__(cls, channel: _aio.Channel) -> AgentServiceAsyncStub: ...
     CreateAgent: _grpc.UnaryUnaryMultiCallable[_agents_pb2.CreateAgentRequest, _agents_pb2.CreateAgentResponse]
     """Creates an agent. Who: author, admin. Required: name, template.
-    Parameters are checked against the schema of the template; the template must be active.
+    Parameters get the defaults of the template's schema and are checked against it; each wrong field is in a
+    google.rpc.BadRequest beside the error. The template must be active.
     Repeat: the same content returns the agent; other content under the name is ALREADY_EXISTS.
     """
     GetAgent: _grpc.UnaryUnaryMultiCallable[_agents_pb2.GetAgentRequest, _agents_pb2.GetAgentResponse]
@@ -56,7 +57,8 @@ class AgentServiceAsyncStub(AgentServiceStub):
     def __init__(self, channel: _aio.Channel) -> None: ...
     CreateAgent: _aio.UnaryUnaryMultiCallable[_agents_pb2.CreateAgentRequest, _agents_pb2.CreateAgentResponse]  # type: ignore[assignment]
     """Creates an agent. Who: author, admin. Required: name, template.
-    Parameters are checked against the schema of the template; the template must be active.
+    Parameters get the defaults of the template's schema and are checked against it; each wrong field is in a
+    google.rpc.BadRequest beside the error. The template must be active.
     Repeat: the same content returns the agent; other content under the name is ALREADY_EXISTS.
     """
     GetAgent: _aio.UnaryUnaryMultiCallable[_agents_pb2.GetAgentRequest, _agents_pb2.GetAgentResponse]  # type: ignore[assignment]
@@ -80,7 +82,8 @@ class AgentServiceServicer(metaclass=_abc_1.ABCMeta):
         context: _ServicerContext,
     ) -> _typing.Union[_agents_pb2.CreateAgentResponse, _abc.Awaitable[_agents_pb2.CreateAgentResponse]]:
         """Creates an agent. Who: author, admin. Required: name, template.
-        Parameters are checked against the schema of the template; the template must be active.
+        Parameters get the defaults of the template's schema and are checked against it; each wrong field is in a
+        google.rpc.BadRequest beside the error. The template must be active.
         Repeat: the same content returns the agent; other content under the name is ALREADY_EXISTS.
         """
 

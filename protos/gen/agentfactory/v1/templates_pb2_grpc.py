@@ -70,7 +70,8 @@ class TemplateServiceServicer:
         """Stores one signed template version.
 
         Who: author, admin. The first message carries the header, every later one a chunk of the module; together at
-        most 64 MiB. The package is verified as a node verifies it, before anything is stored.
+        most 64 MiB. The package is verified as a node verifies it, before anything is stored. A template that extends
+        another asks for no more than it, and may leave its module out: it is then the parent's.
         Repeat: the same bytes return the stored version; other bytes under the same name and version are
         ALREADY_EXISTS.
         """
@@ -93,14 +94,16 @@ class TemplateServiceServicer:
         raise NotImplementedError('Method not implemented!')
 
     def RetireTemplate(self, request, context):
-        """Closes a version to new agents; agents that use it go on. Who: author, admin. Repeat: no effect.
+        """Closes a version, and all that extend it, to new agents; agents that use them go on. Who: author, admin.
+        Repeat: no effect.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
     def RevokeTemplate(self, request, context):
-        """Forbids a version at once: nothing of it starts, and what runs is stopped. Who: admin. Repeat: no effect.
+        """Forbids a version, and all that extend it, at once: nothing of them starts, and what runs is stopped.
+        Who: admin. Repeat: stops what is left.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')

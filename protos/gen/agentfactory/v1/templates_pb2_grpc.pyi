@@ -37,7 +37,8 @@ class TemplateServiceStub:
     """Stores one signed template version.
 
     Who: author, admin. The first message carries the header, every later one a chunk of the module; together at
-    most 64 MiB. The package is verified as a node verifies it, before anything is stored.
+    most 64 MiB. The package is verified as a node verifies it, before anything is stored. A template that extends
+    another asks for no more than it, and may leave its module out: it is then the parent's.
     Repeat: the same bytes return the stored version; other bytes under the same name and version are
     ALREADY_EXISTS.
     """
@@ -46,9 +47,13 @@ class TemplateServiceStub:
     ListTemplates: _grpc.UnaryUnaryMultiCallable[_templates_pb2.ListTemplatesRequest, _templates_pb2.ListTemplatesResponse]
     """Lists versions, newest first. Who: every role."""
     RetireTemplate: _grpc.UnaryUnaryMultiCallable[_templates_pb2.RetireTemplateRequest, _templates_pb2.RetireTemplateResponse]
-    """Closes a version to new agents; agents that use it go on. Who: author, admin. Repeat: no effect."""
+    """Closes a version, and all that extend it, to new agents; agents that use them go on. Who: author, admin.
+    Repeat: no effect.
+    """
     RevokeTemplate: _grpc.UnaryUnaryMultiCallable[_templates_pb2.RevokeTemplateRequest, _templates_pb2.RevokeTemplateResponse]
-    """Forbids a version at once: nothing of it starts, and what runs is stopped. Who: admin. Repeat: no effect."""
+    """Forbids a version, and all that extend it, at once: nothing of them starts, and what runs is stopped.
+    Who: admin. Repeat: stops what is left.
+    """
 
 @_typing.type_check_only
 class TemplateServiceAsyncStub(TemplateServiceStub):
@@ -59,7 +64,8 @@ class TemplateServiceAsyncStub(TemplateServiceStub):
     """Stores one signed template version.
 
     Who: author, admin. The first message carries the header, every later one a chunk of the module; together at
-    most 64 MiB. The package is verified as a node verifies it, before anything is stored.
+    most 64 MiB. The package is verified as a node verifies it, before anything is stored. A template that extends
+    another asks for no more than it, and may leave its module out: it is then the parent's.
     Repeat: the same bytes return the stored version; other bytes under the same name and version are
     ALREADY_EXISTS.
     """
@@ -68,9 +74,13 @@ class TemplateServiceAsyncStub(TemplateServiceStub):
     ListTemplates: _aio.UnaryUnaryMultiCallable[_templates_pb2.ListTemplatesRequest, _templates_pb2.ListTemplatesResponse]  # type: ignore[assignment]
     """Lists versions, newest first. Who: every role."""
     RetireTemplate: _aio.UnaryUnaryMultiCallable[_templates_pb2.RetireTemplateRequest, _templates_pb2.RetireTemplateResponse]  # type: ignore[assignment]
-    """Closes a version to new agents; agents that use it go on. Who: author, admin. Repeat: no effect."""
+    """Closes a version, and all that extend it, to new agents; agents that use them go on. Who: author, admin.
+    Repeat: no effect.
+    """
     RevokeTemplate: _aio.UnaryUnaryMultiCallable[_templates_pb2.RevokeTemplateRequest, _templates_pb2.RevokeTemplateResponse]  # type: ignore[assignment]
-    """Forbids a version at once: nothing of it starts, and what runs is stopped. Who: admin. Repeat: no effect."""
+    """Forbids a version, and all that extend it, at once: nothing of them starts, and what runs is stopped.
+    Who: admin. Repeat: stops what is left.
+    """
 
 class TemplateServiceServicer(metaclass=_abc_1.ABCMeta):
     """Registry of signed, immutable template versions."""
@@ -84,7 +94,8 @@ class TemplateServiceServicer(metaclass=_abc_1.ABCMeta):
         """Stores one signed template version.
 
         Who: author, admin. The first message carries the header, every later one a chunk of the module; together at
-        most 64 MiB. The package is verified as a node verifies it, before anything is stored.
+        most 64 MiB. The package is verified as a node verifies it, before anything is stored. A template that extends
+        another asks for no more than it, and may leave its module out: it is then the parent's.
         Repeat: the same bytes return the stored version; other bytes under the same name and version are
         ALREADY_EXISTS.
         """
@@ -111,7 +122,9 @@ class TemplateServiceServicer(metaclass=_abc_1.ABCMeta):
         request: _templates_pb2.RetireTemplateRequest,
         context: _ServicerContext,
     ) -> _typing.Union[_templates_pb2.RetireTemplateResponse, _abc.Awaitable[_templates_pb2.RetireTemplateResponse]]:
-        """Closes a version to new agents; agents that use it go on. Who: author, admin. Repeat: no effect."""
+        """Closes a version, and all that extend it, to new agents; agents that use them go on. Who: author, admin.
+        Repeat: no effect.
+        """
 
     @_abc_1.abstractmethod
     def RevokeTemplate(
@@ -119,6 +132,8 @@ class TemplateServiceServicer(metaclass=_abc_1.ABCMeta):
         request: _templates_pb2.RevokeTemplateRequest,
         context: _ServicerContext,
     ) -> _typing.Union[_templates_pb2.RevokeTemplateResponse, _abc.Awaitable[_templates_pb2.RevokeTemplateResponse]]:
-        """Forbids a version at once: nothing of it starts, and what runs is stopped. Who: admin. Repeat: no effect."""
+        """Forbids a version, and all that extend it, at once: nothing of them starts, and what runs is stopped.
+        Who: admin. Repeat: stops what is left.
+        """
 
 def add_TemplateServiceServicer_to_server(servicer: TemplateServiceServicer, server: _typing.Union[_grpc.Server, _aio.Server]) -> None: ...

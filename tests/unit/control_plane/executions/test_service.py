@@ -5,7 +5,7 @@ from datetime import timedelta
 
 import pytest
 
-from control_plane.executions.domain import ExecutionState, Outcome
+from control_plane.executions.domain import ExecutionState, Outcome, UploadQuota
 from shared.errors import (
     ConflictError,
     DatabaseUnavailableError,
@@ -15,8 +15,18 @@ from shared.errors import (
     PolicyDeniedError,
 )
 from shared.ids import BodyId
-from tests.builders.executions import TENANT, session
+from shared.schemas import JsonSchema
+from tests.builders.executions import CALLER, TENANT, session
 from tests.unit.control_plane.executions.conftest import BOUND_SECONDS, SUBJECT, ask
+
+DEPTH_SCHEMA = JsonSchema.from_object(
+    {
+        "type": "object",
+        "properties": {"depth": {"type": "integer"}},
+        "required": ["depth"],
+        "additionalProperties": False,
+    }
+)
 
 
 async def execute(stack, request=None):
@@ -166,6 +176,49 @@ async def test_a_denial_is_recorded_with_its_reason_before_it_is_raised(stack):
         "POLICY_DENIED",
         "redact",
     )
+
+
+@pytest.mark.parametrize(
+    ("content", "fields"),
+    [
+        (b'{"depth":"x","more":1}', ["input/depth", "input/more"]),
+        (b"{}", ["input/depth"]),
+        (b"[1]", ["input"]),
+        (b"not json", []),
+        (b'{"depth":' * 2000, []),
+        (b'{"depth":1,"depth":"x"}', []),
+    ],
+    ids=["two fields", "nothing", "another kind", "no json", "deep", "twice"],
+)
+@pytest.mark.parametrize("way", ["inline", "uploaded", "crowd"])
+async def test_an_input_that_breaks_its_schema_is_refused_field_by_field_and_changes_nothing(
+    stack, content, fields, way
+):
+    stack.agents.input_schema = DEPTH_SCHEMA
+    request = ask(inline=content)
+    if way == "uploaded":
+        body = stack.build.body(content)
+        await stack.store.add_body(
+            TENANT, body, quota=UploadQuota(owner=CALLER, max_bodies=9, max_bytes=1 << 20)
+        )
+        request = ask(inline=None, body_id=body.body_id)
+    if way == "crowd":
+        [(_, error)] = [one async for one in stack.crowd.execute(SUBJECT, [request], method="Execute")]
+        assert isinstance(error, InvalidInputError)
+    else:
+        with pytest.raises(InvalidInputError) as caught:
+            await execute(stack, request)
+        error = caught.value
+    assert [one.field for one in error.violations] == fields
+    assert not stack.placer.placed
+    assert not stack.store.entries
+
+
+async def test_an_input_that_fits_its_schema_runs(stack):
+    stack.agents.input_schema = DEPTH_SCHEMA
+    waiting, placement = await running(stack, ask(inline=b'{"depth":1}'))
+    await stack.finish(placement)
+    assert (await answer(waiting)).state is ExecutionState.SUCCEEDED
 
 
 async def test_policy_is_asked_about_the_caller_and_the_size_of_the_input(stack):

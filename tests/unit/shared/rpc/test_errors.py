@@ -9,7 +9,7 @@ import pytest
 import control_plane.main
 import shared.rpc.errors
 from shared import errors
-from shared.errors import AgentFactoryError
+from shared.errors import AgentFactoryError, FieldViolation, InvalidInputError
 from shared.rpc.errors import (
     MAX_MESSAGE_CHARS,
     RemoteError,
@@ -125,3 +125,20 @@ def test_when_to_come_again_goes_over_the_wire(kind):
     wait = timedelta(milliseconds=250)
     assert over_the_wire(kind("full", retry_after=wait)).retry_after == wait
     assert over_the_wire(kind("full")).retry_after is None
+
+
+def test_what_is_wrong_field_by_field_arrives_as_it_was_sent():
+    wrong = (
+        FieldViolation(field="parameters/a", description="expected integer, got null"),
+        FieldViolation(field="parameters/é", description="expected a value, got nothing"),
+    )
+    back = over_the_wire(InvalidInputError("parameters are wrong", violations=wrong))
+    assert (type(back), str(back), back.violations) == (InvalidInputError, "parameters are wrong", wrong)
+
+
+def test_violations_stay_within_what_headers_carry():
+    many = [FieldViolation(field=f"parameters/{'x' * 190}{n}", description="y" * 150) for n in range(16)]
+    wire = wire_error(InvalidInputError("z" * 5000, violations=many))
+    assert sum(len(value) for _, value in wire.trailing_metadata) < 6000
+    back = error_of(FailedCall(wire.code, wire.message, wire.trailing_metadata))
+    assert 0 < len(back.violations) < len(many)
