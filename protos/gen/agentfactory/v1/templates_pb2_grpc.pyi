@@ -46,9 +46,19 @@ class TemplateServiceStub:
     ListTemplates: _grpc.UnaryUnaryMultiCallable[_templates_pb2.ListTemplatesRequest, _templates_pb2.ListTemplatesResponse]
     """Lists versions, newest first. Who: every role."""
     RetireTemplate: _grpc.UnaryUnaryMultiCallable[_templates_pb2.RetireTemplateRequest, _templates_pb2.RetireTemplateResponse]
-    """Closes a version to new agents; agents that use it go on. Who: author, admin. Repeat: no effect."""
+    """Closes a version: no new agent, no new execution, and what waits for a node ends with TEMPLATE_RETIRED. What runs
+    goes on to its end. Who: author, admin. Repeat: ends again what waits.
+    """
     RevokeTemplate: _grpc.UnaryUnaryMultiCallable[_templates_pb2.RevokeTemplateRequest, _templates_pb2.RevokeTemplateResponse]
     """Forbids a version at once: nothing of it starts, and what runs is stopped. Who: admin. Repeat: no effect."""
+    SetTemplateChannel: _grpc.UnaryUnaryMultiCallable[_templates_pb2.SetTemplateChannelRequest, _templates_pb2.SetTemplateChannelResponse]
+    """Points a channel at a version, and every agent that follows it with it; executions that exist keep what they
+    have. Who: author, admin. Required: template_name, channel, version; it has to be active, and policy has to allow
+    it for every agent that follows. One that cannot follow (parameters, policy): nothing moves.
+    Repeat: the same version has no effect.
+    """
+    ListTemplateChannels: _grpc.UnaryUnaryMultiCallable[_templates_pb2.ListTemplateChannelsRequest, _templates_pb2.ListTemplateChannelsResponse]
+    """Lists channels by template and name. Who: every role."""
 
 @_typing.type_check_only
 class TemplateServiceAsyncStub(TemplateServiceStub):
@@ -68,9 +78,19 @@ class TemplateServiceAsyncStub(TemplateServiceStub):
     ListTemplates: _aio.UnaryUnaryMultiCallable[_templates_pb2.ListTemplatesRequest, _templates_pb2.ListTemplatesResponse]  # type: ignore[assignment]
     """Lists versions, newest first. Who: every role."""
     RetireTemplate: _aio.UnaryUnaryMultiCallable[_templates_pb2.RetireTemplateRequest, _templates_pb2.RetireTemplateResponse]  # type: ignore[assignment]
-    """Closes a version to new agents; agents that use it go on. Who: author, admin. Repeat: no effect."""
+    """Closes a version: no new agent, no new execution, and what waits for a node ends with TEMPLATE_RETIRED. What runs
+    goes on to its end. Who: author, admin. Repeat: ends again what waits.
+    """
     RevokeTemplate: _aio.UnaryUnaryMultiCallable[_templates_pb2.RevokeTemplateRequest, _templates_pb2.RevokeTemplateResponse]  # type: ignore[assignment]
     """Forbids a version at once: nothing of it starts, and what runs is stopped. Who: admin. Repeat: no effect."""
+    SetTemplateChannel: _aio.UnaryUnaryMultiCallable[_templates_pb2.SetTemplateChannelRequest, _templates_pb2.SetTemplateChannelResponse]  # type: ignore[assignment]
+    """Points a channel at a version, and every agent that follows it with it; executions that exist keep what they
+    have. Who: author, admin. Required: template_name, channel, version; it has to be active, and policy has to allow
+    it for every agent that follows. One that cannot follow (parameters, policy): nothing moves.
+    Repeat: the same version has no effect.
+    """
+    ListTemplateChannels: _aio.UnaryUnaryMultiCallable[_templates_pb2.ListTemplateChannelsRequest, _templates_pb2.ListTemplateChannelsResponse]  # type: ignore[assignment]
+    """Lists channels by template and name. Who: every role."""
 
 class TemplateServiceServicer(metaclass=_abc_1.ABCMeta):
     """Registry of signed, immutable template versions."""
@@ -111,7 +131,9 @@ class TemplateServiceServicer(metaclass=_abc_1.ABCMeta):
         request: _templates_pb2.RetireTemplateRequest,
         context: _ServicerContext,
     ) -> _typing.Union[_templates_pb2.RetireTemplateResponse, _abc.Awaitable[_templates_pb2.RetireTemplateResponse]]:
-        """Closes a version to new agents; agents that use it go on. Who: author, admin. Repeat: no effect."""
+        """Closes a version: no new agent, no new execution, and what waits for a node ends with TEMPLATE_RETIRED. What runs
+        goes on to its end. Who: author, admin. Repeat: ends again what waits.
+        """
 
     @_abc_1.abstractmethod
     def RevokeTemplate(
@@ -120,5 +142,25 @@ class TemplateServiceServicer(metaclass=_abc_1.ABCMeta):
         context: _ServicerContext,
     ) -> _typing.Union[_templates_pb2.RevokeTemplateResponse, _abc.Awaitable[_templates_pb2.RevokeTemplateResponse]]:
         """Forbids a version at once: nothing of it starts, and what runs is stopped. Who: admin. Repeat: no effect."""
+
+    @_abc_1.abstractmethod
+    def SetTemplateChannel(
+        self,
+        request: _templates_pb2.SetTemplateChannelRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_templates_pb2.SetTemplateChannelResponse, _abc.Awaitable[_templates_pb2.SetTemplateChannelResponse]]:
+        """Points a channel at a version, and every agent that follows it with it; executions that exist keep what they
+        have. Who: author, admin. Required: template_name, channel, version; it has to be active, and policy has to allow
+        it for every agent that follows. One that cannot follow (parameters, policy): nothing moves.
+        Repeat: the same version has no effect.
+        """
+
+    @_abc_1.abstractmethod
+    def ListTemplateChannels(
+        self,
+        request: _templates_pb2.ListTemplateChannelsRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_templates_pb2.ListTemplateChannelsResponse, _abc.Awaitable[_templates_pb2.ListTemplateChannelsResponse]]:
+        """Lists channels by template and name. Who: every role."""
 
 def add_TemplateServiceServicer_to_server(servicer: TemplateServiceServicer, server: _typing.Union[_grpc.Server, _aio.Server]) -> None: ...
