@@ -66,6 +66,12 @@ class ControlSettings(PlaneSettings):
         le=16 * 1024**3,
         description="Keys and values of one agent together.",
     )
+    cache_life: timedelta = Field(
+        default=timedelta(minutes=10),
+        gt=timedelta(0),
+        le=timedelta(hours=1),
+        description="How long templates and agents are believed when no change of them is announced.",
+    )
     stop_grace: timedelta = Field(
         default=10 * _SECOND, ge=timedelta(0), le=timedelta(minutes=5), description="For RPCs in flight."
     )

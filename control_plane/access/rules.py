@@ -42,6 +42,7 @@ _AGENTS: Final = "/agentfactory.v1.AgentService/"
 _EXECUTIONS: Final = "/agentfactory.v1.ExecutionService/"
 _NODE: Final = "/agentfactory.v1.NodeService/"
 _FLEET: Final = "/agentfactory.v1.FleetService/"
+_STOPS: Final = "/agentfactory.v1.StopService/"
 _AUDIT: Final = "/agentfactory.v1.AuditService/"
 
 RULES: Final[Mapping[str, Rule]] = {
@@ -50,11 +51,16 @@ RULES: Final[Mapping[str, Rule]] = {
     _TEMPLATES + "ListTemplates": _read(_EVERY_ROLE),
     _TEMPLATES + "RetireTemplate": _change(_AUTHORS),
     _TEMPLATES + "RevokeTemplate": _change(_ADMINS),
+    _TEMPLATES + "SetTemplateChannel": _change(_AUTHORS),
+    _TEMPLATES + "ListTemplateChannels": _read(_EVERY_ROLE),
     _AGENTS + "CreateAgent": _change(_AUTHORS),
     _AGENTS + "GetAgent": _read(_EVERY_ROLE),
     _AGENTS + "ListAgents": _read(_EVERY_ROLE),
     _AGENTS + "UpdateAgent": _change(_AUTHORS),
     _AGENTS + "DeleteAgent": _change(_AUTHORS),
+    _AGENTS + "RolloutAgent": _change(_AUTHORS),
+    _AGENTS + "RollbackAgent": _change(_AUTHORS),
+    _AGENTS + "CompareAgentVersions": _read(_EVERY_ROLE),
     _EXECUTIONS + "Execute": _change(_CALLERS, WAIT_DEADLINE),
     _EXECUTIONS + "SubmitExecution": _change(_CALLERS),
     _EXECUTIONS + "StreamExecutions": _change(_CALLERS, STREAM_DEADLINE),
@@ -75,6 +81,9 @@ RULES: Final[Mapping[str, Rule]] = {
     _FLEET + "GetNode": _read(_OPERATORS),
     _FLEET + "DrainNode": _change(_OPERATORS),
     _FLEET + "EvictNode": _change(_OPERATORS),
+    _STOPS + "CreateStop": _change(_OPERATORS),
+    _STOPS + "ListStops": _read(_OPERATORS),
+    _STOPS + "DeleteStop": _change(_OPERATORS),
     _AUDIT + "ListAuditEntries": _read(_OPERATORS),
     _AUDIT + "WatchAuditEntries": _read(_OPERATORS, STREAM_DEADLINE),
     _AUDIT + "GetReceipt": _read(_EVERY_ROLE),

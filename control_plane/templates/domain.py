@@ -5,7 +5,7 @@ from datetime import datetime
 from enum import StrEnum
 
 from shared.digests import Digest
-from shared.errors import InvalidInputError
+from shared.errors import InvalidInputError, TemplateRetiredError, TemplateRevokedError
 from shared.ids import KeyId, TemplateVersionId, TenantId
 
 
@@ -14,7 +14,7 @@ class TemplateState(StrEnum):
 
     ACTIVE = "active"
     RETIRED = "retired"
-    """No new agents."""
+    """No new agents and no new executions; what runs goes on to its end."""
     REVOKED = "revoked"
     """Nothing of it starts, and what runs is stopped."""
 
@@ -42,19 +42,23 @@ class TemplateVersion:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class TemplateRef:
-    """Names one version: by name and version, or by digest."""
+    """Names one version: by name and version, by digest, or by name and channel."""
 
     name: str = ""
     version: str = ""
     digest: str = ""
+    channel: str = ""
+    """The version at which it points now."""
 
     def __post_init__(self) -> None:
-        by_name, by_digest = bool(self.name and self.version), bool(self.digest)
-        if by_name == by_digest or bool(self.name) != bool(self.version):
-            raise InvalidInputError("a template is named by name and version, or by digest alone")
+        ways = [bool(self.version), bool(self.digest), bool(self.channel)]
+        if sum(ways) != 1 or bool(self.name) == bool(self.digest):
+            raise InvalidInputError(
+                "a template is named by name and version, by name and channel, or by digest alone"
+            )
 
     def __str__(self) -> str:
-        return self.digest or f"{self.name} {self.version}"
+        return self.digest or f"{self.name} {self.version or self.channel}"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -64,3 +68,17 @@ class TemplatePage:
     versions: tuple[TemplateVersion, ...]
     next_page_token: str
     """Empty when this is the last one."""
+
+
+def require_open(version: TemplateVersion) -> None:
+    """Let versions pass that new agents and executions may use.
+
+    Raises:
+        TemplateRetiredError: It is retired.
+        TemplateRevokedError: It is revoked.
+    """
+    name = f"template {version.name} {version.version}"
+    if version.state is TemplateState.RETIRED:
+        raise TemplateRetiredError(f"{name} is retired")
+    if version.state is TemplateState.REVOKED:
+        raise TemplateRevokedError(f"{name} is revoked")

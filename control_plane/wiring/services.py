@@ -14,6 +14,7 @@ from agentfactory.v1 import (
     audit_pb2_grpc,
     executions_pb2_grpc,
     nodes_pb2_grpc,
+    stops_pb2_grpc,
     templates_pb2_grpc,
 )
 
@@ -32,6 +33,7 @@ from control_plane.executions.admission_store import PostgresQueueCount
 from control_plane.executions.bodies import BodyService
 from control_plane.executions.completions import Completions
 from control_plane.executions.crowd import Crowd
+from control_plane.executions.halting import Halter
 from control_plane.executions.lease_store import PostgresLeaseStore
 from control_plane.executions.service import ExecutionOptions, ExecutionService
 from control_plane.executions.servicer import ExecutionServicer
@@ -39,13 +41,21 @@ from control_plane.executions.store import PostgresExecutionStore
 from control_plane.kv.store import PostgresKvStore
 from control_plane.metrics import MeasuredAcceptor, MeasuredCompletions
 from control_plane.nodes.servicer import FleetServicer, NodeServicer
+from control_plane.stops.servicer import StopServicer
+from control_plane.templates.cached import CachedTemplates
 from control_plane.templates.catalog import TemplateCatalog
-from control_plane.templates.revocation import TemplateStopper
 from control_plane.templates.servicer import TemplateServicer
 from control_plane.upkeep import Housekeeping
 from control_plane.wiring.access import build_access
 from control_plane.wiring.base import Base
-from control_plane.wiring.factory import build_agents, build_templates
+from control_plane.wiring.factory import (
+    build_agents,
+    build_cached_templates,
+    build_directory,
+    build_stop_watch,
+    build_stops,
+    build_templates,
+)
 from control_plane.wiring.nodes import build_dispatch, build_node_service, build_node_servicer
 from control_plane.wiring.policy import build_policy
 from control_plane.wiring.stores import Stores
@@ -62,6 +72,7 @@ class Services:
     dispatch: Dispatch
     completions: Completions
     directory: CachedAgentDirectory
+    templates: CachedTemplates
     register: Callable[[grpc.aio.Server], None]
     loops: tuple[Callable[[], Coroutine[Any, Any, NoReturn]], ...]
     stores: tuple[PostgresExecutionStore | PostgresLeaseStore | PostgresKvStore, ...]
@@ -75,7 +86,9 @@ def build(base: Base, signer: FileSigner) -> Services:
     dispatch = build_dispatch(base, stores, completions, signer)
     policy = build_policy(base)
     catalog = TemplateCatalog(database=base.database, store=stores.templates)
-    directory = CachedAgentDirectory(database=base.database, agents=stores.agents, templates=catalog)
+    templates = build_cached_templates(base, catalog)
+    directory = build_directory(base, stores, catalog)
+    base.metrics.watch_caches({"agents": directory.stats, "templates": templates.stats})
     admission = build_admission(base)
     turns = CallTurns(clock=base.clock, has_backlog=admission.has_backlog)
     acceptor = MeasuredAcceptor(
@@ -96,7 +109,7 @@ def build(base: Base, signer: FileSigner) -> Services:
         random=base.random,
         options=ExecutionOptions(run_deadline=base.settings.default_run_deadline),
     )
-    stopper = TemplateStopper(executions=stores.executions, placer=dispatch.placer, completions=completions)
+    halter = Halter(executions=stores.executions, placer=dispatch.placer, completions=completions)
     bodies = BodyService(store=stores.executions, clock=base.clock, random=base.random)
     servicers = _Servicers(
         executions=ExecutionServicer(
@@ -104,10 +117,11 @@ def build(base: Base, signer: FileSigner) -> Services:
             bodies,
             Crowd(service=executions, acceptor=acceptor, completions=completions, store=stores.executions),
         ),
-        templates=build_templates(base, stores, policy, catalog, stopper),
-        agents=build_agents(base, stores, policy, catalog),
+        templates=build_templates(base, stores, policy, catalog, halter),
+        agents=build_agents(base, stores, policy, templates),
         nodes=build_node_servicer(base, stores, dispatch, catalog),
         fleet=FleetServicer(nodes=build_node_service(base, stores, dispatch)),
+        stops=build_stops(base, stores, halter),
         audit=AuditServicer(
             AuditService(base.audit, subscribe=partial(base.subscriptions.subscribed, Channel.AUDIT))
         ),
@@ -118,6 +132,7 @@ def build(base: Base, signer: FileSigner) -> Services:
         dispatch=dispatch,
         completions=completions,
         directory=directory,
+        templates=templates,
         register=servicers.register,
         loops=(
             base.notifier.run,
@@ -127,6 +142,7 @@ def build(base: Base, signer: FileSigner) -> Services:
             turns.run,
             partial(completions.run, stores.executions),
             Housekeeping(stores.executions).run,
+            build_stop_watch(base, stores, halter).run,
             base.refusals.run,
         ),
         stores=(stores.executions, stores.leases, stores.kv),
@@ -140,6 +156,7 @@ class _Servicers:
     agents: AgentServicer
     nodes: NodeServicer
     fleet: FleetServicer
+    stops: StopServicer
     audit: AuditServicer
 
     def register(self, server: grpc.aio.Server) -> None:
@@ -148,6 +165,7 @@ class _Servicers:
         agents_pb2_grpc.add_AgentServiceServicer_to_server(self.agents, server)
         nodes_pb2_grpc.add_NodeServiceServicer_to_server(self.nodes, server)
         nodes_pb2_grpc.add_FleetServiceServicer_to_server(self.fleet, server)
+        stops_pb2_grpc.add_StopServiceServicer_to_server(self.stops, server)
         audit_pb2_grpc.add_AuditServiceServicer_to_server(self.audit, server)
 
 

@@ -3,12 +3,14 @@
 from dataclasses import dataclass
 
 from control_plane.agents.store import PostgresAgentStore
+from control_plane.channels.store import PostgresChannelStore
 from control_plane.executions.lease_store import PostgresLeaseStore
 from control_plane.executions.store import PostgresExecutionStore
 from control_plane.kv.domain import KvQuota
 from control_plane.kv.store import PostgresKvStore
 from control_plane.nodes.store import PostgresNodeStore
 from control_plane.policy.store import PostgresDecisionLog
+from control_plane.stops.store import PostgresStopStore
 from control_plane.templates.store import PostgresTemplateStore
 from control_plane.wiring.base import Base
 
@@ -22,6 +24,8 @@ class Stores:
     templates: PostgresTemplateStore
     agents: PostgresAgentStore
     decisions: PostgresDecisionLog
+    stops: PostgresStopStore
+    channels: PostgresChannelStore
 
     @classmethod
     def of(cls, base: Base) -> "Stores":
@@ -43,4 +47,6 @@ class Stores:
             templates=PostgresTemplateStore(),
             agents=PostgresAgentStore(),
             decisions=PostgresDecisionLog(),
+            stops=PostgresStopStore(),
+            channels=PostgresChannelStore(),
         )

@@ -3,6 +3,7 @@
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
+from datetime import timedelta
 from pathlib import Path
 
 import agentfactory_engine
@@ -10,9 +11,12 @@ from sqlalchemy import text
 from sqlalchemy.ext.asyncio import AsyncEngine
 
 from control_plane.agents.directory import CachedAgentDirectory
+from control_plane.agents.rollouts import RolloutService
 from control_plane.agents.service import AgentService
 from control_plane.agents.store import PostgresAgentStore
 from control_plane.audit.store import PostgresAuditStore
+from control_plane.channels.service import ChannelService
+from control_plane.channels.store import PostgresChannelStore
 from control_plane.database.engine import create_engine
 from control_plane.database.unit_of_work import PostgresDatabase
 from control_plane.kv.store import PostgresKvStore
@@ -21,10 +25,12 @@ from control_plane.policy.domain import Subject
 from control_plane.policy.gate import PolicyGate
 from control_plane.policy.service import PolicyService
 from control_plane.policy.store import PostgresDecisionLog
+from control_plane.templates.cached import CachedTemplates, weigh
 from control_plane.templates.catalog import TemplateCatalog
 from control_plane.templates.module_check import check_agent_module
 from control_plane.templates.service import TemplateService
 from control_plane.templates.store import PostgresTemplateStore
+from shared.cache import Cache, CacheBounds
 from shared.clock import SystemClock, SystemRandom
 from shared.digests import sha256_digest
 from shared.ids import TenantId
@@ -44,14 +50,18 @@ CALLER = Subject(identity="spiffe://test/caller/someone", tenant_id=TENANT, role
 SCHEMA = {"type": "object", "properties": {"depth": {"type": "integer"}}, "additionalProperties": False}
 
 
+CACHE_BOUNDS = CacheBounds(entries=64, life=timedelta(minutes=10))
+
+
 class Publishers:
     async def publishers(self, at):
         return trusting(PUBLISHER)
 
 
 class Stopped(list):
-    async def stop_template(self, tenant_id, template_digest, *, actor):
-        self.append((template_digest, actor))
+    async def halt(self, scope, reason, *, actor):
+        self.append((scope.template_digest, reason, actor))
+        return 0
 
 
 class Uncounted:
@@ -94,6 +104,9 @@ class Registry:
     templates: TemplateService
     catalog: TemplateCatalog
     agents: AgentService
+    rollouts: RolloutService
+    channels: ChannelService
+    cached: CachedTemplates
     directory: CachedAgentDirectory
     stopped: Stopped
 
@@ -147,7 +160,9 @@ async def open_registry(server, name: str) -> AsyncIterator[Registry]:
         policy=policy, decisions=decisions, audit=audit, database=database, clock=clock, random=random
     )
     template_store, agent_store, stopped = PostgresTemplateStore(), PostgresAgentStore(), Stopped()
+    channel_store = PostgresChannelStore()
     catalog = TemplateCatalog(database=database, store=template_store)
+    cached = CachedTemplates(catalog=catalog, cache=Cache(bounds=CACHE_BOUNDS, clock=clock, weigh=weigh))
     shared = {"gate": gate, "decisions": decisions, "audit": audit, "clock": clock, "random": random}
     try:
         yield Registry(
@@ -167,10 +182,21 @@ async def open_registry(server, name: str) -> AsyncIterator[Registry]:
                 database=database,
                 store=agent_store,
                 values=PostgresKvStore(database),
-                templates=catalog,
+                templates=cached,
+                channels=channel_store,
                 **shared,
             ),
-            directory=CachedAgentDirectory(database=database, agents=agent_store, templates=catalog),
+            rollouts=RolloutService(database=database, store=agent_store, templates=cached, **shared),
+            channels=ChannelService(
+                database=database, store=channel_store, agents=agent_store, templates=catalog, **shared
+            ),
+            cached=cached,
+            directory=CachedAgentDirectory(
+                database=database,
+                agents=agent_store,
+                templates=catalog,
+                cache=Cache(bounds=CACHE_BOUNDS, clock=clock),
+            ),
             stopped=stopped,
         )
     finally:

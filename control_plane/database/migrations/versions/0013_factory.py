@@ -1,7 +1,7 @@
 """Channels of templates, rollouts of agents, and emergency stops.
 
-Revision 0013. Expand only: a replica of the build before works on beside it. It knows of no stop and no rollout:
-both are for when every replica is of this build.
+Revision 0013. Expand only: a replica of the build before works on beside it. It knows of no stop and no
+rollout: both are for when every replica is of this build.
 """
 
 import sqlalchemy as sa
