@@ -12,6 +12,7 @@ from agentfactory.v1 import (
     audit_pb2_grpc,
     executions_pb2_grpc,
     nodes_pb2_grpc,
+    stops_pb2_grpc,
     templates_pb2_grpc,
 )
 
@@ -52,6 +53,10 @@ class Client:
     @property
     def fleet(self) -> "nodes_pb2_grpc.FleetServiceAsyncStub":
         return nodes_pb2_grpc.FleetServiceStub(self.channel)
+
+    @property
+    def stops(self) -> "stops_pb2_grpc.StopServiceAsyncStub":
+        return stops_pb2_grpc.StopServiceStub(self.channel)
 
     @property
     def audit(self) -> "audit_pb2_grpc.AuditServiceAsyncStub":
