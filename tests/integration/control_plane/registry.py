@@ -25,6 +25,9 @@ from control_plane.policy.domain import Subject
 from control_plane.policy.gate import PolicyGate
 from control_plane.policy.service import PolicyService
 from control_plane.policy.store import PostgresDecisionLog
+from control_plane.stops.service import StopService
+from control_plane.stops.store import PostgresStopStore
+from control_plane.stops.watch import StopWatch
 from control_plane.templates.cached import CachedTemplates, weigh
 from control_plane.templates.catalog import TemplateCatalog
 from control_plane.templates.module_check import check_agent_module
@@ -59,8 +62,13 @@ class Publishers:
 
 
 class Stopped(list):
+    def __init__(self):
+        super().__init__()
+        self.scopes = []
+
     async def halt(self, scope, reason, *, actor):
         self.append((scope.template_digest, reason, actor))
+        self.scopes.append(scope)
         return 0
 
 
@@ -108,6 +116,8 @@ class Registry:
     channels: ChannelService
     cached: CachedTemplates
     directory: CachedAgentDirectory
+    stops: StopService
+    watch: StopWatch
     stopped: Stopped
 
     async def publish(self, signed: SignedPackage, subject: Subject = AUTHOR, *, module: bytes | None = None):
@@ -136,12 +146,21 @@ class Registry:
 
 @asynccontextmanager
 async def open_registry(server, name: str) -> AsyncIterator[Registry]:
-    """Build the registry as the service's role, on a fresh database with one tenant."""
+    """Build the registry as the service's role, on a fresh database with two tenants."""
     owner = create_engine(server.url(name, user=OWNER), application="test")
     async with owner.begin() as connection:
         await connection.execute(text("INSERT INTO tenants (tenant_id) VALUES ('default'), ('other')"))
     engine = create_engine(server.url(name, user=SERVICE), application="test")
     database = PostgresDatabase(engine, notifier=NobodyListens())
+    try:
+        yield registry_over(database, owner, server.url(name, user=OWNER))
+    finally:
+        await database.close()
+        await owner.dispose()
+
+
+def registry_over(database: PostgresDatabase, owner: AsyncEngine, owner_url: str) -> Registry:
+    """Wire everything over one database, as one replica does."""
     clock, random, audit, decisions = (
         SystemClock(),
         SystemRandom(),
@@ -164,41 +183,46 @@ async def open_registry(server, name: str) -> AsyncIterator[Registry]:
     catalog = TemplateCatalog(database=database, store=template_store)
     cached = CachedTemplates(catalog=catalog, cache=Cache(bounds=CACHE_BOUNDS, clock=clock, weigh=weigh))
     shared = {"gate": gate, "decisions": decisions, "audit": audit, "clock": clock, "random": random}
-    try:
-        yield Registry(
-            engine=owner,
-            owner_url=server.url(name, user=OWNER),
+    return Registry(
+        engine=owner,
+        owner_url=owner_url,
+        database=database,
+        templates=TemplateService(
             database=database,
-            templates=TemplateService(
-                database=database,
-                store=template_store,
-                publishers=Publishers(),
-                check_module=check_agent_module,
-                running=stopped,
-                **shared,
-            ),
-            catalog=catalog,
-            agents=AgentService(
-                database=database,
-                store=agent_store,
-                values=PostgresKvStore(database),
-                templates=cached,
-                channels=channel_store,
-                **shared,
-            ),
-            rollouts=RolloutService(database=database, store=agent_store, templates=cached, **shared),
-            channels=ChannelService(
-                database=database, store=channel_store, agents=agent_store, templates=catalog, **shared
-            ),
-            cached=cached,
-            directory=CachedAgentDirectory(
-                database=database,
-                agents=agent_store,
-                templates=catalog,
-                cache=Cache(bounds=CACHE_BOUNDS, clock=clock),
-            ),
-            stopped=stopped,
-        )
-    finally:
-        await database.close()
-        await owner.dispose()
+            store=template_store,
+            publishers=Publishers(),
+            check_module=check_agent_module,
+            running=stopped,
+            **shared,
+        ),
+        catalog=catalog,
+        agents=AgentService(
+            database=database,
+            store=agent_store,
+            values=PostgresKvStore(database),
+            templates=cached,
+            channels=channel_store,
+            **shared,
+        ),
+        rollouts=RolloutService(database=database, store=agent_store, templates=cached, **shared),
+        channels=ChannelService(
+            database=database, store=channel_store, agents=agent_store, templates=catalog, **shared
+        ),
+        cached=cached,
+        directory=CachedAgentDirectory(
+            database=database,
+            agents=agent_store,
+            templates=catalog,
+            cache=Cache(bounds=CACHE_BOUNDS, clock=clock),
+        ),
+        stops=StopService(
+            database=database,
+            store=PostgresStopStore(),
+            halting=stopped,
+            audit=audit,
+            clock=clock,
+            random=random,
+        ),
+        watch=StopWatch(database=database, store=PostgresStopStore(), halting=stopped),
+        stopped=stopped,
+    )
