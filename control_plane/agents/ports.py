@@ -49,6 +49,11 @@ class AgentStore(Protocol):
     ) -> Sequence[Agent]:
         """Return up to `limit` live agents that follow a channel, locked, by name."""
 
+    async def count_followers(
+        self, tx: Transaction, tenant_id: TenantId, template_name: str, channel: str
+    ) -> int:
+        """Return how many live agents follow a channel."""
+
     async def outcomes(
         self, tx: Transaction, agent: Agent, *, newest: int
     ) -> Mapping[Digest, Mapping[str, int]]:

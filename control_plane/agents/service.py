@@ -213,10 +213,8 @@ class AgentService:
         channel = await self._channels.lock(tx, agent.tenant_id, agent.template_name, agent.channel)
         if channel is None or channel.template_digest != agent.template_digest:
             raise ConflictError(f"channel {agent.channel} of {agent.template_name} moved at this moment")
-        followers = await self._store.followers(
-            tx, agent.tenant_id, agent.template_name, agent.channel, limit=MAX_FOLLOWERS
-        )
-        if len(followers) >= MAX_FOLLOWERS:
+        followers = await self._store.count_followers(tx, agent.tenant_id, agent.template_name, agent.channel)
+        if followers >= MAX_FOLLOWERS:
             raise ResourceExhaustedError(
                 f"{MAX_FOLLOWERS} agents follow channel {agent.channel} of {agent.template_name} already",
                 hint="let it follow another channel, or pin it to a version",

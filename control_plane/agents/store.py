@@ -3,7 +3,7 @@
 from collections.abc import Mapping, Sequence
 from typing import Any, Final
 
-from sqlalchemy import Row, func, select, update
+from sqlalchemy import ColumnElement, Row, func, select, update
 from sqlalchemy.dialects.postgresql import insert as upsert
 
 from control_plane.agents.domain import Agent, Candidate, VersionOfAgent
@@ -98,13 +98,19 @@ class PostgresAgentStore:
         """See `AgentStore.followers`."""
         query = (
             select(*_COLUMNS)
-            .where(_a.tenant_id == tenant_id, _a.template_name == template_name, _a.channel == channel)
-            .where(_a.channel != "", _a.deleted_at.is_(None))
+            .where(*_follows(tenant_id, template_name, channel))
             .order_by(_a.name)
             .limit(limit)
             .with_for_update()
         )
         return [_agent(row) for row in await connection_of(tx).execute(query)]
+
+    async def count_followers(
+        self, tx: Transaction, tenant_id: TenantId, template_name: str, channel: str
+    ) -> int:
+        """See `AgentStore.count_followers`."""
+        query = select(func.count()).where(*_follows(tenant_id, template_name, channel))
+        return (await connection_of(tx).execute(query)).scalar_one()
 
     async def outcomes(
         self, tx: Transaction, agent: Agent, *, newest: int
@@ -137,6 +143,16 @@ class PostgresAgentStore:
         )
         agent_id = await connection_of(tx).scalar(change)
         return None if agent_id is None else AgentId(agent_id)
+
+
+def _follows(tenant_id: TenantId, template_name: str, channel: str) -> tuple[ColumnElement[bool], ...]:
+    return (
+        _a.tenant_id == tenant_id,
+        _a.template_name == template_name,
+        _a.channel == channel,
+        _a.channel != "",
+        _a.deleted_at.is_(None),
+    )
 
 
 def _agent(row: Row[Any]) -> Agent:

@@ -20,8 +20,11 @@ LOOK_WITHIN: Final = timedelta(seconds=30)
 CHANGED_WITHIN: Final = timedelta(minutes=1)
 """No transaction that accepts or claims is open for as long."""
 
-AT_START: Final = timedelta(days=2)
+FAR: Final = timedelta(days=2)
 """No execution lives longer (its run deadline is a day at most)."""
+
+FAR_EVERY: Final = 60
+"""Looks: the first, and one a minute, find what came back to the queue after its template was closed."""
 
 logger = get_logger(__name__)
 
@@ -33,19 +36,20 @@ class StopWatch:
         self._database = database
         self._store = store
         self._halting = halting
-        self._window = AT_START
+        self._looks = 0
 
     async def look(self) -> None:
-        """Look once. After one that succeeded, only what changed lately is looked at.
+        """Look once: at every stop and at templates closed lately, now and then at all that matter.
 
         Raises:
             DatabaseUnavailableError: Postgres is away.
         """
+        window = FAR if self._looks % FAR_EVERY == 0 else CHANGED_WITHIN
         async with self._database.transaction() as tx:
-            halts = await self._store.halts(tx, changed_within=self._window)
+            halts = await self._store.halts(tx, changed_within=window)
         for scope, reason in halts:
             await self._halting.halt(scope, reason, actor=SYSTEM_ACTOR)
-        self._window = CHANGED_WITHIN
+        self._looks += 1  # not counted when it failed: the next one looks as far
 
     async def run(self) -> NoReturn:
         """Look each second until cancelled."""

@@ -41,6 +41,12 @@ def test_a_node_may_call_nothing_but_the_service_of_nodes():
     assert all(method.startswith("/agentfactory.v1.NodeService/") for method in allowed)
 
 
+def test_only_operators_and_admins_make_and_lift_emergency_stops():
+    rules = [rule for method, rule in OURS.items() if "/StopService/" in method]
+    assert len(rules) == 3
+    assert all(rule.roles == {Role.ADMIN, Role.OPERATOR} for rule in rules)
+
+
 def test_people_may_not_act_as_a_node():
     rules = [rule for method, rule in OURS.items() if "/NodeService/" in method and not rule.anonymous]
     assert all(rule.roles == {Role.NODE} for rule in rules)
@@ -63,6 +69,9 @@ def test_what_changes_something_is_recorded_in_full():
         "Evict",
         "Cancel",
         "Execute",
+        "Set",
+        "Rollout",
+        "Rollback",
     )
     changes = [rule for method, rule in OURS.items() if method.rpartition("/")[2].startswith(changing)]
     assert changes
