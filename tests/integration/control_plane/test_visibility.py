@@ -16,7 +16,7 @@ from shared.errors import TemplateRetiredError
 from tests.fixtures.postgres import OWNER, SERVICE
 from tests.integration.control_plane.registry import AUTHOR, TENANT, package, registry_over
 
-ROUNDS = 30
+ROUNDS = 10
 WITHIN_SECONDS = 30.0
 PROMISED_SECONDS = 0.2
 
@@ -105,11 +105,12 @@ async def test_a_retired_template_is_known_on_the_other_replica(two):
         await other.directory.refresh(TENANT, "prober")
 
 
-async def test_a_change_whose_announcement_was_lost_is_seen_after_the_connection_is_back(two, postgres_18):
+async def test_a_change_whose_announcement_was_lost_is_seen_after_the_connection_is_back(
+    two, postgres_18, registry_database
+):
     one, other = two
     await other.directory.resolve(TENANT, "prober")
-    name = one.owner_url.rpartition("/")[2].partition("?")[0]
-    server = create_engine(postgres_18.url(name, user="postgres"), application="test-server")
+    server = create_engine(postgres_18.url(registry_database, user="postgres"), application="test-server")
     async with server.connect() as connection:
         ended = await connection.execute(
             text(

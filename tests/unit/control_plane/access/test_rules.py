@@ -42,7 +42,7 @@ def test_a_node_may_call_nothing_but_the_service_of_nodes():
 
 
 def test_only_operators_and_admins_make_and_lift_emergency_stops():
-    rules = [rule for method, rule in OURS.items() if "/StopService/" in method]
+    rules = [rule for method, rule in OURS.items() if ".StopService/" in method]
     assert len(rules) == 3
     assert all(rule.roles == {Role.ADMIN, Role.OPERATOR} for rule in rules)
 
