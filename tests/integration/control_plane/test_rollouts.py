@@ -214,13 +214,10 @@ async def test_moving_to_where_it_is_has_no_effect(published):
 
 
 async def test_one_agent_that_cannot_follow_keeps_everything_where_it_is(published):
-    narrow = await package(version="2.0.0")
-    await published.publish(narrow)
-    await published.run("UPDATE template_versions SET manifest = manifest")  # still the same bytes
     await move(published)
     await follow(published, parameters=b'{"depth":3}')
     await follow(published, name="another")
-    await published.run("UPDATE agents SET parameters = '{\"width\":1}' WHERE name = 'prober'")
+    await published.run("UPDATE agents SET parameters = '{\"width\": 1}' WHERE name = 'prober'")
     with pytest.raises(InvalidInputError, match="agent prober cannot follow"):
         await move(published, "1.1.0")
     versions = await published.rows("SELECT DISTINCT template_version FROM agents")
