@@ -5,7 +5,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from cli import output
+from cli import output, rollouts
 from cli.output import Json
 from cli.settings import CliSettings, DataDir, Target, read_settings
 from cli.templates import reference
@@ -20,6 +20,8 @@ app = typer.Typer(
     no_args_is_help=True, add_completion=False, help="Make and look at agents: what callers run."
 )
 
+rollouts.add_commands(app)
+
 Name = Annotated[str, typer.Argument(help="Name of the agent.")]
 MAX_PARAMETERS_BYTES = 64 * 1024
 
@@ -27,7 +29,9 @@ MAX_PARAMETERS_BYTES = 64 * 1024
 @app.command()
 def create(
     name: Name,
-    template: Annotated[str, typer.Option("--template", help="NAME@VERSION or digest.")],
+    template: Annotated[
+        str, typer.Option("--template", help="NAME@VERSION, NAME@CHANNEL to follow it, or digest.")
+    ],
     parameters: Annotated[
         str, typer.Option("--parameters", help="JSON object, or @FILE that holds one.")
     ] = "{}",
@@ -139,7 +143,9 @@ def show(name: Name, data_dir: DataDir = None, target: Target = None, as_json: J
         [
             ("name", agent.name),
             ("id", agent.agent_id),
-            ("template", f"{agent.template_name}@{agent.template_version}"),
+            ("template", rollouts.versions_of(agent)),
+            ("follows", f"{agent.template_name}@{agent.channel}" if agent.channel else ""),
+            ("before", agent.previous_template_version),
             ("digest", agent.template_digest),
             ("parameters", agent.parameters.decode()),
             ("revision", agent.revision),
@@ -152,7 +158,9 @@ def show(name: Name, data_dir: DataDir = None, target: Target = None, as_json: J
 @app.command()
 def update(
     name: Name,
-    template: Annotated[str, typer.Option("--template", help="NAME@VERSION or digest; absent: stays.")] = "",
+    template: Annotated[
+        str, typer.Option("--template", help="NAME@VERSION, NAME@CHANNEL or digest; absent: stays.")
+    ] = "",
     parameters: Annotated[str, typer.Option("--parameters", help="JSON or @FILE; absent: stay.")] = "",
     data_dir: DataDir = None,
     target: Target = None,

@@ -15,6 +15,7 @@ from agentfactory.v1 import (
     keys_pb2_grpc,
     nodes_pb2_grpc,
     policy_pb2_grpc,
+    stops_pb2_grpc,
     templates_pb2_grpc,
 )
 
@@ -69,6 +70,10 @@ class Client:
     @property
     def policy(self) -> "policy_pb2_grpc.PolicyServiceAsyncStub":
         return policy_pb2_grpc.PolicyServiceStub(self.channel)
+
+    @property
+    def stops(self) -> "stops_pb2_grpc.StopServiceAsyncStub":
+        return stops_pb2_grpc.StopServiceStub(self.channel)
 
     @property
     def audit(self) -> "audit_pb2_grpc.AuditServiceAsyncStub":

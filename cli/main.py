@@ -26,6 +26,7 @@ GROUPS = {
     "node": "cli.nodes",
     "access": "cli.access",
     "tenant": "cli.tenants",
+    "stop": "cli.stops",
     "audit": "cli.audit",
     "policy": "cli.policy",
     "receipt": "cli.receipts",

@@ -33,6 +33,7 @@ EXIT_CODES: tuple[tuple[type[errors.AgentFactoryError], int], ...] = (
     (errors.NodeEvictedError, REFUSED),
     (errors.TemplateRetiredError, REFUSED),
     (errors.TemplateRevokedError, REFUSED),
+    (errors.StoppedError, REFUSED),
     (errors.KeyFileModeError, REFUSED),
     (errors.KeyFormatError, REFUSED),
     (errors.OrderRejectedError, REFUSED),

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from cli import output
+from cli import channels, output
 from cli.output import Json
 from cli.settings import CliSettings, DataDir, Target, read_settings
 from shared.errors import AlreadyExistsError, InvalidInputError
@@ -19,6 +19,8 @@ if TYPE_CHECKING:
     from cli.client import Client
 
 app = typer.Typer(no_args_is_help=True, add_completion=False, help="Build, sign and publish templates.")
+
+app.add_typer(channels.app, name="channel")
 
 Folder = Annotated[Path, typer.Argument(help="Folder with agent.toml.", exists=True, file_okay=False)]
 Package = Annotated[Path, typer.Argument(help="NAME-VERSION.template folder.", exists=True, file_okay=False)]
@@ -238,7 +240,7 @@ async def publish_with(client: "Client", package: Path) -> "templates_pb2.Templa
 
 
 def reference(text: str) -> "templates_pb2.TemplateRef":
-    """Parse NAME@VERSION, or a digest.
+    """Parse NAME@VERSION, NAME@CHANNEL, or a digest. A version begins with a digit, a channel never does.
 
     Raises:
         InvalidInputError: It is neither.
@@ -249,7 +251,9 @@ def reference(text: str) -> "templates_pb2.TemplateRef":
         return templates_pb2.TemplateRef(digest=text)
     name, _, version = text.partition("@")
     if not name or not version:
-        raise InvalidInputError(f"template {text!r} is neither NAME@VERSION nor sha256:…")
+        raise InvalidInputError(f"template {text!r} is none of NAME@VERSION, NAME@CHANNEL, sha256:…")
+    if not version[0].isdigit():
+        return templates_pb2.TemplateRef(name=name, channel=version)
     return templates_pb2.TemplateRef(name=name, version=version)
 
 
@@ -361,7 +365,7 @@ def retire(
     target: Target = None,
     as_json: Json = False,
 ) -> None:
-    """Close a version to new agents.
+    """Close a version: nothing new starts, what waits ends, what runs goes on.
 
     Example: agentfactory template retire redact@1.0.0
     """

@@ -113,6 +113,7 @@ def _subscribed(base: Base, services: Services) -> Iterator[None]:
             (Channel.EXECUTIONS, services.completions.changed),
             (Channel.STARTS, services.completions.started),
             (Channel.AGENTS, services.directory.changed),
+            (Channel.AGENTS, services.templates.changed),
             (Channel.QUEUE, services.dispatch.heard_queue),
             (Channel.CANCELS, services.dispatch.heard_cancels),
             (Channel.NODES, services.dispatch.heard_nodes),

@@ -2,11 +2,13 @@
 
 import asyncio  # noqa: TC003 - imports stay in one place
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Mapping
 from datetime import timedelta
 from typing import Final
 
-from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram
+from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, Metric
+from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily
+from prometheus_client.registry import Collector
 
 from control_plane.dispatch.service import DispatchStats
 from control_plane.executions.acceptor import Acceptor
@@ -16,6 +18,7 @@ from control_plane.executions.domain import Accepted, NewExecution
 from control_plane.executions.lifecycle import Execution
 from control_plane.executions.ports import ExecutionStore, Placer
 from control_plane.nodes.domain import NodeState
+from shared.cache import CacheStats
 from shared.gathering import Gathering
 from shared.ids import NodeId
 
@@ -104,6 +107,10 @@ class ControlMetrics:
             gauge = Gauge(name, text, registry=self._registry)
             gauge.set_function(lambda read=read: float(read(stats())))  # type: ignore[misc]  # bound early
 
+    def watch_caches(self, caches: Mapping[str, Callable[[], CacheStats]]) -> None:
+        """Read what caches do whenever somebody asks for the metrics."""
+        self._registry.register(CacheCollector(caches))
+
     def queue_depth(self, count: int) -> None:
         """So many executions wait for a node, in all replicas."""
         self._queue_depth.set(count)
@@ -176,6 +183,44 @@ class ControlMetrics:
     def node_state(self, node_id: NodeId, state: NodeState) -> None:  # noqa: ARG002
         """See `Observer.node_state`."""
         self._node_states.labels(str(state)).inc()
+
+
+class CacheCollector(Collector):
+    """What caches have done and hold, read when somebody asks: nothing is counted twice on the hot path."""
+
+    def __init__(self, caches: Mapping[str, Callable[[], CacheStats]]) -> None:
+        self._caches = caches
+
+    def collect(self) -> Iterable[Metric]:
+        """See `Collector.collect`."""
+        now = {name: read() for name, read in self._caches.items()}
+        for name, text, value in _CACHE_COUNTERS:
+            counter = CounterMetricFamily(name, text, labels=["cache"])
+            for cache, stats in now.items():
+                counter.add_metric([cache], value(stats))
+            yield counter
+        for name, text, value in _CACHE_GAUGES:
+            gauge = GaugeMetricFamily(name, text, labels=["cache"])
+            for cache, stats in now.items():
+                gauge.add_metric([cache], value(stats))
+            yield gauge
+
+
+_CacheRows = tuple[tuple[str, str, Callable[[CacheStats], float]], ...]
+_CACHE_COUNTERS: Final[_CacheRows] = (
+    ("af_cache_hits", "Values that were there.", lambda one: one.hits),
+    ("af_cache_misses", "Values that had to be read.", lambda one: one.misses),
+    ("af_cache_evictions", "Values that left for want of room.", lambda one: one.evictions),
+)
+_CACHE_GAUGES: Final[_CacheRows] = (
+    ("af_cache_entries", "Values that are held.", lambda one: one.entries),
+    ("af_cache_bytes", "Of the values that are held, where they are weighed.", lambda one: one.size_bytes),
+    (
+        "af_cache_oldest_seconds",
+        "Since the read of the value that is held for longest.",
+        lambda one: one.oldest.total_seconds(),
+    ),
+)
 
 
 class MeasuredAcceptor(Acceptor):

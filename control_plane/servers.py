@@ -30,6 +30,7 @@ SERVICES: Final = tuple(
         "ExecutionService",
         "NodeService",
         "FleetService",
+        "StopService",
         "AuditService",
         "AccessService",
         "KeyService",

@@ -136,6 +136,12 @@ class ControlSettings(PlaneSettings):
     vault_key_prefix: str = Field(default="agentfactory", pattern=r"^[a-z0-9][a-z0-9-]{0,62}$")
     vault_timeout: timedelta = Field(default=3 * _SECOND, gt=timedelta(0), le=60 * _SECOND)
 
+    cache_life: timedelta = Field(
+        default=timedelta(minutes=10),
+        gt=timedelta(0),
+        le=timedelta(hours=1),
+        description="How long templates and agents are believed when no change of them is announced.",
+    )
     stop_grace: timedelta = Field(
         default=10 * _SECOND, ge=timedelta(0), le=timedelta(minutes=5), description="For RPCs in flight."
     )

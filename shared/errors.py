@@ -441,6 +441,13 @@ class TemplateRevokedError(AgentFactoryError):
     reason = "TEMPLATE_REVOKED"
 
 
+class StoppedError(AgentFactoryError):
+    """An emergency stop holds the tenant or the template; nothing new of it starts until it is lifted."""
+
+    reason = "STOPPED"
+    hint = "wait until an operator lifts the stop ('agentfactory stop list' shows it)"
+
+
 # --- host calls ---
 
 

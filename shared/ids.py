@@ -29,6 +29,7 @@ NodeId = NewType("NodeId", str)
 BootId = NewType("BootId", str)
 SessionId = NewType("SessionId", str)
 EnrollmentTokenId = NewType("EnrollmentTokenId", str)
+StopId = NewType("StopId", str)
 InstallationId = NewType("InstallationId", str)
 """Name of one installation: the trust domain of its SPIFFE ids."""
 
@@ -72,6 +73,7 @@ NODE: Final = IdKind(prefix="nod", type=NodeId)
 BOOT: Final = IdKind(prefix="boot", type=BootId)
 SESSION: Final = IdKind(prefix="ses", type=SessionId)
 ENROLLMENT_TOKEN: Final = IdKind(prefix="tok", type=EnrollmentTokenId)
+STOP: Final = IdKind(prefix="stp", type=StopId)
 
 
 def new_id(kind: IdKind[T], clock: Clock, random: Random) -> T:

@@ -242,6 +242,7 @@ async def start_control_plane(data_dir: Path, ports: Ports, database: postgres.P
                 AF_CONTROL_PORT=str(ports.grpc),
                 AF_CONTROL_ENROLL_PORT=str(ports.enroll),
                 AF_CONTROL_ADMIN_PORT=str(ports.control_admin),
+                AF_CONTROL_CACHE_LIFE="PT60S",
             ),
             log=data_dir / "logs" / "control-plane.log",
         )

@@ -48,6 +48,7 @@ _AGENTS: Final = "/agentfactory.v1.AgentService/"
 _EXECUTIONS: Final = "/agentfactory.v1.ExecutionService/"
 _NODE: Final = "/agentfactory.v1.NodeService/"
 _FLEET: Final = "/agentfactory.v1.FleetService/"
+_STOPS: Final = "/agentfactory.v1.StopService/"
 _AUDIT: Final = "/agentfactory.v1.AuditService/"
 _ACCESS: Final = "/agentfactory.v1.AccessService/"
 _KEYS: Final = "/agentfactory.v1.KeyService/"
@@ -59,11 +60,16 @@ RULES: Final[Mapping[str, Rule]] = {
     _TEMPLATES + "ListTemplates": _read(EVERY_ROLE),
     _TEMPLATES + "RetireTemplate": _change(_AUTHORS),
     _TEMPLATES + "RevokeTemplate": _change(_ADMINS),
+    _TEMPLATES + "SetTemplateChannel": _change(_AUTHORS),
+    _TEMPLATES + "ListTemplateChannels": _read(EVERY_ROLE),
     _AGENTS + "CreateAgent": _change(_AUTHORS),
     _AGENTS + "GetAgent": _read(EVERY_ROLE),
     _AGENTS + "ListAgents": _read(EVERY_ROLE),
     _AGENTS + "UpdateAgent": _change(_AUTHORS),
     _AGENTS + "DeleteAgent": _change(_AUTHORS),
+    _AGENTS + "RolloutAgent": _change(_AUTHORS),
+    _AGENTS + "RollbackAgent": _change(_AUTHORS),
+    _AGENTS + "CompareAgentVersions": _read(EVERY_ROLE),
     _EXECUTIONS + "Execute": _change(_CALLERS, WAIT_DEADLINE),
     _EXECUTIONS + "SubmitExecution": _change(_CALLERS),
     _EXECUTIONS + "StreamExecutions": _change(_CALLERS, STREAM_DEADLINE),
@@ -120,6 +126,9 @@ RULES: Final[Mapping[str, Rule]] = {
     _POLICY + "GetDecision": _read(_AUDITORS),
     _POLICY + "ListDecisions": _read(_AUDITORS),
     _POLICY + "ReevaluateDecision": _read(_AUDITORS),
+    _STOPS + "CreateStop": _change(_OPERATORS),
+    _STOPS + "ListStops": _read(_FLEET_READERS),
+    _STOPS + "DeleteStop": _change(_OPERATORS),
     # Not ours, but served beside them.
     "/grpc.health.v1.Health/Check": Rule(
         roles=_NOBODY, deadline=READ_DEADLINE, audit=Audit.NONE, anonymous=True

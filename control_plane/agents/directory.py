@@ -1,60 +1,75 @@
 """What an agent's name stands for, from memory. Stale for a moment at most; the accept checks again."""
 
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import Final
 
-from control_plane.agents.domain import Agent, ResolvedAgent
+from control_plane.agents.domain import Agent, ResolvedAgent, VersionOfAgent
 from control_plane.agents.ports import AgentStore, Templates
 from control_plane.database.ports import Database
-from control_plane.templates.domain import TemplateRef, TemplateState, TemplateVersion
+from control_plane.templates.domain import TemplateRef, TemplateState, TemplateVersion, require_open
+from shared.cache import Cache, CacheStats
 from shared.digests import sha256_digest
-from shared.errors import NotFoundError, TemplateRevokedError
+from shared.errors import NotFoundError
 from shared.ids import TenantId
 from shared.manifest import Retry, decode_manifest
 
 MAX_KNOWN_AGENTS: Final = 4096
-"""Agents kept in memory; the one that came first goes first."""
+"""Agents kept in memory."""
 
 
 class CachedAgentDirectory:
     """Implements `AgentDirectory`. `changed` is for NOTIFY: any change forgets everything, which is cheap."""
 
-    def __init__(self, *, database: Database, agents: AgentStore, templates: Templates) -> None:
+    def __init__(
+        self,
+        *,
+        database: Database,
+        agents: AgentStore,
+        templates: Templates,
+        cache: Cache[tuple[TenantId, str], ResolvedAgent],
+    ) -> None:
         self._database = database
         self._agents = agents
         self._templates = templates
-        self._known: dict[tuple[TenantId, str], ResolvedAgent] = {}
-        self._changes = 0
+        self._cache = cache
 
     async def resolve(self, tenant_id: TenantId, name: str) -> ResolvedAgent:
         """See `AgentDirectory.resolve`."""
-        return self._known.get((tenant_id, name)) or await self.refresh(tenant_id, name)
+        return await self._cache.get_or_load((tenant_id, name), lambda: self._read(tenant_id, name))
 
     async def refresh(self, tenant_id: TenantId, name: str) -> ResolvedAgent:
         """See `AgentDirectory.refresh`."""
-        self._known.pop((tenant_id, name), None)
-        before = self._changes
+        self._cache.forget((tenant_id, name))
+        return await self.resolve(tenant_id, name)
+
+    def changed(self, _payloads: Sequence[str] = ()) -> None:
+        """Forget everything: an agent or a template changed, or an announcement may have been missed."""
+        self._cache.forget_all()
+
+    def stats(self) -> CacheStats:
+        """Return what the memory does."""
+        return self._cache.stats()
+
+    async def _read(self, tenant_id: TenantId, name: str) -> ResolvedAgent:
         async with self._database.transaction() as tx:
             agent = await self._agents.find(tx, tenant_id, name)
         if agent is None:
             raise NotFoundError(f"there is no agent {name}")
-        version = await self._templates.get(tenant_id, TemplateRef(digest=agent.template_digest))
-        if version.state is TemplateState.REVOKED:
-            raise TemplateRevokedError(
-                f"template {version.name} {version.version} of agent {name} is revoked"
-            )
+        version = await self._version(tenant_id, agent.current)
+        require_open(version)
         resolved = resolve_agent(agent, version)
-        # What was read before a change was announced is not kept.
-        if self._changes == before:
-            if len(self._known) >= MAX_KNOWN_AGENTS:
-                self._known.pop(next(iter(self._known)))
-            self._known[(tenant_id, name)] = resolved
-        return resolved
+        if agent.candidate is None:
+            return resolved
+        version = await self._version(tenant_id, agent.candidate.to)
+        if version.state is not TemplateState.ACTIVE:
+            return resolved  # a version that is closed while it is tried takes nothing down with it
+        candidate = resolve_agent(replace(agent, parameters=agent.candidate.to.parameters), version)
+        return replace(resolved, candidate=candidate, candidate_percent=agent.candidate.percent)
 
-    def changed(self, _payloads: Sequence[str] = ()) -> None:
-        """Forget everything: an agent or a template changed, or an announcement may have been missed."""
-        self._changes += 1
-        self._known.clear()
+    async def _version(self, tenant_id: TenantId, of: VersionOfAgent) -> TemplateVersion:
+        # Never from the cache: who refreshes was told that something is newer than what is known.
+        return await self._templates.get(tenant_id, TemplateRef(digest=of.digest))
 
 
 def resolve_agent(agent: Agent, version: TemplateVersion) -> ResolvedAgent:

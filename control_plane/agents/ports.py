@@ -1,11 +1,12 @@
 """What others need from agents."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Protocol
 
 from control_plane.agents.domain import Agent, ResolvedAgent
 from control_plane.database.ports import Transaction
 from control_plane.templates.domain import TemplateRef, TemplateVersion
+from shared.digests import Digest
 from shared.ids import AgentId, TenantId
 
 
@@ -21,7 +22,7 @@ class AgentDirectory(Protocol):
 
         Raises:
             NotFoundError: There is none.
-            TemplateRevokedError: Its template version is revoked.
+            TemplateRetiredError, TemplateRevokedError: Its template version is closed.
         """
 
     async def refresh(self, tenant_id: TenantId, name: str) -> ResolvedAgent:
@@ -42,6 +43,21 @@ class AgentStore(Protocol):
 
     async def update(self, tx: Transaction, agent: Agent, *, revision: int) -> bool:
         """Write the agent if its revision still is `revision`; False when it moved or went."""
+
+    async def followers(
+        self, tx: Transaction, tenant_id: TenantId, template_name: str, channel: str, *, limit: int
+    ) -> Sequence[Agent]:
+        """Return up to `limit` live agents that follow a channel, locked, by name."""
+
+    async def count_followers(
+        self, tx: Transaction, tenant_id: TenantId, template_name: str, channel: str
+    ) -> int:
+        """Return how many live agents follow a channel."""
+
+    async def outcomes(
+        self, tx: Transaction, agent: Agent, *, newest: int
+    ) -> Mapping[Digest, Mapping[str, int]]:
+        """Count the newest executions of an agent by template digest and state."""
 
     async def delete(self, tx: Transaction, tenant_id: TenantId, name: str) -> AgentId | None:
         """End the live agent of this name; None when there is none."""

@@ -3,11 +3,12 @@
 from dataclasses import dataclass, replace
 from typing import Final
 
-from control_plane.agents.domain import Agent, AgentPage
+from control_plane.agents.domain import Agent, AgentPage, VersionOfAgent
 from control_plane.agents.ports import AgentStore, Templates
 from control_plane.audit.domain import NewAuditEntry
 from control_plane.audit.ports import AuditLog
-from control_plane.database.ports import Database
+from control_plane.channels.ports import ChannelStore
+from control_plane.database.ports import Database, Transaction
 from control_plane.kv.ports import KvRemover
 from control_plane.paging import BAD_TOKEN, DEFAULT_PAGE_SIZE, MAX_PAGE_SIZE, decode_token, encode_token
 from control_plane.policy.domain import Decision, PolicyInput, Question, Subject
@@ -22,11 +23,15 @@ from shared.errors import (
     InvalidInputError,
     MalformedError,
     NotFoundError,
+    ResourceExhaustedError,
 )
 from shared.ids import AGENT, AUDIT_ENTRY, TenantId, new_id
 from shared.manifest import NAME, NO_CAPABILITIES, decode_manifest
 
 AGENTS_CHANNEL: Final = "af_agents"
+MAX_FOLLOWERS: Final = 500
+"""Agents that follow one channel: they move in one transaction."""
+
 MAX_PARAMETERS_BYTES: Final = 64 * 1024
 _NO_PARAMETERS: Final = b"{}"
 _PARAMETERS: Final = "parameters"
@@ -53,6 +58,7 @@ class AgentService:
         store: AgentStore,
         values: KvRemover,
         templates: Templates,
+        channels: ChannelStore,
         gate: PolicyGate,
         decisions: DecisionLog,
         audit: AuditLog,
@@ -63,6 +69,7 @@ class AgentService:
         self._store = store
         self._values = values
         self._templates = templates
+        self._channels = channels
         self._gate = gate
         self._decisions = decisions
         self._audit = audit
@@ -83,11 +90,12 @@ class AgentService:
         checked = check_parameters(version, parameters)
         existing = await self._find(subject.tenant_id, name)
         if existing is not None:
-            return _same_or_taken(existing, version, checked)
+            return _same_or_taken(existing, version, checked, template.channel)
         require_open(version)
         decision = await self._decide(subject, version, name)
         now = self._clock.now()
         agent = Agent(
+            channel=template.channel,
             agent_id=new_id(AGENT, self._clock, self._random),
             tenant_id=subject.tenant_id,
             name=name,
@@ -100,6 +108,7 @@ class AgentService:
             updated_at=now,
         )
         async with self._database.transaction() as tx:
+            await self._follow(tx, agent)
             if await self._store.add(tx, agent):
                 await self._decisions.append(tx, decision)
                 await self._audit.append(tx, [self._entry(subject, "agent.created", agent, decision)])
@@ -108,7 +117,7 @@ class AgentService:
         other = await self._find(subject.tenant_id, name)
         if other is None:
             raise ConflictError(f"agent {name} came and went meanwhile")
-        return _same_or_taken(other, version, checked)
+        return _same_or_taken(other, version, checked, template.channel)
 
     async def get(self, tenant_id: TenantId, name: str) -> Agent:
         """Return one agent.
@@ -142,11 +151,13 @@ class AgentService:
         Raises:
             NotFoundError: There is no such agent or template version.
             ConflictError: The agent has another revision than the one that was read.
+            WrongStateError: A rollout is under way.
             InvalidInputError, TemplateRetiredError, TemplateRevokedError, PolicyDeniedError: As `create`.
         """
         agent = await self.get(subject.tenant_id, change.name)
         if agent.revision != change.revision:
             raise ConflictError(f"agent {agent.name} has revision {agent.revision}, not {change.revision}")
+        agent.require_no_rollout()
         ref = change.template or TemplateRef(digest=agent.template_digest)
         version = await self._templates.get(subject.tenant_id, ref)
         if version.digest != agent.template_digest:
@@ -154,16 +165,15 @@ class AgentService:
         given = agent.parameters if change.parameters is None else change.parameters
         checked = check_parameters(version, given)
         decision = await self._decide(subject, version, agent.name)
-        updated = replace(
-            agent,
-            template_name=version.name,
-            template_version=version.version,
-            template_digest=version.digest,
-            parameters=checked,
-            revision=agent.revision + 1,
-            updated_at=self._clock.now(),
-        )
+        to = VersionOfAgent(version=version.version, digest=version.digest, parameters=checked)
+        updated = agent.moved(to, now=self._clock.now())
+        if change.template is not None:
+            updated = replace(
+                updated, template_name=version.name, channel=change.template.channel, previous=None
+            )
         async with self._database.transaction() as tx:
+            if change.template is not None:
+                await self._follow(tx, updated)
             if not await self._store.update(tx, updated, revision=change.revision):
                 raise ConflictError(f"agent {agent.name} changed meanwhile")
             await self._decisions.append(tx, decision)
@@ -197,19 +207,23 @@ class AgentService:
         async with self._database.transaction() as tx:
             return await self._store.find(tx, tenant_id, name)
 
+    async def _follow(self, tx: Transaction, agent: Agent) -> None:
+        """Hold the channel where the agent joins it, until that is stored."""
+        if not agent.channel:
+            return
+        channel = await self._channels.lock(tx, agent.tenant_id, agent.template_name, agent.channel)
+        if channel is None or channel.template_digest != agent.template_digest:
+            raise ConflictError(f"channel {agent.channel} of {agent.template_name} moved at this moment")
+        followers = await self._store.count_followers(tx, agent.tenant_id, agent.template_name, agent.channel)
+        if followers >= MAX_FOLLOWERS:
+            raise ResourceExhaustedError(
+                f"{MAX_FOLLOWERS} agents follow channel {agent.channel} of {agent.template_name} already",
+                hint="let it follow another channel, or pin it to a version",
+            )
+
     async def _decide(self, subject: Subject, version: TemplateVersion, name: str) -> Decision:
-        manifest = decode_manifest(version.manifest)
-        asked = PolicyInput(
-            subject=subject,
-            template_name=version.name,
-            template_version=version.version,
-            template_digest=version.digest,
-            publisher_key_id=version.publisher_key_id,
-            capabilities=manifest.capabilities,
-            limits=manifest.limits,
-            agent=name,
-        )
-        if manifest.capabilities != NO_CAPABILITIES:
+        asked = policy_input(subject, version, name)
+        if asked.capabilities != NO_CAPABILITIES:
             await self._gate.require_recorded(
                 Question.GRANT_CAPABILITIES, asked, action="agent.denied", subject=name
             )
@@ -229,6 +243,21 @@ class AgentService:
                 "decision_id": decision.decision_id,
             },
         )
+
+
+def policy_input(subject: Subject, version: TemplateVersion, name: str) -> PolicyInput:
+    """Return what policy is asked about an agent of this name and version."""
+    manifest = decode_manifest(version.manifest)
+    return PolicyInput(
+        subject=subject,
+        template_name=version.name,
+        template_version=version.version,
+        template_digest=version.digest,
+        publisher_key_id=version.publisher_key_id,
+        capabilities=manifest.capabilities,
+        limits=manifest.limits,
+        agent=name,
+    )
 
 
 def check_parameters(version: TemplateVersion, parameters: bytes) -> bytes:
@@ -257,8 +286,9 @@ def check_parameters(version: TemplateVersion, parameters: bytes) -> bytes:
     return encoded
 
 
-def _same_or_taken(existing: Agent, version: TemplateVersion, parameters: bytes) -> Agent:
-    if (existing.template_digest, existing.parameters) != (version.digest, parameters):
+def _same_or_taken(existing: Agent, version: TemplateVersion, parameters: bytes, channel: str) -> Agent:
+    there = (existing.template_digest, existing.parameters, existing.channel)
+    if there != (version.digest, parameters, channel):
         raise AlreadyExistsError(
             f"agent {existing.name} exists with other content", hint="update it, or choose another name"
         )

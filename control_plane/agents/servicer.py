@@ -5,7 +5,8 @@ from typing import Any
 from agentfactory.v1 import agents_pb2, agents_pb2_grpc
 from google.protobuf.timestamp_pb2 import Timestamp
 
-from control_plane.agents.domain import Agent
+from control_plane.agents.domain import Agent, Candidate
+from control_plane.agents.rollouts import RolloutService
 from control_plane.agents.service import AgentService, AgentUpdate
 from control_plane.policy.domain import Subject
 from control_plane.templates.convert import ref_from_proto
@@ -15,8 +16,9 @@ from shared.rpc.identity import caller
 class AgentServicer(agents_pb2_grpc.AgentServiceServicer):
     """Serves `AgentService`."""
 
-    def __init__(self, service: AgentService) -> None:
+    def __init__(self, service: AgentService, rollouts: RolloutService) -> None:
         self._service = service
+        self._rollouts = rollouts
 
     async def CreateAgent(
         self, request: agents_pb2.CreateAgentRequest, _: Any
@@ -61,6 +63,37 @@ class AgentServicer(agents_pb2_grpc.AgentServiceServicer):
         await self._service.delete(_subject(), request.name)
         return agents_pb2.DeleteAgentResponse()
 
+    async def RolloutAgent(
+        self, request: agents_pb2.RolloutAgentRequest, _: Any
+    ) -> agents_pb2.RolloutAgentResponse:
+        agent = await self._rollouts.roll_out(
+            _subject(),
+            request.name,
+            version=request.version,
+            percent=request.percent,
+            parameters=request.parameters,
+        )
+        return agents_pb2.RolloutAgentResponse(agent=agent_to_proto(agent))
+
+    async def RollbackAgent(
+        self, request: agents_pb2.RollbackAgentRequest, _: Any
+    ) -> agents_pb2.RollbackAgentResponse:
+        agent = await self._rollouts.roll_back(_subject(), request.name, reason=request.reason)
+        return agents_pb2.RollbackAgentResponse(agent=agent_to_proto(agent))
+
+    async def CompareAgentVersions(
+        self, request: agents_pb2.CompareAgentVersionsRequest, _: Any
+    ) -> agents_pb2.CompareAgentVersionsResponse:
+        compared = await self._rollouts.compare(caller().tenant_id, request.name)
+        return agents_pb2.CompareAgentVersionsResponse(
+            versions=[
+                agents_pb2.VersionOutcomes(
+                    template_version=one.version, template_digest=one.digest, executions=one.executions
+                )
+                for one in compared
+            ]
+        )
+
 
 def agent_to_proto(agent: Agent) -> agents_pb2.Agent:
     """Return the message of an agent."""
@@ -77,6 +110,18 @@ def agent_to_proto(agent: Agent) -> agents_pb2.Agent:
         revision=agent.revision,
         created_at=created_at,
         updated_at=updated_at,
+        channel=agent.channel,
+        rollout=_rollout(agent.candidate) if agent.candidate is not None else None,
+        previous_template_version=agent.previous.version if agent.previous is not None else "",
+    )
+
+
+def _rollout(candidate: Candidate) -> agents_pb2.Rollout:
+    return agents_pb2.Rollout(
+        template_version=candidate.to.version,
+        template_digest=candidate.to.digest,
+        parameters=candidate.to.parameters,
+        percent=candidate.percent,
     )
 
 

@@ -61,6 +61,10 @@ class Channel(StrEnum):
     """Another policy was put in force."""
 
 
+TOLD_ALWAYS: Final = frozenset({Channel.AGENTS, Channel.NODES, Channel.KEYSETS})
+"""Rare, and believed for long by who hears nothing: who began to listen a moment ago must not miss one."""
+
+
 class Subscriptions:
     """Who in this process wants to hear of which channel."""
 
@@ -106,7 +110,7 @@ class PostgresNotifier:
 
     def notify_others(self, channel: str, payloads: Sequence[str] = ()) -> None:
         """See `Notifier.notify_others`."""
-        if self.knows_of_nobody:
+        if self.knows_of_nobody and channel not in TOLD_ALWAYS:
             return
         self._waiting.setdefault(channel, {}).update(dict.fromkeys(payloads or (POLL,)))
         self._something.set()

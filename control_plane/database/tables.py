@@ -190,10 +190,57 @@ template_versions = Table(
     _at("published_at", now=True),
     # Digests of the versions that it extends, the nearest first.
     Column("ancestors", ARRAY(Text), nullable=False, server_default=text("'{}'")),
+    Index("ix_template_versions_ancestors", "ancestors", postgresql_using="gin"),
+    # When it was retired or revoked.
+    _at("state_changed_at", nullable=True),
     UniqueConstraint("tenant_id", "name", "version"),
     UniqueConstraint("tenant_id", "digest"),
     _one_of("state", ("active", "retired", "revoked")),
-    Index("ix_template_versions_ancestors", "ancestors", postgresql_using="gin"),
+    Index(
+        "ix_template_versions_state_changed_at",
+        "state_changed_at",
+        postgresql_where=text("state_changed_at IS NOT NULL"),
+    ),
+)
+
+# A channel points at one version of its template at a time; who follows it moves with it.
+template_channels = Table(
+    "template_channels",
+    metadata,
+    _tenant(),
+    Column("template_name", Text, nullable=False),
+    Column("channel", Text, nullable=False),
+    Column("template_digest", Text, nullable=False),
+    Column("template_version", Text, nullable=False),
+    Column("revision", BigInteger, nullable=False, server_default=text("1")),
+    Column("updated_by", Text, nullable=False),
+    _at("updated_at", now=True),
+    PrimaryKeyConstraint("tenant_id", "template_name", "channel"),
+)
+
+# Emergency stops: live until they are lifted, and kept after that. A name and a digest that are empty: all of
+# the tenant.
+stops = Table(
+    "stops",
+    metadata,
+    Column("stop_id", Text, primary_key=True),
+    _tenant(),
+    Column("template_name", Text, nullable=False, server_default=text("''")),
+    Column("template_digest", Text, nullable=False, server_default=text("''")),
+    Column("reason", Text, nullable=False),
+    Column("created_by", Text, nullable=False),
+    _at("created_at", now=True),
+    Column("lifted_by", Text, nullable=True),
+    Column("lift_reason", Text, nullable=True),
+    _at("lifted_at", nullable=True),
+    Index(
+        "uq_stops_live_scope",
+        "tenant_id",
+        "template_name",
+        "template_digest",
+        unique=True,
+        postgresql_where=text("lifted_at IS NULL"),
+    ),
 )
 
 agents = Table(
@@ -213,6 +260,24 @@ agents = Table(
     # Sums over its kv_entries. Who writes those holds this row's lock.
     Column("kv_keys", Integer, nullable=False, server_default=text("0")),
     Column("kv_bytes", BigInteger, nullable=False, server_default=text("0")),
+    # The channel it follows; empty: none.
+    Column("channel", Text, nullable=False, server_default=text("''")),
+    # The version that a rollout gives to some executions, and the one before the last that was finished.
+    Column("candidate_digest", Text, nullable=True),
+    Column("candidate_version", Text, nullable=True),
+    Column("candidate_parameters", LargeBinary, nullable=True),
+    Column("candidate_percent", SmallInteger, nullable=True),
+    Column("previous_digest", Text, nullable=True),
+    Column("previous_version", Text, nullable=True),
+    Column("previous_parameters", LargeBinary, nullable=True),
+    CheckConstraint("candidate_percent BETWEEN 1 AND 99", name="candidate_percent"),
+    Index(
+        "ix_agents_channel",
+        "tenant_id",
+        "template_name",
+        "channel",
+        postgresql_where=text("channel <> '' AND deleted_at IS NULL"),
+    ),
     # A deleted agent keeps its row for its executions; its name is free again.
     Index(
         "uq_agents_live_name", "tenant_id", "name", unique=True, postgresql_where=text("deleted_at IS NULL")

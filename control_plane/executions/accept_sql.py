@@ -10,6 +10,7 @@ from collections.abc import Sequence
 from typing import Any, Final
 
 from control_plane.executions.domain import NewExecution, PendingReason, Placement
+from control_plane.executions.halt_sql import NOT_STOPPED, stops_of
 from control_plane.executions.rows import request_hmac
 
 _COLUMNS: Final = (
@@ -96,7 +97,7 @@ WITH item AS MATERIALIZED (
     JOIN agents a ON a.agent_id = i.agent_id AND a.tenant_id = i.tenant_id
         AND a.revision = i.agent_revision AND a.deleted_at IS NULL
     JOIN template_versions v ON v.tenant_id = i.tenant_id AND v.digest = i.template_digest
-        AND v.state <> 'revoked'{bodies_there}
+        AND v.state = 'active' AND {NOT_STOPPED}{bodies_there}
 ), fresh AS (
     INSERT INTO idempotency_keys
         (tenant_id, caller, method, request_id, hmac_key, request_hmac, execution_id)
@@ -164,16 +165,19 @@ ACCEPT: Final = _statement(bodies_there="", use_bodies="")
 ACCEPT_UPLOADED: Final = _statement(bodies_there=_UPLOADED_THERE, use_bodies=_USE_UPLOADED)
 """For groups with an input that was uploaded before."""
 
-RESOLVE: Final = """
-SELECT i.n, k.execution_id, k.hmac_key, k.request_hmac, a.order_id, b.body_id
-FROM unnest($1::text[], $2::text[], $3::text[], $4::text[], $5::text[]) WITH ORDINALITY
-    AS i (tenant_id, caller, method, request_id, body_id, n)
+RESOLVE: Final = f"""
+SELECT i.n, k.execution_id, k.hmac_key, k.request_hmac, a.order_id, b.body_id,
+    (SELECT s.reason {stops_of("i.tenant_id", "v.name", "v.digest")}
+        ORDER BY s.stop_id LIMIT 1) AS stop_reason
+FROM unnest($1::text[], $2::text[], $3::text[], $4::text[], $5::text[], $6::text[]) WITH ORDINALITY
+    AS i (tenant_id, caller, method, request_id, body_id, template_digest, n)
 LEFT JOIN idempotency_keys k ON k.tenant_id = i.tenant_id AND k.caller = i.caller AND k.method = i.method
     AND k.request_id = i.request_id
 LEFT JOIN attempts a ON a.execution_id = k.execution_id AND a.fencing_token = 1
 LEFT JOIN bodies b ON b.tenant_id = i.tenant_id AND b.body_id = i.body_id
+LEFT JOIN template_versions v ON v.tenant_id = i.tenant_id AND v.digest = i.template_digest
 ORDER BY i.n
-"""
+"""  # noqa: S608 - names of our own; values are parameters
 """What became of requests that the statement above did not insert."""
 
 

@@ -11,6 +11,7 @@ from control_plane.executions.domain import (
     PendingReason,
     Placement,
 )
+from control_plane.executions.halt_sql import stops_of
 from control_plane.executions.turns import Turns
 from shared.ids import NodeId
 
@@ -35,11 +36,16 @@ WAITING_TENANTS: Final = f"""waiting AS (
 )"""  # noqa: S608 - constants of our own
 """Part of a recursive query: the tenants of whom something waits, and a null."""
 
+_HAS_STOPS: Final = "EXISTS (SELECT FROM stops o WHERE o.lifted_at IS NULL AND o.tenant_id = w.tenant_id)"
+_IS_STOPPED: Final = f"{_HAS_STOPS[:-1]} AND o.template_name = '' AND o.template_digest = '')"
+"""The whole tenant: nothing of it is looked at, however much waits."""
+
 LOCK_CLAIMABLE: Final = f"""
 WITH RECURSIVE {WAITING_TENANTS}, turn AS MATERIALIZED (
-    SELECT w.tenant_id, coalesce(s.turn, $6::float8) AS turn, count(*) OVER () AS tenants
+    SELECT w.tenant_id, coalesce(s.turn, $6::float8) AS turn, count(*) OVER () AS tenants,
+        {_HAS_STOPS} AS has_stops
     FROM waiting w LEFT JOIN unnest($4::text[], $5::float8[]) AS s (tenant_id, turn) USING (tenant_id)
-    WHERE w.tenant_id IS NOT NULL
+    WHERE w.tenant_id IS NOT NULL AND NOT {_IS_STOPPED}
 )
 -- The outer limit ends the loop over tenants: no more rows are locked than are returned.
 SELECT c.*, t.tenants
@@ -53,11 +59,13 @@ SELECT e.execution_id, e.tenant_id, e.caller, e.agent_id, e.agent_name, e.templa
     CASE WHEN b.size_bytes <= {INLINE_BODY_BYTES} THEN b.content END AS content
 FROM executions e
 JOIN bodies b ON b.body_id = e.input_body_id
+JOIN template_versions v ON v.tenant_id = e.tenant_id AND v.digest = e.template_digest AND v.state = 'active'
 WHERE e.tenant_id = t.tenant_id AND e.claimable_at <= now() AND e.run_deadline_at > now()
     AND e.execution_id <> ALL($8::text[])
     AND (NOT $1 = ANY(e.excluded_nodes)
         OR e.claimable_at <= now() - interval '{EXCLUSION_LAPSE.total_seconds()} seconds')
     AND ($3 OR NOT e.runs_alone)
+    AND (NOT t.has_stops OR NOT EXISTS (SELECT {stops_of("e.tenant_id", "v.name", "v.digest")}))
 ORDER BY {DUE}, e.execution_id
 LIMIT coalesce($7::bigint, (t.tenants + $2 - 1) / t.tenants)
 FOR UPDATE OF e SKIP LOCKED
@@ -65,6 +73,9 @@ FOR UPDATE OF e SKIP LOCKED
 LIMIT $2::bigint
 """  # noqa: S608 - constants of our own; values are parameters
 """Waiting executions by turns of their tenants, each tenant's own by priority and age.
+
+None of a template that is closed, or that an emergency stop holds: it obeys what has committed before it
+begins.
 
 Without $7 a tenant gets an equal share of the limit; what others leave of theirs is asked for by a second
 call with the limit as $7 and what is locked already in $8.

@@ -89,6 +89,8 @@ class PendingReason(StrEnum):
     NO_ELIGIBLE_NODE = "NO_ELIGIBLE_NODE"
     NEEDS_NEWER_NODE = "NEEDS_NEWER_NODE"
     """A node had a free slot and speaks no order that can say what this execution is allowed."""
+    STOPPED = "STOPPED"
+    """An emergency stop holds its tenant or template; it goes on when that is lifted."""
 
 
 class EndReason(StrEnum):
@@ -97,6 +99,8 @@ class EndReason(StrEnum):
     CANCEL_REQUESTED = "CANCEL_REQUESTED"
     RUN_DEADLINE = "RUN_DEADLINE"
     TEMPLATE_REVOKED = "TEMPLATE_REVOKED"
+    TEMPLATE_RETIRED = "TEMPLATE_RETIRED"
+    STOPPED = "STOPPED"
     MAX_ATTEMPTS = "MAX_ATTEMPTS"
     RETRY_UNSAFE = "RETRY_UNSAFE"
 
@@ -139,7 +143,9 @@ class AcceptOutcome(StrEnum):
     CONFLICT = "conflict"
     """The request id was used with another request."""
     STALE_AGENT = "stale_agent"
-    """The agent changed or went, or its template was revoked, since it was resolved."""
+    """The agent changed or went, or its template was retired or revoked, since it was resolved."""
+    STOPPED = "stopped"
+    """An emergency stop holds its tenant or template."""
     BODY_GONE = "body_gone"
     """The uploaded input is not there (any more)."""
 
@@ -327,6 +333,18 @@ class Accepted:
     outcome: AcceptOutcome
     placed: bool
     """Whether its placement was committed with it, so that its order may leave."""
+    stop_reason: str = ""
+    """Why the emergency stop was made, when one refused it."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class HaltScope:
+    """Which executions a halt concerns: of one version, of a template, or of the whole tenant."""
+
+    tenant_id: TenantId
+    template_name: str = ""
+    """Empty, with the digest: all."""
+    template_digest: str = ""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -207,6 +207,18 @@ class Execution:
             return self
         return replace(self, cancel_requested=True, reason=reason)
 
+    def halt(self, reason: EndReason, *, now: datetime) -> "Execution":
+        """Apply what was decided about its template or tenant, if it is one of those that it concerns.
+
+        A retired template ends what waits and lets run what runs. A stop ends what runs, and what waits waits
+        on. A revoked template ends both (rule 7).
+        """
+        has_node = self.live_attempt is not None
+        spared = (reason is EndReason.TEMPLATE_RETIRED and has_node) or (
+            reason is EndReason.STOPPED and not has_node
+        )
+        return self if self.state.is_terminal or spared else self.cancel(reason, now=now)
+
     def expire(self, *, now: datetime) -> "Execution":
         """Apply the run deadline, if it has passed."""
         if self.state.is_terminal or now < self.run_deadline_at:
@@ -230,6 +242,8 @@ _END_STATES: Final[Mapping[EndReason, ExecutionState]] = {
     EndReason.CANCEL_REQUESTED: ExecutionState.CANCELLED,
     EndReason.RUN_DEADLINE: ExecutionState.EXPIRED,
     EndReason.TEMPLATE_REVOKED: ExecutionState.CANCELLED,
+    EndReason.TEMPLATE_RETIRED: ExecutionState.CANCELLED,
+    EndReason.STOPPED: ExecutionState.CANCELLED,
 }
 
 

@@ -14,7 +14,9 @@ from control_plane.executions.domain import (
     Claimable,
     Claimed,
     DecisionRecord,
+    EndReason,
     ExecutionState,
+    HaltScope,
     LiveAttempt,
     LostAttempt,
     NewExecution,
@@ -103,10 +105,10 @@ class ExecutionStore(Protocol):
             WrongStateError: It has ended.
         """
 
-    async def cancel_template(
-        self, tenant_id: TenantId, template_digest: Digest, *, actor: str, limit: int
+    async def halt(
+        self, scope: HaltScope, reason: EndReason, *, actor: str, limit: int
     ) -> tuple[Sequence[ExecutionId], Sequence[CancelRequest]]:
-        """Stop what a revoked template runs or waits for; returns what ended and what nodes must stop.
+        """Apply `Execution.halt` to all that the scope names; returns what ended and what nodes must stop.
 
         At most `limit` together; the caller repeats until both are empty.
         """

@@ -38,6 +38,7 @@ from shared.errors import (
     InvalidInputError,
     NotFoundError,
     PolicyDeniedError,
+    StoppedError,
 )
 from shared.ids import AUDIT_ENTRY, BODY, EXECUTION, BodyId, ExecutionId, TenantId, new_id
 from shared.json_bodies import MAX_JUDGED_BYTES, check_body
@@ -112,7 +113,8 @@ class ExecutionService:
 
         Raises:
             NotFoundError: There is no such agent, or no such body.
-            TemplateRevokedError: The agent's template is revoked.
+            TemplateRetiredError, TemplateRevokedError: The agent's template is closed.
+            StoppedError: An emergency stop holds the tenant or the template.
             PolicyDeniedError: Policy said no; the denial is recorded.
             IdempotencyConflictError: The request id was used with another request.
             InvalidInputError: The input or the deadline is outside its bounds, or the input breaks its
@@ -139,7 +141,7 @@ class ExecutionService:
         self._acceptor.require_room(subject.tenant_id)
         execution_id = new_id(EXECUTION, self._clock, self._random)
         body = await self._input(subject.tenant_id, request)
-        agent = await self._agents.resolve(subject.tenant_id, request.agent)
+        agent = (await self._agents.resolve(subject.tenant_id, request.agent)).for_request(request.request_id)
         decision = await self._decide(subject, agent, body)
         await self._check_input(subject.tenant_id, agent, body)
         return self._new_execution(subject, request, method, execution_id, agent, body, decision)
@@ -228,15 +230,16 @@ class ExecutionService:
     ) -> tuple[Accepted, Execution]:
         self._acceptor.require_room(subject.tenant_id)
         body = await self._input(subject.tenant_id, request)
-        agent = await self._agents.resolve(subject.tenant_id, request.agent)
+        resolved = await self._agents.resolve(subject.tenant_id, request.agent)
         for _ in range(_STALE_TRIES):
+            agent = resolved.for_request(request.request_id)
             decision = await self._decide(subject, agent, body)
             await self._check_input(subject.tenant_id, agent, body)
             item = self._new_execution(subject, request, method, execution_id, agent, body, decision)
             accepted = await self._acceptor.accept(item)
             if accepted.outcome is not AcceptOutcome.STALE_AGENT:
                 break
-            agent = await self._agents.refresh(subject.tenant_id, request.agent)
+            resolved = await self._agents.refresh(subject.tenant_id, request.agent)
         _raise_refusal(accepted, request)
         return accepted, _execution_of(item)
 
@@ -382,6 +385,8 @@ class ExecutionService:
 def _raise_refusal(accepted: Accepted, request: RunRequest) -> None:
     if accepted.outcome is AcceptOutcome.CONFLICT:
         raise IdempotencyConflictError(f"request id {request.request_id!r} was used with another request")
+    if accepted.outcome is AcceptOutcome.STOPPED:
+        raise StoppedError(f"agent {request.agent} is stopped: {accepted.stop_reason}")
     if accepted.outcome is AcceptOutcome.BODY_GONE:
         raise NotFoundError(f"body {request.body_id} was removed", hint="upload the input again")
     if accepted.outcome is AcceptOutcome.STALE_AGENT:

@@ -39,10 +39,12 @@ from control_plane.executions.domain import (
     DecisionRecord,
     EndReason,
     ExecutionState,
+    HaltScope,
     NewExecution,
     PendingReason,
     Placement,
 )
+from control_plane.executions.halt_sql import concerned, is_stopped
 from control_plane.executions.lifecycle import Execution
 from control_plane.executions.rows import (
     EXECUTION_COLUMNS,
@@ -56,7 +58,6 @@ from control_plane.executions.rows import (
 from control_plane.executions.transitions import cancel_request_of, lock_executions, save_executions
 from control_plane.paging import Page, encode_token
 from shared.clock import Clock, Random
-from shared.digests import Digest
 from shared.errors import NotFoundError
 from shared.ids import AUDIT_ENTRY, ExecutionId, TenantId, new_id
 
@@ -108,7 +109,14 @@ class PostgresExecutionStore(PostgresBodyStore):
         left = [n for n, item in enumerate(items) if item.run.execution_id not in placed]
         if not left:
             return {}
-        keys = zip(*((*key_of(items[n]), items[n].run.input.body_id) for n in left), strict=True)
+        runs = [items[n].run for n in left]
+        keys = zip(
+            *(
+                (*key_of(items[n]), run.input.body_id, run.template_digest)
+                for n, run in zip(left, runs, strict=True)
+            ),
+            strict=True,
+        )
         rows = await connection.fetch(RESOLVE, *(list(column) for column in keys))
         return {n: _resolved(items[n], placements[n], row) for n, row in zip(left, rows, strict=True)}
 
@@ -127,7 +135,10 @@ class PostgresExecutionStore(PostgresBodyStore):
             .scalar_subquery()
         )
         query = select(
-            *EXECUTION_COLUMNS, small_output.label("output"), _waits_for_nobody().label("nobody")
+            *EXECUTION_COLUMNS,
+            small_output.label("output"),
+            _waits_for_nobody().label("nobody"),
+            is_stopped().label("stopped"),
         ).where(executions.c.tenant_id == tenant_id, executions.c.execution_id == execution_id)
         async with self._database.reading() as connection:
             row = (await connection.execute(query)).mappings().one_or_none()
@@ -136,6 +147,8 @@ class PostgresExecutionStore(PostgresBodyStore):
             tries = await connection.execute(SELECT_ATTEMPTS.where(_of(execution_id)))
             found = [attempt_of(attempt) for attempt in tries.mappings()]
         execution = execution_of(row, found, row["output"])
+        if row["stopped"]:
+            return replace(execution, pending_reason=PendingReason.STOPPED)
         if row["nobody"]:
             return replace(execution, pending_reason=PendingReason.NO_ELIGIBLE_NODE)
         return execution
@@ -190,36 +203,25 @@ class PostgresExecutionStore(PostgresBodyStore):
                 tx.notify_after_commit(_channel_of(after), execution_id)
         return after, cancel_request_of(after)
 
-    async def cancel_template(
-        self, tenant_id: TenantId, template_digest: Digest, *, actor: str, limit: int
+    async def halt(
+        self, scope: HaltScope, reason: EndReason, *, actor: str, limit: int
     ) -> tuple[Sequence[ExecutionId], Sequence[CancelRequest]]:
-        """See `ExecutionStore.cancel_template`."""
-        query = (
-            select(executions.c.execution_id)
-            .where(
-                executions.c.tenant_id == tenant_id,
-                executions.c.template_digest == template_digest,
-                executions.c.state.in_(["pending", "running"]),
-                executions.c.cancel_requested.is_(False),
-            )
-            .order_by(executions.c.execution_id)
-            .limit(limit)
-        )
+        """See `ExecutionStore.halt`."""
         async with self._database.transaction() as tx:
             connection = connection_of(tx)
-            ids: list[ExecutionId] = list((await connection.execute(query)).scalars())
+            ids: list[ExecutionId] = list(
+                (await connection.execute(concerned(scope, reason).limit(limit))).scalars()
+            )
             now, found = await lock_executions(connection, ids)
-            stopped = [
-                one.cancel(EndReason.TEMPLATE_REVOKED, now=now) for one in found if not one.state.is_terminal
-            ]
+            stopped = [after for one in found if (after := one.halt(reason, now=now)) != one]
             await save_executions(connection, stopped)
-            await self._audit.append(tx, [self._revoked_entry(one, actor) for one in stopped])
+            await self._audit.append(tx, [self._halt_entry(one, reason, actor) for one in stopped])
             for one in stopped:
                 tx.notify_after_commit(_channel_of(one), one.execution_id)
         ended = [one.execution_id for one in stopped if one.state.is_terminal]
         return ended, [request for one in stopped if (request := cancel_request_of(one))]
 
-    def _revoked_entry(self, execution: Execution, actor: str) -> NewAuditEntry:
+    def _halt_entry(self, execution: Execution, reason: EndReason, actor: str) -> NewAuditEntry:
         ended = execution.state.is_terminal
         return NewAuditEntry(
             audit_entry_id=new_id(AUDIT_ENTRY, self._clock, self._random),
@@ -227,7 +229,7 @@ class PostgresExecutionStore(PostgresBodyStore):
             actor=actor,
             action=f"execution.{execution.state}" if ended else "execution.cancel_requested",
             subject=execution.execution_id,
-            details={"reason": EndReason.TEMPLATE_REVOKED, "template_digest": execution.template_digest},
+            details={"reason": reason, "template_digest": execution.template_digest},
         )
 
     async def record_denial(self, decision: DecisionRecord, entry: NewAuditEntry) -> None:
@@ -284,6 +286,13 @@ def _channel_of(execution: Execution) -> Channel:
 def _resolved(item: NewExecution, placement: Placement | None, row: DriverRecord) -> Accepted:
     stored = row["execution_id"]
     if stored is None:
+        if row["stop_reason"] is not None:
+            return Accepted(
+                execution_id=item.run.execution_id,
+                outcome=AcceptOutcome.STOPPED,
+                placed=False,
+                stop_reason=row["stop_reason"],
+            )
         gone = item.run.input.content is None and row["body_id"] is None
         outcome = AcceptOutcome.BODY_GONE if gone else AcceptOutcome.STALE_AGENT
         return Accepted(execution_id=item.run.execution_id, outcome=outcome, placed=False)

@@ -14,7 +14,7 @@ class TemplateState(StrEnum):
 
     ACTIVE = "active"
     RETIRED = "retired"
-    """No new agents."""
+    """No new agents and no new executions; what runs goes on to its end."""
     REVOKED = "revoked"
     """Nothing of it starts, and what runs is stopped."""
 
@@ -42,8 +42,38 @@ class TemplateVersion:
     published_at: datetime
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class TemplateRef:
+    """Names one version: by name and version, by digest, or by name and channel."""
+
+    name: str = ""
+    version: str = ""
+    digest: str = ""
+    channel: str = ""
+    """The version at which it points now."""
+
+    def __post_init__(self) -> None:
+        ways = [bool(self.version), bool(self.digest), bool(self.channel)]
+        if sum(ways) != 1 or bool(self.name) == bool(self.digest):
+            raise InvalidInputError(
+                "a template is named by name and version, by name and channel, or by digest alone"
+            )
+
+    def __str__(self) -> str:
+        return self.digest or f"{self.name} {self.version or self.channel}"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class TemplatePage:
+    """One page of versions, newest first."""
+
+    versions: tuple[TemplateVersion, ...]
+    next_page_token: str
+    """Empty when this is the last one."""
+
+
 def require_open(version: TemplateVersion) -> None:
-    """Let versions pass that something new may be made of.
+    """Let versions pass that new agents and executions may use.
 
     Raises:
         TemplateRetiredError: It is retired.
@@ -54,29 +84,3 @@ def require_open(version: TemplateVersion) -> None:
         raise TemplateRetiredError(f"{name} is retired")
     if version.state is TemplateState.REVOKED:
         raise TemplateRevokedError(f"{name} is revoked")
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class TemplateRef:
-    """Names one version: by name and version, or by digest."""
-
-    name: str = ""
-    version: str = ""
-    digest: str = ""
-
-    def __post_init__(self) -> None:
-        by_name, by_digest = bool(self.name and self.version), bool(self.digest)
-        if by_name == by_digest or bool(self.name) != bool(self.version):
-            raise InvalidInputError("a template is named by name and version, or by digest alone")
-
-    def __str__(self) -> str:
-        return self.digest or f"{self.name} {self.version}"
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class TemplatePage:
-    """One page of versions, newest first."""
-
-    versions: tuple[TemplateVersion, ...]
-    next_page_token: str
-    """Empty when this is the last one."""

@@ -5,6 +5,7 @@ from datetime import datetime
 from typing import Protocol
 
 from control_plane.database.ports import Transaction
+from control_plane.executions.domain import EndReason, HaltScope
 from control_plane.templates.domain import TemplateRef, TemplateState, TemplateVersion
 from shared.digests import Digest
 from shared.ids import KeyId, TemplateId, TemplateVersionId, TenantId
@@ -72,5 +73,9 @@ class ModuleCheck(Protocol):
 class RunningExecutions(Protocol):
     """What runs of a template; implemented beside dispatch."""
 
-    async def stop_template(self, tenant_id: TenantId, template_digest: Digest, *, actor: str) -> None:
-        """End what waits and stop what runs of this version (design rule 7)."""
+    async def halt(self, scope: HaltScope, reason: EndReason, *, actor: str) -> int:
+        """End what the reason does not spare of a version (rule 7); returns how many nodes were told.
+
+        Raises:
+            DatabaseUnavailableError: Postgres is away.
+        """

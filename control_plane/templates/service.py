@@ -7,6 +7,7 @@ from typing import Final
 from control_plane.audit.domain import NewAuditEntry
 from control_plane.audit.ports import AuditLog
 from control_plane.database.ports import Database, Transaction
+from control_plane.executions.domain import EndReason, HaltScope
 from control_plane.policy.domain import Decision, PolicyInput, Question, Subject
 from control_plane.policy.gate import PolicyGate
 from control_plane.policy.ports import DecisionLog
@@ -16,6 +17,7 @@ from control_plane.transfers import TransferSlots, paced
 from shared.clock import Clock, Random
 from shared.errors import (
     AlreadyExistsError,
+    InvalidInputError,
     NotFoundError,
     PackageAlteredError,
     PackageTruncatedError,
@@ -99,27 +101,35 @@ class TemplateService:
             return await self._store_once(subject, template, decision)
 
     async def retire(self, subject: Subject, ref: TemplateRef) -> TemplateVersion:
-        """Close a version, and all that extend it, to new agents. Repeat, or of a revoked one: no effect.
+        """Close a version, and all that extend it, and end what waits of them. Repeat: ends what is left.
 
         Raises:
             NotFoundError: The tenant has no such version.
+            InvalidInputError: It is named by a channel.
         """
-        return await self._change(subject, ref, TemplateState.RETIRED, "template.retired", {})
+        version = await self._change(subject, ref, TemplateState.RETIRED, "template.retired", {})
+        await self._halt(subject, version, EndReason.TEMPLATE_RETIRED)
+        return version
 
     async def revoke(self, subject: Subject, ref: TemplateRef, *, reason: str) -> TemplateVersion:
         """Forbid a version, and all that extend it, and stop what runs of them. Repeat: stops what is left.
 
         Raises:
             NotFoundError: The tenant has no such version.
+            InvalidInputError: It is named by a channel.
         """
         version = await self._change(
             subject, ref, TemplateState.REVOKED, "template.revoked", {"reason": reason}
         )
+        await self._halt(subject, version, EndReason.TEMPLATE_REVOKED)
+        return version
+
+    async def _halt(self, subject: Subject, version: TemplateVersion, reason: EndReason) -> None:
         async with self._database.transaction() as tx:
             children = await self._store.children(tx, subject.tenant_id, version.digest)
         for digest in (version.digest, *(child.digest for child in children)):
-            await self._running.stop_template(subject.tenant_id, digest, actor=subject.identity)
-        return version
+            scope = HaltScope(tenant_id=subject.tenant_id, template_digest=digest)
+            await self._running.halt(scope, reason, actor=subject.identity)
 
     async def _parent_of(self, tenant_id: TenantId, manifest: Manifest) -> TemplateVersion | None:
         """Return the open version that a manifest rightly extends; None: it extends none."""
@@ -198,6 +208,10 @@ class TemplateService:
     async def _change(
         self, subject: Subject, ref: TemplateRef, state: TemplateState, action: str, details: dict[str, str]
     ) -> TemplateVersion:
+        if ref.channel:
+            raise InvalidInputError(
+                f"{ref} moves: name the version itself", hint="use NAME@VERSION or a digest"
+            )
         async with self._database.transaction() as tx:
             found = await self._store.find(tx, subject.tenant_id, ref)
             if found is None:

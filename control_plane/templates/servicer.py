@@ -5,9 +5,10 @@ from typing import Any
 
 from agentfactory.v1 import templates_pb2, templates_pb2_grpc
 
+from control_plane.channels.service import ChannelService
 from control_plane.policy.domain import Subject
 from control_plane.templates.catalog import TemplateCatalog
-from control_plane.templates.convert import ref_from_proto, version_to_proto
+from control_plane.templates.convert import channel_to_proto, ref_from_proto, version_to_proto
 from control_plane.templates.service import TemplateService
 from shared.errors import InvalidInputError
 from shared.rpc.identity import caller
@@ -16,9 +17,12 @@ from shared.rpc.identity import caller
 class TemplateServicer(templates_pb2_grpc.TemplateServiceServicer):
     """Serves `TemplateService`."""
 
-    def __init__(self, *, service: TemplateService, catalog: TemplateCatalog) -> None:
+    def __init__(
+        self, *, service: TemplateService, catalog: TemplateCatalog, channels: ChannelService
+    ) -> None:
         self._service = service
         self._catalog = catalog
+        self._channels = channels
 
     async def PublishTemplate(
         self, requests: AsyncIterator[templates_pb2.PublishTemplateRequest], _: Any
@@ -62,6 +66,34 @@ class TemplateServicer(templates_pb2_grpc.TemplateServiceServicer):
             _subject(), ref_from_proto(request.template), reason=request.reason
         )
         return templates_pb2.RevokeTemplateResponse(template_version=version_to_proto(version))
+
+    async def SetTemplateChannel(
+        self, request: templates_pb2.SetTemplateChannelRequest, _: Any
+    ) -> templates_pb2.SetTemplateChannelResponse:
+        move = await self._channels.move(
+            _subject(),
+            template_name=request.template_name,
+            channel=request.channel,
+            version=request.version,
+            revision=request.revision,
+        )
+        return templates_pb2.SetTemplateChannelResponse(
+            channel=channel_to_proto(move.channel), agents_moved=move.agents_moved
+        )
+
+    async def ListTemplateChannels(
+        self, request: templates_pb2.ListTemplateChannelsRequest, _: Any
+    ) -> templates_pb2.ListTemplateChannelsResponse:
+        page = await self._channels.list(
+            caller().tenant_id,
+            template_name=request.template_name,
+            page_size=request.page.page_size,
+            page_token=request.page.page_token,
+        )
+        return templates_pb2.ListTemplateChannelsResponse(
+            channels=[channel_to_proto(channel) for channel in page.items],
+            next_page_token=page.next_page_token,
+        )
 
 
 async def _chunks(requests: AsyncIterator[templates_pb2.PublishTemplateRequest]) -> AsyncIterator[bytes]:

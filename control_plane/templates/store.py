@@ -3,12 +3,12 @@
 from collections.abc import Sequence
 from typing import Any
 
-from sqlalchemy import Row, Select, Text, cast, func, select, update
+from sqlalchemy import Row, ScalarSelect, Select, Text, cast, func, select, update
 from sqlalchemy.dialects.postgresql import ARRAY
 from sqlalchemy.dialects.postgresql import insert as upsert
 
 from control_plane.database.ports import Transaction
-from control_plane.database.tables import artifacts, template_versions, templates
+from control_plane.database.tables import artifacts, template_channels, template_versions, templates
 from control_plane.database.unit_of_work import connection_of
 from control_plane.templates.domain import TemplateRef, TemplateState, TemplateVersion
 from shared.digests import Digest
@@ -61,6 +61,8 @@ class PostgresTemplateStore:
         query = _versions(tenant_id).add_columns(_v.envelope)
         if ref.digest:
             query = query.where(_v.digest == ref.digest)
+        elif ref.channel:
+            query = query.where(_v.digest == _channel_digest(tenant_id, ref))
         else:
             query = query.where(_v.name == ref.name, _v.version == ref.version)
         row = (await connection_of(tx).execute(query)).first()
@@ -83,7 +85,9 @@ class PostgresTemplateStore:
             _v.tenant_id == version.tenant_id, _v.template_version_id == version.template_version_id
         )
         # Two at once: a revoked version never becomes a retired one.
-        await connection_of(tx).execute(change.where(_v.state != "revoked").values(state=str(state)))
+        await connection_of(tx).execute(
+            change.where(_v.state != "revoked").values(state=str(state), state_changed_at=func.now())
+        )
 
     async def lock(self, tx: Transaction, tenant_id: TenantId, digest: Digest) -> TemplateVersion | None:
         """See `TemplateStore.lock`."""
@@ -113,6 +117,19 @@ class PostgresTemplateStore:
         query = select(piece).where(artifacts.c.module_digest == module_digest)
         read: bytes | None = await connection_of(tx).scalar(query)
         return read
+
+
+def _channel_digest(tenant_id: TenantId, ref: TemplateRef) -> ScalarSelect[Any]:
+    channel = template_channels.c
+    return (
+        select(channel.template_digest)
+        .where(
+            channel.tenant_id == tenant_id,
+            channel.template_name == ref.name,
+            channel.channel == ref.channel,
+        )
+        .scalar_subquery()
+    )
 
 
 def _versions(tenant_id: TenantId) -> Select[Any]:

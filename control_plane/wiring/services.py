@@ -17,6 +17,7 @@ from agentfactory.v1 import (
     keys_pb2_grpc,
     nodes_pb2_grpc,
     policy_pb2_grpc,
+    stops_pb2_grpc,
     templates_pb2_grpc,
 )
 
@@ -36,6 +37,7 @@ from control_plane.executions.admission_store import PostgresQueueCount
 from control_plane.executions.bodies import BodyService
 from control_plane.executions.completions import Completions
 from control_plane.executions.crowd import Crowd
+from control_plane.executions.halting import Halter
 from control_plane.executions.lease_store import PostgresLeaseStore
 from control_plane.executions.service import ExecutionOptions, ExecutionService
 from control_plane.executions.servicer import ExecutionServicer
@@ -48,13 +50,21 @@ from control_plane.nodes.servicer import FleetServicer, NodeServicer
 from control_plane.policy.active import ActivePolicy
 from control_plane.policy.gate import AuditPolicyGate, NodePolicyGate
 from control_plane.policy.servicer import PolicyServicer
+from control_plane.stops.servicer import StopServicer
+from control_plane.templates.cached import CachedTemplates
 from control_plane.templates.catalog import TemplateCatalog
-from control_plane.templates.revocation import TemplateStopper
 from control_plane.templates.servicer import TemplateServicer
 from control_plane.upkeep import Housekeeping
 from control_plane.wiring.access import build_access
 from control_plane.wiring.base import Base
-from control_plane.wiring.factory import build_agents, build_templates
+from control_plane.wiring.factory import (
+    build_agents,
+    build_cached_templates,
+    build_directory,
+    build_stop_watch,
+    build_stops,
+    build_templates,
+)
 from control_plane.wiring.keys import build_keys
 from control_plane.wiring.log import build_log
 from control_plane.wiring.nodes import build_dispatch, build_node_service, build_node_servicer
@@ -74,6 +84,7 @@ class Services:
     directory: CachedAgentDirectory
     signer: OrderSigner
     policy: ActivePolicy
+    templates: CachedTemplates
     register: Callable[[grpc.aio.Server], None]
     loops: tuple[Callable[[], Coroutine[Any, Any, NoReturn]], ...]
     stores: tuple[PostgresExecutionStore | PostgresLeaseStore | PostgresKvStore, ...]
@@ -90,7 +101,9 @@ async def build(base: Base, signer: OrderSigner) -> Services:
     gate = build_gate(base, stores, policy)
     node_gate = NodePolicyGate(gate)
     catalog = TemplateCatalog(database=base.database, store=stores.templates)
-    directory = CachedAgentDirectory(database=base.database, agents=stores.agents, templates=catalog)
+    templates = build_cached_templates(base, catalog)
+    directory = build_directory(base, stores, catalog)
+    base.metrics.watch_caches({"agents": directory.stats, "templates": templates.stats})
     admission = build_admission(base)
     turns = CallTurns(clock=base.clock, has_backlog=admission.has_backlog)
     acceptor = MeasuredAcceptor(
@@ -111,7 +124,7 @@ async def build(base: Base, signer: OrderSigner) -> Services:
         random=base.random,
         options=ExecutionOptions(run_deadline=base.settings.default_run_deadline),
     )
-    stopper = TemplateStopper(executions=stores.executions, placer=dispatch.placer, completions=completions)
+    halter = Halter(executions=stores.executions, placer=dispatch.placer, completions=completions)
     bodies = BodyService(store=stores.executions, clock=base.clock, random=base.random)
     access = build_access(base)
     log = build_log(base, signer)
@@ -121,10 +134,11 @@ async def build(base: Base, signer: OrderSigner) -> Services:
             bodies,
             Crowd(service=executions, acceptor=acceptor, completions=completions, store=stores.executions),
         ),
-        templates=build_templates(base, stores, policy, catalog, stopper),
-        agents=build_agents(base, stores, policy, catalog),
+        templates=build_templates(base, stores, policy, catalog, halter),
+        agents=build_agents(base, stores, policy, templates),
         nodes=build_node_servicer(base, stores, dispatch, catalog, node_gate),
         fleet=FleetServicer(nodes=build_node_service(base, stores, dispatch, node_gate)),
+        stops=build_stops(base, stores, halter),
         audit=AuditServicer(
             AuditService(base.audit, subscribe=partial(base.subscriptions.subscribed, Channel.AUDIT)),
             log,
@@ -142,6 +156,7 @@ async def build(base: Base, signer: OrderSigner) -> Services:
         directory=directory,
         signer=signer,
         policy=policies.active,
+        templates=templates,
         register=servicers.register,
         loops=(
             base.notifier.run,
@@ -151,6 +166,7 @@ async def build(base: Base, signer: OrderSigner) -> Services:
             turns.run,
             partial(completions.run, stores.executions),
             Housekeeping(stores.executions).run,
+            build_stop_watch(base, stores, halter).run,
             base.refusals.run,
             access.run,
             signer.run,
@@ -168,6 +184,7 @@ class _Servicers:
     agents: AgentServicer
     nodes: NodeServicer
     fleet: FleetServicer
+    stops: StopServicer
     audit: AuditServicer
     access: AccessServicer
     keys: KeyServicer
@@ -179,6 +196,7 @@ class _Servicers:
         agents_pb2_grpc.add_AgentServiceServicer_to_server(self.agents, server)
         nodes_pb2_grpc.add_NodeServiceServicer_to_server(self.nodes, server)
         nodes_pb2_grpc.add_FleetServiceServicer_to_server(self.fleet, server)
+        stops_pb2_grpc.add_StopServiceServicer_to_server(self.stops, server)
         audit_pb2_grpc.add_AuditServiceServicer_to_server(self.audit, server)
         access_pb2_grpc.add_AccessServiceServicer_to_server(self.access, server)
         keys_pb2_grpc.add_KeyServiceServicer_to_server(self.keys, server)

@@ -3,6 +3,7 @@
 from dataclasses import dataclass
 
 from control_plane.agents.store import PostgresAgentStore
+from control_plane.channels.store import PostgresChannelStore
 from control_plane.executions.lease_store import PostgresLeaseStore
 from control_plane.executions.store import PostgresExecutionStore
 from control_plane.kv.domain import KvQuota
@@ -13,6 +14,7 @@ from control_plane.policy.store import (
     PostgresDecisionLog,
     PostgresDecisionReader,
 )
+from control_plane.stops.store import PostgresStopStore
 from control_plane.templates.store import PostgresTemplateStore
 from control_plane.wiring.base import Base
 
@@ -28,6 +30,8 @@ class Stores:
     decisions: PostgresDecisionLog
     decision_reader: PostgresDecisionReader
     bundles: PostgresBundleStore
+    stops: PostgresStopStore
+    channels: PostgresChannelStore
 
     @classmethod
     def of(cls, base: Base) -> "Stores":
@@ -51,4 +55,6 @@ class Stores:
             decisions=PostgresDecisionLog(),
             decision_reader=PostgresDecisionReader(base.database),
             bundles=PostgresBundleStore(),
+            stops=PostgresStopStore(),
+            channels=PostgresChannelStore(),
         )

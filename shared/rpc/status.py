@@ -72,6 +72,7 @@ STATUS_BY_ERROR: Final[Mapping[type[AgentFactoryError], grpc.StatusCode]] = {
     errors.TemplateWidensError: _Code.INVALID_ARGUMENT,
     errors.TemplateRetiredError: _Code.FAILED_PRECONDITION,
     errors.TemplateRevokedError: _Code.FAILED_PRECONDITION,
+    errors.StoppedError: _Code.FAILED_PRECONDITION,
     # host calls
     errors.HostCallRefusedError: _Code.PERMISSION_DENIED,
     # orders and receipts

@@ -182,11 +182,29 @@ class TestStack:
         profile: str = "default",
     ) -> None:
         """Build, sign and publish a template of this name around a module, and make the agent."""
-        source = self.folder / "sources" / name
+        digest = await self.publish(
+            name, module, limits=limits, capabilities=capabilities, retry=retry, profile=profile
+        )
+        async with self.client() as client:
+            await create_with(client, name, digest, b"{}")
+
+    async def publish(
+        self,
+        name: str,
+        module: Path = ACTOR,
+        *,
+        version: str = "1.0.0",
+        limits: str = "",
+        capabilities: str = "",
+        retry: str = "safe",
+        profile: str = "default",
+    ) -> str:
+        """Build, sign and publish a template of this name and version; return its digest."""
+        source = self.folder / "sources" / f"of-{name}-{version}"
         source.mkdir(parents=True)
         shutil.copy(module, source / "agent.wasm")
         (source / "agent.toml").write_text(
-            f'[template]\nname = "{name}"\nversion = "1.0.0"\nmodule = "agent.wasm"\n'
+            f'[template]\nname = "{name}"\nversion = "{version}"\nmodule = "agent.wasm"\n'
             f'media_type = "application/json"\n[limits]\n{limits}\n[capabilities]\n{capabilities}\n'
             f'[run]\nprofile = "{profile}"\nretry = "{retry}"\n'
         )
@@ -194,8 +212,7 @@ class TestStack:
         signer = FileSigner(key=read_private_key(self.paths.publisher_key))
         write_envelope(package, (await sign_package(read_unsigned_package(package), [signer])).envelope)
         async with self.client() as client:
-            version = await publish_with(client, package)
-            await create_with(client, name, version.digest, b"{}")
+            return (await publish_with(client, package)).digest
 
     async def execute(
         self, agent: str, body: bytes, *, timeout_seconds: float = 30

@@ -23,6 +23,7 @@ from control_plane.executions.domain import (
     Disposition,
     EndReason,
     ExecutionState,
+    HaltScope,
     LiveAttempt,
     LossReason,
     LostAttempt,
@@ -75,7 +76,10 @@ class FakeExecutionStore:
     agents: dict[str, tuple[int, str]] = field(default_factory=dict)
     """Live agents: id → revision and template digest."""
     sessions: dict[NodeId, tuple[int, BootId]] = field(default_factory=dict)
-    revoked: set[str] = field(default_factory=set)
+    closed: set[str] = field(default_factory=set)
+    """Digests of templates that are retired or revoked."""
+    stops: dict[HaltScope, str] = field(default_factory=dict)
+    """Live emergency stops with their reasons; every template is named redact."""
     entries: list[NewAuditEntry] = field(default_factory=list)
     denials: list[DecisionRecord] = field(default_factory=list)
     batches: dict[str, SignedBatchRecord] = field(default_factory=dict)
@@ -105,9 +109,14 @@ class FakeExecutionStore:
             return self._accepted_before(item, placement, known)
         if run.input.content is None and run.input.body_id not in self._bodies:
             return Accepted(execution_id=run.execution_id, outcome=AcceptOutcome.BODY_GONE, placed=False)
+        stop = self._stop_of(run.tenant_id, run.template_digest)
+        if stop is not None:
+            return Accepted(
+                execution_id=run.execution_id, outcome=AcceptOutcome.STOPPED, placed=False, stop_reason=stop
+            )
         if (
             self.agents.get(run.agent_id) != (item.agent_revision, run.template_digest)
-            or run.template_digest in self.revoked
+            or run.template_digest in self.closed
         ):
             return Accepted(execution_id=run.execution_id, outcome=AcceptOutcome.STALE_AGENT, placed=False)
         now = self.clock.now()
@@ -145,6 +154,8 @@ class FakeExecutionStore:
         execution = self._executions.get(execution_id)
         if execution is None or execution.tenant_id != tenant_id:
             raise NotFoundError(f"there is no execution {execution_id}")
+        if self._holds(execution):
+            execution = replace(execution, pending_reason=PendingReason.STOPPED)
         return self._with_output(execution)
 
     async def list(
@@ -182,18 +193,19 @@ class FakeExecutionStore:
             self.entries.append(entry)
         return after, _cancel_request(after)
 
-    async def cancel_template(
-        self, tenant_id: TenantId, template_digest: Digest, *, actor: str, limit: int
+    async def halt(
+        self, scope: HaltScope, reason: EndReason, *, actor: str, limit: int
     ) -> tuple[Sequence[ExecutionId], Sequence[CancelRequest]]:
+        tenant_id = scope.tenant_id
         found = [
             one
             for one in self._executions.values()
             if one.tenant_id == tenant_id
-            and one.template_digest == template_digest
-            and not one.state.is_terminal
+            and scope.template_digest in {"", one.template_digest}
             and not one.cancel_requested
-        ][:limit]
-        stopped = [one.cancel(EndReason.TEMPLATE_REVOKED, now=self.clock.now()) for one in found]
+        ]
+        halted = [(one, one.halt(reason, now=self.clock.now())) for one in found]
+        stopped = [after for before, after in halted if after != before][:limit]
         for one in stopped:
             self._executions[one.execution_id] = one
             ended = one.state.is_terminal
@@ -313,13 +325,30 @@ class FakeExecutionStore:
         ):
             mine = queues.setdefault(one.tenant_id, [])
             passed_over = one.execution_id in passed or (one.runs_alone and not alone)
-            if _claimable(one, node_id, now) and not passed_over:
+            held = one.template_digest in self.closed or self._holds(one)
+            if _claimable(one, node_id, now) and not passed_over and not held:
                 mine.append(one)
         tenants = sorted(queues, key=lambda tenant: (self._turns.of(tenant), tenant))
         each = share(limit, tenants)
         first = [one for tenant in tenants for one in queues[tenant][:each]][:limit]
         rest = [one for tenant in tenants for one in queues[tenant][each:]]
         return first + rest[: limit - len(first)]
+
+    def _holds(self, execution: Execution) -> bool:
+        stop = self._stop_of(execution.tenant_id, execution.template_digest)
+        return execution.claimable_at is not None and stop is not None
+
+    def _stop_of(self, tenant_id: TenantId, digest: str) -> str | None:
+        return next(
+            (
+                reason
+                for scope, reason in self.stops.items()
+                if scope.tenant_id == tenant_id
+                and scope.template_name in {"", "redact"}
+                and scope.template_digest in {"", digest}
+            ),
+            None,
+        )
 
     def _due(self, execution: Execution) -> tuple[datetime, str]:
         assert execution.claimable_at is not None

@@ -12,7 +12,9 @@ from control_plane.executions.domain import (
     AttemptState,
     BodyKind,
     Disposition,
+    EndReason,
     ExecutionState,
+    HaltScope,
     LossReason,
     Outcome,
     UploadQuota,
@@ -25,7 +27,7 @@ from shared.errors import (
     WrongStateError,
 )
 from shared.ids import AUDIT_ENTRY, BootId, TenantId, new_id
-from tests.builders.executions import LEASE, TEMPLATE, TENANT, node, session
+from tests.builders.executions import LEASE, OTHER_TENANT, TEMPLATE, TENANT, node, session
 from tests.fixtures.execution_worlds import claim, run_at_once, submit
 
 LATER = LEASE + timedelta(seconds=1)
@@ -673,17 +675,145 @@ async def test_cancelling_twice_has_no_effect_and_an_ended_one_is_refused(world)
         await cancel(world, placement.execution_id)
 
 
+async def halt(world, reason):
+    scope = HaltScope(tenant_id=TENANT, template_digest=TEMPLATE)
+    return await world.store.halt(scope, reason, actor="ann", limit=10)
+
+
+SCOPES = {
+    "tenant": HaltScope(tenant_id=TENANT),
+    "template": HaltScope(tenant_id=TENANT, template_name="redact"),
+    "version": HaltScope(tenant_id=TENANT, template_digest=TEMPLATE),
+}
+ELSEWHERE = {
+    "other tenant": HaltScope(tenant_id=OTHER_TENANT),
+    "other template": HaltScope(tenant_id=TENANT, template_name="other"),
+    "other version": HaltScope(tenant_id=TENANT, template_digest="sha256:" + "f" * 64),
+}
+
+
+@pytest.mark.parametrize("scope", SCOPES.values(), ids=SCOPES)
+async def test_nothing_is_accepted_while_a_stop_holds_and_its_reason_is_told(world, scope):
+    await world.stop(scope, "it leaks")
+    refused = world.build.execution()
+
+    (answer,) = await world.store.accept([refused], [world.build.placement(refused)])
+    await world.lift()
+    (later,) = await world.store.accept([world.build.execution()], [None])
+
+    assert (answer.outcome, answer.placed, answer.stop_reason) == (AcceptOutcome.STOPPED, False, "it leaks")
+    assert later.outcome is AcceptOutcome.NEW
+    with pytest.raises(NotFoundError):
+        await world.store.get(TENANT, refused.run.execution_id)
+
+
+@pytest.mark.parametrize("scope", SCOPES.values(), ids=SCOPES)
+async def test_what_a_stop_holds_gets_no_order_waits_with_that_reason_and_goes_on_after_it(world, scope):
+    (waiting,) = await submit(world, world.build.execution())
+    await world.stop(scope, "it leaks")
+
+    held = await claim(world)
+    shown = await world.store.get(TENANT, waiting.run.execution_id)
+    await world.lift()
+    (placed,) = (await claim(world)).placements
+
+    assert held.placements == ()
+    assert (shown.state, shown.pending_reason) == (ExecutionState.PENDING, "STOPPED")
+    assert placed.execution_id == waiting.run.execution_id
+
+
+@pytest.mark.parametrize("scope", ELSEWHERE.values(), ids=ELSEWHERE)
+async def test_a_stop_holds_nobody_else(world, scope):
+    await world.stop(scope, "it leaks")
+
+    (waiting,) = await submit(world, world.build.execution())
+
+    assert (await world.store.get(TENANT, waiting.run.execution_id)).pending_reason == "QUEUED"
+    assert len((await claim(world)).placements) == 1
+
+
+async def test_rule_8_a_repeat_finds_its_execution_while_a_stop_holds(world):
+    first, again = world.build.execution(), world.build.execution()
+    again = replace(again, idempotency=first.idempotency, run=replace(again.run, input=first.run.input))
+    await submit(world, first)
+    await world.stop(SCOPES["tenant"], "it leaks")
+
+    (answer,) = await world.store.accept([again], [None])
+
+    assert (answer.outcome, answer.execution_id) == (AcceptOutcome.DUPLICATE, first.run.execution_id)
+
+
+async def test_a_retired_template_is_neither_accepted_nor_claimed(world):
+    await submit(world, world.build.execution())
+    await world.retire_template()
+
+    (answer,) = await world.store.accept([world.build.execution()], [None])
+
+    assert answer.outcome is AcceptOutcome.STALE_AGENT
+    assert (await claim(world)).placements == ()
+
+
 async def test_rule_7_revoking_a_template_stops_what_waits_and_what_runs(world):
     placement = await run_at_once(world, world.build.execution())
     (waiting,) = await submit(world, world.build.execution())
 
-    ended, requests = await world.store.cancel_template(TENANT, TEMPLATE, actor="ann", limit=10)
-    again = await world.store.cancel_template(TENANT, TEMPLATE, actor="ann", limit=10)
+    ended, requests = await halt(world, EndReason.TEMPLATE_REVOKED)
+    again = await halt(world, EndReason.TEMPLATE_REVOKED)
 
     assert list(ended) == [waiting.run.execution_id]
     assert [one.attempt for one in requests] == [placement.attempt]
     assert [list(part) for part in again] == [[], []]
     assert (await world.store.get(TENANT, waiting.run.execution_id)).reason == "TEMPLATE_REVOKED"
+
+
+async def test_retiring_a_template_ends_what_waits_and_lets_run_what_runs(world):
+    await run_at_once(world, world.build.execution())
+    (waiting,) = await submit(world, world.build.execution())
+
+    ended, requests = await halt(world, EndReason.TEMPLATE_RETIRED)
+
+    assert (list(ended), list(requests)) == ([waiting.run.execution_id], [])
+    found = await world.store.get(TENANT, waiting.run.execution_id)
+    assert (found.state, found.reason) == (ExecutionState.CANCELLED, "TEMPLATE_RETIRED")
+
+
+async def test_a_stop_ends_what_runs_and_lets_wait_what_waits(world):
+    placement = await run_at_once(world, world.build.execution())
+    (waiting,) = await submit(world, world.build.execution())
+
+    ended, requests = await halt(world, EndReason.STOPPED)
+    (finished,) = await world.leases.finish([world.build.result(placement, Outcome.CANCELLED)])
+
+    assert (list(ended), [one.attempt for one in requests]) == ([], [placement.attempt])
+    assert (finished.execution.state, finished.execution.reason) == (ExecutionState.CANCELLED, "STOPPED")
+    assert (await world.store.get(TENANT, waiting.run.execution_id)).state is ExecutionState.PENDING
+
+
+async def test_rule_7_losing_the_node_of_what_a_stop_ends_leads_to_no_new_attempt(world):
+    placement = await run_at_once(world, world.build.execution())
+    await halt(world, EndReason.STOPPED)
+
+    (lost,) = await lose(world)
+
+    assert lost.state is ExecutionState.CANCELLED
+    assert (await world.store.get(TENANT, placement.execution_id)).reason == "STOPPED"
+
+
+@pytest.mark.parametrize(
+    "reason", [EndReason.STOPPED, EndReason.TEMPLATE_RETIRED, EndReason.TEMPLATE_REVOKED]
+)
+async def test_a_halt_concerns_nobody_else(world, reason):
+    await run_at_once(world, world.build.execution())
+    await submit(world, world.build.execution())
+
+    for scope in (
+        HaltScope(tenant_id="other"),
+        HaltScope(tenant_id=TENANT, template_digest="sha256:" + "f" * 64),
+    ):
+        assert [list(part) for part in await world.store.halt(scope, reason, actor="ann", limit=10)] == [
+            [],
+            [],
+        ]
 
 
 async def test_what_must_run_alone_can_be_passed_over(world):

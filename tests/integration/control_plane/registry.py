@@ -3,15 +3,19 @@
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
+from datetime import timedelta
 from pathlib import Path
 
 from sqlalchemy import text
 from sqlalchemy.ext.asyncio import AsyncEngine
 
 from control_plane.agents.directory import CachedAgentDirectory
+from control_plane.agents.rollouts import RolloutService
 from control_plane.agents.service import AgentService
 from control_plane.agents.store import PostgresAgentStore
 from control_plane.audit.store import PostgresAuditStore
+from control_plane.channels.service import ChannelService
+from control_plane.channels.store import PostgresChannelStore
 from control_plane.database.engine import create_engine
 from control_plane.database.unit_of_work import PostgresDatabase
 from control_plane.kv.store import PostgresKvStore
@@ -22,10 +26,15 @@ from control_plane.policy.embedded import EmbeddedPolicyEngines
 from control_plane.policy.gate import PolicyGate
 from control_plane.policy.service import PolicyService
 from control_plane.policy.store import PostgresDecisionLog
+from control_plane.stops.service import StopService
+from control_plane.stops.store import PostgresStopStore
+from control_plane.stops.watch import StopWatch
+from control_plane.templates.cached import CachedTemplates, weigh
 from control_plane.templates.catalog import TemplateCatalog
 from control_plane.templates.module_check import check_agent_module
 from control_plane.templates.service import TemplateService
 from control_plane.templates.store import PostgresTemplateStore
+from shared.cache import Cache, CacheBounds
 from shared.clock import SystemClock, SystemRandom
 from shared.digests import sha256_digest
 from shared.ids import TenantId
@@ -45,14 +54,23 @@ CALLER = Subject(identity="spiffe://test/caller/someone", tenant_id=TENANT, role
 SCHEMA = {"type": "object", "properties": {"depth": {"type": "integer"}}, "additionalProperties": False}
 
 
+CACHE_BOUNDS = CacheBounds(entries=64, life=timedelta(minutes=10))
+
+
 class Publishers:
     async def publishers(self, at):
         return trusting(PUBLISHER)
 
 
 class Stopped(list):
-    async def stop_template(self, tenant_id, template_digest, *, actor):
-        self.append((template_digest, actor))
+    def __init__(self):
+        super().__init__()
+        self.scopes = []
+
+    async def halt(self, scope, reason, *, actor):
+        self.append((scope.template_digest, reason, actor))
+        self.scopes.append(scope)
+        return 0
 
 
 class Uncounted:
@@ -95,7 +113,12 @@ class Registry:
     templates: TemplateService
     catalog: TemplateCatalog
     agents: AgentService
+    rollouts: RolloutService
+    channels: ChannelService
+    cached: CachedTemplates
     directory: CachedAgentDirectory
+    stops: StopService
+    watch: StopWatch
     stopped: Stopped
 
     async def publish(self, signed: SignedPackage, subject: Subject = AUTHOR, *, module: bytes | None = None):
@@ -124,12 +147,21 @@ class Registry:
 
 @asynccontextmanager
 async def open_registry(server, name: str) -> AsyncIterator[Registry]:
-    """Build the registry as the service's role, on a fresh database with one tenant."""
+    """Build the registry as the service's role, on a fresh database with two tenants."""
     owner = create_engine(server.url(name, user=OWNER), application="test")
     async with owner.begin() as connection:
         await connection.execute(text("INSERT INTO tenants (tenant_id) VALUES ('default'), ('other')"))
     engine = create_engine(server.url(name, user=SERVICE), application="test")
     database = PostgresDatabase(engine, notifier=NobodyListens())
+    try:
+        yield registry_over(database, owner, server.url(name, user=OWNER))
+    finally:
+        await database.close()
+        await owner.dispose()
+
+
+def registry_over(database: PostgresDatabase, owner: AsyncEngine, owner_url: str) -> Registry:
+    """Wire everything over one database, as one replica does."""
     clock, random, audit, decisions = (
         SystemClock(),
         SystemRandom(),
@@ -146,32 +178,50 @@ async def open_registry(server, name: str) -> AsyncIterator[Registry]:
         policy=policy, decisions=decisions, audit=audit, database=database, clock=clock, random=random
     )
     template_store, agent_store, stopped = PostgresTemplateStore(), PostgresAgentStore(), Stopped()
+    channel_store = PostgresChannelStore()
     catalog = TemplateCatalog(database=database, store=template_store)
+    cached = CachedTemplates(catalog=catalog, cache=Cache(bounds=CACHE_BOUNDS, clock=clock, weigh=weigh))
     shared = {"gate": gate, "decisions": decisions, "audit": audit, "clock": clock, "random": random}
-    try:
-        yield Registry(
-            engine=owner,
-            owner_url=server.url(name, user=OWNER),
+    return Registry(
+        engine=owner,
+        owner_url=owner_url,
+        database=database,
+        templates=TemplateService(
             database=database,
-            templates=TemplateService(
-                database=database,
-                store=template_store,
-                publishers=Publishers(),
-                check_module=check_agent_module,
-                running=stopped,
-                **shared,
-            ),
-            catalog=catalog,
-            agents=AgentService(
-                database=database,
-                store=agent_store,
-                values=PostgresKvStore(database),
-                templates=catalog,
-                **shared,
-            ),
-            directory=CachedAgentDirectory(database=database, agents=agent_store, templates=catalog),
-            stopped=stopped,
-        )
-    finally:
-        await database.close()
-        await owner.dispose()
+            store=template_store,
+            publishers=Publishers(),
+            check_module=check_agent_module,
+            running=stopped,
+            **shared,
+        ),
+        catalog=catalog,
+        agents=AgentService(
+            database=database,
+            store=agent_store,
+            values=PostgresKvStore(database),
+            templates=cached,
+            channels=channel_store,
+            **shared,
+        ),
+        rollouts=RolloutService(database=database, store=agent_store, templates=cached, **shared),
+        channels=ChannelService(
+            database=database, store=channel_store, agents=agent_store, templates=catalog, **shared
+        ),
+        cached=cached,
+        directory=CachedAgentDirectory(
+            database=database,
+            agents=agent_store,
+            templates=catalog,
+            cache=Cache(bounds=CACHE_BOUNDS, clock=clock),
+        ),
+        stops=StopService(
+            database=database,
+            store=PostgresStopStore(),
+            halting=stopped,
+            audit=audit,
+            clock=clock,
+            random=random,
+        ),
+        watch=StopWatch(database=database, store=PostgresStopStore(), halting=stopped),
+        stopped=stopped,
+    )

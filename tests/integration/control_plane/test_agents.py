@@ -104,20 +104,23 @@ async def test_parameters_that_do_not_fit_are_refused(published, parameters):
         await create(published, parameters=parameters)
 
 
-async def test_a_retired_template_makes_no_new_agents_and_keeps_the_old(published):
+async def test_a_retired_template_makes_no_agents_and_runs_none(published):
     await create(published)
     await published.templates.retire(AUTHOR, REF)
+    published.cached.changed()
     with pytest.raises(TemplateRetiredError):
         await create(published, name="another")
     assert (await create(published)).name == "prober"
     published.directory.changed()
-    assert (await published.directory.resolve(TENANT, "prober")).template_version == "1.0.0"
+    with pytest.raises(TemplateRetiredError):
+        await published.directory.resolve(TENANT, "prober")
 
 
 async def test_a_revoked_template_makes_no_agents_and_runs_none(published):
     await create(published)
     await published.directory.resolve(TENANT, "prober")
     await published.templates.revoke(ADMIN, REF, reason="leaks")
+    published.cached.changed()
     with pytest.raises(TemplateRevokedError):
         await create(published, name="another")
     published.directory.changed()
@@ -215,4 +218,4 @@ async def test_a_read_that_a_change_overtook_is_not_kept(published):
     await asyncio.sleep(0)
     published.directory.changed()
     await reading
-    assert published.directory._known == {}
+    assert published.directory.stats().entries == 0

@@ -161,7 +161,7 @@ async def test_rule_7_revoking_stops_what_runs_and_hands_nothing_to_nodes(regist
     version = await registry.publish(await package())
     revoked = await registry.templates.revoke(ADMIN, REF, reason="leaks")
     assert revoked.state is TemplateState.REVOKED
-    assert registry.stopped == [(version.digest, ADMIN.identity)]
+    assert registry.stopped == [(version.digest, "TEMPLATE_REVOKED", ADMIN.identity)]
     with pytest.raises(TemplateRevokedError):
         await registry.catalog.envelope(TENANT, version.digest)
 
@@ -202,7 +202,17 @@ async def test_another_tenant_sees_nothing(registry):
 
 
 @pytest.mark.parametrize(
-    "parts", [{}, {"name": "a"}, {"version": "1.0.0"}, {"name": "a", "version": "1.0.0", "digest": "d"}]
+    "parts",
+    [
+        {},
+        {"name": "a"},
+        {"version": "1.0.0"},
+        {"channel": "stable"},
+        {"name": "a", "version": "1.0.0", "digest": "d"},
+        {"name": "a", "version": "1.0.0", "channel": "stable"},
+        {"name": "a", "digest": "d"},
+        {"digest": "d", "channel": "stable"},
+    ],
 )
 def test_a_template_is_named_in_one_way(parts):
     with pytest.raises(InvalidInputError):

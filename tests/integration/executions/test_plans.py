@@ -29,7 +29,7 @@ _MANY = 10
 """What Postgres takes for the length of an array it does not know."""
 _ATTEMPTS: tuple[Any, ...] = (["exe_1"] * _MANY, [1] * _MANY)
 STATEMENTS: dict[str, tuple[str, tuple[Any, ...]]] = {
-    "resolve": (accept_sql.RESOLVE, tuple(["x"] * _MANY for _ in range(5))),
+    "resolve": (accept_sql.RESOLVE, tuple(["x"] * _MANY for _ in range(6))),
     "stored receipts": (finish_sql.STORED_RECEIPTS, (["nod_1"] * _MANY, [1] * _MANY)),
     "start": (claim_sql.START, (*_ATTEMPTS, ["aud_1"] * _MANY)),
     "renew": (claim_sql.RENEW, (*_ATTEMPTS, node(), timedelta(seconds=1))),

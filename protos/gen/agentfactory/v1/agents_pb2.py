@@ -28,7 +28,7 @@ from buf.validate import validate_pb2 as buf_dot_validate_dot_validate__pb2
 from google.protobuf import timestamp_pb2 as google_dot_protobuf_dot_timestamp__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x1c\x61gentfactory/v1/agents.proto\x12\x0f\x61gentfactory.v1\x1a\x1c\x61gentfactory/v1/common.proto\x1a\x1f\x61gentfactory/v1/templates.proto\x1a\x1b\x62uf/validate/validate.proto\x1a\x1fgoogle/protobuf/timestamp.proto\"\xf7\x01\n\x05\x41gent\x12\x10\n\x08\x61gent_id\x18\x01 \x01(\t\x12\x0c\n\x04name\x18\x02 \x01(\t\x12\x15\n\rtemplate_name\x18\x03 \x01(\t\x12\x18\n\x10template_version\x18\x04 \x01(\t\x12\x17\n\x0ftemplate_digest\x18\x05 \x01(\t\x12\x12\n\nparameters\x18\x06 \x01(\x0c\x12\x10\n\x08revision\x18\x07 \x01(\x04\x12.\n\ncreated_at\x18\x08 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12.\n\nupdated_at\x18\t \x01(\x0b\x32\x1a.google.protobuf.Timestamp\"\x98\x01\n\x12\x43reateAgentRequest\x12+\n\x04name\x18\x01 \x01(\tB\x1d\xbaH\x1ar\x18\x32\x16^[a-z][a-z0-9-]{0,62}$\x12\x36\n\x08template\x18\x02 \x01(\x0b\x32\x1c.agentfactory.v1.TemplateRefB\x06\xbaH\x03\xc8\x01\x01\x12\x1d\n\nparameters\x18\x03 \x01(\x0c\x42\t\xbaH\x06z\x04\x18\x80\x80\x04\"<\n\x13\x43reateAgentResponse\x12%\n\x05\x61gent\x18\x01 \x01(\x0b\x32\x16.agentfactory.v1.Agent\"*\n\x0fGetAgentRequest\x12\x17\n\x04name\x18\x01 \x01(\tB\t\xbaH\x06r\x04\x10\x01\x18?\"9\n\x10GetAgentResponse\x12%\n\x05\x61gent\x18\x01 \x01(\x0b\x32\x16.agentfactory.v1.Agent\"?\n\x11ListAgentsRequest\x12*\n\x04page\x18\x01 \x01(\x0b\x32\x1c.agentfactory.v1.PageRequest\"U\n\x12ListAgentsResponse\x12&\n\x06\x61gents\x18\x01 \x03(\x0b\x32\x16.agentfactory.v1.Agent\x12\x17\n\x0fnext_page_token\x18\x02 \x01(\t\"\x97\x01\n\x12UpdateAgentRequest\x12\x17\n\x04name\x18\x01 \x01(\tB\t\xbaH\x06r\x04\x10\x01\x18?\x12.\n\x08template\x18\x02 \x01(\x0b\x32\x1c.agentfactory.v1.TemplateRef\x12\x1d\n\nparameters\x18\x03 \x01(\x0c\x42\t\xbaH\x06z\x04\x18\x80\x80\x04\x12\x19\n\x08revision\x18\x04 \x01(\x04\x42\x07\xbaH\x04\x32\x02(\x01\"<\n\x13UpdateAgentResponse\x12%\n\x05\x61gent\x18\x01 \x01(\x0b\x32\x16.agentfactory.v1.Agent\"-\n\x12\x44\x65leteAgentRequest\x12\x17\n\x04name\x18\x01 \x01(\tB\t\xbaH\x06r\x04\x10\x01\x18?\"\x15\n\x13\x44\x65leteAgentResponse2\xc4\x03\n\x0c\x41gentService\x12X\n\x0b\x43reateAgent\x12#.agentfactory.v1.CreateAgentRequest\x1a$.agentfactory.v1.CreateAgentResponse\x12O\n\x08GetAgent\x12 .agentfactory.v1.GetAgentRequest\x1a!.agentfactory.v1.GetAgentResponse\x12U\n\nListAgents\x12\".agentfactory.v1.ListAgentsRequest\x1a#.agentfactory.v1.ListAgentsResponse\x12X\n\x0bUpdateAgent\x12#.agentfactory.v1.UpdateAgentRequest\x1a$.agentfactory.v1.UpdateAgentResponse\x12X\n\x0b\x44\x65leteAgent\x12#.agentfactory.v1.DeleteAgentRequest\x1a$.agentfactory.v1.DeleteAgentResponseb\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x1c\x61gentfactory/v1/agents.proto\x12\x0f\x61gentfactory.v1\x1a\x1c\x61gentfactory/v1/common.proto\x1a\x1f\x61gentfactory/v1/templates.proto\x1a\x1b\x62uf/validate/validate.proto\x1a\x1fgoogle/protobuf/timestamp.proto\"\xd6\x02\n\x05\x41gent\x12\x10\n\x08\x61gent_id\x18\x01 \x01(\t\x12\x0c\n\x04name\x18\x02 \x01(\t\x12\x15\n\rtemplate_name\x18\x03 \x01(\t\x12\x18\n\x10template_version\x18\x04 \x01(\t\x12\x17\n\x0ftemplate_digest\x18\x05 \x01(\t\x12\x12\n\nparameters\x18\x06 \x01(\x0c\x12\x10\n\x08revision\x18\x07 \x01(\x04\x12.\n\ncreated_at\x18\x08 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12.\n\nupdated_at\x18\t \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\x0f\n\x07\x63hannel\x18\n \x01(\t\x12)\n\x07rollout\x18\x0b \x01(\x0b\x32\x18.agentfactory.v1.Rollout\x12!\n\x19previous_template_version\x18\x0c \x01(\t\"a\n\x07Rollout\x12\x18\n\x10template_version\x18\x01 \x01(\t\x12\x17\n\x0ftemplate_digest\x18\x02 \x01(\t\x12\x12\n\nparameters\x18\x03 \x01(\x0c\x12\x0f\n\x07percent\x18\x04 \x01(\r\"\x98\x01\n\x12\x43reateAgentRequest\x12+\n\x04name\x18\x01 \x01(\tB\x1d\xbaH\x1ar\x18\x32\x16^[a-z][a-z0-9-]{0,62}$\x12\x36\n\x08template\x18\x02 \x01(\x0b\x32\x1c.agentfactory.v1.TemplateRefB\x06\xbaH\x03\xc8\x01\x01\x12\x1d\n\nparameters\x18\x03 \x01(\x0c\x42\t\xbaH\x06z\x04\x18\x80\x80\x04\"<\n\x13\x43reateAgentResponse\x12%\n\x05\x61gent\x18\x01 \x01(\x0b\x32\x16.agentfactory.v1.Agent\"*\n\x0fGetAgentRequest\x12\x17\n\x04name\x18\x01 \x01(\tB\t\xbaH\x06r\x04\x10\x01\x18?\"9\n\x10GetAgentResponse\x12%\n\x05\x61gent\x18\x01 \x01(\x0b\x32\x16.agentfactory.v1.Agent\"?\n\x11ListAgentsRequest\x12*\n\x04page\x18\x01 \x01(\x0b\x32\x1c.agentfactory.v1.PageRequest\"U\n\x12ListAgentsResponse\x12&\n\x06\x61gents\x18\x01 \x03(\x0b\x32\x16.agentfactory.v1.Agent\x12\x17\n\x0fnext_page_token\x18\x02 \x01(\t\"\x97\x01\n\x12UpdateAgentRequest\x12\x17\n\x04name\x18\x01 \x01(\tB\t\xbaH\x06r\x04\x10\x01\x18?\x12.\n\x08template\x18\x02 \x01(\x0b\x32\x1c.agentfactory.v1.TemplateRef\x12\x1d\n\nparameters\x18\x03 \x01(\x0c\x42\t\xbaH\x06z\x04\x18\x80\x80\x04\x12\x19\n\x08revision\x18\x04 \x01(\x04\x42\x07\xbaH\x04\x32\x02(\x01\"<\n\x13UpdateAgentResponse\x12%\n\x05\x61gent\x18\x01 \x01(\x0b\x32\x16.agentfactory.v1.Agent\"-\n\x12\x44\x65leteAgentRequest\x12\x17\n\x04name\x18\x01 \x01(\tB\t\xbaH\x06r\x04\x10\x01\x18?\"\x15\n\x13\x44\x65leteAgentResponse\"\x86\x01\n\x13RolloutAgentRequest\x12\x17\n\x04name\x18\x01 \x01(\tB\t\xbaH\x06r\x04\x10\x01\x18?\x12\x1b\n\x07version\x18\x02 \x01(\tB\n\xbaH\x07r\x05\x10\x01\x18\x80\x01\x12\x1a\n\x07percent\x18\x03 \x01(\rB\t\xbaH\x06*\x04\x18\x64(\x01\x12\x1d\n\nparameters\x18\x04 \x01(\x0c\x42\t\xbaH\x06z\x04\x18\x80\x80\x04\"=\n\x14RolloutAgentResponse\x12%\n\x05\x61gent\x18\x01 \x01(\x0b\x32\x16.agentfactory.v1.Agent\"I\n\x14RollbackAgentRequest\x12\x17\n\x04name\x18\x01 \x01(\tB\t\xbaH\x06r\x04\x10\x01\x18?\x12\x18\n\x06reason\x18\x02 \x01(\tB\x08\xbaH\x05r\x03\x18\x80\x08\">\n\x15RollbackAgentResponse\x12%\n\x05\x61gent\x18\x01 \x01(\x0b\x32\x16.agentfactory.v1.Agent\"6\n\x1b\x43ompareAgentVersionsRequest\x12\x17\n\x04name\x18\x01 \x01(\tB\t\xbaH\x06r\x04\x10\x01\x18?\"\xbd\x01\n\x0fVersionOutcomes\x12\x18\n\x10template_version\x18\x01 \x01(\t\x12\x17\n\x0ftemplate_digest\x18\x02 \x01(\t\x12\x44\n\nexecutions\x18\x03 \x03(\x0b\x32\x30.agentfactory.v1.VersionOutcomes.ExecutionsEntry\x1a\x31\n\x0f\x45xecutionsEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\r:\x02\x38\x01\"R\n\x1c\x43ompareAgentVersionsResponse\x12\x32\n\x08versions\x18\x01 \x03(\x0b\x32 .agentfactory.v1.VersionOutcomes2\xf6\x05\n\x0c\x41gentService\x12X\n\x0b\x43reateAgent\x12#.agentfactory.v1.CreateAgentRequest\x1a$.agentfactory.v1.CreateAgentResponse\x12O\n\x08GetAgent\x12 .agentfactory.v1.GetAgentRequest\x1a!.agentfactory.v1.GetAgentResponse\x12U\n\nListAgents\x12\".agentfactory.v1.ListAgentsRequest\x1a#.agentfactory.v1.ListAgentsResponse\x12X\n\x0bUpdateAgent\x12#.agentfactory.v1.UpdateAgentRequest\x1a$.agentfactory.v1.UpdateAgentResponse\x12X\n\x0b\x44\x65leteAgent\x12#.agentfactory.v1.DeleteAgentRequest\x1a$.agentfactory.v1.DeleteAgentResponse\x12[\n\x0cRolloutAgent\x12$.agentfactory.v1.RolloutAgentRequest\x1a%.agentfactory.v1.RolloutAgentResponse\x12^\n\rRollbackAgent\x12%.agentfactory.v1.RollbackAgentRequest\x1a&.agentfactory.v1.RollbackAgentResponse\x12s\n\x14\x43ompareAgentVersions\x12,.agentfactory.v1.CompareAgentVersionsRequest\x1a-.agentfactory.v1.CompareAgentVersionsResponseb\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
@@ -51,28 +51,62 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_UPDATEAGENTREQUEST'].fields_by_name['revision']._serialized_options = b'\272H\0042\002(\001'
   _globals['_DELETEAGENTREQUEST'].fields_by_name['name']._loaded_options = None
   _globals['_DELETEAGENTREQUEST'].fields_by_name['name']._serialized_options = b'\272H\006r\004\020\001\030?'
+  _globals['_ROLLOUTAGENTREQUEST'].fields_by_name['name']._loaded_options = None
+  _globals['_ROLLOUTAGENTREQUEST'].fields_by_name['name']._serialized_options = b'\272H\006r\004\020\001\030?'
+  _globals['_ROLLOUTAGENTREQUEST'].fields_by_name['version']._loaded_options = None
+  _globals['_ROLLOUTAGENTREQUEST'].fields_by_name['version']._serialized_options = b'\272H\007r\005\020\001\030\200\001'
+  _globals['_ROLLOUTAGENTREQUEST'].fields_by_name['percent']._loaded_options = None
+  _globals['_ROLLOUTAGENTREQUEST'].fields_by_name['percent']._serialized_options = b'\272H\006*\004\030d(\001'
+  _globals['_ROLLOUTAGENTREQUEST'].fields_by_name['parameters']._loaded_options = None
+  _globals['_ROLLOUTAGENTREQUEST'].fields_by_name['parameters']._serialized_options = b'\272H\006z\004\030\200\200\004'
+  _globals['_ROLLBACKAGENTREQUEST'].fields_by_name['name']._loaded_options = None
+  _globals['_ROLLBACKAGENTREQUEST'].fields_by_name['name']._serialized_options = b'\272H\006r\004\020\001\030?'
+  _globals['_ROLLBACKAGENTREQUEST'].fields_by_name['reason']._loaded_options = None
+  _globals['_ROLLBACKAGENTREQUEST'].fields_by_name['reason']._serialized_options = b'\272H\005r\003\030\200\010'
+  _globals['_COMPAREAGENTVERSIONSREQUEST'].fields_by_name['name']._loaded_options = None
+  _globals['_COMPAREAGENTVERSIONSREQUEST'].fields_by_name['name']._serialized_options = b'\272H\006r\004\020\001\030?'
+  _globals['_VERSIONOUTCOMES_EXECUTIONSENTRY']._loaded_options = None
+  _globals['_VERSIONOUTCOMES_EXECUTIONSENTRY']._serialized_options = b'8\001'
   _globals['_AGENT']._serialized_start=175
-  _globals['_AGENT']._serialized_end=422
-  _globals['_CREATEAGENTREQUEST']._serialized_start=425
-  _globals['_CREATEAGENTREQUEST']._serialized_end=577
-  _globals['_CREATEAGENTRESPONSE']._serialized_start=579
-  _globals['_CREATEAGENTRESPONSE']._serialized_end=639
-  _globals['_GETAGENTREQUEST']._serialized_start=641
-  _globals['_GETAGENTREQUEST']._serialized_end=683
-  _globals['_GETAGENTRESPONSE']._serialized_start=685
-  _globals['_GETAGENTRESPONSE']._serialized_end=742
-  _globals['_LISTAGENTSREQUEST']._serialized_start=744
-  _globals['_LISTAGENTSREQUEST']._serialized_end=807
-  _globals['_LISTAGENTSRESPONSE']._serialized_start=809
-  _globals['_LISTAGENTSRESPONSE']._serialized_end=894
-  _globals['_UPDATEAGENTREQUEST']._serialized_start=897
-  _globals['_UPDATEAGENTREQUEST']._serialized_end=1048
-  _globals['_UPDATEAGENTRESPONSE']._serialized_start=1050
-  _globals['_UPDATEAGENTRESPONSE']._serialized_end=1110
-  _globals['_DELETEAGENTREQUEST']._serialized_start=1112
-  _globals['_DELETEAGENTREQUEST']._serialized_end=1157
-  _globals['_DELETEAGENTRESPONSE']._serialized_start=1159
-  _globals['_DELETEAGENTRESPONSE']._serialized_end=1180
-  _globals['_AGENTSERVICE']._serialized_start=1183
-  _globals['_AGENTSERVICE']._serialized_end=1635
+  _globals['_AGENT']._serialized_end=517
+  _globals['_ROLLOUT']._serialized_start=519
+  _globals['_ROLLOUT']._serialized_end=616
+  _globals['_CREATEAGENTREQUEST']._serialized_start=619
+  _globals['_CREATEAGENTREQUEST']._serialized_end=771
+  _globals['_CREATEAGENTRESPONSE']._serialized_start=773
+  _globals['_CREATEAGENTRESPONSE']._serialized_end=833
+  _globals['_GETAGENTREQUEST']._serialized_start=835
+  _globals['_GETAGENTREQUEST']._serialized_end=877
+  _globals['_GETAGENTRESPONSE']._serialized_start=879
+  _globals['_GETAGENTRESPONSE']._serialized_end=936
+  _globals['_LISTAGENTSREQUEST']._serialized_start=938
+  _globals['_LISTAGENTSREQUEST']._serialized_end=1001
+  _globals['_LISTAGENTSRESPONSE']._serialized_start=1003
+  _globals['_LISTAGENTSRESPONSE']._serialized_end=1088
+  _globals['_UPDATEAGENTREQUEST']._serialized_start=1091
+  _globals['_UPDATEAGENTREQUEST']._serialized_end=1242
+  _globals['_UPDATEAGENTRESPONSE']._serialized_start=1244
+  _globals['_UPDATEAGENTRESPONSE']._serialized_end=1304
+  _globals['_DELETEAGENTREQUEST']._serialized_start=1306
+  _globals['_DELETEAGENTREQUEST']._serialized_end=1351
+  _globals['_DELETEAGENTRESPONSE']._serialized_start=1353
+  _globals['_DELETEAGENTRESPONSE']._serialized_end=1374
+  _globals['_ROLLOUTAGENTREQUEST']._serialized_start=1377
+  _globals['_ROLLOUTAGENTREQUEST']._serialized_end=1511
+  _globals['_ROLLOUTAGENTRESPONSE']._serialized_start=1513
+  _globals['_ROLLOUTAGENTRESPONSE']._serialized_end=1574
+  _globals['_ROLLBACKAGENTREQUEST']._serialized_start=1576
+  _globals['_ROLLBACKAGENTREQUEST']._serialized_end=1649
+  _globals['_ROLLBACKAGENTRESPONSE']._serialized_start=1651
+  _globals['_ROLLBACKAGENTRESPONSE']._serialized_end=1713
+  _globals['_COMPAREAGENTVERSIONSREQUEST']._serialized_start=1715
+  _globals['_COMPAREAGENTVERSIONSREQUEST']._serialized_end=1769
+  _globals['_VERSIONOUTCOMES']._serialized_start=1772
+  _globals['_VERSIONOUTCOMES']._serialized_end=1961
+  _globals['_VERSIONOUTCOMES_EXECUTIONSENTRY']._serialized_start=1912
+  _globals['_VERSIONOUTCOMES_EXECUTIONSENTRY']._serialized_end=1961
+  _globals['_COMPAREAGENTVERSIONSRESPONSE']._serialized_start=1963
+  _globals['_COMPAREAGENTVERSIONSRESPONSE']._serialized_end=2045
+  _globals['_AGENTSERVICE']._serialized_start=2048
+  _globals['_AGENTSERVICE']._serialized_end=2806
 # @@protoc_insertion_point(module_scope)

@@ -60,6 +60,21 @@ class AgentServiceStub:
                 request_serializer=agentfactory_dot_v1_dot_agents__pb2.DeleteAgentRequest.SerializeToString,
                 response_deserializer=agentfactory_dot_v1_dot_agents__pb2.DeleteAgentResponse.FromString,
                 _registered_method=True)
+        self.RolloutAgent = channel.unary_unary(
+                '/agentfactory.v1.AgentService/RolloutAgent',
+                request_serializer=agentfactory_dot_v1_dot_agents__pb2.RolloutAgentRequest.SerializeToString,
+                response_deserializer=agentfactory_dot_v1_dot_agents__pb2.RolloutAgentResponse.FromString,
+                _registered_method=True)
+        self.RollbackAgent = channel.unary_unary(
+                '/agentfactory.v1.AgentService/RollbackAgent',
+                request_serializer=agentfactory_dot_v1_dot_agents__pb2.RollbackAgentRequest.SerializeToString,
+                response_deserializer=agentfactory_dot_v1_dot_agents__pb2.RollbackAgentResponse.FromString,
+                _registered_method=True)
+        self.CompareAgentVersions = channel.unary_unary(
+                '/agentfactory.v1.AgentService/CompareAgentVersions',
+                request_serializer=agentfactory_dot_v1_dot_agents__pb2.CompareAgentVersionsRequest.SerializeToString,
+                response_deserializer=agentfactory_dot_v1_dot_agents__pb2.CompareAgentVersionsResponse.FromString,
+                _registered_method=True)
 
 
 class AgentServiceServicer:
@@ -105,6 +120,32 @@ class AgentServiceServicer:
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def RolloutAgent(self, request, context):
+        """Gives a share of an agent's new executions to another version of its template, or more of them, up to all.
+        Which ones is decided by the request id alone, so that a larger share takes nothing back. Executions that exist
+        keep what they have. Who: author, admin. Required: name, version, percent. The version has to be active, the
+        parameters have to fit, policy has to allow it (as for a new agent). Another rollout that is under way, or an
+        agent that follows a channel: WRONG_STATE. Repeat: no effect.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def RollbackAgent(self, request, context):
+        """Ends a rollout that is under way, or takes the last finished one back: every new execution gets the version
+        from before. Who: author, admin. Required: name. Repeat: WRONG_STATE, there is nothing to take back.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def CompareAgentVersions(self, request, context):
+        """Counts how executions of an agent's versions ended, the newest 10,000 at most. Who: every role. Required: name.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
 
 def add_AgentServiceServicer_to_server(servicer, server):
     rpc_method_handlers = {
@@ -132,6 +173,21 @@ def add_AgentServiceServicer_to_server(servicer, server):
                     servicer.DeleteAgent,
                     request_deserializer=agentfactory_dot_v1_dot_agents__pb2.DeleteAgentRequest.FromString,
                     response_serializer=agentfactory_dot_v1_dot_agents__pb2.DeleteAgentResponse.SerializeToString,
+            ),
+            'RolloutAgent': grpc.unary_unary_rpc_method_handler(
+                    servicer.RolloutAgent,
+                    request_deserializer=agentfactory_dot_v1_dot_agents__pb2.RolloutAgentRequest.FromString,
+                    response_serializer=agentfactory_dot_v1_dot_agents__pb2.RolloutAgentResponse.SerializeToString,
+            ),
+            'RollbackAgent': grpc.unary_unary_rpc_method_handler(
+                    servicer.RollbackAgent,
+                    request_deserializer=agentfactory_dot_v1_dot_agents__pb2.RollbackAgentRequest.FromString,
+                    response_serializer=agentfactory_dot_v1_dot_agents__pb2.RollbackAgentResponse.SerializeToString,
+            ),
+            'CompareAgentVersions': grpc.unary_unary_rpc_method_handler(
+                    servicer.CompareAgentVersions,
+                    request_deserializer=agentfactory_dot_v1_dot_agents__pb2.CompareAgentVersionsRequest.FromString,
+                    response_serializer=agentfactory_dot_v1_dot_agents__pb2.CompareAgentVersionsResponse.SerializeToString,
             ),
     }
     generic_handler = grpc.method_handlers_generic_handler(
@@ -270,6 +326,87 @@ class AgentService:
             '/agentfactory.v1.AgentService/DeleteAgent',
             agentfactory_dot_v1_dot_agents__pb2.DeleteAgentRequest.SerializeToString,
             agentfactory_dot_v1_dot_agents__pb2.DeleteAgentResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def RolloutAgent(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/agentfactory.v1.AgentService/RolloutAgent',
+            agentfactory_dot_v1_dot_agents__pb2.RolloutAgentRequest.SerializeToString,
+            agentfactory_dot_v1_dot_agents__pb2.RolloutAgentResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def RollbackAgent(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/agentfactory.v1.AgentService/RollbackAgent',
+            agentfactory_dot_v1_dot_agents__pb2.RollbackAgentRequest.SerializeToString,
+            agentfactory_dot_v1_dot_agents__pb2.RollbackAgentResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def CompareAgentVersions(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/agentfactory.v1.AgentService/CompareAgentVersions',
+            agentfactory_dot_v1_dot_agents__pb2.CompareAgentVersionsRequest.SerializeToString,
+            agentfactory_dot_v1_dot_agents__pb2.CompareAgentVersionsResponse.FromString,
             options,
             channel_credentials,
             insecure,

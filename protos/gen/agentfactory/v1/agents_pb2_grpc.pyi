@@ -49,6 +49,19 @@ class AgentServiceStub:
     """
     DeleteAgent: _grpc.UnaryUnaryMultiCallable[_agents_pb2.DeleteAgentRequest, _agents_pb2.DeleteAgentResponse]
     """Removes an agent; its executions and receipts stay. Who: author, admin. Repeat: NOT_FOUND."""
+    RolloutAgent: _grpc.UnaryUnaryMultiCallable[_agents_pb2.RolloutAgentRequest, _agents_pb2.RolloutAgentResponse]
+    """Gives a share of an agent's new executions to another version of its template, or more of them, up to all.
+    Which ones is decided by the request id alone, so that a larger share takes nothing back. Executions that exist
+    keep what they have. Who: author, admin. Required: name, version, percent. The version has to be active, the
+    parameters have to fit, policy has to allow it (as for a new agent). Another rollout that is under way, or an
+    agent that follows a channel: WRONG_STATE. Repeat: no effect.
+    """
+    RollbackAgent: _grpc.UnaryUnaryMultiCallable[_agents_pb2.RollbackAgentRequest, _agents_pb2.RollbackAgentResponse]
+    """Ends a rollout that is under way, or takes the last finished one back: every new execution gets the version
+    from before. Who: author, admin. Required: name. Repeat: WRONG_STATE, there is nothing to take back.
+    """
+    CompareAgentVersions: _grpc.UnaryUnaryMultiCallable[_agents_pb2.CompareAgentVersionsRequest, _agents_pb2.CompareAgentVersionsResponse]
+    """Counts how executions of an agent's versions ended, the newest 10,000 at most. Who: every role. Required: name."""
 
 @_typing.type_check_only
 class AgentServiceAsyncStub(AgentServiceStub):
@@ -71,6 +84,19 @@ class AgentServiceAsyncStub(AgentServiceStub):
     """
     DeleteAgent: _aio.UnaryUnaryMultiCallable[_agents_pb2.DeleteAgentRequest, _agents_pb2.DeleteAgentResponse]  # type: ignore[assignment]
     """Removes an agent; its executions and receipts stay. Who: author, admin. Repeat: NOT_FOUND."""
+    RolloutAgent: _aio.UnaryUnaryMultiCallable[_agents_pb2.RolloutAgentRequest, _agents_pb2.RolloutAgentResponse]  # type: ignore[assignment]
+    """Gives a share of an agent's new executions to another version of its template, or more of them, up to all.
+    Which ones is decided by the request id alone, so that a larger share takes nothing back. Executions that exist
+    keep what they have. Who: author, admin. Required: name, version, percent. The version has to be active, the
+    parameters have to fit, policy has to allow it (as for a new agent). Another rollout that is under way, or an
+    agent that follows a channel: WRONG_STATE. Repeat: no effect.
+    """
+    RollbackAgent: _aio.UnaryUnaryMultiCallable[_agents_pb2.RollbackAgentRequest, _agents_pb2.RollbackAgentResponse]  # type: ignore[assignment]
+    """Ends a rollout that is under way, or takes the last finished one back: every new execution gets the version
+    from before. Who: author, admin. Required: name. Repeat: WRONG_STATE, there is nothing to take back.
+    """
+    CompareAgentVersions: _aio.UnaryUnaryMultiCallable[_agents_pb2.CompareAgentVersionsRequest, _agents_pb2.CompareAgentVersionsResponse]  # type: ignore[assignment]
+    """Counts how executions of an agent's versions ended, the newest 10,000 at most. Who: every role. Required: name."""
 
 class AgentServiceServicer(metaclass=_abc_1.ABCMeta):
     """Agents: named instances of one template version with validated parameters."""
@@ -120,5 +146,36 @@ class AgentServiceServicer(metaclass=_abc_1.ABCMeta):
         context: _ServicerContext,
     ) -> _typing.Union[_agents_pb2.DeleteAgentResponse, _abc.Awaitable[_agents_pb2.DeleteAgentResponse]]:
         """Removes an agent; its executions and receipts stay. Who: author, admin. Repeat: NOT_FOUND."""
+
+    @_abc_1.abstractmethod
+    def RolloutAgent(
+        self,
+        request: _agents_pb2.RolloutAgentRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_agents_pb2.RolloutAgentResponse, _abc.Awaitable[_agents_pb2.RolloutAgentResponse]]:
+        """Gives a share of an agent's new executions to another version of its template, or more of them, up to all.
+        Which ones is decided by the request id alone, so that a larger share takes nothing back. Executions that exist
+        keep what they have. Who: author, admin. Required: name, version, percent. The version has to be active, the
+        parameters have to fit, policy has to allow it (as for a new agent). Another rollout that is under way, or an
+        agent that follows a channel: WRONG_STATE. Repeat: no effect.
+        """
+
+    @_abc_1.abstractmethod
+    def RollbackAgent(
+        self,
+        request: _agents_pb2.RollbackAgentRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_agents_pb2.RollbackAgentResponse, _abc.Awaitable[_agents_pb2.RollbackAgentResponse]]:
+        """Ends a rollout that is under way, or takes the last finished one back: every new execution gets the version
+        from before. Who: author, admin. Required: name. Repeat: WRONG_STATE, there is nothing to take back.
+        """
+
+    @_abc_1.abstractmethod
+    def CompareAgentVersions(
+        self,
+        request: _agents_pb2.CompareAgentVersionsRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_agents_pb2.CompareAgentVersionsResponse, _abc.Awaitable[_agents_pb2.CompareAgentVersionsResponse]]:
+        """Counts how executions of an agent's versions ended, the newest 10,000 at most. Who: every role. Required: name."""
 
 def add_AgentServiceServicer_to_server(servicer: AgentServiceServicer, server: _typing.Union[_grpc.Server, _aio.Server]) -> None: ...

@@ -27,7 +27,7 @@ from buf.validate import validate_pb2 as buf_dot_validate_dot_validate__pb2
 from google.protobuf import timestamp_pb2 as google_dot_protobuf_dot_timestamp__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x1f\x61gentfactory/v1/templates.proto\x12\x0f\x61gentfactory.v1\x1a\x1c\x61gentfactory/v1/common.proto\x1a\x1b\x62uf/validate/validate.proto\x1a\x1fgoogle/protobuf/timestamp.proto\"\xbf\x02\n\x0fTemplateVersion\x12\x1b\n\x13template_version_id\x18\x01 \x01(\t\x12\x0c\n\x04name\x18\x02 \x01(\t\x12\x0f\n\x07version\x18\x03 \x01(\t\x12\x0e\n\x06\x64igest\x18\x04 \x01(\t\x12\x15\n\rmodule_digest\x18\x05 \x01(\t\x12\x14\n\x0cmodule_bytes\x18\x06 \x01(\x04\x12\x18\n\x10publisher_key_id\x18\x07 \x01(\t\x12-\n\x05state\x18\x08 \x01(\x0e\x32\x1e.agentfactory.v1.TemplateState\x12\x10\n\x08manifest\x18\t \x01(\x0c\x12\x10\n\x08\x65nvelope\x18\n \x01(\x0c\x12\x30\n\x0cpublished_at\x18\x0b \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\x14\n\x0cpublished_by\x18\x0c \x01(\t\"6\n\x15PublishTemplateHeader\x12\x1d\n\x08\x65nvelope\x18\x01 \x01(\x0c\x42\x0b\xbaH\x08z\x06\x10\x01\x18\x80\x80 \"(\n\x0bModuleChunk\x12\x19\n\x04\x64\x61ta\x18\x01 \x01(\x0c\x42\x0b\xbaH\x08z\x06\x10\x01\x18\x80\x80@\"\x90\x01\n\x16PublishTemplateRequest\x12\x38\n\x06header\x18\x01 \x01(\x0b\x32&.agentfactory.v1.PublishTemplateHeaderH\x00\x12-\n\x05\x63hunk\x18\x02 \x01(\x0b\x32\x1c.agentfactory.v1.ModuleChunkH\x00\x42\r\n\x04part\x12\x05\xbaH\x02\x08\x01\"U\n\x17PublishTemplateResponse\x12:\n\x10template_version\x18\x01 \x01(\x0b\x32 .agentfactory.v1.TemplateVersion\"X\n\x0bTemplateRef\x12\x15\n\x04name\x18\x01 \x01(\tB\x07\xbaH\x04r\x02\x18?\x12\x19\n\x07version\x18\x02 \x01(\tB\x08\xbaH\x05r\x03\x18\x80\x01\x12\x17\n\x06\x64igest\x18\x03 \x01(\tB\x07\xbaH\x04r\x02\x18G\"L\n\x12GetTemplateRequest\x12\x36\n\x08template\x18\x01 \x01(\x0b\x32\x1c.agentfactory.v1.TemplateRefB\x06\xbaH\x03\xc8\x01\x01\"Q\n\x13GetTemplateResponse\x12:\n\x10template_version\x18\x01 \x01(\x0b\x32 .agentfactory.v1.TemplateVersion\"Y\n\x14ListTemplatesRequest\x12*\n\x04page\x18\x01 \x01(\x0b\x32\x1c.agentfactory.v1.PageRequest\x12\x15\n\x04name\x18\x02 \x01(\tB\x07\xbaH\x04r\x02\x18?\"m\n\x15ListTemplatesResponse\x12;\n\x11template_versions\x18\x01 \x03(\x0b\x32 .agentfactory.v1.TemplateVersion\x12\x17\n\x0fnext_page_token\x18\x02 \x01(\t\"O\n\x15RetireTemplateRequest\x12\x36\n\x08template\x18\x01 \x01(\x0b\x32\x1c.agentfactory.v1.TemplateRefB\x06\xbaH\x03\xc8\x01\x01\"T\n\x16RetireTemplateResponse\x12:\n\x10template_version\x18\x01 \x01(\x0b\x32 .agentfactory.v1.TemplateVersion\"k\n\x15RevokeTemplateRequest\x12\x36\n\x08template\x18\x01 \x01(\x0b\x32\x1c.agentfactory.v1.TemplateRefB\x06\xbaH\x03\xc8\x01\x01\x12\x1a\n\x06reason\x18\x02 \x01(\tB\n\xbaH\x07r\x05\x10\x01\x18\x80\x08\"T\n\x16RevokeTemplateResponse\x12:\n\x10template_version\x18\x01 \x01(\x0b\x32 .agentfactory.v1.TemplateVersion*\x82\x01\n\rTemplateState\x12\x1e\n\x1aTEMPLATE_STATE_UNSPECIFIED\x10\x00\x12\x19\n\x15TEMPLATE_STATE_ACTIVE\x10\x01\x12\x1a\n\x16TEMPLATE_STATE_RETIRED\x10\x02\x12\x1a\n\x16TEMPLATE_STATE_REVOKED\x10\x03\x32\xf9\x03\n\x0fTemplateService\x12\x66\n\x0fPublishTemplate\x12\'.agentfactory.v1.PublishTemplateRequest\x1a(.agentfactory.v1.PublishTemplateResponse(\x01\x12X\n\x0bGetTemplate\x12#.agentfactory.v1.GetTemplateRequest\x1a$.agentfactory.v1.GetTemplateResponse\x12^\n\rListTemplates\x12%.agentfactory.v1.ListTemplatesRequest\x1a&.agentfactory.v1.ListTemplatesResponse\x12\x61\n\x0eRetireTemplate\x12&.agentfactory.v1.RetireTemplateRequest\x1a\'.agentfactory.v1.RetireTemplateResponse\x12\x61\n\x0eRevokeTemplate\x12&.agentfactory.v1.RevokeTemplateRequest\x1a\'.agentfactory.v1.RevokeTemplateResponseb\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x1f\x61gentfactory/v1/templates.proto\x12\x0f\x61gentfactory.v1\x1a\x1c\x61gentfactory/v1/common.proto\x1a\x1b\x62uf/validate/validate.proto\x1a\x1fgoogle/protobuf/timestamp.proto\"\xbf\x02\n\x0fTemplateVersion\x12\x1b\n\x13template_version_id\x18\x01 \x01(\t\x12\x0c\n\x04name\x18\x02 \x01(\t\x12\x0f\n\x07version\x18\x03 \x01(\t\x12\x0e\n\x06\x64igest\x18\x04 \x01(\t\x12\x15\n\rmodule_digest\x18\x05 \x01(\t\x12\x14\n\x0cmodule_bytes\x18\x06 \x01(\x04\x12\x18\n\x10publisher_key_id\x18\x07 \x01(\t\x12-\n\x05state\x18\x08 \x01(\x0e\x32\x1e.agentfactory.v1.TemplateState\x12\x10\n\x08manifest\x18\t \x01(\x0c\x12\x10\n\x08\x65nvelope\x18\n \x01(\x0c\x12\x30\n\x0cpublished_at\x18\x0b \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\x14\n\x0cpublished_by\x18\x0c \x01(\t\"6\n\x15PublishTemplateHeader\x12\x1d\n\x08\x65nvelope\x18\x01 \x01(\x0c\x42\x0b\xbaH\x08z\x06\x10\x01\x18\x80\x80 \"(\n\x0bModuleChunk\x12\x19\n\x04\x64\x61ta\x18\x01 \x01(\x0c\x42\x0b\xbaH\x08z\x06\x10\x01\x18\x80\x80@\"\x90\x01\n\x16PublishTemplateRequest\x12\x38\n\x06header\x18\x01 \x01(\x0b\x32&.agentfactory.v1.PublishTemplateHeaderH\x00\x12-\n\x05\x63hunk\x18\x02 \x01(\x0b\x32\x1c.agentfactory.v1.ModuleChunkH\x00\x42\r\n\x04part\x12\x05\xbaH\x02\x08\x01\"U\n\x17PublishTemplateResponse\x12:\n\x10template_version\x18\x01 \x01(\x0b\x32 .agentfactory.v1.TemplateVersion\"r\n\x0bTemplateRef\x12\x15\n\x04name\x18\x01 \x01(\tB\x07\xbaH\x04r\x02\x18?\x12\x19\n\x07version\x18\x02 \x01(\tB\x08\xbaH\x05r\x03\x18\x80\x01\x12\x17\n\x06\x64igest\x18\x03 \x01(\tB\x07\xbaH\x04r\x02\x18G\x12\x18\n\x07\x63hannel\x18\x04 \x01(\tB\x07\xbaH\x04r\x02\x18?\"L\n\x12GetTemplateRequest\x12\x36\n\x08template\x18\x01 \x01(\x0b\x32\x1c.agentfactory.v1.TemplateRefB\x06\xbaH\x03\xc8\x01\x01\"Q\n\x13GetTemplateResponse\x12:\n\x10template_version\x18\x01 \x01(\x0b\x32 .agentfactory.v1.TemplateVersion\"Y\n\x14ListTemplatesRequest\x12*\n\x04page\x18\x01 \x01(\x0b\x32\x1c.agentfactory.v1.PageRequest\x12\x15\n\x04name\x18\x02 \x01(\tB\x07\xbaH\x04r\x02\x18?\"m\n\x15ListTemplatesResponse\x12;\n\x11template_versions\x18\x01 \x03(\x0b\x32 .agentfactory.v1.TemplateVersion\x12\x17\n\x0fnext_page_token\x18\x02 \x01(\t\"O\n\x15RetireTemplateRequest\x12\x36\n\x08template\x18\x01 \x01(\x0b\x32\x1c.agentfactory.v1.TemplateRefB\x06\xbaH\x03\xc8\x01\x01\"T\n\x16RetireTemplateResponse\x12:\n\x10template_version\x18\x01 \x01(\x0b\x32 .agentfactory.v1.TemplateVersion\"k\n\x15RevokeTemplateRequest\x12\x36\n\x08template\x18\x01 \x01(\x0b\x32\x1c.agentfactory.v1.TemplateRefB\x06\xbaH\x03\xc8\x01\x01\x12\x1a\n\x06reason\x18\x02 \x01(\tB\n\xbaH\x07r\x05\x10\x01\x18\x80\x08\"T\n\x16RevokeTemplateResponse\x12:\n\x10template_version\x18\x01 \x01(\x0b\x32 .agentfactory.v1.TemplateVersion\"\xc2\x01\n\x0fTemplateChannel\x12\x15\n\rtemplate_name\x18\x01 \x01(\t\x12\x0f\n\x07\x63hannel\x18\x02 \x01(\t\x12\x18\n\x10template_version\x18\x03 \x01(\t\x12\x17\n\x0ftemplate_digest\x18\x04 \x01(\t\x12\x10\n\x08revision\x18\x05 \x01(\x04\x12\x12\n\nupdated_by\x18\x06 \x01(\t\x12.\n\nupdated_at\x18\x07 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\"\xb0\x01\n\x19SetTemplateChannelRequest\x12\x34\n\rtemplate_name\x18\x01 \x01(\tB\x1d\xbaH\x1ar\x18\x32\x16^[a-z][a-z0-9-]{0,62}$\x12.\n\x07\x63hannel\x18\x02 \x01(\tB\x1d\xbaH\x1ar\x18\x32\x16^[a-z][a-z0-9-]{0,62}$\x12\x1b\n\x07version\x18\x03 \x01(\tB\n\xbaH\x07r\x05\x10\x01\x18\x80\x01\x12\x10\n\x08revision\x18\x04 \x01(\x04\"e\n\x1aSetTemplateChannelResponse\x12\x31\n\x07\x63hannel\x18\x01 \x01(\x0b\x32 .agentfactory.v1.TemplateChannel\x12\x14\n\x0c\x61gents_moved\x18\x02 \x01(\r\"i\n\x1bListTemplateChannelsRequest\x12*\n\x04page\x18\x01 \x01(\x0b\x32\x1c.agentfactory.v1.PageRequest\x12\x1e\n\rtemplate_name\x18\x02 \x01(\tB\x07\xbaH\x04r\x02\x18?\"k\n\x1cListTemplateChannelsResponse\x12\x32\n\x08\x63hannels\x18\x01 \x03(\x0b\x32 .agentfactory.v1.TemplateChannel\x12\x17\n\x0fnext_page_token\x18\x02 \x01(\t*\x82\x01\n\rTemplateState\x12\x1e\n\x1aTEMPLATE_STATE_UNSPECIFIED\x10\x00\x12\x19\n\x15TEMPLATE_STATE_ACTIVE\x10\x01\x12\x1a\n\x16TEMPLATE_STATE_RETIRED\x10\x02\x12\x1a\n\x16TEMPLATE_STATE_REVOKED\x10\x03\x32\xdd\x05\n\x0fTemplateService\x12\x66\n\x0fPublishTemplate\x12\'.agentfactory.v1.PublishTemplateRequest\x1a(.agentfactory.v1.PublishTemplateResponse(\x01\x12X\n\x0bGetTemplate\x12#.agentfactory.v1.GetTemplateRequest\x1a$.agentfactory.v1.GetTemplateResponse\x12^\n\rListTemplates\x12%.agentfactory.v1.ListTemplatesRequest\x1a&.agentfactory.v1.ListTemplatesResponse\x12\x61\n\x0eRetireTemplate\x12&.agentfactory.v1.RetireTemplateRequest\x1a\'.agentfactory.v1.RetireTemplateResponse\x12\x61\n\x0eRevokeTemplate\x12&.agentfactory.v1.RevokeTemplateRequest\x1a\'.agentfactory.v1.RevokeTemplateResponse\x12m\n\x12SetTemplateChannel\x12*.agentfactory.v1.SetTemplateChannelRequest\x1a+.agentfactory.v1.SetTemplateChannelResponse\x12s\n\x14ListTemplateChannels\x12,.agentfactory.v1.ListTemplateChannelsRequest\x1a-.agentfactory.v1.ListTemplateChannelsResponseb\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
@@ -46,6 +46,8 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_TEMPLATEREF'].fields_by_name['version']._serialized_options = b'\272H\005r\003\030\200\001'
   _globals['_TEMPLATEREF'].fields_by_name['digest']._loaded_options = None
   _globals['_TEMPLATEREF'].fields_by_name['digest']._serialized_options = b'\272H\004r\002\030G'
+  _globals['_TEMPLATEREF'].fields_by_name['channel']._loaded_options = None
+  _globals['_TEMPLATEREF'].fields_by_name['channel']._serialized_options = b'\272H\004r\002\030?'
   _globals['_GETTEMPLATEREQUEST'].fields_by_name['template']._loaded_options = None
   _globals['_GETTEMPLATEREQUEST'].fields_by_name['template']._serialized_options = b'\272H\003\310\001\001'
   _globals['_LISTTEMPLATESREQUEST'].fields_by_name['name']._loaded_options = None
@@ -56,8 +58,16 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_REVOKETEMPLATEREQUEST'].fields_by_name['template']._serialized_options = b'\272H\003\310\001\001'
   _globals['_REVOKETEMPLATEREQUEST'].fields_by_name['reason']._loaded_options = None
   _globals['_REVOKETEMPLATEREQUEST'].fields_by_name['reason']._serialized_options = b'\272H\007r\005\020\001\030\200\010'
-  _globals['_TEMPLATESTATE']._serialized_start=1614
-  _globals['_TEMPLATESTATE']._serialized_end=1744
+  _globals['_SETTEMPLATECHANNELREQUEST'].fields_by_name['template_name']._loaded_options = None
+  _globals['_SETTEMPLATECHANNELREQUEST'].fields_by_name['template_name']._serialized_options = b'\272H\032r\0302\026^[a-z][a-z0-9-]{0,62}$'
+  _globals['_SETTEMPLATECHANNELREQUEST'].fields_by_name['channel']._loaded_options = None
+  _globals['_SETTEMPLATECHANNELREQUEST'].fields_by_name['channel']._serialized_options = b'\272H\032r\0302\026^[a-z][a-z0-9-]{0,62}$'
+  _globals['_SETTEMPLATECHANNELREQUEST'].fields_by_name['version']._loaded_options = None
+  _globals['_SETTEMPLATECHANNELREQUEST'].fields_by_name['version']._serialized_options = b'\272H\007r\005\020\001\030\200\001'
+  _globals['_LISTTEMPLATECHANNELSREQUEST'].fields_by_name['template_name']._loaded_options = None
+  _globals['_LISTTEMPLATECHANNELSREQUEST'].fields_by_name['template_name']._serialized_options = b'\272H\004r\002\030?'
+  _globals['_TEMPLATESTATE']._serialized_start=2335
+  _globals['_TEMPLATESTATE']._serialized_end=2465
   _globals['_TEMPLATEVERSION']._serialized_start=145
   _globals['_TEMPLATEVERSION']._serialized_end=464
   _globals['_PUBLISHTEMPLATEHEADER']._serialized_start=466
@@ -69,23 +79,33 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_PUBLISHTEMPLATERESPONSE']._serialized_start=711
   _globals['_PUBLISHTEMPLATERESPONSE']._serialized_end=796
   _globals['_TEMPLATEREF']._serialized_start=798
-  _globals['_TEMPLATEREF']._serialized_end=886
-  _globals['_GETTEMPLATEREQUEST']._serialized_start=888
-  _globals['_GETTEMPLATEREQUEST']._serialized_end=964
-  _globals['_GETTEMPLATERESPONSE']._serialized_start=966
-  _globals['_GETTEMPLATERESPONSE']._serialized_end=1047
-  _globals['_LISTTEMPLATESREQUEST']._serialized_start=1049
-  _globals['_LISTTEMPLATESREQUEST']._serialized_end=1138
-  _globals['_LISTTEMPLATESRESPONSE']._serialized_start=1140
-  _globals['_LISTTEMPLATESRESPONSE']._serialized_end=1249
-  _globals['_RETIRETEMPLATEREQUEST']._serialized_start=1251
-  _globals['_RETIRETEMPLATEREQUEST']._serialized_end=1330
-  _globals['_RETIRETEMPLATERESPONSE']._serialized_start=1332
-  _globals['_RETIRETEMPLATERESPONSE']._serialized_end=1416
-  _globals['_REVOKETEMPLATEREQUEST']._serialized_start=1418
-  _globals['_REVOKETEMPLATEREQUEST']._serialized_end=1525
-  _globals['_REVOKETEMPLATERESPONSE']._serialized_start=1527
-  _globals['_REVOKETEMPLATERESPONSE']._serialized_end=1611
-  _globals['_TEMPLATESERVICE']._serialized_start=1747
-  _globals['_TEMPLATESERVICE']._serialized_end=2252
+  _globals['_TEMPLATEREF']._serialized_end=912
+  _globals['_GETTEMPLATEREQUEST']._serialized_start=914
+  _globals['_GETTEMPLATEREQUEST']._serialized_end=990
+  _globals['_GETTEMPLATERESPONSE']._serialized_start=992
+  _globals['_GETTEMPLATERESPONSE']._serialized_end=1073
+  _globals['_LISTTEMPLATESREQUEST']._serialized_start=1075
+  _globals['_LISTTEMPLATESREQUEST']._serialized_end=1164
+  _globals['_LISTTEMPLATESRESPONSE']._serialized_start=1166
+  _globals['_LISTTEMPLATESRESPONSE']._serialized_end=1275
+  _globals['_RETIRETEMPLATEREQUEST']._serialized_start=1277
+  _globals['_RETIRETEMPLATEREQUEST']._serialized_end=1356
+  _globals['_RETIRETEMPLATERESPONSE']._serialized_start=1358
+  _globals['_RETIRETEMPLATERESPONSE']._serialized_end=1442
+  _globals['_REVOKETEMPLATEREQUEST']._serialized_start=1444
+  _globals['_REVOKETEMPLATEREQUEST']._serialized_end=1551
+  _globals['_REVOKETEMPLATERESPONSE']._serialized_start=1553
+  _globals['_REVOKETEMPLATERESPONSE']._serialized_end=1637
+  _globals['_TEMPLATECHANNEL']._serialized_start=1640
+  _globals['_TEMPLATECHANNEL']._serialized_end=1834
+  _globals['_SETTEMPLATECHANNELREQUEST']._serialized_start=1837
+  _globals['_SETTEMPLATECHANNELREQUEST']._serialized_end=2013
+  _globals['_SETTEMPLATECHANNELRESPONSE']._serialized_start=2015
+  _globals['_SETTEMPLATECHANNELRESPONSE']._serialized_end=2116
+  _globals['_LISTTEMPLATECHANNELSREQUEST']._serialized_start=2118
+  _globals['_LISTTEMPLATECHANNELSREQUEST']._serialized_end=2223
+  _globals['_LISTTEMPLATECHANNELSRESPONSE']._serialized_start=2225
+  _globals['_LISTTEMPLATECHANNELSRESPONSE']._serialized_end=2332
+  _globals['_TEMPLATESERVICE']._serialized_start=2468
+  _globals['_TEMPLATESERVICE']._serialized_end=3201
 # @@protoc_insertion_point(module_scope)

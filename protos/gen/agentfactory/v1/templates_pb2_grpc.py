@@ -60,6 +60,16 @@ class TemplateServiceStub:
                 request_serializer=agentfactory_dot_v1_dot_templates__pb2.RevokeTemplateRequest.SerializeToString,
                 response_deserializer=agentfactory_dot_v1_dot_templates__pb2.RevokeTemplateResponse.FromString,
                 _registered_method=True)
+        self.SetTemplateChannel = channel.unary_unary(
+                '/agentfactory.v1.TemplateService/SetTemplateChannel',
+                request_serializer=agentfactory_dot_v1_dot_templates__pb2.SetTemplateChannelRequest.SerializeToString,
+                response_deserializer=agentfactory_dot_v1_dot_templates__pb2.SetTemplateChannelResponse.FromString,
+                _registered_method=True)
+        self.ListTemplateChannels = channel.unary_unary(
+                '/agentfactory.v1.TemplateService/ListTemplateChannels',
+                request_serializer=agentfactory_dot_v1_dot_templates__pb2.ListTemplateChannelsRequest.SerializeToString,
+                response_deserializer=agentfactory_dot_v1_dot_templates__pb2.ListTemplateChannelsResponse.FromString,
+                _registered_method=True)
 
 
 class TemplateServiceServicer:
@@ -94,8 +104,8 @@ class TemplateServiceServicer:
         raise NotImplementedError('Method not implemented!')
 
     def RetireTemplate(self, request, context):
-        """Closes a version, and all that extend it, to new agents; agents that use them go on. Who: author, admin.
-        Repeat: no effect.
+        """Closes a version, and all that extend it: no new agent, no new execution, and what waits for a node ends with
+        TEMPLATE_RETIRED. What runs goes on to its end. Who: author, admin. Repeat: ends again what waits.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -104,6 +114,23 @@ class TemplateServiceServicer:
     def RevokeTemplate(self, request, context):
         """Forbids a version, and all that extend it, at once: nothing of them starts, and what runs is stopped.
         Who: admin. Repeat: stops what is left.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def SetTemplateChannel(self, request, context):
+        """Points a channel at a version, and every agent that follows it with it; executions that exist keep what they
+        have. Who: author, admin. Required: template_name, channel, version; it has to be active, and policy has to allow
+        it for every agent that follows. One that cannot follow (parameters, policy): nothing moves.
+        Repeat: the same version has no effect.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def ListTemplateChannels(self, request, context):
+        """Lists channels by template and name. Who: every role.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -136,6 +163,16 @@ def add_TemplateServiceServicer_to_server(servicer, server):
                     servicer.RevokeTemplate,
                     request_deserializer=agentfactory_dot_v1_dot_templates__pb2.RevokeTemplateRequest.FromString,
                     response_serializer=agentfactory_dot_v1_dot_templates__pb2.RevokeTemplateResponse.SerializeToString,
+            ),
+            'SetTemplateChannel': grpc.unary_unary_rpc_method_handler(
+                    servicer.SetTemplateChannel,
+                    request_deserializer=agentfactory_dot_v1_dot_templates__pb2.SetTemplateChannelRequest.FromString,
+                    response_serializer=agentfactory_dot_v1_dot_templates__pb2.SetTemplateChannelResponse.SerializeToString,
+            ),
+            'ListTemplateChannels': grpc.unary_unary_rpc_method_handler(
+                    servicer.ListTemplateChannels,
+                    request_deserializer=agentfactory_dot_v1_dot_templates__pb2.ListTemplateChannelsRequest.FromString,
+                    response_serializer=agentfactory_dot_v1_dot_templates__pb2.ListTemplateChannelsResponse.SerializeToString,
             ),
     }
     generic_handler = grpc.method_handlers_generic_handler(
@@ -274,6 +311,60 @@ class TemplateService:
             '/agentfactory.v1.TemplateService/RevokeTemplate',
             agentfactory_dot_v1_dot_templates__pb2.RevokeTemplateRequest.SerializeToString,
             agentfactory_dot_v1_dot_templates__pb2.RevokeTemplateResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def SetTemplateChannel(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/agentfactory.v1.TemplateService/SetTemplateChannel',
+            agentfactory_dot_v1_dot_templates__pb2.SetTemplateChannelRequest.SerializeToString,
+            agentfactory_dot_v1_dot_templates__pb2.SetTemplateChannelResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def ListTemplateChannels(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/agentfactory.v1.TemplateService/ListTemplateChannels',
+            agentfactory_dot_v1_dot_templates__pb2.ListTemplateChannelsRequest.SerializeToString,
+            agentfactory_dot_v1_dot_templates__pb2.ListTemplateChannelsResponse.FromString,
             options,
             channel_credentials,
             insecure,

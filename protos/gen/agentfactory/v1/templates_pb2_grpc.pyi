@@ -47,13 +47,21 @@ class TemplateServiceStub:
     ListTemplates: _grpc.UnaryUnaryMultiCallable[_templates_pb2.ListTemplatesRequest, _templates_pb2.ListTemplatesResponse]
     """Lists versions, newest first. Who: every role."""
     RetireTemplate: _grpc.UnaryUnaryMultiCallable[_templates_pb2.RetireTemplateRequest, _templates_pb2.RetireTemplateResponse]
-    """Closes a version, and all that extend it, to new agents; agents that use them go on. Who: author, admin.
-    Repeat: no effect.
+    """Closes a version, and all that extend it: no new agent, no new execution, and what waits for a node ends with
+    TEMPLATE_RETIRED. What runs goes on to its end. Who: author, admin. Repeat: ends again what waits.
     """
     RevokeTemplate: _grpc.UnaryUnaryMultiCallable[_templates_pb2.RevokeTemplateRequest, _templates_pb2.RevokeTemplateResponse]
     """Forbids a version, and all that extend it, at once: nothing of them starts, and what runs is stopped.
     Who: admin. Repeat: stops what is left.
     """
+    SetTemplateChannel: _grpc.UnaryUnaryMultiCallable[_templates_pb2.SetTemplateChannelRequest, _templates_pb2.SetTemplateChannelResponse]
+    """Points a channel at a version, and every agent that follows it with it; executions that exist keep what they
+    have. Who: author, admin. Required: template_name, channel, version; it has to be active, and policy has to allow
+    it for every agent that follows. One that cannot follow (parameters, policy): nothing moves.
+    Repeat: the same version has no effect.
+    """
+    ListTemplateChannels: _grpc.UnaryUnaryMultiCallable[_templates_pb2.ListTemplateChannelsRequest, _templates_pb2.ListTemplateChannelsResponse]
+    """Lists channels by template and name. Who: every role."""
 
 @_typing.type_check_only
 class TemplateServiceAsyncStub(TemplateServiceStub):
@@ -74,13 +82,21 @@ class TemplateServiceAsyncStub(TemplateServiceStub):
     ListTemplates: _aio.UnaryUnaryMultiCallable[_templates_pb2.ListTemplatesRequest, _templates_pb2.ListTemplatesResponse]  # type: ignore[assignment]
     """Lists versions, newest first. Who: every role."""
     RetireTemplate: _aio.UnaryUnaryMultiCallable[_templates_pb2.RetireTemplateRequest, _templates_pb2.RetireTemplateResponse]  # type: ignore[assignment]
-    """Closes a version, and all that extend it, to new agents; agents that use them go on. Who: author, admin.
-    Repeat: no effect.
+    """Closes a version, and all that extend it: no new agent, no new execution, and what waits for a node ends with
+    TEMPLATE_RETIRED. What runs goes on to its end. Who: author, admin. Repeat: ends again what waits.
     """
     RevokeTemplate: _aio.UnaryUnaryMultiCallable[_templates_pb2.RevokeTemplateRequest, _templates_pb2.RevokeTemplateResponse]  # type: ignore[assignment]
     """Forbids a version, and all that extend it, at once: nothing of them starts, and what runs is stopped.
     Who: admin. Repeat: stops what is left.
     """
+    SetTemplateChannel: _aio.UnaryUnaryMultiCallable[_templates_pb2.SetTemplateChannelRequest, _templates_pb2.SetTemplateChannelResponse]  # type: ignore[assignment]
+    """Points a channel at a version, and every agent that follows it with it; executions that exist keep what they
+    have. Who: author, admin. Required: template_name, channel, version; it has to be active, and policy has to allow
+    it for every agent that follows. One that cannot follow (parameters, policy): nothing moves.
+    Repeat: the same version has no effect.
+    """
+    ListTemplateChannels: _aio.UnaryUnaryMultiCallable[_templates_pb2.ListTemplateChannelsRequest, _templates_pb2.ListTemplateChannelsResponse]  # type: ignore[assignment]
+    """Lists channels by template and name. Who: every role."""
 
 class TemplateServiceServicer(metaclass=_abc_1.ABCMeta):
     """Registry of signed, immutable template versions."""
@@ -122,8 +138,8 @@ class TemplateServiceServicer(metaclass=_abc_1.ABCMeta):
         request: _templates_pb2.RetireTemplateRequest,
         context: _ServicerContext,
     ) -> _typing.Union[_templates_pb2.RetireTemplateResponse, _abc.Awaitable[_templates_pb2.RetireTemplateResponse]]:
-        """Closes a version, and all that extend it, to new agents; agents that use them go on. Who: author, admin.
-        Repeat: no effect.
+        """Closes a version, and all that extend it: no new agent, no new execution, and what waits for a node ends with
+        TEMPLATE_RETIRED. What runs goes on to its end. Who: author, admin. Repeat: ends again what waits.
         """
 
     @_abc_1.abstractmethod
@@ -135,5 +151,25 @@ class TemplateServiceServicer(metaclass=_abc_1.ABCMeta):
         """Forbids a version, and all that extend it, at once: nothing of them starts, and what runs is stopped.
         Who: admin. Repeat: stops what is left.
         """
+
+    @_abc_1.abstractmethod
+    def SetTemplateChannel(
+        self,
+        request: _templates_pb2.SetTemplateChannelRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_templates_pb2.SetTemplateChannelResponse, _abc.Awaitable[_templates_pb2.SetTemplateChannelResponse]]:
+        """Points a channel at a version, and every agent that follows it with it; executions that exist keep what they
+        have. Who: author, admin. Required: template_name, channel, version; it has to be active, and policy has to allow
+        it for every agent that follows. One that cannot follow (parameters, policy): nothing moves.
+        Repeat: the same version has no effect.
+        """
+
+    @_abc_1.abstractmethod
+    def ListTemplateChannels(
+        self,
+        request: _templates_pb2.ListTemplateChannelsRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_templates_pb2.ListTemplateChannelsResponse, _abc.Awaitable[_templates_pb2.ListTemplateChannelsResponse]]:
+        """Lists channels by template and name. Who: every role."""
 
 def add_TemplateServiceServicer_to_server(servicer: TemplateServiceServicer, server: _typing.Union[_grpc.Server, _aio.Server]) -> None: ...
