@@ -1,0 +1,195 @@
+"""Messages of the contract as pydantic models: what OpenAPI shows, and what a request's JSON is checked with.
+
+A request is read strictly: JSON names only, nothing unknown, no null, no number as text (but for 64 bits).
+Answers are only described, never checked.
+"""
+
+from collections.abc import Callable, Mapping
+from typing import Annotated, Any, Final, TypeAlias
+
+from buf.validate import validate_pb2
+from google.protobuf.descriptor import Descriptor, FieldDescriptor, OneofDescriptor
+from pydantic import BaseModel, ConfigDict, Field, TypeAdapter, ValidationError, create_model, model_validator
+from pydantic.json_schema import GenerateJsonSchema, JsonSchemaValue
+from pydantic_core import core_schema
+
+from control_plane.gateway.fields import (
+    FREE_FORMS,
+    OUTPUT_TEXTS,
+    Rules,
+    Type,
+    duration_type,
+    input_type,
+    output_type,
+    rules_of,
+    timestamp_type,
+)
+
+Model: TypeAlias = type[BaseModel]
+
+HEADER_FIELDS: Final[Mapping[str, str]] = {"request_id": "Idempotency-Key", "traceparent": "traceparent"}
+"""Fields of requests that HTTP has a header for: there and nowhere else."""
+
+REQUEST: Final = ConfigDict(extra="forbid", strict=True)
+_ANSWER: Final = ConfigDict()
+
+
+class Plain(GenerateJsonSchema):
+    """JSON Schema without the titles and nulls that say nothing."""
+
+    def field_title_should_be_set(self, schema: Any) -> bool:  # noqa: ARG002 - the library's signature
+        """Return that a property has no title: its name says the same."""
+        return False
+
+    def default_schema(self, schema: core_schema.WithDefaultSchema) -> JsonSchemaValue:
+        """Return the type alone: a field that is absent is absent, not null."""
+        return self.generate_inner(schema["schema"])
+
+
+class Models:
+    """One model for each message and direction, made when it is first asked for."""
+
+    def __init__(self) -> None:
+        self._inputs: dict[str, Model] = {}
+        self._outputs: dict[str, Model] = {}
+
+    def input(self, message: Descriptor) -> Model:
+        """Return the model of a message within a request."""
+        known = self._inputs.get(message.full_name)
+        if known is None:
+            fields = [field for field in message.fields if field.name not in HEADER_FIELDS]
+            name = message.name if message.name.endswith("Request") else f"{message.name}Input"
+            known = self._inputs[message.full_name] = self.request(name, message, fields)
+        return known
+
+    def request(self, name: str, message: Descriptor, fields: list[FieldDescriptor]) -> Model:
+        """Return a model of some fields of a request message."""
+        return create_model(
+            name,
+            __config__=ConfigDict(**REQUEST, json_schema_extra=_oneof_schema(message, fields)),
+            __validators__=_oneof_checks(message),
+            **{f"f{field.number}": self.input_field(field, str(field.json_name)) for field in fields},
+        )
+
+    def input_field(self, field: FieldDescriptor, name: str) -> tuple[Type, Any]:
+        """Return type and default of a field under a name in a request."""
+        rules = rules_of(field)
+        kind = self._container(field, rules)
+        return (kind, Field(alias=name)) if _is_required(field, rules, kind) else (kind, Field(None, alias=name))
+
+    def output(self, message: Descriptor) -> Model:
+        """Return the model of a message within an answer."""
+        known = self._outputs.get(message.full_name)
+        if known is None:
+            fields: dict[str, Any] = {}
+            for field in message.fields:
+                kind = self._output_container(field)
+                fields[f"f{field.number}"] = (
+                    (kind, Field(None, alias=str(field.json_name)))
+                    if field.has_presence
+                    else (kind, Field(alias=str(field.json_name)))
+                )
+            known = create_model(message.name, __config__=_ANSWER, **fields)
+            self._outputs[message.full_name] = known
+        return known
+
+    def _container(self, field: FieldDescriptor, rules: Rules) -> Type:
+        if not field.is_repeated:
+            return self._input_value(field, rules)
+        if field.message_type is not None and field.message_type.GetOptions().map_entry:
+            value = field.message_type.fields_by_name["value"]
+            pairs = rules.map
+            return Annotated[
+                dict[str, self._input_value(value, pairs.values)],  # type: ignore[misc]  # made at run time
+                Field(min_length=pairs.min_pairs or None, max_length=pairs.max_pairs or None),
+            ]
+        named = rules.repeated
+        return Annotated[
+            list[self._input_value(field, named.items)],  # type: ignore[misc]
+            Field(
+                min_length=named.min_items or None,
+                max_length=named.max_items if named.HasField("max_items") else None,
+            ),
+        ]
+
+    def _input_value(self, field: FieldDescriptor, rules: Rules) -> Type:
+        message = field.message_type
+        if message is None:
+            return input_type(field, rules)
+        if message.full_name == "google.protobuf.Timestamp":
+            return timestamp_type()
+        if message.full_name == "google.protobuf.Duration":
+            return duration_type(rules)
+        return FREE_FORMS[message.full_name] if message.full_name in FREE_FORMS else self.input(message)
+
+    def _output_container(self, field: FieldDescriptor) -> Type:
+        if not field.is_repeated:
+            return self._output_value(field)
+        if field.message_type is not None and field.message_type.GetOptions().map_entry:
+            return dict[str, self._output_value(field.message_type.fields_by_name["value"])]  # type: ignore[misc]
+        return list[self._output_value(field)]  # type: ignore[misc]
+
+    def _output_value(self, field: FieldDescriptor) -> Type:
+        message = field.message_type
+        if message is None:
+            return output_type(field)
+        for table in (OUTPUT_TEXTS, FREE_FORMS):
+            if message.full_name in table:
+                return table[message.full_name]
+        return self.output(message)
+
+
+def _is_required(field: FieldDescriptor, rules: Rules, kind: Type) -> bool:
+    """Whether a request without the field is refused: it must be there, or its zero value breaks its rules."""
+    if rules.required:
+        return True
+    if field.has_presence or rules.ignore == validate_pb2.IGNORE_IF_ZERO_VALUE:
+        return False
+    zero: Any = field.default_value
+    if field.is_repeated:
+        zero = {} if field.message_type is not None and field.message_type.GetOptions().map_entry else []
+    elif field.enum_type is not None:
+        zero = field.enum_type.values_by_number[zero].name
+    elif isinstance(zero, bytes):
+        zero = ""
+    try:
+        TypeAdapter(kind, config=ConfigDict(strict=True)).validate_python(zero)
+    except ValidationError:
+        return True
+    return False
+
+
+def _oneofs(message: Descriptor) -> list[OneofDescriptor]:
+    # A field that is "optional" is a oneof of its own to protobuf, and none to a reader.
+    return [one for one in message.oneofs if not (len(one.fields) == 1 and one.name.startswith("_"))]
+
+
+def _must_be_set(oneof: OneofDescriptor) -> bool:
+    return bool(oneof.GetOptions().Extensions[validate_pb2.oneof].required)
+
+
+def _oneof_schema(message: Descriptor, fields: list[FieldDescriptor]) -> dict[str, Any]:
+    rules: list[dict[str, Any]] = []
+    for oneof in _oneofs(message):
+        names = [str(field.json_name) for field in oneof.fields if field in fields]
+        if _must_be_set(oneof):
+            rules.append({"oneOf": [{"required": [name]} for name in names]})
+        else:
+            pairs = [[a, b] for at, a in enumerate(names) for b in names[at + 1 :]]
+            rules += [{"not": {"required": pair}} for pair in pairs]
+    return {"allOf": rules} if rules else {}
+
+
+def _oneof_checks(message: Descriptor) -> dict[str, Callable[..., Any]]:
+    oneofs = _oneofs(message)
+
+    def check(self: BaseModel) -> BaseModel:
+        for oneof in oneofs:
+            given = [str(f.json_name) for f in oneof.fields if f"f{f.number}" in self.model_fields_set]
+            if len(given) > 1:
+                raise ValueError(f"at most one of {', '.join(given)}")
+            if not given and _must_be_set(oneof):
+                raise ValueError("one of " + ", ".join(str(f.json_name) for f in oneof.fields))
+        return self
+
+    return {"oneofs": model_validator(mode="after")(check)} if oneofs else {}
