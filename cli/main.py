@@ -24,6 +24,7 @@ GROUPS = {
     "run": "cli.run",
     "execution": "cli.executions",
     "node": "cli.nodes",
+    "access": "cli.access",
     "audit": "cli.audit",
     "receipt": "cli.receipts",
     "sandbox": "cli.sandbox",

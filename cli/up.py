@@ -73,6 +73,7 @@ async def _run(settings: CliSettings, ports: "Ports") -> None:
 
     async with running(settings.data_dir, ports, say) as stack:
         say(f"ready: control plane localhost:{ports.grpc}, node {stack.node_id}, data {settings.data_dir}")
+        say(f"token of the administrator, for port {ports.enroll}: {stack.paths.token}")
         say("now in another terminal: agentfactory status, agentfactory template build …; Ctrl-C stops all")
         try:
             async with asyncio.TaskGroup() as group:

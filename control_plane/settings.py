@@ -4,9 +4,11 @@ from datetime import timedelta
 from pathlib import Path
 from typing import Annotated, ClassVar, Literal
 
-from pydantic import Field, SecretStr
+from pydantic import BaseModel, ConfigDict, Field, SecretStr, field_validator
 
+from control_plane.access.domain import MAX_TOKEN_LIFE, is_trusted_url
 from control_plane.kv.domain import DEFAULT_QUOTA
+from shared.local_tokens import ISSUER_NAME
 from shared.logs import LogStyle
 from shared.orders import MAX_LEASE
 from shared.settings import Plane, PlaneSettings, default_data_dir
@@ -14,6 +16,45 @@ from shared.settings import Plane, PlaneSettings, default_data_dir
 _SECOND = timedelta(seconds=1)
 
 AllowedHttp = Annotated[str, Field(pattern=r"^(\*|[A-Z]+) https?://[!-~]+$", max_length=2080)]
+
+
+TrustedUrl = Annotated[str, Field(max_length=2048)]
+
+
+class TokenIssuerSettings(BaseModel):
+    """One issuer whose tokens count. Its keys: by discovery, unless a URL or a file is named."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True, hide_input_in_errors=True)
+
+    name: str = Field(pattern=r"^[a-z][a-z0-9-]{0,31}$", description="Stands in identities: oidc:NAME/…")
+    issuer: str = Field(min_length=1, max_length=2048, description="iss of its tokens, to the letter.")
+    audience: str = Field(min_length=1, max_length=2048, description="aud that its tokens must name.")
+    algorithms: tuple[Literal["RS256", "ES256", "EdDSA"], ...] = Field(min_length=1, max_length=3)
+    groups_claim: str = Field(default="groups", min_length=1, max_length=128)
+    jwks_url: TrustedUrl | None = None
+    jwks_file: Path | None = None
+    ca_file: Path | None = Field(default=None, description="PEM of the authority of its web server.")
+    max_life: timedelta = Field(default=MAX_TOKEN_LIFE, gt=timedelta(0), le=MAX_TOKEN_LIFE)
+    keys_max_age: timedelta = Field(
+        default=timedelta(hours=1),
+        ge=timedelta(minutes=1),
+        le=timedelta(days=7),
+        description="How long known keys count while the issuer does not answer.",
+    )
+
+    @field_validator("name")
+    @classmethod
+    def _not_reserved(cls, name: str) -> str:
+        if name == ISSUER_NAME:
+            raise ValueError(f"{ISSUER_NAME!r} is the installation's own issuer")
+        return name
+
+    @field_validator("jwks_url")
+    @classmethod
+    def _trusted(cls, url: str | None) -> str | None:
+        if url is not None and not is_trusted_url(url):
+            raise ValueError("needs https, except on this machine")
+        return url
 
 
 class ControlSettings(PlaneSettings):
@@ -65,6 +106,9 @@ class ControlSettings(PlaneSettings):
         ge=1,
         le=16 * 1024**3,
         description="Keys and values of one agent together.",
+    )
+    token_issuers: tuple[TokenIssuerSettings, ...] = Field(
+        default=(), max_length=16, description="Whose bearer tokens count, beside the installation's own."
     )
     stop_grace: timedelta = Field(
         default=10 * _SECOND, ge=timedelta(0), le=timedelta(minutes=5), description="For RPCs in flight."

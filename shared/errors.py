@@ -90,6 +90,13 @@ class PermissionDeniedError(AgentFactoryError):
     hint = "ask an administrator for the role that the message names"
 
 
+class TenantRequiredError(InvalidInputError):
+    """The caller is bound in several tenants and chose none; the message names them."""
+
+    reason = "TENANT_REQUIRED"
+    hint = "name one of them: metadata 'af-tenant', or --tenant on the command line"
+
+
 class PolicyDeniedError(AgentFactoryError):
     """A policy decision said no; the message names the decision and its reason."""
 

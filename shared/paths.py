@@ -33,6 +33,21 @@ class InstallationPaths:
         return self.data_dir / "keys" / "policy.key"
 
     @property
+    def token_key(self) -> Path:
+        """Private key of the local issuer of tokens."""
+        return self.data_dir / "keys" / "token.key"
+
+    @property
+    def token_keys(self) -> Path:
+        """Public keys of the local issuer, a JWK set."""
+        return self.data_dir / "token-keys.json"
+
+    @property
+    def token(self) -> Path:
+        """The token that `up` issues to whoever may read the data folder."""
+        return self.data_dir / "token"
+
+    @property
     def ca_key(self) -> Path:
         return self.data_dir / "keys" / "ca.key"
 

@@ -23,6 +23,7 @@ from cli.stack import postgres, probe
 from cli.stack.children import Child, ChildSpec, spawn, stop
 from cli.state import LOCK_FILE, Stack, read_stack, remove_stack, write_stack
 from shared.errors import WrongStateError
+from shared.key_files import write_secret_file
 from shared.paths import InstallationPaths, NodePaths
 
 READY_WITHIN: Final = timedelta(seconds=60)
@@ -120,6 +121,7 @@ class LocalStack:
             self.children.append(child)
             await probe.wait_until_ready(child, self.ports.node_admin, within=READY_WITHIN)
         self.node_id = read_node_id(node)
+        self._write_token()
         write_stack(self.data_dir, self._description())
 
     async def _initialize(self) -> None:
@@ -130,6 +132,15 @@ class LocalStack:
         if first:
             self.say(f"  root key: {self.paths.root_key} (signs which keys count; keep a copy offline)")
             self.say(f"  publisher key: {self.paths.publisher_key} ({publisher.key_id[:19]}…)")
+
+    def _write_token(self) -> None:
+        """Leave a token of the administrator in the data folder, for whoever may read it."""
+        from cli.local_token import make_token
+        from shared.local_tokens import MAX_LIFE
+
+        token = make_token(self.paths, subject=self.settings.client, life=MAX_LIFE)
+        self.paths.token.unlink(missing_ok=True)
+        write_secret_file(self.paths.token, token.encode())
 
     def _description(self) -> Stack:
         database, control_plane, node = (child.pid for child in self.children)

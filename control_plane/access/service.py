@@ -5,13 +5,19 @@ from dataclasses import dataclass
 from datetime import timedelta
 from typing import Final
 
-from control_plane.access.domain import Audit, Grant, Role, Rule
-from control_plane.access.ports import DenialLog, GrantStore
+from control_plane.access.domain import CLOCK_LEEWAY, Audit, Grant, Role, Rule, choose
+from control_plane.access.ports import DenialLog, GrantStore, TokenVerifier
 from shared.clock import Clock
-from shared.errors import AgentFactoryError, NodeEvictedError, PermissionDeniedError, UnauthenticatedError
+from shared.errors import (
+    AgentFactoryError,
+    NodeEvictedError,
+    PermissionDeniedError,
+    TenantRequiredError,
+    UnauthenticatedError,
+)
 from shared.ids import InstallationId, TenantId
 from shared.logs import get_logger
-from shared.rpc.identity import Admission, Caller, SpiffeId, parse_spiffe_id
+from shared.rpc.identity import Admission, Caller, IdentityKind, Principal, parse_spiffe_id
 
 logger = get_logger(__name__)
 
@@ -23,6 +29,10 @@ MAX_KNOWN: Final = 4096
 
 DEFAULT_TENANT: Final = TenantId("default")
 ANONYMOUS: Final = "anonymous"
+
+
+_Key = tuple[str, frozenset[str], str]
+"""Identity, groups and the tenant it chose."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -42,21 +52,39 @@ class AccessService:
         rules: Mapping[str, Rule],
         installation: InstallationId,
         grants: GrantStore,
+        tokens: TokenVerifier,
         denials: DenialLog,
         clock: Clock,
     ) -> None:
         self._rules = rules
         self._installation = installation
         self._grants = grants
+        self._tokens = tokens
         self._denials = denials
         self._clock = clock
-        self._known: dict[str, _Known] = {}
+        self._known: dict[_Key, _Known] = {}
 
-    async def admit(self, method: str, identity: str | None) -> Admission:
+    async def authenticate(self, method: str, token: str) -> Principal:
+        """See `Gatekeeper.authenticate`. A refusal is recorded as one of nobody's.
+
+        Raises:
+            UnauthenticatedError: The token does not verify.
+        """
+        try:
+            return await self._tokens.verify(token)
+        except UnauthenticatedError as error:
+            rule = self._rules.get(method)
+            if rule is not None:
+                await self._record(rule, method, None, ANONYMOUS, error)
+            raise
+
+    async def admit(self, method: str, principal: Principal | None, tenant: str = "") -> Admission:
         """Return the caller if the method's rule lets it in.
 
         Raises:
-            PermissionDeniedError: The method has no rule, or the caller none of the rule's roles.
+            PermissionDeniedError: The method has no rule, or the caller none of the rule's roles, or nothing
+                in the tenant that it chose.
+            TenantRequiredError: The caller is bound in several tenants and chose none.
             UnauthenticatedError: There is no identity, or not one of this installation.
             NodeEvictedError: The node's identity was ended.
             DatabaseUnavailableError: What the identity holds cannot be read now.
@@ -64,55 +92,75 @@ class AccessService:
         rule = self._rules.get(method)
         if rule is None:
             raise PermissionDeniedError(f"no access rule for {method}: it is refused to everybody")
-        known = self._known.get(identity) if identity is not None else None
-        if known is None or known.until <= self._clock.monotonic():
-            try:
-                known = await self._look_up(rule, identity)
-            except (UnauthenticatedError, PermissionDeniedError, NodeEvictedError) as error:
-                await self._record(rule, method, None, identity or ANONYMOUS, error)
-                raise
-        if not rule.anonymous and known.roles.isdisjoint(rule.roles):
+        if rule.anonymous:
+            return Admission(caller=_ANYBODY, deadline=rule.deadline)
+        try:
+            known = await self._identified(principal, tenant)
+        except (UnauthenticatedError, PermissionDeniedError, NodeEvictedError, TenantRequiredError) as error:
+            await self._record(rule, method, None, principal.identity if principal else ANONYMOUS, error)
+            raise
+        if known.roles.isdisjoint(rule.roles):
             refusal = PermissionDeniedError(
                 f"{known.caller.identity} may not call {method}: it needs one of the roles "
                 + ", ".join(sorted(rule.roles))
             )
             await self._record(rule, method, known.caller, known.caller.identity, refusal)
             raise refusal
-        return Admission(caller=known.caller, deadline=rule.deadline)
+        return Admission(caller=known.caller, deadline=rule.deadline, identified_for=self._left(principal))
 
-    async def _look_up(self, rule: Rule, identity: str | None) -> _Known:
-        if identity is None:
-            if not rule.anonymous:
-                raise UnauthenticatedError("the call carries no identity")
-            return _anonymous()
+    def _left(self, principal: Principal | None) -> timedelta | None:
+        if principal is None or principal.expires_at is None:
+            return None
+        return principal.expires_at + CLOCK_LEEWAY - self._clock.now()
+
+    async def _identified(self, principal: Principal | None, tenant: str) -> _Known:
+        if principal is None:
+            raise UnauthenticatedError("the call carries no identity")
+        if principal.tenant and tenant and tenant != principal.tenant:
+            raise PermissionDeniedError(f"the token counts in tenant {principal.tenant} only")
+        wanted = tenant or principal.tenant
+        key = (principal.identity, principal.groups, wanted)
+        known = self._known.get(key)
+        if known is not None and self._clock.monotonic() < known.until:
+            return known
+        return self._remember(key, *await self._look_up(principal, wanted))
+
+    async def _look_up(self, principal: Principal, wanted: str) -> tuple[IdentityKind, str, Grant]:
+        identity = principal.identity
+        if principal.issuer:
+            bound = await self._grants.bound({identity, *principal.groups})
+            return "caller", identity.partition("/")[2], choose(identity, bound, wanted, DEFAULT_TENANT)
         parsed = parse_spiffe_id(identity)
         if parsed.installation != self._installation:
             raise UnauthenticatedError(f"{identity} is not an identity of installation {self._installation}")
-        grant = await self._grants.find(parsed)
-        if grant is None and parsed.kind == "node":
+        if parsed.kind != "node":
+            grant = choose(identity, await self._grants.bound({identity}), wanted, DEFAULT_TENANT)
+            return parsed.kind, parsed.name, grant
+        enrolled = await self._grants.node(parsed.name)
+        if enrolled is None:
             raise UnauthenticatedError(f"{identity} is not enrolled")
-        if grant is not None and grant.evicted:
+        if enrolled.evicted:
             raise NodeEvictedError(f"{identity} was evicted")
-        return self._remember(identity, parsed, grant or Grant(tenant_id=DEFAULT_TENANT, roles=frozenset()))
+        return parsed.kind, parsed.name, enrolled
 
-    def _remember(self, identity: str, parsed: SpiffeId, grant: Grant) -> _Known:
+    def _remember(self, key: _Key, kind: IdentityKind, name: str, grant: Grant) -> _Known:
         # A certificate of a node is a node and nothing else, whatever somebody bound to its name.
-        roles = frozenset({Role.NODE}) if parsed.kind == "node" else grant.roles - {Role.NODE}
+        roles = frozenset({Role.NODE}) if kind == "node" else grant.roles - {Role.NODE}
         known = _Known(
             caller=Caller(
-                identity=identity,
-                kind=parsed.kind,
-                name=parsed.name,
+                identity=key[0],
+                kind=kind,
+                name=name,
                 tenant_id=grant.tenant_id,
                 roles=frozenset(str(role) for role in roles),
             ),
             roles=roles,
             until=self._clock.monotonic() + GRANT_LIFE.total_seconds(),
         )
-        self._known.pop(identity, None)
+        self._known.pop(key, None)
         if len(self._known) >= MAX_KNOWN:
             self._known.pop(next(iter(self._known)))
-        self._known[identity] = known
+        self._known[key] = known
         return known
 
     async def _record(
@@ -133,11 +181,6 @@ class AccessService:
             logger.exception("denial not recorded", method=method, caller=actor, reason=error.reason)
 
 
-def _anonymous() -> _Known:
-    return _Known(
-        caller=Caller(
-            identity=ANONYMOUS, kind="anonymous", name=ANONYMOUS, tenant_id=DEFAULT_TENANT, roles=frozenset()
-        ),
-        roles=frozenset(),
-        until=0.0,
-    )
+_ANYBODY: Final = Caller(
+    identity=ANONYMOUS, kind="anonymous", name=ANONYMOUS, tenant_id=DEFAULT_TENANT, roles=frozenset()
+)

@@ -38,6 +38,7 @@ from shared.key_files import (
     write_private_key,
     write_secret_file,
 )
+from shared.local_tokens import key_set
 from shared.paths import InstallationPaths
 from shared.rpc.identity import SpiffeId
 from shared.signatures import PrivateKey, PublicKey
@@ -96,6 +97,17 @@ def ensure_keys(paths: InstallationPaths) -> InstallationKeys:
         order=ensure_key(paths.order_key, PrivateKey.generate_rsa),
         policy=ensure_key(paths.policy_key, PrivateKey.generate_ed25519),
     )
+
+
+def ensure_token_issuer(paths: InstallationPaths) -> None:
+    """Make the key with which tokens are signed on this machine, and publish its public half.
+
+    Raises:
+        KeyFileModeError: The key file may be read by others.
+        KeyFormatError: The key file does not decode.
+    """
+    key = ensure_key(paths.token_key, PrivateKey.generate_ed25519)
+    write_public_file(paths.token_keys, key_set(key.public))
 
 
 def ensure_key(path: Path, generate: Callable[[], PrivateKey]) -> PrivateKey:

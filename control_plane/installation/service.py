@@ -16,6 +16,7 @@ from shared.errors import ConflictError, NotFoundError
 from shared.ids import AUDIT_ENTRY, InstallationId, new_id
 from shared.key_files import read_private_key
 from shared.keyset import KeyPurpose, Keyset, sign_keyset, verify_keyset
+from shared.local_tokens import identity_of
 from shared.paths import InstallationPaths
 from shared.signatures import FileSigner, PublicKey
 
@@ -56,11 +57,13 @@ class InstallationService:
         admin = files.ensure_client_certificate(
             paths, installation, authority, name=request.admin, clock=self._clock
         )
+        files.ensure_token_issuer(paths)
         files.write_trust(paths, installation, keys.root.public, authority.certificate_pem)
         async with self._database.transaction() as tx:
             created = await self._store.found(tx) is None
             await self._store.create(tx, installation, DEFAULT_TENANT)
-            await self._store.bind_role(tx, tenant_id=DEFAULT_TENANT, identity=admin, role="admin")
+            for identity in (admin, identity_of(request.admin)):
+                await self._store.bind_role(tx, tenant_id=DEFAULT_TENANT, identity=identity, role="admin")
             for purpose, key in (("root", keys.root), ("order", keys.order), ("policy", keys.policy)):
                 public = key.public
                 await self._store.add_key(

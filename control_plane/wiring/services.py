@@ -112,8 +112,9 @@ def build(base: Base, signer: FileSigner) -> Services:
             AuditService(base.audit, subscribe=partial(base.subscriptions.subscribed, Channel.AUDIT))
         ),
     )
+    access = build_access(base)
     return Services(
-        access=build_access(base),
+        access=access.gatekeeper,
         turns=turns,
         dispatch=dispatch,
         completions=completions,
@@ -128,6 +129,7 @@ def build(base: Base, signer: FileSigner) -> Services:
             partial(completions.run, stores.executions),
             Housekeeping(stores.executions).run,
             base.refusals.run,
+            access.run,
         ),
         stores=(stores.executions, stores.leases, stores.kv),
     )

@@ -1,4 +1,4 @@
-"""Who is calling: SPIFFE ids and the caller of the RPC that runs now. Decides nothing about rights.
+"""Who is calling: principals, SPIFFE ids, the caller of the RPC that runs now. Decides nothing about rights.
 
 The interceptor in `shared/rpc/server.py` sets the caller; servicers read it with `caller()`.
 """
@@ -6,7 +6,7 @@ The interceptor in `shared/rpc/server.py` sets the caller; servicers read it wit
 import re
 from contextvars import ContextVar, Token
 from dataclasses import dataclass
-from datetime import timedelta
+from datetime import datetime, timedelta
 from typing import Final, Literal, Protocol
 
 from shared.errors import UnauthenticatedError
@@ -35,14 +35,30 @@ class SpiffeId:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class Principal:
+    """Who a verified certificate or token says that the peer is; nothing of what it may do."""
+
+    identity: str
+    """SPIFFE id of a certificate, or ``oidc:<issuer name>/<subject>`` of a token."""
+    issuer: str = ""
+    """Name of the token's issuer in the settings; empty for a certificate."""
+    groups: frozenset[str] = frozenset()
+    """``group:<issuer name>/<group>``; of tokens only."""
+    tenant: str = ""
+    """The one tenant that a token was made for; empty: any in which its identity is bound."""
+    expires_at: datetime | None = None
+    """Of a token."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Caller:
     """The authenticated peer of an RPC, with what it may be."""
 
     identity: str
-    """SPIFFE id; ``anonymous`` where a rule lets anybody in."""
+    """SPIFFE id, or ``oidc:<issuer>/<subject>``; ``anonymous`` where a rule lets anybody in."""
     kind: IdentityKind | Literal["anonymous"]
     name: str
-    """Last part of the SPIFFE id: a node's id, a service's or a caller's name."""
+    """Last part of the identity: a node's id, a service's or a caller's name, a token's subject."""
     tenant_id: TenantId
     roles: frozenset[str]
 
@@ -64,13 +80,24 @@ class Admission:
 
     caller: Caller
     deadline: timedelta
+    identified_for: timedelta | None = None
+    """What is left of the caller's token: a stream does not outlive it. None: a certificate."""
 
 
 class Gatekeeper(Protocol):
     """Decides who may call what. Implemented by control_plane/access."""
 
-    async def admit(self, method: str, identity: str | None) -> Admission:
-        """Return the caller, or refuse. `identity` is the SPIFFE id of a verified certificate, or None.
+    async def authenticate(self, method: str, token: str) -> Principal:
+        """Return who a bearer token says that the peer is.
+
+        Raises:
+            UnauthenticatedError: It does not verify. The message never holds the token.
+        """
+
+    async def admit(self, method: str, principal: Principal | None, tenant: str = "") -> Admission:
+        """Return the caller, or refuse. `principal` is None for a peer that proved no identity.
+
+        `tenant` is the one that the peer chose; empty: it named none.
 
         Raises:
             UnauthenticatedError: Nobody, or nobody known, calls.

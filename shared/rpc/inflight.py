@@ -33,7 +33,7 @@ class RpcBounds:
     streams_of_identity: int
     """Of a caller's or a node's, those with a stream on either side."""
     of_anonymous: int
-    """Of all peers without a certificate together."""
+    """Of all peers without an identity together."""
     streams_of_anonymous: int
 
     @classmethod
@@ -95,7 +95,7 @@ class InFlight:
             calls, streams = bounds.of_anonymous, bounds.streams_of_anonymous
         else:
             calls, streams = bounds.of_node if peer.is_node else bounds.of_caller, bounds.streams_of_identity
-        who = name or "peers without a certificate"
+        who = name or "peers without an identity"
         if peer.calls >= calls:
             raise ResourceExhaustedError(
                 f"{calls} calls of {who} are under way", hint=_HINT, retry_after=RETRY_AFTER
@@ -117,4 +117,5 @@ _HINT: Final = "end some of them first"
 
 def _is_node(identity: str) -> bool:
     # spiffe://<installation>/node/<node id>; whether it is a true one is decided by access.
-    return identity.split("/", 4)[3:4] == ["node"]
+    # A token's subject may hold slashes too, so the scheme counts.
+    return identity.startswith("spiffe://") and identity.split("/", 4)[3:4] == ["node"]

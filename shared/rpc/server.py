@@ -14,17 +14,17 @@ from typing import Any, Final, Protocol, TypeAlias
 import grpc
 from google.protobuf.message import Message
 
-from shared.errors import AgentFactoryError, DeadlineExceededError, InternalError, UnauthenticatedError
+from shared.errors import AgentFactoryError, DeadlineExceededError, InternalError
 from shared.logs import get_logger
+from shared.rpc.credentials import Presented, presented
 from shared.rpc.errors import typed_error, wire_error
-from shared.rpc.identity import Admission, Gatekeeper, set_caller
+from shared.rpc.identity import Admission, Gatekeeper, Principal, set_caller
 from shared.rpc.inflight import InFlight, RpcBounds
 from shared.rpc.turns import NoTurns, Turns, end_turn, set_turn
 from shared.rpc.validation import validate, validated
 
 logger = get_logger(__name__)
 
-_SPIFFE_KEY: Final = "peer_spiffe_id"
 _MAX_WRAPPED: Final = 256
 """Methods of one server. More would mean that names from outside got into the table."""
 
@@ -105,9 +105,10 @@ class Guard(grpc.aio.ServerInterceptor):
             call = _Call(method, context, self._observer)
             self._enter()
             try:
-                identity = _identity(context)
-                with self._in_flight.count(identity, stream=stream):
-                    admission = await self._gatekeeper.admit(method, identity)
+                shown = presented(context)
+                principal = await self._principal(method, shown)
+                with self._in_flight.count(_name(principal), stream=stream):
+                    admission = await self._gatekeeper.admit(method, principal, shown.tenant)
                     set_caller(admission.caller)
                     async with asyncio.timeout(_limit(admission, context)) as call.scope:
                         if not stream and admission.caller.kind in _TAKE_TURNS:
@@ -123,6 +124,11 @@ class Guard(grpc.aio.ServerInterceptor):
 
         return unary
 
+    async def _principal(self, method: str, shown: Presented) -> Principal | None:
+        if shown.token is None:
+            return None if shown.spiffe_id is None else Principal(identity=shown.spiffe_id)
+        return await self._gatekeeper.authenticate(method, shown.token)
+
     def _enter(self) -> None:
         self._active += 1
         self._idle.clear()
@@ -136,11 +142,12 @@ class Guard(grpc.aio.ServerInterceptor):
         async def streaming(request: Any, context: Context) -> AsyncIterator[Any]:
             call = _Call(method, context, self._observer)
             try:
-                identity = _identity(context)
-                with self._in_flight.count(identity, stream=True):
-                    admission = await self._gatekeeper.admit(method, identity)
+                shown = presented(context)
+                principal = await self._principal(method, shown)
+                with self._in_flight.count(_name(principal), stream=True):
+                    admission = await self._gatekeeper.admit(method, principal, shown.tenant)
                     set_caller(admission.caller)
-                    async with asyncio.timeout(_limit(admission, context)) as call.scope:
+                    async with asyncio.timeout(_stream_limit(admission, context)) as call.scope:
                         answers = inner(_checked(request), context)
                         if inspect.isawaitable(answers):
                             # The other style of grpc.aio, which writes to the context itself (the health
@@ -198,17 +205,8 @@ class _Call:
         return found
 
 
-def _identity(context: Context) -> str | None:
-    """Return the SPIFFE id of the peer's certificate. Only the handler has it: not the call's details."""
-    values = tuple(context.auth_context().get(_SPIFFE_KEY) or ())
-    if not values:
-        return None
-    if len(values) != 1:
-        raise UnauthenticatedError("the certificate names more than one spiffe id")
-    try:
-        return bytes(values[0]).decode("ascii")
-    except UnicodeDecodeError as error:
-        raise UnauthenticatedError("the certificate's spiffe id is not ascii") from error
+def _name(principal: Principal | None) -> str | None:
+    return None if principal is None else principal.identity
 
 
 def _checked(request: Any) -> Any:
@@ -222,3 +220,9 @@ def _limit(admission: Admission, context: Context) -> float:
     limit = admission.deadline.total_seconds()
     remaining = context.time_remaining()
     return limit if remaining is None else min(limit, max(remaining, 0.0))
+
+
+def _stream_limit(admission: Admission, context: Context) -> float:
+    limit = _limit(admission, context)
+    left = admission.identified_for
+    return limit if left is None else min(limit, max(left.total_seconds(), 0.0))

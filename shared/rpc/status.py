@@ -22,6 +22,7 @@ STATUS_BY_ERROR: Final[Mapping[type[AgentFactoryError], grpc.StatusCode]] = {
     # who may do what
     errors.UnauthenticatedError: _Code.UNAUTHENTICATED,
     errors.PermissionDeniedError: _Code.PERMISSION_DENIED,
+    errors.TenantRequiredError: _Code.INVALID_ARGUMENT,
     errors.PolicyDeniedError: _Code.PERMISSION_DENIED,
     errors.EnrollmentTokenInvalidError: _Code.UNAUTHENTICATED,
     errors.NodeQuarantinedError: _Code.PERMISSION_DENIED,

@@ -11,20 +11,26 @@ from agentfactory.v1 import agents_pb2, agents_pb2_grpc, nodes_pb2, nodes_pb2_gr
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 from grpc_reflection.v1alpha import reflection_pb2, reflection_pb2_grpc
 
+from cli.local_token import make_token
 from control_plane.__main__ import main
 from control_plane.installation.domain import InitRequest
 from control_plane.main import run
 from control_plane.servers import SERVICES
 from control_plane.settings import ControlSettings
 from control_plane.setup import initialize
+from shared.clock import SystemClock
 from shared.errors import (
     EnrollmentTokenInvalidError,
     NotFoundError,
     PermissionDeniedError,
     UnauthenticatedError,
 )
+from shared.ids import InstallationId
+from shared.key_files import read_private_key
+from shared.local_tokens import TokenRequest, sign_token
 from shared.paths import InstallationPaths
 from shared.rpc.channel import connect
+from shared.rpc.credentials import bearer
 from shared.rpc.errors import error_of
 from shared.rpc.tls import TlsFiles, channel_credentials, server_only_channel_credentials
 from tests.fixtures.postgres import SERVICE
@@ -105,10 +111,10 @@ async def running(home, **overrides):
         await asyncio.wait_for(serving, SECONDS)
 
 
-async def get_agent(channel, name="nobody"):
+async def get_agent(channel, name="nobody", metadata=None):
     try:
         return await agents_pb2_grpc.AgentServiceStub(channel).GetAgent(
-            agents_pb2.GetAgentRequest(name=name), timeout=SECONDS
+            agents_pb2.GetAgentRequest(name=name), timeout=SECONDS, metadata=metadata
         )
     except grpc.aio.AioRpcError as error:
         raise error_of(error) from error
@@ -302,3 +308,27 @@ def test_help_names_every_setting(capsys):
     assert caught.value.code == 0
     for name in ControlSettings.model_fields:
         assert name in text
+
+
+async def test_a_local_token_opens_the_door_without_a_certificate(home):
+    token = make_token(InstallationPaths(data_dir=home[0]), subject="admin", life=timedelta(minutes=1))
+    async with running(home) as plane, plane.stranger() as channel:
+        with pytest.raises(NotFoundError):
+            await get_agent(channel, metadata=bearer(token))
+        with pytest.raises(NotFoundError):
+            await get_agent(channel, metadata=bearer(token, "default"))
+        with pytest.raises(PermissionDeniedError, match="'red'"):
+            await get_agent(channel, metadata=bearer(token, "red"))
+        with pytest.raises(UnauthenticatedError):
+            await get_agent(channel, metadata=bearer(token[:-8] + "AAAAAAAA"))
+
+
+async def test_a_token_of_another_installation_is_nobody_here(home, tmp_path_factory):
+    paths = InstallationPaths(data_dir=home[0])
+    now = SystemClock().now()
+    request = TokenRequest(
+        installation=InstallationId("other"), subject="admin", issued_at=now, life=timedelta(minutes=1)
+    )
+    async with running(home) as plane, plane.stranger() as channel:
+        with pytest.raises(UnauthenticatedError):
+            await get_agent(channel, metadata=bearer(sign_token(read_private_key(paths.token_key), request)))

@@ -29,9 +29,10 @@ from shared.errors import (
 )
 from shared.ids import InstallationId, TenantId
 from shared.paths import InstallationPaths
+from shared.rpc import inflight
 from shared.rpc.channel import SERVER_OPTIONS, connect
 from shared.rpc.errors import error_of
-from shared.rpc.identity import Admission, Caller, caller
+from shared.rpc.identity import Admission, Caller, Principal, caller
 from shared.rpc.inflight import RpcBounds
 from shared.rpc.server import Guard
 from shared.rpc.tls import TlsFiles, channel_credentials, server_credentials, server_only_channel_credentials
@@ -48,15 +49,22 @@ class Gate:
 
     deadline = timedelta(minutes=1)
     kind = "caller"
+    identified_for = None
 
-    async def admit(self, method, identity):
-        if identity is None:
+    async def authenticate(self, method, token):
+        if token != "good":
+            raise UnauthenticatedError("the token is refused")
+        return Principal(identity="oidc:corp/a/b/node/c", issuer="corp")
+
+    async def admit(self, method, principal, tenant=""):
+        if principal is None:
             raise UnauthenticatedError("the call carries no identity")
+        identity = principal.identity
         name = identity.rpartition("/")[2]
         known = Caller(
             identity=identity, kind=self.kind, name=name, tenant_id=TenantId(name), roles=frozenset()
         )
-        return Admission(caller=known, deadline=self.deadline)
+        return Admission(caller=known, deadline=self.deadline, identified_for=self.identified_for)
 
 
 class Counted(list):
@@ -383,3 +391,75 @@ async def test_a_broken_rotation_leaves_the_old_certificate_in_use(stage):
         os.utime(stage.paths.server_certificate)
         async with stage.channel(credentials) as channel:
             assert await get(channel, "who") == ADMIN
+
+
+def stranger(stage):
+    """A channel without a certificate."""
+    return stage.channel(server_only_channel_credentials(stage.paths.ca_certificate.read_bytes()))
+
+
+async def ask(channel, metadata):
+    try:
+        answer = await agents_pb2_grpc.AgentServiceStub(channel).GetAgent(
+            agents_pb2.GetAgentRequest(name="who"), metadata=metadata, timeout=10
+        )
+    except grpc.aio.AioRpcError as error:
+        raise error_of(error) from error
+    return answer.agent.name
+
+
+async def test_a_bearer_token_names_the_caller(stage):
+    async with stage.serving(require_client=False), stranger(stage) as channel:
+        for scheme in ("Bearer", "bearer", "BEARER"):
+            named = await ask(channel, (("authorization", f"{scheme} good"),))
+            assert named == "oidc:corp/a/b/node/c"
+
+
+@pytest.mark.parametrize(
+    "metadata",
+    [
+        (("authorization", "Bearer bad"),),
+        (("authorization", "Bearer "),),
+        (("authorization", "Basic Z29vZA=="),),
+        (("authorization", "good"),),
+        (("authorization", "Bearer good"), ("authorization", "Bearer good")),
+        (("authorization", "Bearer " + "x" * 8193),),
+        (("authorization", "Bearer good"), ("af-tenant", "a"), ("af-tenant", "b")),
+        (("authorization", "Bearer good"), ("af-tenant", "a" * 65)),
+        (("authorization-bin", b"Bearer good"),),
+        (),
+    ],
+    ids=range(10),
+)
+async def test_what_is_no_good_token_is_nobody(stage, metadata):
+    before = Agents.reached
+    async with stage.serving(require_client=False), stranger(stage) as channel:
+        with pytest.raises(UnauthenticatedError) as caught:
+            await ask(channel, metadata)
+    assert Agents.reached == before
+    assert "xxx" not in str(caught.value)
+
+
+async def test_a_certificate_and_a_token_together_are_refused(stage):
+    async with stage.serving(), stage.channel() as channel:
+        with pytest.raises(UnauthenticatedError, match="certificate and a token"):
+            await ask(channel, (("authorization", "Bearer good"),))
+        assert await ask(channel, ()) == ADMIN
+
+
+async def test_a_stream_ends_with_the_token_that_opened_it(stage):
+    stage.gate.identified_for = timedelta(milliseconds=200)
+    async with stage.serving(require_client=False), stranger(stage) as channel:
+        stub = executions_pb2_grpc.ExecutionServiceStub(channel)
+        call = stub.StreamExecutions(timeout=10, metadata=(("authorization", "Bearer good"),))
+        with pytest.raises(grpc.aio.AioRpcError) as caught:
+            await call.read()
+        assert isinstance(error_of(caught.value), DeadlineExceededError)
+        # One call with one answer is not cut short.
+        assert await ask(channel, (("authorization", "Bearer good"),))
+
+
+def test_a_subject_with_slashes_has_no_share_of_a_node():
+    assert not inflight._is_node("oidc:corp/a/node/b")
+    assert not inflight._is_node("oidc:/x/node/nod_1")
+    assert inflight._is_node("spiffe://local/node/nod_1")

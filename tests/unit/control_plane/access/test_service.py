@@ -13,6 +13,7 @@ from shared.errors import (
     UnauthenticatedError,
 )
 from shared.ids import InstallationId, TenantId
+from shared.rpc.identity import Principal
 from tests.fakes.clock import FakeClock
 
 TENANT = TenantId("default")
@@ -27,17 +28,35 @@ RULES = {
 }
 
 
+def of(identity):
+    return Principal(identity=identity)
+
+
 class Grants(dict):
     """Identities and what they hold; counts how often it is asked."""
 
     asked = 0
     away = False
 
-    async def find(self, identity):
+    async def node(self, node_id):
+        return self._find(f"spiffe://local/node/{node_id}")
+
+    async def bound(self, subjects):
+        held = {}
+        for grant in filter(None, map(self._find, subjects)):
+            held[grant.tenant_id] = held.get(grant.tenant_id, frozenset()) | grant.roles
+        return held
+
+    def _find(self, identity):
         self.asked += 1
         if self.away:
             raise DatabaseUnavailableError("postgres is not available")
-        return self.get(str(identity))
+        return self.get(identity)
+
+
+class Tokens:
+    async def verify(self, token):
+        raise UnauthenticatedError("the token is refused")
 
 
 class Denials(list):
@@ -58,6 +77,7 @@ class Desk:
             rules=RULES,
             installation=InstallationId("local"),
             grants=self.grants,
+            tokens=Tokens(),
             denials=self.denials,
             clock=self.clock,
         )
@@ -71,13 +91,13 @@ def desk():
 
 
 async def test_a_role_of_the_rule_opens_the_door(desk):
-    admission = await desk.access.admit("/s/Change", ADMIN)
+    admission = await desk.access.admit("/s/Change", of(ADMIN))
     assert (admission.caller.name, admission.caller.roles, admission.deadline) == ("admin", {"admin"}, MINUTE)
 
 
 async def test_an_rpc_without_a_rule_is_refused_to_an_admin(desk):
     with pytest.raises(PermissionDeniedError):
-        await desk.access.admit("/s/Unknown", ADMIN)
+        await desk.access.admit("/s/Unknown", of(ADMIN))
 
 
 async def test_no_certificate_is_unauthenticated_and_recorded(desk):
@@ -90,59 +110,59 @@ async def test_an_identity_of_another_installation_is_nobody_here(desk):
     foreign = "spiffe://other/caller/admin"
     desk.grants[foreign] = desk.grants[ADMIN]
     with pytest.raises(UnauthenticatedError):
-        await desk.access.admit("/s/Change", foreign)
+        await desk.access.admit("/s/Change", of(foreign))
 
 
 async def test_a_caller_without_roles_is_known_and_refused(desk):
     with pytest.raises(PermissionDeniedError, match="admin"):
-        await desk.access.admit("/s/Change", "spiffe://local/caller/stranger")
+        await desk.access.admit("/s/Change", of("spiffe://local/caller/stranger"))
     assert desk.denials == [("spiffe://local/caller/stranger", "/s/Change", "PERMISSION_DENIED")]
 
 
 async def test_a_node_that_never_enrolled_is_refused(desk):
     with pytest.raises(UnauthenticatedError):
-        await desk.access.admit("/s/Session", "spiffe://local/node/nod_2")
+        await desk.access.admit("/s/Session", of("spiffe://local/node/nod_2"))
 
 
 async def test_an_evicted_node_is_refused_whatever_its_certificate_says(desk):
     desk.grants[NODE] = Grant(tenant_id=TENANT, roles=frozenset({Role.NODE}), evicted=True)
     with pytest.raises(NodeEvictedError):
-        await desk.access.admit("/s/Session", NODE)
+        await desk.access.admit("/s/Session", of(NODE))
 
 
 async def test_a_node_certificate_gets_no_role_that_somebody_bound_to_it(desk):
     desk.grants[NODE] = Grant(tenant_id=TENANT, roles=frozenset({Role.ADMIN, Role.NODE}))
     with pytest.raises(PermissionDeniedError):
-        await desk.access.admit("/s/Change", NODE)
+        await desk.access.admit("/s/Change", of(NODE))
 
 
 async def test_a_caller_cannot_be_made_a_node_by_a_binding(desk):
     desk.grants[ADMIN] = Grant(tenant_id=TENANT, roles=frozenset({Role.NODE}))
     with pytest.raises(PermissionDeniedError):
-        await desk.access.admit("/s/Session", ADMIN)
+        await desk.access.admit("/s/Session", of(ADMIN))
 
 
 async def test_a_removed_role_is_gone_after_one_second_and_not_a_tick_later(desk):
-    await desk.access.admit("/s/Change", ADMIN)
+    await desk.access.admit("/s/Change", of(ADMIN))
     del desk.grants[ADMIN]
     tick = timedelta(milliseconds=1)
     desk.clock.advance(GRANT_LIFE - tick)
-    await desk.access.admit("/s/Change", ADMIN)
+    await desk.access.admit("/s/Change", of(ADMIN))
     desk.clock.advance(tick)
     with pytest.raises(PermissionDeniedError):
-        await desk.access.admit("/s/Change", ADMIN)
+        await desk.access.admit("/s/Change", of(ADMIN))
 
 
 async def test_a_known_caller_costs_no_question_to_the_database(desk):
     for _ in range(10):
-        await desk.access.admit("/s/Change", ADMIN)
+        await desk.access.admit("/s/Change", of(ADMIN))
     assert desk.grants.asked == 1
 
 
 async def test_without_the_database_nobody_new_gets_in(desk):
     desk.grants.away = True
     with pytest.raises(DatabaseUnavailableError):
-        await desk.access.admit("/s/Change", ADMIN)
+        await desk.access.admit("/s/Change", of(ADMIN))
 
 
 async def test_a_refusal_stands_when_it_cannot_be_recorded(desk):
@@ -161,5 +181,5 @@ async def test_the_memory_of_callers_is_bounded(desk, monkeypatch):
     for number in range(20):
         identity = f"spiffe://local/caller/c{number}"
         desk.grants[identity] = desk.grants[ADMIN]
-        await desk.access.admit("/s/Change", identity)
+        await desk.access.admit("/s/Change", of(identity))
     assert len(desk.access._known) == 4
