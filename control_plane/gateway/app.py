@@ -4,7 +4,6 @@ import asyncio
 import json
 import time
 from collections.abc import Mapping, Sequence
-from contextlib import suppress
 from datetime import timedelta
 from http import HTTPStatus
 from typing import Any, Final
@@ -13,7 +12,8 @@ from fastapi import FastAPI
 from starlette.exceptions import HTTPException
 from starlette.requests import ClientDisconnect, Request
 from starlette.responses import Response
-from starlette.routing import Match, Route as WebRoute
+from starlette.routing import Match
+from starlette.routing import Route as WebRoute
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from control_plane.gateway.handlers import Handler
@@ -48,8 +48,7 @@ def build_app(handlers: Sequence[tuple[str, str, str, Handler]], document: Mappi
         *(_web_route(method, path, name, handler) for method, path, name, handler in handlers),
         _web_route("GET", OPENAPI_PATH, "openapi", openapi),
     ]
-    for kind in (Exception, HTTPException):
-        app.add_exception_handler(kind, _unexpected)
+    app.add_exception_handler(HTTPException, _by_http)
     return app
 
 
@@ -81,9 +80,8 @@ def _is_bug(problem: Problem) -> bool:
     return problem.reason == "INTERNAL"
 
 
-async def _unexpected(request: Request, error: Exception) -> Response:
-    if not isinstance(error, HTTPException):
-        return _problem(error, "").response()
+async def _by_http(request: Request, error: Exception) -> Response:
+    assert isinstance(error, HTTPException)
     if error.status_code == HTTPStatus.METHOD_NOT_ALLOWED:
         allowed = ", ".join(_methods_of(request))
         return refused(
@@ -107,7 +105,7 @@ def _methods_of(request: Request) -> list[str]:
 
 
 class Front:
-    """ASGI around the application: how many requests at once, how long a reader may dawdle, headers, counts."""
+    """ASGI around the application: requests at once, patience with readers, headers, counts."""
 
     def __init__(
         self, app: ASGIApp, *, metrics: GatewayMetrics, max_requests: int, write_timeout: timedelta
@@ -129,6 +127,10 @@ class Front:
         try:
             app = self._app if self._active <= self._max_requests else _too_many(self._max_requests)
             await app(scope, receive, exchange.send)
+        except ClientDisconnect:
+            pass  # nobody is there to be told
+        except Exception as error:  # noqa: BLE001 - the answer has begun: the server tears the connection
+            _problem(error, scope.get("af_name", ""))
         finally:
             self._active -= 1
             self._metrics.active(self._active)
@@ -168,9 +170,3 @@ def _too_many(most: int) -> ASGIApp:
         retry_after=timedelta(seconds=1),
     )
     return problem_of(error).response()
-
-
-async def quietly(app: ASGIApp, scope: Scope, receive: Receive, send: Send) -> None:
-    """Answer one request whose reader may go away."""
-    with suppress(ClientDisconnect):
-        await app(scope, receive, send)

@@ -5,7 +5,7 @@ Holds one channel; what a call may do is decided by the control plane from the t
 
 import json
 import re
-from collections.abc import AsyncIterator, Mapping, Sequence
+from collections.abc import AsyncGenerator, Mapping, Sequence
 from contextlib import aclosing
 from dataclasses import dataclass
 from datetime import timedelta
@@ -22,20 +22,18 @@ from control_plane.gateway.routes import Kind, Route
 from shared.admin_http import Readiness
 from shared.errors import AgentFactoryError, UnavailableError
 from shared.rpc.channel import CHANNEL_OPTIONS
+from shared.rpc.credentials import AUTHORIZATION, MAX_TENANT_CHARS, MAX_TOKEN_CHARS, TENANT
 from shared.rpc.errors import DETAILS_KEY, error_of
 
 FORWARDED_KEY: Final = "x-forwarded-by"
 """Names the gateway beside the caller; a claim, as everything that a client says of itself."""
 
-TENANT_KEY: Final = "af-tenant"
-MAX_TOKEN_CHARS: Final = 8192
-
 READINESS_DEADLINE: Final = timedelta(seconds=1)
 RETRIES: Final = 3
 """Tries of a read that a replica did not answer."""
 
-_BEARER = re.compile(r"[Bb]earer +[A-Za-z0-9._~+/=-]+")
-_TENANT = re.compile(r"[!-~]{1,63}")
+_BEARER = re.compile(r"[Bb]earer [A-Za-z0-9._~+/=-]+")
+_TENANT = re.compile(rf"[!-~]{{1,{MAX_TENANT_CHARS}}}")
 
 Metadata: TypeAlias = Sequence[tuple[str, str]]
 Call: TypeAlias = Any
@@ -61,7 +59,7 @@ class ControlPlane:
     ) -> None:
         self._channel = channel
         self._forwarded = f"gateway/{name}"
-        self._health = health_pb2_grpc.HealthStub(channel)
+        self._health: Any = health_pb2_grpc.HealthStub(channel)
         self._methods = {
             route.rpc: _Method(start=_stub(channel, route), deadline=deadlines[route.rpc].total_seconds())
             for route in routes
@@ -73,8 +71,8 @@ class ControlPlane:
         Raises:
             ProblemError: There is no bearer token, or a header is none that gRPC can carry.
         """
-        token = headers.get("authorization", "")
-        if len(token) > MAX_TOKEN_CHARS or _BEARER.fullmatch(token) is None:
+        token = headers.get(AUTHORIZATION, "")
+        if len(token) > len("Bearer ") + MAX_TOKEN_CHARS or _BEARER.fullmatch(token) is None:
             raise ProblemError(
                 Problem(
                     status=HTTPStatus.UNAUTHORIZED,
@@ -83,12 +81,12 @@ class ControlPlane:
                     hint="send 'Authorization: Bearer <token>'",
                 )
             )
-        found = [("authorization", token), (FORWARDED_KEY, self._forwarded)]
-        tenant = headers.get(TENANT_KEY)
+        found = [(AUTHORIZATION, token), (FORWARDED_KEY, self._forwarded)]
+        tenant = headers.get(TENANT)
         if tenant is not None:
             if _TENANT.fullmatch(tenant) is None:
                 raise invalid([Violation(location="header", pointer="AF-Tenant", detail="is no tenant's id")])
-            found.append((TENANT_KEY, tenant))
+            found.append((TENANT, tenant))
         return found
 
     async def unary(self, route: Route, request: Message, metadata: Metadata) -> Message:
@@ -104,7 +102,7 @@ class ControlPlane:
             raise typed(error) from error
         return answer
 
-    async def stream(self, route: Route, request: Message, metadata: Metadata) -> AsyncIterator[Message]:
+    async def stream(self, route: Route, request: Message, metadata: Metadata) -> AsyncGenerator[Message]:
         """Yield the answers of a server stream; closing the iterator ends the RPC.
 
         Raises:
@@ -120,7 +118,7 @@ class ControlPlane:
         finally:
             call.cancel()
 
-    async def upload(self, route: Route, messages: AsyncIterator[Message], metadata: Metadata) -> Message:
+    async def upload(self, route: Route, messages: AsyncGenerator[Message], metadata: Metadata) -> Message:
         """Send a client stream as it comes and return the answer, which may come before its end.
 
         Raises:
@@ -131,7 +129,7 @@ class ControlPlane:
         call: Call = method.start(timeout=method.deadline, metadata=metadata)
         try:
             # Written here and not by gRPC's own task: an error in the body is this request's error.
-            async with aclosing(messages):  # type: ignore[type-var]  # a generator, as they all are
+            async with aclosing(messages):
                 async for message in messages:
                     if call.done():
                         break

@@ -69,7 +69,7 @@ def input_type(field: FieldDescriptor, rules: Rules) -> Type:
         return _integer(kind, rules)
     if kind == FieldDescriptor.CPPTYPE_BOOL:
         return bool
-    if kind == FieldDescriptor.CPPTYPE_ENUM:
+    if field.enum_type is not None:
         return _enum(field.enum_type, rules)
     if field.type == FieldDescriptor.TYPE_BYTES:
         return _base64(rules)
@@ -78,7 +78,7 @@ def input_type(field: FieldDescriptor, rules: Rules) -> Type:
     return float
 
 
-def output_type(field: FieldDescriptor) -> Type:
+def output_type(field: FieldDescriptor) -> Type:  # noqa: PLR0911 - one line for each kind
     """Return the type of one value of a field that is no message, in an answer."""
     kind = field.cpp_type
     if kind in _WIDE:
@@ -88,7 +88,7 @@ def output_type(field: FieldDescriptor) -> Type:
         return int
     if kind == FieldDescriptor.CPPTYPE_BOOL:
         return bool
-    if kind == FieldDescriptor.CPPTYPE_ENUM:
+    if field.enum_type is not None:
         return Literal[tuple(value.name for value in field.enum_type.values)]
     if field.type == FieldDescriptor.TYPE_BYTES:
         return Annotated[str, Field(json_schema_extra={"contentEncoding": "base64"})]
@@ -118,7 +118,7 @@ def timestamp_type() -> Type:
 
 
 def duration_type(rules: Rules) -> Type:
-    """Return the type of a length of time in a request: ``"1.5s"``, within the seconds that the rules name."""
+    """Return the type of a length of time in a request: ``"1.5s"``, in seconds within its rules."""
     named = rules.duration
     low, high = -_MAX_SECONDS, _MAX_SECONDS
     positive = named.HasField("gt") or named.HasField("gte")

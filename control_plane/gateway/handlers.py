@@ -1,4 +1,4 @@
-"""One handler for each kind of route: HTTP request in, one RPC, HTTP answer out. Keeps nothing between them."""
+"""One handler for each kind of route: HTTP request in, one RPC, HTTP answer out. Keeps nothing."""
 
 import asyncio
 import json
@@ -92,9 +92,7 @@ class Handlers:
     def _events(self, reader: RequestReader) -> Handler:
         async def watch(request: Request) -> Response:
             answers = await self._start(reader, request, FIRST_EVENT_WITHIN)
-            body = event_stream(
-                answers, heartbeat_every=self._bounds.heartbeat_every, closing=self._closing
-            )
+            body = event_stream(answers, heartbeat_every=self._bounds.heartbeat_every, closing=self._closing)
             return StreamedAnswers(body, answers, self._streams, _EVENT_HEADERS)
 
         return watch

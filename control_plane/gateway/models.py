@@ -4,7 +4,7 @@ A request is read strictly: JSON names only, nothing unknown, no null, no number
 Answers are only described, never checked.
 """
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from typing import Annotated, Any, Final, TypeAlias
 
 from buf.validate import validate_pb2
@@ -64,18 +64,23 @@ class Models:
 
     def request(self, name: str, message: Descriptor, fields: list[FieldDescriptor]) -> Model:
         """Return a model of some fields of a request message."""
+        definitions: dict[str, Any] = {
+            f"f{field.number}": self.input_field(field, str(field.json_name)) for field in fields
+        }
         return create_model(
             name,
             __config__=ConfigDict(**REQUEST, json_schema_extra=_oneof_schema(message, fields)),
             __validators__=_oneof_checks(message),
-            **{f"f{field.number}": self.input_field(field, str(field.json_name)) for field in fields},
+            **definitions,
         )
 
     def input_field(self, field: FieldDescriptor, name: str) -> tuple[Type, Any]:
         """Return type and default of a field under a name in a request."""
         rules = rules_of(field)
         kind = self._container(field, rules)
-        return (kind, Field(alias=name)) if _is_required(field, rules, kind) else (kind, Field(None, alias=name))
+        return (
+            (kind, Field(alias=name)) if _is_required(field, rules, kind) else (kind, Field(None, alias=name))
+        )
 
     def output(self, message: Descriptor) -> Model:
         """Return the model of a message within an answer."""
@@ -140,7 +145,7 @@ class Models:
 
 
 def _is_required(field: FieldDescriptor, rules: Rules, kind: Type) -> bool:
-    """Whether a request without the field is refused: it must be there, or its zero value breaks its rules."""
+    """Whether a request without the field is refused: its rules say so, or refuse its zero value."""
     if rules.required:
         return True
     if field.has_presence or rules.ignore == validate_pb2.IGNORE_IF_ZERO_VALUE:
@@ -180,7 +185,7 @@ def _oneof_schema(message: Descriptor, fields: list[FieldDescriptor]) -> dict[st
     return {"allOf": rules} if rules else {}
 
 
-def _oneof_checks(message: Descriptor) -> dict[str, Callable[..., Any]]:
+def _oneof_checks(message: Descriptor) -> dict[str, Any]:
     oneofs = _oneofs(message)
 
     def check(self: BaseModel) -> BaseModel:

@@ -13,12 +13,12 @@ from control_plane.gateway.problems import CLIENT_CLOSED, CONTENT_TYPE, title_of
 from control_plane.gateway.requests import RESUME_FIELD, RESUME_HEADER, RequestReader
 from control_plane.gateway.routes import Kind, Route
 from control_plane.gateway.uploads import UploadForm
+from shared.rpc.credentials import MAX_TENANT_CHARS
 from shared.rpc.status import HTTP_BY_STATUS
 
 Json = dict[str, Any]
 
 TENANT_HEADER: Final = "AF-Tenant"
-MAX_TENANT_CHARS: Final = 63
 _REFERENCE: Final = "#/components/schemas/{model}"
 
 _PROBLEM: Final[Json] = {
@@ -58,7 +58,10 @@ _BY_HTTP: Final = (
 
 
 def document(
-    readers: Sequence[RequestReader], forms: Mapping[str, UploadForm], models: Models, notes: Mapping[str, str]
+    readers: Sequence[RequestReader],
+    forms: Mapping[str, UploadForm],
+    models: Models,
+    notes: Mapping[str, str],
 ) -> Json:
     """Return the document. `forms` are the uploads by RPC, `notes` what is said about each RPC."""
     schemas = _schemas(readers, forms, models)
@@ -125,10 +128,7 @@ def _operation(reader: RequestReader, form: UploadForm | None, models: Models, s
         "parameters": [*_parameters(reader), {"$ref": "#/components/parameters/tenant"}],
         "responses": {
             str(success_status(route)): _success(route, models),
-            **{
-                str(status): {"$ref": f"#/components/responses/{status}"}
-                for status in _statuses()
-            },
+            **{str(status): {"$ref": f"#/components/responses/{status}"} for status in _statuses()},
         },
     }
     if form is not None:

@@ -92,7 +92,7 @@ class ProblemError(Exception):
 
 
 def problem_of(error: BaseException) -> Problem:
-    """Return what a failure is to a caller; whatever is not ours is an internal error, without a word more."""
+    """Return what a failure is to a caller; what is not ours is an internal error, without a word more."""
     if isinstance(error, ProblemError):
         return error.problem
     typed = typed_error(error) or InternalError("internal error")

@@ -1,7 +1,7 @@
 """From an HTTP request's parts to a message of the contract. Pure: bytes and text in, message or refusal out.
 
 Every part is checked with the model that OpenAPI shows (control_plane/gateway/models.py), then read by
-protobuf's own JSON reader. What is not named by the contract is refused: an unknown parameter, a second value.
+protobuf's own JSON reader. What the contract does not name is refused: an unknown parameter, a second value.
 """
 
 from collections.abc import Iterator, Mapping, Sequence
@@ -71,11 +71,8 @@ class RequestReader:
     def __init__(self, route: Route, models: Models) -> None:
         self.route = route
         self.parameters = tuple(_parameters(route, models))
-        self.parameters_model = create_model(
-            f"{route.name}Parameters",
-            __config__=REQUEST,
-            **{one.key: (one.type, one.default) for one in self.parameters},
-        )
+        definitions: dict[str, Any] = {one.key: (one.type, one.default) for one in self.parameters}
+        self.parameters_model = create_model(f"{route.name}Parameters", __config__=REQUEST, **definitions)
         self.body_model = _body_model(route, models)
         self._message: type[Message] = GetMessageClass(route.request)
         self._by_name = {(one.location, one.name.lower()): one for one in self.parameters}
@@ -117,9 +114,8 @@ class RequestReader:
                 raise invalid([Violation(location="query", pointer=name[:64], detail="there is no such one")])
             given.setdefault(parameter, []).append(text)
         for parameter in self.parameters:
-            text = parts.headers.get(parameter.name.lower()) if parameter.location == "header" else None
-            if text is not None:
-                given[parameter] = [text]
+            if parameter.location == "header" and parameter.name.lower() in parts.headers:
+                given[parameter] = [parts.headers[parameter.name.lower()]]
         return [(parameter, _value(parameter, texts)) for parameter, texts in given.items()]
 
     def _located(self, loc: tuple[int | str, ...]) -> tuple[str, str]:
@@ -171,7 +167,9 @@ def _value(parameter: Parameter, texts: list[str]) -> Any:
     if parameter.field.is_repeated:
         return [text_value(parameter.field, text) for text in texts]
     if len(texts) > 1:
-        raise invalid([Violation(location=parameter.location, pointer=parameter.name, detail="is given twice")])
+        raise invalid(
+            [Violation(location=parameter.location, pointer=parameter.name, detail="is given twice")]
+        )
     return text_value(parameter.field, texts[0])
 
 

@@ -97,7 +97,7 @@ def routes_of(services: Iterable[str]) -> tuple[Route, ...]:
     for module in pkgutil.iter_modules(agentfactory.v1.__path__):
         if module.name.endswith("_pb2"):
             importlib.import_module(f"agentfactory.v1.{module.name}")
-    pool = descriptor_pool.Default()  # type: ignore[no-untyped-call]
+    pool = descriptor_pool.Default()
     found: dict[tuple[str, str], Route] = {}
     for service in services:
         for rpc in pool.FindServiceByName(service).methods:

@@ -41,7 +41,7 @@ class GatewaySettings(PlaneSettings):
     host: str = Field(default="127.0.0.1", min_length=1, description="Address that HTTP listens on.")
     port: int = Field(default=8080, ge=0, le=65535, description="HTTP, or HTTPS with a certificate; 0: any.")
     admin_host: str = Field(default="127.0.0.1", min_length=1)
-    admin_port: int = Field(default=8081, ge=0, le=65535, description="/metrics /healthz /readyz")
+    admin_port: int = Field(default=7464, ge=0, le=65535, description="/metrics /healthz /readyz")
     certificate: Path | None = Field(default=None, description="PEM, leaf first: serve HTTPS.")
     key: Path | None = Field(default=None, description="Its key, PEM, mode 0600.")
     plaintext: Literal["loopback", "behind-proxy"] = Field(
@@ -69,7 +69,10 @@ class GatewaySettings(PlaneSettings):
         default=60 * _SECOND, gt=timedelta(0), le=600 * _SECOND, description="Until a reader takes a piece."
     )
     heartbeat_every: timedelta = Field(
-        default=15 * _SECOND, ge=timedelta(milliseconds=100), le=120 * _SECOND, description="On event streams."
+        default=15 * _SECOND,
+        ge=timedelta(milliseconds=100),
+        le=120 * _SECOND,
+        description="On event streams.",
     )
     stop_grace: timedelta = Field(
         default=10 * _SECOND, ge=timedelta(0), le=timedelta(minutes=5), description="For requests under way."

@@ -1,4 +1,4 @@
-"""Server streams as HTTP bodies: server-sent events, and plain bytes. Bounded in number, ended with the caller.
+"""Server streams as HTTP bodies: server-sent events, and plain bytes. Bounded, ended with the caller.
 
 An event stream says its end: without the last event a browser would connect again for ever. Where the gateway
 stops it says nothing, so that the browser does connect again.
@@ -123,7 +123,7 @@ class StreamedAnswers(StreamingResponse):
 async def event_stream(
     answers: Answers, *, heartbeat_every: timedelta, closing: asyncio.Event
 ) -> AsyncGenerator[bytes]:
-    """Yield a stream as server-sent events (HTML standard, section 9.2), with heartbeats while it is silent."""
+    """Yield a stream as server-sent events (HTML standard, section 9.2), and heartbeats in silence."""
     stopped = asyncio.ensure_future(closing.wait())
     number = 0
     try:

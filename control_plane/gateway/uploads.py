@@ -5,7 +5,7 @@ header and one piece; the next piece is read when gRPC has taken the one before.
 """
 
 import base64
-from collections.abc import AsyncIterator, Mapping
+from collections.abc import AsyncGenerator, Mapping
 from typing import Any, Final
 
 from google.protobuf.descriptor import FieldDescriptor
@@ -41,6 +41,7 @@ class UploadForm:
         self.route = route
         self._parts = upload_parts(route.request)
         header = self._parts.header.message_type
+        assert header is not None  # so are the parts of an upload
         self.header_model: Model = models.input(header)
         self.fields: Mapping[str, FieldDescriptor] = {str(one.json_name): one for one in header.fields}
         self.content_name = _content_name(route)
@@ -137,7 +138,7 @@ class UploadReader:
             },
         )
 
-    async def messages(self, pieces: AsyncIterator[bytes]) -> AsyncIterator[Message]:
+    async def messages(self, pieces: AsyncGenerator[bytes]) -> AsyncGenerator[Message]:
         """Yield the messages of the stream.
 
         Raises:
