@@ -2,6 +2,7 @@
 
 import asyncio
 import json
+import re
 import time
 from collections.abc import Mapping, Sequence
 from datetime import timedelta
@@ -9,6 +10,7 @@ from http import HTTPStatus
 from typing import Any, Final
 
 from fastapi import FastAPI
+from starlette.convertors import Convertor, register_url_convertor
 from starlette.exceptions import HTTPException
 from starlette.requests import ClientDisconnect, Request
 from starlette.responses import Response
@@ -34,6 +36,22 @@ _HEADERS: Final = (
     (b"referrer-policy", b"no-referrer"),
 )
 _OVER_TLS: Final = ((b"strict-transport-security", b"max-age=31536000"),)
+
+
+class _Word(Convertor[str]):
+    """What a parameter of a path matches: no part of the verb behind it, though a digest has a colon too."""
+
+    regex = "(?:sha256:)?[^/:]+"
+
+    def convert(self, value: str) -> str:
+        return value
+
+    def to_string(self, value: str) -> str:
+        return value
+
+
+register_url_convertor("word", _Word())
+_PARAMETER = re.compile(r"{(\w+)}")
 
 
 def build_app(handlers: Sequence[tuple[str, str, str, Handler]], document: Mapping[str, Any]) -> FastAPI:
@@ -62,7 +80,7 @@ def _web_route(method: str, path: str, name: str, handler: Handler) -> WebRoute:
         except Exception as error:  # noqa: BLE001 - every failure becomes a problem document, masked if not ours
             return _problem(error, name).response()
 
-    route = WebRoute(path, answered, methods=[method], name=name)
+    route = WebRoute(_PARAMETER.sub(r"{\1:word}", path), answered, methods=[method], name=name)
     route.methods = {method}  # without the HEAD that comes with GET: a HEAD of an event stream has no end
     return route
 

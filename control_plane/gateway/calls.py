@@ -3,6 +3,7 @@
 Holds one channel; what a call may do is decided by the control plane from the token that is passed on.
 """
 
+import asyncio
 import json
 import re
 from collections.abc import AsyncGenerator, Mapping, Sequence
@@ -31,6 +32,12 @@ FORWARDED_KEY: Final = "x-forwarded-by"
 READINESS_DEADLINE: Final = timedelta(seconds=1)
 RETRIES: Final = 3
 """Tries of a read that a replica did not answer."""
+
+WRITE_FAILED: Final = "Internal error from Core"
+"""What grpc.aio says of a write that failed."""
+
+SETTLE_TRIES: Final = 50
+SETTLE_PAUSE: Final = timedelta(milliseconds=10)
 
 _BEARER = re.compile(r"[Bb]earer [A-Za-z0-9._~+/=-]+")
 _TENANT = re.compile(rf"[!-~]{{1,{MAX_TENANT_CHARS}}}")
@@ -137,9 +144,7 @@ class ControlPlane:
             await call.done_writing()
             answer: Message = await call
         except grpc.aio.AioRpcError as error:
-            raise typed(error) from error
-        except grpc.aio.UsageError:  # written after the answer
-            return await _answer_of(call)
+            raise typed(await _settled(call, error)) from error
         finally:
             call.cancel()
         return answer
@@ -200,12 +205,20 @@ def _stub(channel: grpc.aio.Channel, route: Route) -> Any:
     )
 
 
-async def _answer_of(call: Call) -> Message:
-    try:
-        answer: Message = await call
-    except grpc.aio.AioRpcError as error:
-        raise typed(error) from error
-    return answer
+async def _settled(call: Call, error: grpc.aio.AioRpcError) -> grpc.aio.AioRpcError:
+    """Return how an upload failed: a write that meets the end of its RPC fails before the status is there."""
+    if error.details() != WRITE_FAILED:
+        return error
+    for _ in range(SETTLE_TRIES):
+        await asyncio.sleep(SETTLE_PAUSE.total_seconds())
+        if await call.details() != WRITE_FAILED:
+            break
+    return grpc.aio.AioRpcError(
+        code=await call.code(),
+        initial_metadata=await call.initial_metadata(),
+        trailing_metadata=await call.trailing_metadata(),
+        details=await call.details(),
+    )
 
 
 def typed(error: grpc.aio.AioRpcError) -> AgentFactoryError:

@@ -14,6 +14,8 @@ from google.protobuf.descriptor import EnumDescriptor, FieldDescriptor
 from google.protobuf.timestamp_pb2 import Timestamp
 from pydantic import AfterValidator, Field
 
+from shared.ids import AUDIT_ENTRY, BODY, DECISION, EXECUTION, NODE, RECEIPT, UUID7_PATTERN
+
 Rules: TypeAlias = validate_pb2.FieldRules
 Type: TypeAlias = Any
 """What pydantic takes for one: a class, or something `Annotated`."""
@@ -46,6 +48,19 @@ _RFC3339: Final = (
     r"^[0-9]{4}-[0-9]{2}-[0-9]{2}T[0-9]{2}:[0-9]{2}:[0-9]{2}(\.[0-9]{1,9})?(Z|[+-][0-9]{2}:[0-9]{2})$"
 )
 
+ID_FIELDS: Final[Mapping[str, str]] = {
+    f"{name}_id": f"{kind.prefix}_{UUID7_PATTERN}"
+    for name, kind in (
+        ("audit_entry", AUDIT_ENTRY),
+        ("body", BODY),
+        ("decision", DECISION),
+        ("execution", EXECUTION),
+        ("node", NODE),
+        ("receipt", RECEIPT),
+    )
+}
+"""Form of the ids in fields of these names, which the contract's rules do not say."""
+
 OUTPUT_TEXTS: Final[Mapping[str, Type]] = {
     "google.protobuf.Timestamp": Annotated[str, Field(json_schema_extra={"format": "date-time"})],
     "google.protobuf.Duration": Annotated[str, Field(pattern=r"^-?[0-9]{1,12}(\.[0-9]{1,9})?s$")],
@@ -70,11 +85,12 @@ def input_type(field: FieldDescriptor, rules: Rules) -> Type:
     if kind == FieldDescriptor.CPPTYPE_BOOL:
         return bool
     if field.enum_type is not None:
-        return _enum(field.enum_type, rules)
+        # A list of nothing in particular means nothing: there the zero value has no use.
+        return _enum(field.enum_type, rules, 1 if field.is_repeated else 0)
     if field.type == FieldDescriptor.TYPE_BYTES:
         return _base64(rules)
     if kind == FieldDescriptor.CPPTYPE_STRING:
-        return _string(rules)
+        return _string(rules, ID_FIELDS.get(field.name))
     return float
 
 
@@ -118,11 +134,11 @@ def timestamp_type() -> Type:
 
 
 def duration_type(rules: Rules) -> Type:
-    """Return the type of a length of time in a request: ``"1.5s"``, in seconds within its rules."""
+    """Return the type of a length of time in a request: ``"1.5s"``, within its rules."""
     named = rules.duration
-    low, high = -_MAX_SECONDS, _MAX_SECONDS
-    positive = named.HasField("gt") or named.HasField("gte")
-    if positive:
+    # No request has a use for less than nothing, whether or not its rules say so.
+    low, high = 0, _MAX_SECONDS
+    if named.HasField("gt") or named.HasField("gte"):
         low = (named.gt if named.HasField("gt") else named.gte).seconds
     if named.HasField("lt") or named.HasField("lte"):
         high = (named.lt if named.HasField("lt") else named.lte).seconds
@@ -169,8 +185,6 @@ def _block(start: str, end: str) -> str:
 
 def _duration_pattern(low: int, high: int, *, above: bool) -> str:
     fraction = r"(?:\.[0-9]{1,9})?"
-    if low < 0:
-        return f"^-?{decimal_pattern(0, high)}s$"
     first = max(low, 1)
     parts = [f"{decimal_pattern(first, high - 1)}{fraction}s", rf"{high}(?:\.0{{1,9}})?s"]
     if low == 0:
@@ -202,20 +216,23 @@ def _integer(kind: int, rules: Rules) -> Type:
     return Annotated[str, Field(pattern=f"^{decimal_pattern(text_low, text_high)}$")] | number
 
 
-def _enum(enum: EnumDescriptor, rules: Rules) -> Type:
+def _enum(enum: EnumDescriptor, rules: Rules, lowest: int) -> Type:
     allowed = [
         value.name
         for value in enum.values
-        if value.number not in rules.enum.not_in
+        if value.number >= lowest
+        and value.number not in rules.enum.not_in
         and (not getattr(rules.enum, "in") or value.number in getattr(rules.enum, "in"))
     ]
     return Literal[tuple(allowed)]
 
 
-def _string(rules: Rules) -> Type:
+def _string(rules: Rules, form: str | None) -> Type:
     named = rules.string
     if getattr(named, "in"):
         return Literal[tuple(getattr(named, "in"))]
+    if form is not None:
+        return Annotated[str, Field(pattern=f"^{form}$" if named.min_len else f"^({form})?$")]
     exact = named.len if named.HasField("len") else None
     return Annotated[
         str,

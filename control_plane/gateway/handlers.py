@@ -21,6 +21,8 @@ from control_plane.gateway.streams import (
     Answers,
     StreamedAnswers,
     Streams,
+    by_number,
+    by_resource,
     byte_stream,
     event_stream,
     to_json,
@@ -90,9 +92,13 @@ class Handlers:
         return unary
 
     def _events(self, reader: RequestReader) -> Handler:
+        id_of = by_resource if resumes(reader) else by_number
+
         async def watch(request: Request) -> Response:
             answers = await self._start(reader, request, FIRST_EVENT_WITHIN)
-            body = event_stream(answers, heartbeat_every=self._bounds.heartbeat_every, closing=self._closing)
+            body = event_stream(
+                answers, id_of=id_of, heartbeat_every=self._bounds.heartbeat_every, closing=self._closing
+            )
             return StreamedAnswers(body, answers, self._streams, _EVENT_HEADERS)
 
         return watch
@@ -147,10 +153,15 @@ class Handlers:
         return reader.read(parts, max_bytes=self._bounds.json_bytes)
 
 
+def resumes(reader: RequestReader) -> bool:
+    """Whether an event stream can be taken up behind an event."""
+    return reader.route.kind is Kind.EVENTS and RESUME_FIELD in reader.route.request.fields_by_name
+
+
 def _query(reader: RequestReader, request: Request) -> list[tuple[str, str]]:
     pairs = request.query_params.multi_items()
     last = request.headers.get(RESUME_HEADER)
-    if last and reader.route.kind is Kind.EVENTS and RESUME_FIELD in reader.route.request.fields_by_name:
+    if last and resumes(reader):
         return [*(pair for pair in pairs if pair[0] != RESUME_FIELD), (RESUME_FIELD, last)]
     return pairs
 

@@ -34,6 +34,23 @@ REQUEST: Final = ConfigDict(extra="forbid", strict=True)
 _ANSWER: Final = ConfigDict()
 
 
+class _NamedVersion(BaseModel):
+    model_config = ConfigDict(extra="forbid", strict=True, title="ByVersion")
+
+    name: Annotated[str, Field(pattern="^[a-z][a-z0-9-]{0,62}$")]
+    version: Annotated[str, Field(pattern="^[0-9A-Za-z.+-]{1,128}$")]
+
+
+class _Digest(BaseModel):
+    model_config = ConfigDict(extra="forbid", strict=True, title="ByDigest")
+
+    digest: Annotated[str, Field(pattern="^sha256:[0-9a-f]{64}$")]
+
+
+CHOICES: Final[Mapping[str, Type]] = {"agentfactory.v1.TemplateRef": _NamedVersion | _Digest}
+"""Messages of which one set of fields or another is given, which the contract's rules do not say."""
+
+
 class Plain(GenerateJsonSchema):
     """JSON Schema without the titles and nulls that say nothing."""
 
@@ -125,7 +142,10 @@ class Models:
             return timestamp_type()
         if message.full_name == "google.protobuf.Duration":
             return duration_type(rules)
-        return FREE_FORMS[message.full_name] if message.full_name in FREE_FORMS else self.input(message)
+        for table in (CHOICES, FREE_FORMS):
+            if message.full_name in table:
+                return table[message.full_name]
+        return self.input(message)
 
     def _output_container(self, field: FieldDescriptor) -> Type:
         if not field.is_repeated:
@@ -182,6 +202,8 @@ def _oneof_schema(message: Descriptor, fields: list[FieldDescriptor]) -> dict[st
         else:
             pairs = [[a, b] for at, a in enumerate(names) for b in names[at + 1 :]]
             rules += [{"not": {"required": pair}} for pair in pairs]
+    if len(rules) == 1:
+        return rules[0]
     return {"allOf": rules} if rules else {}
 
 

@@ -158,9 +158,12 @@ def _check(model: Model, document: Json, located: Any) -> list[Violation]:
     return []
 
 
+_TYPE_NAMES: Final = ("constrained-", "_")
+
+
 def _in_body(loc: tuple[int | str, ...]) -> tuple[str, str]:
     # Where a value may be of two types, pydantic names the type too: no part of the document.
-    return "body", "".join(f"/{part}" for part in loc if not str(part).startswith("constrained-"))
+    return "body", "".join(f"/{part}" for part in loc if not str(part).startswith(_TYPE_NAMES))
 
 
 def _value(parameter: Parameter, texts: list[str]) -> Any:

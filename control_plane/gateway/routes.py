@@ -107,8 +107,7 @@ def routes_of(services: Iterable[str]) -> tuple[Route, ...]:
             other = found.setdefault((route.method, _PARAMETER.sub("{}", route.path)), route)
             if other is not route:
                 raise ValueError(f"{other.rpc} and {route.rpc} have one route: {route.method} {route.path}")
-    # A verb behind a parameter first: the parameter alone would take it for a part of the name.
-    return tuple(sorted(found.values(), key=lambda route: ":" not in route.path))
+    return tuple(found.values())
 
 
 def chunk_field(message: Descriptor) -> FieldDescriptor | None:

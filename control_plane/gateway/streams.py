@@ -6,7 +6,7 @@ stops it says nothing, so that the browser does connect again.
 
 import asyncio
 import json
-from collections.abc import AsyncGenerator, Mapping
+from collections.abc import AsyncGenerator, Callable, Mapping
 from contextlib import suppress
 from datetime import timedelta
 from typing import Any, Final
@@ -121,7 +121,11 @@ class StreamedAnswers(StreamingResponse):
 
 
 async def event_stream(
-    answers: Answers, *, heartbeat_every: timedelta, closing: asyncio.Event
+    answers: Answers,
+    *,
+    id_of: Callable[[Message, int], str],
+    heartbeat_every: timedelta,
+    closing: asyncio.Event,
 ) -> AsyncGenerator[bytes]:
     """Yield a stream as server-sent events (HTML standard, section 9.2), and heartbeats in silence."""
     stopped = asyncio.ensure_future(closing.wait())
@@ -137,7 +141,7 @@ async def event_stream(
                 yield _event("end", "{}", "")
                 return
             number += 1
-            yield _event("message", _json_of(answer), _id_of(answer) or str(number))
+            yield _event("message", _json_of(answer), id_of(answer, number))
     except Exception as error:  # noqa: BLE001 - whatever it is, the reader is told in the one way that is left
         yield _event("error", _failure(error).to_bytes().decode(), "")
     finally:
@@ -165,13 +169,16 @@ def _event(kind: str, data: str, event_id: str) -> bytes:
     return f"{head}event: {kind}\ndata: {data}\n\n".encode()
 
 
-def _id_of(answer: Message) -> str:
-    """Return the id of what an answer carries, where the stream can be taken up behind it."""
-    inner = answer.DESCRIPTOR.fields[0] if len(answer.DESCRIPTOR.fields) == 1 else None
-    if inner is None or inner.message_type is None:
-        return ""
-    key = f"{inner.name}_id"
-    return str(getattr(getattr(answer, inner.name), key)) if key in inner.message_type.fields_by_name else ""
+def by_number(_: Message, number: int) -> str:
+    """Return the id of an event of a stream that starts anew whenever it is asked for."""
+    return str(number)
+
+
+def by_resource(answer: Message, number: int) -> str:
+    """Return the id of an event of a stream that can be taken up behind it: the one of its resource."""
+    del number
+    name = answer.DESCRIPTOR.fields[0].name
+    return str(getattr(getattr(answer, name), f"{name}_id"))
 
 
 def _failure(error: Exception) -> Problem:
