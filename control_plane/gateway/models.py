@@ -4,7 +4,7 @@ A request is read strictly: JSON names only, nothing unknown, no null, no number
 Answers are only described, never checked.
 """
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Annotated, Any, Final, TypeAlias
 
 from buf.validate import validate_pb2
@@ -26,6 +26,7 @@ from control_plane.gateway.fields import (
 )
 
 Model: TypeAlias = type[BaseModel]
+Json: TypeAlias = dict[str, Any]
 
 HEADER_FIELDS: Final[Mapping[str, str]] = {"request_id": "Idempotency-Key", "traceparent": "traceparent"}
 """Fields of requests that HTTP has a header for: there and nowhere else."""
@@ -86,7 +87,7 @@ class Models:
         }
         return create_model(
             name,
-            __config__=ConfigDict(**REQUEST, json_schema_extra=_oneof_schema(message, fields)),
+            __config__=ConfigDict(**REQUEST, json_schema_extra=_oneof_schema(message)),
             __validators__=_oneof_checks(message),
             **definitions,
         )
@@ -193,18 +194,29 @@ def _must_be_set(oneof: OneofDescriptor) -> bool:
     return bool(oneof.GetOptions().Extensions[validate_pb2.oneof].required)
 
 
-def _oneof_schema(message: Descriptor, fields: list[FieldDescriptor]) -> dict[str, Any]:
-    rules: list[dict[str, Any]] = []
-    for oneof in _oneofs(message):
-        names = [str(field.json_name) for field in oneof.fields if field in fields]
-        if _must_be_set(oneof):
-            rules.append({"oneOf": [{"required": [name]} for name in names]})
-        else:
-            pairs = [[a, b] for at, a in enumerate(names) for b in names[at + 1 :]]
-            rules += [{"not": {"required": pair}} for pair in pairs]
-    if len(rules) == 1:
-        return rules[0]
-    return {"allOf": rules} if rules else {}
+def _oneof_schema(message: Descriptor) -> Callable[[Json], None]:
+    """Return what splits a message's schema into one for each field of its oneofs, and one without any.
+
+    `not` would say it in a line, and most tools that make code or data of a schema do not read it.
+    """
+
+    def split(schema: Json) -> None:
+        for oneof in _oneofs(message):
+            names = [str(field.json_name) for field in oneof.fields]
+            choices = [[name] for name in names] if _must_be_set(oneof) else [[], *([name] for name in names)]
+            whole = dict(schema)
+            schema.clear()
+            schema["oneOf"] = [_with(whole, chosen, names) for chosen in choices]
+
+    return split
+
+
+def _with(schema: Json, chosen: list[str], names: list[str]) -> Json:
+    if "oneOf" in schema:
+        return {"oneOf": [_with(each, chosen, names) for each in schema["oneOf"]]}
+    left_out = set(names) - set(chosen)
+    properties = {name: each for name, each in schema["properties"].items() if name not in left_out}
+    return {**schema, "properties": properties, "required": [*schema.get("required", ()), *chosen]}
 
 
 def _oneof_checks(message: Descriptor) -> dict[str, Any]:
