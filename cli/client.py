@@ -8,6 +8,7 @@ from typing import Final, TypeVar
 
 import grpc
 from agentfactory.v1 import (
+    access_pb2_grpc,
     agents_pb2_grpc,
     audit_pb2_grpc,
     executions_pb2_grpc,
@@ -15,12 +16,18 @@ from agentfactory.v1 import (
     templates_pb2_grpc,
 )
 
-from cli.settings import DEFAULT_TARGET, CliSettings
+from cli.settings import DEFAULT_TARGET, DEFAULT_TLS_TARGET, CliSettings
 from cli.state import read_stack
 from shared.paths import InstallationPaths
 from shared.rpc.channel import connect as open_channel
+from shared.rpc.credentials import TENANT, bearer, with_metadata
 from shared.rpc.errors import error_of
-from shared.rpc.tls import TlsFiles, channel_credentials
+from shared.rpc.tls import (
+    TlsFiles,
+    channel_credentials,
+    read_authority,
+    server_only_channel_credentials,
+)
 
 T = TypeVar("T")
 
@@ -57,6 +64,10 @@ class Client:
     def audit(self) -> "audit_pb2_grpc.AuditServiceAsyncStub":
         return audit_pb2_grpc.AuditServiceStub(self.channel)
 
+    @property
+    def access(self) -> "access_pb2_grpc.AccessServiceAsyncStub":
+        return access_pb2_grpc.AccessServiceStub(self.channel)
+
 
 def tls_files(settings: CliSettings) -> TlsFiles:
     """Return where the client's side of mutual TLS lies in the data folder."""
@@ -73,7 +84,24 @@ def target_of(settings: CliSettings) -> str:
     if settings.target is not None:
         return settings.target
     stack = read_stack(settings.data_dir)
+    if settings.token is not None:
+        return stack.enroll_target if stack is not None else DEFAULT_TLS_TARGET
     return stack.target if stack is not None else DEFAULT_TARGET
+
+
+def credentials_of(settings: CliSettings) -> grpc.ChannelCredentials:
+    """Return who this client is: the bearer of the token in the settings, else of the certificate.
+
+    Raises:
+        NotFoundError: There is no installation in the data folder, or no such client.
+        KeyFileModeError: The client's key may be read by others.
+    """
+    files = tls_files(settings)
+    if settings.token is not None:
+        metadata = bearer(settings.token.get_secret_value(), settings.tenant)
+        return with_metadata(server_only_channel_credentials(read_authority(files)), metadata)
+    credentials = channel_credentials(files)
+    return with_metadata(credentials, ((TENANT, settings.tenant),)) if settings.tenant else credentials
 
 
 @asynccontextmanager
@@ -85,7 +113,7 @@ async def connect(settings: CliSettings) -> AsyncIterator[Client]:
         KeyFileModeError: The client's key may be read by others.
         AgentFactoryError: As the control plane said, or UnavailableError when it does not answer.
     """
-    channel = open_channel(target_of(settings), channel_credentials(tls_files(settings)))
+    channel = open_channel(target_of(settings), credentials_of(settings))
     try:
         yield Client(channel=channel, timeout=settings.call_timeout.total_seconds())
     except grpc.aio.AioRpcError as error:

@@ -26,7 +26,7 @@ def init(
 
     Example: agentfactory init --database-url postgresql://owner@/agentfactory?host=/run/postgresql
     """
-    from control_plane.installation.domain import DEFAULT_SERVER_NAMES, InitRequest
+    from control_plane.installation.domain import BOOTSTRAP_LIFE, DEFAULT_SERVER_NAMES, InitRequest
     from control_plane.setup import initialize
     from shared.ids import InstallationId
 
@@ -36,6 +36,7 @@ def init(
         owner_database_url=owner_database_url(settings, database_url),
         installation=InstallationId(name),
         server_names=tuple(server_name) if server_name else DEFAULT_SERVER_NAMES,
+        bootstrap_life=BOOTSTRAP_LIFE,
     )
     made = asyncio.run(initialize(request))
     if output.wants_json():
@@ -47,6 +48,7 @@ def init(
                 "order_key_id": made.order_key_id,
                 "keyset_version": made.keyset_version,
                 "admin": made.admin_identity,
+                "bootstrap_secret": made.bootstrap_secret,
             }
         )
         return
@@ -58,5 +60,11 @@ def init(
             ("keyset", f"version {made.keyset_version}"),
             ("admin", made.admin_identity),
             ("trust for nodes", made.paths.data_dir / "trust.json"),
+            ("bootstrap secret", made.bootstrap_secret),
         ]
     )
+    if made.bootstrap_secret is not None:
+        output.note(
+            "the bootstrap secret is shown this once, makes one identity an administrator and expires in "
+            "24 hours: agentfactory access bootstrap"
+        )

@@ -25,6 +25,7 @@ GROUPS = {
     "execution": "cli.executions",
     "node": "cli.nodes",
     "access": "cli.access",
+    "tenant": "cli.tenants",
     "audit": "cli.audit",
     "receipt": "cli.receipts",
     "sandbox": "cli.sandbox",

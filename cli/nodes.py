@@ -22,30 +22,36 @@ NodeIdArgument = Annotated[str, typer.Argument(help="nod_…")]
 def token(
     zone: Annotated[str, typer.Option("--zone", help="Zone of the node to be.")] = "",
     hours: Annotated[float, typer.Option("--hours", min=0.1, max=168, help="How long it is valid.")] = 1.0,
+    uses: Annotated[
+        int, typer.Option("--uses", min=1, max=10_000, help="Nodes that it enrolls; several need a zone.")
+    ] = 1,
     data_dir: DataDir = None,
     target: Target = None,
     as_json: Json = False,
 ) -> None:
-    """Make a one-time enrollment token; it is shown once.
+    """Make an enrollment token, one-time or for the autoscaled nodes of a zone; it is shown once.
 
-    Example: agentfactory node token --zone eu-1
+    Example: agentfactory node token --zone eu-1 --uses 50 --hours 24
     """
-    answer = create_token(read_settings(data_dir, target), ttl=timedelta(hours=hours), zone=zone)
+    answer = create_token(
+        read_settings(data_dir, target), ttl=timedelta(hours=hours), zone=zone, max_uses=uses
+    )
     if output.wants_json():
         output.message(answer)
         return
-    output.note(f"valid once, until {output.time(answer.expires_at)}")
+    often = "once" if answer.max_uses <= 1 else f"{answer.max_uses} times, in zone {zone},"
+    output.note(f"valid {often} until {output.time(answer.expires_at)}")
     print(answer.token)
 
 
 def create_token(
-    settings: CliSettings, *, ttl: timedelta, zone: str = ""
+    settings: CliSettings, *, ttl: timedelta, zone: str = "", max_uses: int = 1
 ) -> "nodes_pb2.CreateEnrollmentTokenResponse":
-    return asyncio.run(create_token_with(settings, ttl=ttl, zone=zone))
+    return asyncio.run(create_token_with(settings, ttl=ttl, zone=zone, max_uses=max_uses))
 
 
 async def create_token_with(
-    settings: CliSettings, *, ttl: timedelta, zone: str = ""
+    settings: CliSettings, *, ttl: timedelta, zone: str = "", max_uses: int = 1
 ) -> "nodes_pb2.CreateEnrollmentTokenResponse":
     from agentfactory.v1 import nodes_pb2
     from google.protobuf.duration_pb2 import Duration
@@ -54,7 +60,7 @@ async def create_token_with(
 
     duration = Duration()
     duration.FromTimedelta(ttl)
-    request = nodes_pb2.CreateEnrollmentTokenRequest(ttl=duration, zone=zone)
+    request = nodes_pb2.CreateEnrollmentTokenRequest(ttl=duration, zone=zone, max_uses=max_uses)
     async with connect(settings) as client:
         return await client.fleet.CreateEnrollmentToken(request, timeout=client.timeout)
 

@@ -11,6 +11,7 @@ from shared.errors import SettingsError
 from shared.settings import Plane, PlaneSettings, default_config_file, default_data_dir, load_settings
 
 DEFAULT_TARGET: Final = "127.0.0.1:7443"
+DEFAULT_TLS_TARGET: Final = "127.0.0.1:7445"
 
 DataDir = Annotated[
     Path | None,
@@ -42,6 +43,10 @@ class CliSettings(PlaneSettings):
     """Control plane; unset: the one that `up` started on this data folder, else 127.0.0.1:7443."""
     client: str = Field(default="admin", pattern=r"^[A-Za-z0-9._-]{1,64}$")
     """Name of the client certificate in <data dir>/clients."""
+    token: SecretStr | None = None
+    """Be the bearer of this token, on the port without client certificates, not the certificate's client."""
+    tenant: str = Field(default="", max_length=64)
+    """Tenant to act in, where the identity is bound in several."""
     owner_database_url: SecretStr | None = None
     """For `init`, `keys trust` and `retention run`: postgresql://… as the role that owns the schema."""
     call_timeout: timedelta = Field(default=timedelta(seconds=30), gt=timedelta(0), le=timedelta(hours=1))

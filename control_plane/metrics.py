@@ -56,6 +56,9 @@ class ControlMetrics:
         self._signature_failures = Counter(
             "af_signature_failures", "Signatures that did not verify.", ["kind"], registry=registry
         )
+        self._break_glass = Counter(
+            "af_break_glass", "Calls let in by a token for emergencies.", registry=registry
+        )
         self._policy_denials = Counter(
             "af_policy_denials", "Decisions that said no.", ["question", "reason"], registry=registry
         )
@@ -98,6 +101,10 @@ class ControlMetrics:
         self._executions.labels(str(execution.state)).inc()
         if execution.ended_at is not None:
             self._end_to_end.observe((execution.ended_at - execution.created_at).total_seconds())
+
+    def break_glass(self) -> None:
+        """A call was let in by a token for emergencies."""
+        self._break_glass.inc()
 
     def policy_denied(self, question: str, reason: str) -> None:
         """Policy said no."""

@@ -31,6 +31,7 @@ SERVICES: Final = tuple(
         "NodeService",
         "FleetService",
         "AuditService",
+        "AccessService",
     )
 )
 

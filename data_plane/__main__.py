@@ -90,7 +90,9 @@ async def _enroll(settings: NodeSettings, options: argparse.Namespace) -> None:
     paths = settings.paths
     trust = read_trust(options.trust or paths.trust)
     token = _token(options.token)
-    node_id = await enroll(paths=paths, trust=trust, target=options.control_plane, token=token)
+    node_id = await enroll(
+        paths=paths, trust=trust, target=options.control_plane, token=token, zone=settings.zone
+    )
     print(node_id)  # noqa: T201 - the result of the command
 
 
@@ -119,7 +121,7 @@ def _parser() -> argparse.ArgumentParser:
     commands = parser.add_subparsers(dest="command")
     commands.add_parser("run", parents=[common], help="run the node (the default)")
     enrolling = commands.add_parser(
-        "enroll", parents=[common], help="exchange a one-time token for a node identity"
+        "enroll", parents=[common], help="exchange an enrollment token for a node identity"
     )
     enrolling.add_argument("--token", required=True, help="the token; - reads it from standard input")
     enrolling.add_argument("--control-plane", required=True, metavar="HOST:PORT")

@@ -46,14 +46,14 @@ RENEW_AFTER: Final = 2 / 3
 PROOF_DOMAIN: Final = b"agentfactory-enroll-v1"
 
 
-async def enroll(*, paths: NodePaths, trust: TrustRoots, target: str, token: str) -> NodeId:
+async def enroll(*, paths: NodePaths, trust: TrustRoots, target: str, token: str, zone: str = "") -> NodeId:
     """Give this folder a node identity and return its id.
 
     Keys that an interrupted enrollment left are used again; the token is used only when it succeeds.
 
     Raises:
         AlreadyExistsError: The folder has an identity, or pins other trust roots than the given ones.
-        EnrollmentTokenInvalidError: The token is unknown, used or expired.
+        EnrollmentTokenInvalidError: The token is unknown, used or expired, or for another zone.
         UnavailableError, DeadlineExceededError: The control plane does not answer.
         VerificationError: It answers for another installation than the pinned one.
         KeyFormatError: It issues a certificate that is not of this node and its key.
@@ -71,6 +71,7 @@ async def enroll(*, paths: NodePaths, trust: TrustRoots, target: str, token: str
         csr_der=csr,
         receipt_public_key=receipt_key.public.spki_der,
         receipt_key_proof=receipt_key.sign(PROOF_DOMAIN + csr),
+        zone=zone,
     )
     response = await _enroll_at(target, trust, request)
     if response.installation != trust.installation:

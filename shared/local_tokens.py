@@ -18,6 +18,9 @@ from shared.signatures import PrivateKey, PublicKey
 ISSUER_NAME: Final = "local"
 ALGORITHM: Final = "EdDSA"
 MAX_LIFE: Final = timedelta(hours=24)
+MAX_BREAK_GLASS_LIFE: Final = timedelta(hours=1)
+MIN_REASON_CHARS: Final = 8
+MAX_REASON_CHARS: Final = 256
 _RAW_BYTES: Final = 32
 
 
@@ -43,6 +46,8 @@ class TokenRequest:
     installation: InstallationId
     subject: str
     tenant: str = ""
+    break_glass: str = ""
+    """Why its bearer has to be an administrator; empty: an ordinary token."""
     issued_at: datetime
     life: timedelta
 
@@ -58,6 +63,8 @@ def sign_token(key: PrivateKey, request: TokenRequest) -> str:
     }
     if request.tenant:
         claims["af_tenant"] = request.tenant
+    if request.break_glass:
+        claims["af_break_glass"] = request.break_glass
     return jwt.encode(claims, key.to_pem(), algorithm=ALGORITHM, headers={"kid": str(key.key_id)})
 
 

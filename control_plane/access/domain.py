@@ -1,23 +1,27 @@
 """Roles, rules, grants and issuers of tokens as values. No I/O."""
 
+import re
 from collections.abc import Mapping
-from dataclasses import dataclass
-from datetime import timedelta
+from dataclasses import dataclass, replace
+from datetime import datetime, timedelta
 from enum import StrEnum
 from typing import Final
 from urllib.parse import urlsplit
 
-from shared.errors import PermissionDeniedError, TenantRequiredError
-from shared.ids import TenantId
+from control_plane.audit.domain import printable
+from shared.errors import InvalidInputError, PermissionDeniedError, TenantRequiredError
+from shared.ids import InstallationId, TenantId
 
 
 class Role(StrEnum):
     """What an identity may be. Held as role bindings in Postgres; a node's comes with its enrollment."""
 
-    ADMIN = "admin"
-    OPERATOR = "operator"
-    AUTHOR = "author"
+    VIEWER = "viewer"
     CALLER = "caller"
+    AUTHOR = "author"
+    OPERATOR = "operator"
+    AUDITOR = "auditor"
+    ADMIN = "admin"
     NODE = "node"
 
 
@@ -39,6 +43,8 @@ class Rule:
     audit: Audit
     anonymous: bool = False
     """Also without an identity."""
+    identified: bool = False
+    """Also to an identity without a role, but no node's."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -81,6 +87,117 @@ def choose(identity: str, bound: Bound, wanted: str, default: TenantId) -> Grant
 MAX_TENANTS_NAMED: Final = 16
 
 
+DEFAULT_TENANT: Final = TenantId("default")
+"""Its administrators look after the installation."""
+
+_SUBJECTS: Final = re.compile(
+    r"spiffe://(?P<installation>[a-z0-9][a-z0-9._-]{0,254})/(?:caller|service)/[A-Za-z0-9._-]{1,128}"
+    r"|oidc:[a-z][a-z0-9-]{0,31}/[!-~]{1,255}"
+    r"|group:[a-z][a-z0-9-]{0,31}/[!-~](?:[ -~]{0,253}[!-~])?"
+)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RoleBinding:
+    """A role that an identity, or a group, holds in a tenant."""
+
+    tenant_id: TenantId
+    identity: str
+    role: Role
+    created_by: str = ""
+    """Identity that gave it; empty: `init` did."""
+    created_at: datetime | None = None
+    """Postgres' time; None before it is stored."""
+
+
+def check_subject(identity: str, installation: InstallationId) -> str:
+    """Return `identity` if a role may be bound to it.
+
+    Raises:
+        InvalidInputError: It is neither a caller's or service's SPIFFE id of this installation, nor an
+            identity or a group of a token issuer. A node is what its enrollment makes it.
+    """
+    match = _SUBJECTS.fullmatch(identity)
+    if match is None or match["installation"] not in {None, installation}:
+        raise InvalidInputError(
+            f"{printable(identity[:128])!r} cannot hold a role",
+            hint=f"name spiffe://{installation}/caller/NAME, oidc:ISSUER/SUBJECT or group:ISSUER/GROUP",
+        )
+    return identity
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Tenant:
+    """Whom templates, agents, executions and bindings belong to."""
+
+    tenant_id: TenantId
+    display_name: str = ""
+    max_pending: int | None = None
+    """None: what the settings say."""
+    executions_per_minute: int | None = None
+    created_at: datetime | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class TenantChange:
+    """What changes of a tenant; None: it stays. A quota of zero: what the settings say."""
+
+    display_name: str | None = None
+    max_pending: int | None = None
+    executions_per_minute: int | None = None
+
+    def apply(self, tenant: Tenant) -> Tenant:
+        """Return the tenant as it becomes."""
+        return replace(
+            tenant,
+            display_name=tenant.display_name if self.display_name is None else self.display_name,
+            max_pending=tenant.max_pending if self.max_pending is None else self.max_pending or None,
+            executions_per_minute=tenant.executions_per_minute
+            if self.executions_per_minute is None
+            else self.executions_per_minute or None,
+        )
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Explanation:
+    """Why an identity may call a method, or may not."""
+
+    allowed: bool
+    method: str
+    tenant_id: TenantId
+    needed: frozenset[Role]
+    by: tuple[RoleBinding, ...]
+    held: tuple[RoleBinding, ...]
+    reason: str
+
+
+def explain(
+    *, method: str, rule: Rule, tenant_id: TenantId, identity: str, held: tuple[RoleBinding, ...]
+) -> Explanation:
+    """Return what `rule` makes of the bindings that an identity and its groups hold in a tenant."""
+    by = tuple(binding for binding in held if binding.role in rule.roles)
+    needed = ", ".join(sorted(rule.roles))
+    if rule.anonymous:
+        reason = "everybody may call it, without an identity"
+    elif rule.identified:
+        reason = "every identity but a node's may call it"
+    elif by:
+        reason = "it holds " + ", ".join(f"{one.role} as {one.identity}" for one in by)
+    elif rule.roles == {Role.NODE}:
+        reason = "only an enrolled node may call it; no binding can make one"
+    else:
+        reason = f"{identity} holds none of the roles {needed} in tenant {tenant_id}"
+    return Explanation(
+        allowed=bool(by) or rule.anonymous or rule.identified,
+        method=method,
+        tenant_id=tenant_id,
+        needed=rule.roles,
+        by=by,
+        held=held,
+        reason=reason,
+    )
+
+
 TOKEN_ALGORITHMS: Final = ("RS256", "ES256", "EdDSA")
 """Signatures by a key that only the issuer holds; never a shared secret (HS256), never `none`."""
 
@@ -102,6 +219,8 @@ class TokenIssuer:
     groups_claim: str = "groups"
     max_life: timedelta = MAX_TOKEN_LIFE
     """Longest time from `iat` to `exp`."""
+    max_break_glass_life: timedelta | None = None
+    """The same of tokens for emergencies; None: it may issue none."""
 
 
 def is_trusted_url(url: str) -> bool:

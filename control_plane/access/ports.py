@@ -1,9 +1,10 @@
 """What access needs from the outside."""
 
-from collections.abc import Collection
+from collections.abc import Collection, Sequence
 from typing import Protocol
 
-from control_plane.access.domain import Bound, Grant
+from control_plane.access.domain import Bound, Grant, RoleBinding, Tenant
+from control_plane.database.ports import Transaction
 from shared.ids import TenantId
 from shared.rpc.identity import Principal
 
@@ -42,3 +43,64 @@ class DenialLog(Protocol):
 
     async def denied(self, *, actor: str, known: bool, tenant_id: TenantId, method: str, reason: str) -> None:
         """Record one refused call. `known` says that the identity is one of this installation's."""
+
+
+class BreakGlassLog(Protocol):
+    """Makes noise when somebody gets in without a binding."""
+
+    async def used(self, principal: Principal, *, tenant_id: TenantId, method: str) -> None:
+        """Record and announce one call.
+
+        Raises:
+            DatabaseUnavailableError: It could not be recorded; nobody gets in.
+        """
+
+
+class BindingStore(Protocol):
+    """Keeps role bindings, in the caller's transaction."""
+
+    async def add_binding(self, tx: Transaction, binding: RoleBinding) -> bool:
+        """Store a binding; False: it was there.
+
+        Raises:
+            NotFoundError: There is no such tenant.
+        """
+
+    async def bindings(
+        self, tx: Transaction, tenant_id: TenantId, subjects: Collection[str]
+    ) -> Sequence[RoleBinding]:
+        """Return what these identities and groups hold in a tenant, by identity and role."""
+
+    async def list_bindings(
+        self, tx: Transaction, tenant_id: TenantId, *, identity: str, after: tuple[str, str], limit: int
+    ) -> Sequence[RoleBinding]:
+        """Return bindings behind `after` (identity, role), in this order; of one identity if it is named."""
+
+    async def remove_binding(self, tx: Transaction, binding: RoleBinding) -> bool:
+        """Remove a binding; False: there is none."""
+
+    async def lock_administrators(self, tx: Transaction, tenant_id: TenantId) -> Collection[str]:
+        """Return the identities, not groups, that are administrators; nobody else changes them meanwhile."""
+
+
+class TenantStore(Protocol):
+    """Keeps tenants, in the caller's transaction."""
+
+    async def add_tenant(self, tx: Transaction, tenant: Tenant) -> bool:
+        """Store a tenant; False: the name is taken."""
+
+    async def find_tenant(self, tx: Transaction, tenant_id: TenantId) -> Tenant | None:
+        """Return a tenant; it stays as it is until the transaction ends."""
+
+    async def list_tenants(self, tx: Transaction, *, after: str, limit: int) -> Sequence[Tenant]:
+        """Return tenants behind the id `after`, by id."""
+
+    async def save_tenant(self, tx: Transaction, tenant: Tenant) -> None:
+        """Store what changed of a tenant."""
+
+
+class BootstrapStore(Protocol):
+    """Keeps the secrets with which an installation gets its first administrator."""
+
+    async def use_secret(self, tx: Transaction, secret_hash: str, identity: str) -> TenantId | None:
+        """Use up a secret and return its tenant; None: it is unknown, used or expired. Of two, one wins."""

@@ -18,11 +18,17 @@ STREAM_DEADLINE: Final = timedelta(hours=24)
 HEALTH_WATCH_DEADLINE: Final = timedelta(minutes=5)
 """Of a stream that anybody may open. The watcher opens the next."""
 
-_EVERY_ROLE: Final = frozenset({Role.ADMIN, Role.OPERATOR, Role.AUTHOR, Role.CALLER})
+EVERY_ROLE: Final = frozenset(set(Role) - {Role.NODE})
 """Every role of people and services; a node has its own few methods and nothing else."""
+
+_WITH_CONTENTS: Final = frozenset({Role.ADMIN, Role.OPERATOR, Role.AUTHOR, Role.CALLER})
+"""Who may see what agents read and wrote: neither viewers nor auditors need personal data."""
 
 _AUTHORS: Final = frozenset({Role.ADMIN, Role.AUTHOR})
 _OPERATORS: Final = frozenset({Role.ADMIN, Role.OPERATOR})
+_FLEET_READERS: Final = frozenset({Role.ADMIN, Role.OPERATOR, Role.VIEWER, Role.AUDITOR})
+_AUDITORS: Final = frozenset({Role.ADMIN, Role.OPERATOR, Role.AUDITOR})
+_ACCESS_READERS: Final = frozenset({Role.ADMIN, Role.AUDITOR})
 _CALLERS: Final = frozenset({Role.ADMIN, Role.AUTHOR, Role.CALLER})
 _ADMINS: Final = frozenset({Role.ADMIN})
 _NODES: Final = frozenset({Role.NODE})
@@ -43,27 +49,28 @@ _EXECUTIONS: Final = "/agentfactory.v1.ExecutionService/"
 _NODE: Final = "/agentfactory.v1.NodeService/"
 _FLEET: Final = "/agentfactory.v1.FleetService/"
 _AUDIT: Final = "/agentfactory.v1.AuditService/"
+_ACCESS: Final = "/agentfactory.v1.AccessService/"
 
 RULES: Final[Mapping[str, Rule]] = {
     _TEMPLATES + "PublishTemplate": _change(_AUTHORS, TRANSFER_DEADLINE),
-    _TEMPLATES + "GetTemplate": _read(_EVERY_ROLE),
-    _TEMPLATES + "ListTemplates": _read(_EVERY_ROLE),
+    _TEMPLATES + "GetTemplate": _read(EVERY_ROLE),
+    _TEMPLATES + "ListTemplates": _read(EVERY_ROLE),
     _TEMPLATES + "RetireTemplate": _change(_AUTHORS),
     _TEMPLATES + "RevokeTemplate": _change(_ADMINS),
     _AGENTS + "CreateAgent": _change(_AUTHORS),
-    _AGENTS + "GetAgent": _read(_EVERY_ROLE),
-    _AGENTS + "ListAgents": _read(_EVERY_ROLE),
+    _AGENTS + "GetAgent": _read(EVERY_ROLE),
+    _AGENTS + "ListAgents": _read(EVERY_ROLE),
     _AGENTS + "UpdateAgent": _change(_AUTHORS),
     _AGENTS + "DeleteAgent": _change(_AUTHORS),
     _EXECUTIONS + "Execute": _change(_CALLERS, WAIT_DEADLINE),
     _EXECUTIONS + "SubmitExecution": _change(_CALLERS),
     _EXECUTIONS + "StreamExecutions": _change(_CALLERS, STREAM_DEADLINE),
-    _EXECUTIONS + "GetExecution": _read(_EVERY_ROLE),
-    _EXECUTIONS + "ListExecutions": _read(_EVERY_ROLE),
-    _EXECUTIONS + "WatchExecution": _read(_EVERY_ROLE, STREAM_DEADLINE),
+    _EXECUTIONS + "GetExecution": _read(EVERY_ROLE),
+    _EXECUTIONS + "ListExecutions": _read(EVERY_ROLE),
+    _EXECUTIONS + "WatchExecution": _read(EVERY_ROLE, STREAM_DEADLINE),
     _EXECUTIONS + "CancelExecution": _change(_CALLERS),
     _EXECUTIONS + "UploadBody": _change(_CALLERS, TRANSFER_DEADLINE),
-    _EXECUTIONS + "DownloadBody": _read(_EVERY_ROLE, TRANSFER_DEADLINE),
+    _EXECUTIONS + "DownloadBody": _read(_WITH_CONTENTS, TRANSFER_DEADLINE),
     _NODE + "EnrollNode": Rule(roles=_NOBODY, deadline=CHANGE_DEADLINE, audit=Audit.ALL, anonymous=True),
     _NODE + "RenewNodeCertificate": _change(_NODES),
     _NODE + "Session": _change(_NODES, STREAM_DEADLINE),
@@ -71,13 +78,28 @@ RULES: Final[Mapping[str, Rule]] = {
     _NODE + "FetchBody": _read(_NODES, TRANSFER_DEADLINE),
     _NODE + "UploadOutput": _change(_NODES, TRANSFER_DEADLINE),
     _FLEET + "CreateEnrollmentToken": _change(_OPERATORS),
-    _FLEET + "ListNodes": _read(_OPERATORS),
-    _FLEET + "GetNode": _read(_OPERATORS),
+    _FLEET + "ListNodes": _read(_FLEET_READERS),
+    _FLEET + "GetNode": _read(_FLEET_READERS),
     _FLEET + "DrainNode": _change(_OPERATORS),
     _FLEET + "EvictNode": _change(_OPERATORS),
-    _AUDIT + "ListAuditEntries": _read(_OPERATORS),
-    _AUDIT + "WatchAuditEntries": _read(_OPERATORS, STREAM_DEADLINE),
-    _AUDIT + "GetReceipt": _read(_EVERY_ROLE),
+    _AUDIT + "ListAuditEntries": _read(_AUDITORS),
+    _AUDIT + "WatchAuditEntries": _read(_AUDITORS, STREAM_DEADLINE),
+    _AUDIT + "GetReceipt": _read(EVERY_ROLE),
+    _ACCESS + "GetCallerIdentity": Rule(
+        roles=EVERY_ROLE, deadline=READ_DEADLINE, audit=Audit.DENIALS, identified=True
+    ),
+    _ACCESS + "CreateRoleBinding": _change(_ADMINS),
+    _ACCESS + "ListRoleBindings": _read(_ACCESS_READERS),
+    _ACCESS + "DeleteRoleBinding": _change(_ADMINS),
+    _ACCESS + "ExplainAccess": _read(_ACCESS_READERS),
+    _ACCESS + "ExchangeBootstrapSecret": Rule(
+        roles=EVERY_ROLE, deadline=CHANGE_DEADLINE, audit=Audit.ALL, identified=True
+    ),
+    # The use case asks for an admin of the tenant "default".
+    _ACCESS + "CreateTenant": _change(_ADMINS),
+    _ACCESS + "GetTenant": _read(EVERY_ROLE),
+    _ACCESS + "ListTenants": _read(_ADMINS),
+    _ACCESS + "UpdateTenant": _change(_ADMINS),
     # Not ours, but served beside them.
     "/grpc.health.v1.Health/Check": Rule(
         roles=_NOBODY, deadline=READ_DEADLINE, audit=Audit.NONE, anonymous=True
@@ -85,5 +107,5 @@ RULES: Final[Mapping[str, Rule]] = {
     "/grpc.health.v1.Health/Watch": Rule(
         roles=_NOBODY, deadline=HEALTH_WATCH_DEADLINE, audit=Audit.NONE, anonymous=True
     ),
-    "/grpc.reflection.v1alpha.ServerReflection/ServerReflectionInfo": _read(_EVERY_ROLE, WAIT_DEADLINE),
+    "/grpc.reflection.v1alpha.ServerReflection/ServerReflectionInfo": _read(EVERY_ROLE, WAIT_DEADLINE),
 }

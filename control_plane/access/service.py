@@ -5,8 +5,8 @@ from dataclasses import dataclass
 from datetime import timedelta
 from typing import Final
 
-from control_plane.access.domain import CLOCK_LEEWAY, Audit, Grant, Role, Rule, choose
-from control_plane.access.ports import DenialLog, GrantStore, TokenVerifier
+from control_plane.access.domain import CLOCK_LEEWAY, DEFAULT_TENANT, Audit, Bound, Grant, Role, Rule, choose
+from control_plane.access.ports import BreakGlassLog, DenialLog, GrantStore, TokenVerifier
 from shared.clock import Clock
 from shared.errors import (
     AgentFactoryError,
@@ -27,7 +27,6 @@ GRANT_LIFE: Final = timedelta(seconds=1)
 MAX_KNOWN: Final = 4096
 """Identities kept in memory; the oldest goes first."""
 
-DEFAULT_TENANT: Final = TenantId("default")
 ANONYMOUS: Final = "anonymous"
 
 
@@ -54,6 +53,7 @@ class AccessService:
         grants: GrantStore,
         tokens: TokenVerifier,
         denials: DenialLog,
+        alarm: BreakGlassLog,
         clock: Clock,
     ) -> None:
         self._rules = rules
@@ -61,6 +61,7 @@ class AccessService:
         self._grants = grants
         self._tokens = tokens
         self._denials = denials
+        self._alarm = alarm
         self._clock = clock
         self._known: dict[_Key, _Known] = {}
 
@@ -95,17 +96,19 @@ class AccessService:
         if rule.anonymous:
             return Admission(caller=_ANYBODY, deadline=rule.deadline)
         try:
-            known = await self._identified(principal, tenant)
+            known = await self._identified(rule, principal, tenant)
         except (UnauthenticatedError, PermissionDeniedError, NodeEvictedError, TenantRequiredError) as error:
             await self._record(rule, method, None, principal.identity if principal else ANONYMOUS, error)
             raise
-        if known.roles.isdisjoint(rule.roles):
+        if not _opens(rule, known):
             refusal = PermissionDeniedError(
                 f"{known.caller.identity} may not call {method}: it needs one of the roles "
                 + ", ".join(sorted(rule.roles))
             )
             await self._record(rule, method, known.caller, known.caller.identity, refusal)
             raise refusal
+        if principal is not None and principal.break_glass:
+            await self._alarm.used(principal, tenant_id=known.caller.tenant_id, method=method)
         return Admission(caller=known.caller, deadline=rule.deadline, identified_for=self._left(principal))
 
     def _left(self, principal: Principal | None) -> timedelta | None:
@@ -113,29 +116,37 @@ class AccessService:
             return None
         return principal.expires_at + CLOCK_LEEWAY - self._clock.now()
 
-    async def _identified(self, principal: Principal | None, tenant: str) -> _Known:
+    async def _identified(self, rule: Rule, principal: Principal | None, tenant: str) -> _Known:
         if principal is None:
             raise UnauthenticatedError("the call carries no identity")
         if principal.tenant and tenant and tenant != principal.tenant:
             raise PermissionDeniedError(f"the token counts in tenant {principal.tenant} only")
         wanted = tenant or principal.tenant
         key = (principal.identity, principal.groups, wanted)
+        if principal.break_glass:
+            grant = Grant(tenant_id=TenantId(wanted or DEFAULT_TENANT), roles=frozenset({Role.ADMIN}))
+            return _known(key, "caller", principal.identity.partition("/")[2], grant, 0.0)
         known = self._known.get(key)
         if known is not None and self._clock.monotonic() < known.until:
             return known
-        return self._remember(key, *await self._look_up(principal, wanted))
+        kind, name, held = await self._look_up(principal)
+        if isinstance(held, Grant):
+            return self._remember(key, kind, name, held)
+        if rule.identified and not wanted and len(held) > 1:
+            # It asks who it is, or brings a secret of the installation: no tenant is needed for that.
+            return _known(key, kind, name, Grant(tenant_id=DEFAULT_TENANT, roles=frozenset()), 0.0)
+        return self._remember(key, kind, name, choose(principal.identity, held, wanted, DEFAULT_TENANT))
 
-    async def _look_up(self, principal: Principal, wanted: str) -> tuple[IdentityKind, str, Grant]:
+    async def _look_up(self, principal: Principal) -> tuple[IdentityKind, str, Grant | Bound]:
         identity = principal.identity
         if principal.issuer:
-            bound = await self._grants.bound({identity, *principal.groups})
-            return "caller", identity.partition("/")[2], choose(identity, bound, wanted, DEFAULT_TENANT)
+            subjects = {identity, *principal.groups}
+            return "caller", identity.partition("/")[2], await self._grants.bound(subjects)
         parsed = parse_spiffe_id(identity)
         if parsed.installation != self._installation:
             raise UnauthenticatedError(f"{identity} is not an identity of installation {self._installation}")
         if parsed.kind != "node":
-            grant = choose(identity, await self._grants.bound({identity}), wanted, DEFAULT_TENANT)
-            return parsed.kind, parsed.name, grant
+            return parsed.kind, parsed.name, await self._grants.bound({identity})
         enrolled = await self._grants.node(parsed.name)
         if enrolled is None:
             raise UnauthenticatedError(f"{identity} is not enrolled")
@@ -144,19 +155,7 @@ class AccessService:
         return parsed.kind, parsed.name, enrolled
 
     def _remember(self, key: _Key, kind: IdentityKind, name: str, grant: Grant) -> _Known:
-        # A certificate of a node is a node and nothing else, whatever somebody bound to its name.
-        roles = frozenset({Role.NODE}) if kind == "node" else grant.roles - {Role.NODE}
-        known = _Known(
-            caller=Caller(
-                identity=key[0],
-                kind=kind,
-                name=name,
-                tenant_id=grant.tenant_id,
-                roles=frozenset(str(role) for role in roles),
-            ),
-            roles=roles,
-            until=self._clock.monotonic() + GRANT_LIFE.total_seconds(),
-        )
+        known = _known(key, kind, name, grant, self._clock.monotonic() + GRANT_LIFE.total_seconds())
         self._known.pop(key, None)
         if len(self._known) >= MAX_KNOWN:
             self._known.pop(next(iter(self._known)))
@@ -179,6 +178,29 @@ class AccessService:
         except AgentFactoryError:
             # The refusal stands; an audit log that is away must not turn it into another answer.
             logger.exception("denial not recorded", method=method, caller=actor, reason=error.reason)
+
+
+def _known(key: _Key, kind: IdentityKind, name: str, grant: Grant, until: float) -> _Known:
+    # A certificate of a node is a node and nothing else, whatever somebody bound to its name.
+    roles = frozenset({Role.NODE}) if kind == "node" else grant.roles - {Role.NODE}
+    return _Known(
+        caller=Caller(
+            identity=key[0],
+            kind=kind,
+            name=name,
+            tenant_id=grant.tenant_id,
+            roles=frozenset(str(role) for role in roles),
+            groups=key[1],
+        ),
+        roles=roles,
+        until=until,
+    )
+
+
+def _opens(rule: Rule, known: _Known) -> bool:
+    if rule.identified and known.caller.kind != "node":
+        return True
+    return not known.roles.isdisjoint(rule.roles)
 
 
 _ANYBODY: Final = Caller(

@@ -17,6 +17,7 @@ from control_plane.access.domain import CLOCK_LEEWAY, TokenIssuer
 from shared.canonical import JsonObject, parse_strict
 from shared.clock import Clock
 from shared.errors import MalformedError, UnauthenticatedError
+from shared.local_tokens import MAX_REASON_CHARS, MIN_REASON_CHARS
 from shared.rpc.credentials import MAX_TENANT_CHARS, MAX_TOKEN_CHARS
 from shared.rpc.identity import Principal
 
@@ -25,6 +26,7 @@ VERIFIED_LIFE: Final = timedelta(seconds=5)
 
 MAX_VERIFIED: Final = 4096
 MAX_GROUPS: Final = 256
+BREAK_GLASS_CLAIM: Final = "af_break_glass"
 TENANT_CLAIM: Final = "af_tenant"
 """Binds a token to one tenant. It narrows and never widens, so it counts from every issuer."""
 
@@ -70,6 +72,7 @@ class JwtVerifier:
     7. `aud` names this service.
     8. `sub` is printable and bounded.
     9. Groups are a bounded list of texts; the tenant, when there is one, a bounded text.
+    10. A token for emergencies names its reason, is of an issuer that may issue one, and short-lived.
     """
 
     def __init__(self, *, issuers: Sequence[KnownIssuer], clock: Clock) -> None:
@@ -203,13 +206,28 @@ def _principal(claims: Mapping[str, Any], issuer: TokenIssuer, expires_at: datet
     tenant = claims.get(TENANT_CLAIM, "")
     if not isinstance(tenant, str) or len(tenant) > MAX_TENANT_CHARS:
         _refuse(9, f"its {TENANT_CLAIM} is no tenant")
+    reason = _break_glass(claims, issuer)
     return Principal(
-        identity=f"oidc:{issuer.name}/{subject}",
+        identity=f"oidc:{issuer.name}/{'break-glass/' if reason else ''}{subject}",
         issuer=issuer.name,
         groups=_groups(claims.get(issuer.groups_claim, []), issuer),
         tenant=tenant,
         expires_at=expires_at,
+        break_glass=reason,
     )
+
+
+def _break_glass(claims: Mapping[str, Any], issuer: TokenIssuer) -> str:
+    if BREAK_GLASS_CLAIM not in claims:
+        return ""
+    reason, longest = claims[BREAK_GLASS_CLAIM], issuer.max_break_glass_life
+    if longest is None:
+        _refuse(10, f"issuer {issuer.name} may not break glass")
+    if not isinstance(reason, str) or not MIN_REASON_CHARS <= len(reason) <= MAX_REASON_CHARS:
+        _refuse(10, f"its reason has not {MIN_REASON_CHARS} to {MAX_REASON_CHARS} characters")
+    if claims["exp"] - claims["iat"] > longest.total_seconds():
+        _refuse(10, f"it lives longer than {longest}")
+    return reason
 
 
 def _groups(claim: Any, issuer: TokenIssuer) -> frozenset[str]:

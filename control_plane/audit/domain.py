@@ -5,6 +5,7 @@ from dataclasses import dataclass, field
 from datetime import datetime
 
 from shared.ids import AuditEntryId, TenantId
+from shared.rpc.identity import forwarder
 
 Fact = str | int | bool
 
@@ -40,14 +41,18 @@ class NewAuditEntry:
     """Named facts; never a body, never a secret."""
 
     def __post_init__(self) -> None:
-        """Write what cannot be printed as escapes: no text of a peer keeps an entry out or fakes one.
+        """Name the gateway that passed the call on, and write what cannot be printed as escapes.
+
+        So no text of a peer keeps an entry out or fakes one.
 
         Postgres takes no NUL, and terminals obey control characters.
         """
         for name in ("actor", "subject", "result"):
             object.__setattr__(self, name, printable(getattr(self, name)))
+        named = {"forwarded_by": forwarder()} if forwarder() else {}
         facts = {
-            name: printable(fact) if isinstance(fact, str) else fact for name, fact in self.details.items()
+            name: printable(fact) if isinstance(fact, str) else fact
+            for name, fact in {**self.details, **named}.items()
         }
         object.__setattr__(self, "details", facts)
 

@@ -31,6 +31,8 @@ class ReceiptEvidence:
     batch_envelope: bytes
     receipt_public_key: bytes
     """SubjectPublicKeyInfo, DER."""
+    after_eviction: bool
+    """It came after the node's identity was ended."""
     keyset: bytes
     """The newest keyset."""
     template_envelope: bytes

@@ -75,4 +75,5 @@ def _evidence_to_proto(evidence: ReceiptEvidence) -> audit_pb2.GetReceiptRespons
         receipt_public_key=evidence.receipt_public_key,
         keyset=evidence.keyset,
         template_envelope=evidence.template_envelope,
+        after_eviction=evidence.after_eviction,
     )

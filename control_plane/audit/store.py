@@ -3,7 +3,7 @@
 from collections.abc import Mapping, Sequence
 from typing import Any, Final
 
-from sqlalchemy import ColumnElement, Text, cast, func, insert, literal_column, select, tuple_
+from sqlalchemy import ColumnElement, Text, cast, false, func, insert, literal_column, select, tuple_
 
 from control_plane.audit.domain import AuditEntry, NewAuditEntry
 from control_plane.audit.ports import AuditCursor, ReceiptEvidence
@@ -132,6 +132,7 @@ class PostgresAuditStore:
                 func.coalesce(orders.c.proof, b"").label("proof"),
                 func.coalesce(order_batches.c.envelope, b"").label("batch_envelope"),
                 nodes.c.receipt_public_key,
+                func.coalesce(receipts.c.received_at >= nodes.c.evicted_at, false()).label("after_eviction"),
                 func.coalesce(newest_keyset, b"").label("keyset"),
                 func.coalesce(template_versions.c.envelope, b"").label("template_envelope"),
             )

@@ -85,7 +85,7 @@ installation = Table(
     CheckConstraint("singleton", name="singleton"),
 )
 
-# Quotas: null means what the settings say for every tenant. The owner of the database sets them.
+# Quotas: null means what the settings say for every tenant.
 tenants = Table(
     "tenants",
     metadata,
@@ -93,6 +93,7 @@ tenants = Table(
     _at("created_at", now=True),
     Column("max_pending", Integer),
     Column("executions_per_minute", Integer),
+    Column("display_name", Text, nullable=False, server_default=text("''")),
     CheckConstraint("max_pending > 0 AND executions_per_minute > 0", name="quotas"),
 )
 
@@ -103,8 +104,23 @@ role_bindings = Table(
     Column("identity", Text, nullable=False),
     Column("role", Text, nullable=False),
     _at("created_at", now=True),
+    # Empty: `init` made it.
+    Column("created_by", Text, nullable=False, server_default=text("''")),
     PrimaryKeyConstraint("tenant_id", "identity", "role"),
-    _one_of("role", ("admin", "operator", "author", "caller", "node")),
+    _one_of("role", ("viewer", "caller", "author", "operator", "auditor", "admin", "node")),
+    Index("ix_role_bindings_identity", "identity"),
+)
+
+# One-time secrets that make their bearer an administrator. Only the owner of the database adds one.
+bootstrap_secrets = Table(
+    "bootstrap_secrets",
+    metadata,
+    Column("secret_hash", Text, primary_key=True),
+    _tenant(),
+    _at("created_at", now=True),
+    _at("expires_at"),
+    _at("used_at", nullable=True),
+    Column("used_by", Text, nullable=True),
 )
 
 # Public keys the control plane signs or verifies with, beside the keysets that list them.
@@ -423,6 +439,7 @@ nodes = Table(
     Column("last_hash", LargeBinary, nullable=False, server_default=text("''::bytea")),
     _at("enrolled_at", now=True),
     _at("last_seen_at", nullable=True),
+    _at("evicted_at", nullable=True),
     _one_of("state", ("active", "draining", "quarantined", "evicted")),
 )
 
@@ -455,8 +472,12 @@ enrollment_tokens = Table(
     Column("created_by", Text, nullable=False),
     _at("created_at", now=True),
     _at("expires_at"),
+    # Set by the last use.
     _at("used_at", nullable=True),
+    # The newest node that it enrolled.
     Column("node_id", Text, nullable=True),
+    Column("max_uses", Integer, nullable=False, server_default=text("1")),
+    Column("uses", Integer, nullable=False, server_default=text("0")),
 )
 
 idempotency_keys = Table(

@@ -27,6 +27,10 @@ RENEW_BELOW: Final = 1 / 3
 BACKDATE: Final = timedelta(seconds=30)
 """Keys are valid from a little earlier: clocks may be apart by the skew that is allowed."""
 
+BOOTSTRAP_LIFE: Final = timedelta(hours=24)
+BOOTSTRAP_SECRET_BYTES: Final = 32
+BOOTSTRAP_PREFIX: Final = "afb_"
+
 _INSTALLATION: Final = re.compile(r"[a-z0-9][a-z0-9._-]{0,62}")
 _CALLER: Final = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}")
 
@@ -42,6 +46,8 @@ class InitRequest:
     server_names: tuple[str, ...] = DEFAULT_SERVER_NAMES
     """DNS names and addresses under which the control plane is reached."""
     admin: str = DEFAULT_ADMIN
+    bootstrap_life: timedelta | None = None
+    """Make a bootstrap secret that lives so long, when the installation is new; None: make none."""
     service_password: str | None = field(default=None, repr=False)
     """Set for the service's database role; None leaves how it logs in to the operator of Postgres."""
 
@@ -73,3 +79,5 @@ class Initialized:
     admin_identity: str
     created: bool
     """False: everything was there already."""
+    bootstrap_secret: str | None = field(default=None, repr=False)
+    """Shown once; only its hash is stored."""

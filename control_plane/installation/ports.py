@@ -1,6 +1,7 @@
 """What the birth of an installation needs from the database."""
 
 from dataclasses import dataclass
+from datetime import datetime
 from typing import Protocol
 
 from control_plane.database.ports import Transaction
@@ -44,6 +45,11 @@ class InstallationStore(Protocol):
 
     async def bind_role(self, tx: Transaction, *, tenant_id: TenantId, identity: str, role: str) -> None:
         """Give an identity a role; what is there stays."""
+
+    async def add_bootstrap_secret(
+        self, tx: Transaction, *, tenant_id: TenantId, secret_hash: str, expires_at: datetime
+    ) -> None:
+        """Store the hash of a one-time secret that makes its bearer an administrator."""
 
     async def add_key(self, tx: Transaction, key: SigningKey) -> None:
         """Store a public key; what is there stays."""

@@ -4,11 +4,21 @@ Files come first and the database second: a crash between them leaves keys witho
 rows. Called by the command line through `control_plane/setup.py`, never by the running control plane.
 """
 
+import base64
+import hashlib
+from datetime import timedelta
+
 from control_plane.audit.domain import SYSTEM_ACTOR, NewAuditEntry
 from control_plane.audit.ports import AuditLog
 from control_plane.database.ports import Database, Transaction
 from control_plane.installation import files
-from control_plane.installation.domain import DEFAULT_TENANT, Initialized, InitRequest
+from control_plane.installation.domain import (
+    BOOTSTRAP_PREFIX,
+    BOOTSTRAP_SECRET_BYTES,
+    DEFAULT_TENANT,
+    Initialized,
+    InitRequest,
+)
 from control_plane.installation.keysets import first_keyset, with_publisher
 from control_plane.installation.ports import InstallationStore, SigningKey, StoredKeyset
 from shared.clock import Clock, Random
@@ -72,6 +82,7 @@ class InstallationService:
             if request.service_password is not None:
                 await self._store.set_service_password(tx, request.service_password)
             keyset = await self._first_keyset(tx, installation, keys)
+            secret = await self._bootstrap_secret(tx, request.bootstrap_life) if created else None
             if created:
                 await self._record(tx, "installation.initialized", installation, {"admin": admin})
         files.write_public_file(paths.keyset, keyset.envelope)
@@ -92,6 +103,7 @@ class InstallationService:
             keyset_version=keyset.version,
             admin_identity=admin,
             created=created,
+            bootstrap_secret=secret,
         )
 
     async def add_publisher(self, paths: InstallationPaths, publisher: PublicKey) -> int:
@@ -136,6 +148,19 @@ class InstallationService:
             )
         files.write_public_file(paths.keyset, signed.envelope)
         return following.version
+
+    async def _bootstrap_secret(self, tx: Transaction, life: timedelta | None) -> str | None:
+        if life is None:
+            return None
+        raw = self._random.token_bytes(BOOTSTRAP_SECRET_BYTES)
+        secret = BOOTSTRAP_PREFIX + base64.urlsafe_b64encode(raw).rstrip(b"=").decode()
+        await self._store.add_bootstrap_secret(
+            tx,
+            tenant_id=DEFAULT_TENANT,
+            secret_hash=hashlib.sha256(secret.encode()).hexdigest(),
+            expires_at=self._clock.now() + life,
+        )
+        return secret
 
     async def _refuse_foreign(self, paths: InstallationPaths, installation: InstallationId) -> None:
         async with self._database.transaction() as tx:

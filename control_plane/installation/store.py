@@ -1,5 +1,7 @@
 """Postgres behind `InstallationStore`. Runs as the schema's owner, except for reads."""
 
+from datetime import datetime
+
 from sqlalchemy import func, insert, select, text
 from sqlalchemy.dialects.postgresql import insert as upsert
 from sqlalchemy.exc import IntegrityError
@@ -7,8 +9,8 @@ from sqlalchemy.exc import IntegrityError
 from control_plane.database.migrate import SERVICE_ROLE
 from control_plane.database.notifications import Channel
 from control_plane.database.ports import Transaction
+from control_plane.database.tables import bootstrap_secrets, keys, keysets, role_bindings, tenants
 from control_plane.database.tables import installation as installations
-from control_plane.database.tables import keys, keysets, role_bindings, tenants
 from control_plane.database.unit_of_work import connection_of
 from control_plane.installation.ports import FoundInstallation, SigningKey, StoredKeyset
 from shared.errors import ConflictError
@@ -38,6 +40,16 @@ class PostgresInstallationStore:
         """See `InstallationStore.bind_role`."""
         binding = upsert(role_bindings).values(tenant_id=tenant_id, identity=identity, role=role)
         await connection_of(tx).execute(binding.on_conflict_do_nothing())
+
+    async def add_bootstrap_secret(
+        self, tx: Transaction, *, tenant_id: TenantId, secret_hash: str, expires_at: datetime
+    ) -> None:
+        """See `InstallationStore.add_bootstrap_secret`."""
+        await connection_of(tx).execute(
+            insert(bootstrap_secrets).values(
+                tenant_id=tenant_id, secret_hash=secret_hash, expires_at=expires_at
+            )
+        )
 
     async def add_key(self, tx: Transaction, key: SigningKey) -> None:
         """See `InstallationStore.add_key`."""

@@ -6,7 +6,13 @@ from datetime import datetime
 from enum import StrEnum
 from typing import Final
 
-from shared.errors import NodeEvictedError, NodeQuarantinedError, ReceiptConflictError, ReceiptInvalidError
+from shared.errors import (
+    EnrollmentTokenInvalidError,
+    NodeEvictedError,
+    NodeQuarantinedError,
+    ReceiptConflictError,
+    ReceiptInvalidError,
+)
 from shared.ids import BootId, KeyId, NodeId, TenantId
 
 ENROLL_PROOF_DOMAIN: Final = b"agentfactory-enroll-v1"
@@ -165,7 +171,7 @@ def compare_heads(*, node_id: NodeId, accepted: SpoolHead, claimed: SpoolHead) -
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class EnrollmentToken:
-    """A right to enroll one node, once. The secret itself is never stored."""
+    """A right to enroll one node, or a number of them in one zone. The secret itself is never stored."""
 
     token_hash: str
     """SHA-256 of the secret, hexadecimal."""
@@ -175,11 +181,32 @@ class EnrollmentToken:
     created_at: datetime
     expires_at: datetime
     used_at: datetime | None = None
+    """When its last use was made."""
     node_id: NodeId | None = None
+    max_uses: int = 1
+    uses: int = 0
 
     def is_usable(self, now: datetime) -> bool:
         """Whether it may still be exchanged at `now`; not at its expiry itself."""
-        return self.used_at is None and now < self.expires_at
+        return self.used_at is None and self.uses < self.max_uses and now < self.expires_at
+
+    def zone_of(self, named: str) -> str:
+        """Return the zone of a node that enrolls with it and says that it stands in `named`.
+
+        Raises:
+            EnrollmentTokenInvalidError: It is good for another zone. One of several uses is good only for
+                machines that name its zone, because it lies on all of them and may be copied to others.
+        """
+        if named and self.zone and named != self.zone:
+            raise EnrollmentTokenInvalidError(
+                f"the enrollment token is for zone {self.zone}, not {named[:63]}"
+            )
+        if self.max_uses > 1 and named != self.zone:
+            raise EnrollmentTokenInvalidError(
+                "the enrollment token is for several nodes of one zone, and this one names none",
+                hint="set AF_NODE_ZONE",
+            )
+        return self.zone or named
 
 
 def hash_token(secret: str) -> str:

@@ -46,6 +46,7 @@ class NewToken:
 
     secret: str
     expires_at: datetime
+    max_uses: int
 
     def __repr__(self) -> str:
         return f"NewToken(secret='***', expires_at={self.expires_at!r})"
@@ -59,6 +60,7 @@ class EnrollmentRequest:
     csr_der: bytes
     receipt_public_key: bytes
     receipt_key_proof: bytes
+    zone: str = ""
 
     def __repr__(self) -> str:
         return "EnrollmentRequest(token='***')"
@@ -102,12 +104,16 @@ class NodeService:
 
     # --- tokens and enrollment
 
-    async def create_token(self, *, tenant_id: TenantId, actor: str, ttl: timedelta, zone: str) -> NewToken:
-        """Make a one-time enrollment token. Zero `ttl` means one hour; only its hash is kept.
+    async def create_token(
+        self, *, tenant_id: TenantId, actor: str, ttl: timedelta, zone: str, max_uses: int = 1
+    ) -> NewToken:
+        """Make an enrollment token. Zero `ttl` means one hour; only its hash is kept.
 
         Raises:
-            InvalidInputError: The ttl is negative or above seven days.
+            InvalidInputError: The ttl is negative or above seven days; or it has several uses and no zone.
         """
+        if max_uses > 1 and not zone:
+            raise InvalidInputError("a token of several uses is bound to a zone, and none is named")
         ttl = ttl or DEFAULT_TOKEN_LIFE
         if not timedelta(0) < ttl <= MAX_TOKEN_LIFE:
             raise InvalidInputError(f"ttl must be within {MAX_TOKEN_LIFE.days} days, not {ttl}")
@@ -121,19 +127,25 @@ class NodeService:
             created_by=actor,
             created_at=now,
             expires_at=now + ttl,
+            max_uses=max_uses,
         )
         await self._nodes.add_token(
             token,
             audit=self._entry(
-                tenant_id, actor, "node.token_created", f"token:{token.token_hash[:16]}", zone=zone
+                tenant_id,
+                actor,
+                "node.token_created",
+                f"token:{token.token_hash[:16]}",
+                zone=zone,
+                max_uses=str(max_uses),
             ),
         )
-        return NewToken(secret=secret, expires_at=token.expires_at)
+        return NewToken(secret=secret, expires_at=token.expires_at, max_uses=max_uses)
 
     async def enroll(self, request: EnrollmentRequest) -> Enrolled:
         """Exchange a token and a certificate request for a node identity.
 
-        1. The token is known, unused and not expired.
+        1. The token is known, not used up, not expired, and good for the zone.
         2. The receipt key is an Ed25519 key.
         3. Its owner sent this: it signed the certificate request under its own domain.
         4. The authority accepts the certificate request.
@@ -183,6 +195,7 @@ class NodeService:
         return enrolled
 
     async def _issue(self, request: EnrollmentRequest, token: EnrollmentToken) -> Enrolled:
+        zone = token.zone_of(request.zone)
         receipt_key = PublicKey.from_spki_der(request.receipt_public_key)
         if receipt_key.algorithm is not Algorithm.ED25519:
             raise KeyFormatError(f"a receipt key is Ed25519, not {receipt_key.algorithm}")
@@ -196,7 +209,7 @@ class NodeService:
             receipt_public_key=request.receipt_public_key,
             certificate_serial=certificate.serial,
             enrolled_at=self._clock.now(),
-            zone=token.zone,
+            zone=zone,
         )
         return Enrolled(node=node, certificate=certificate)
 

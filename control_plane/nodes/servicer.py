@@ -56,6 +56,7 @@ class NodeServicer(nodes_pb2_grpc.NodeServiceServicer):
                 csr_der=request.csr_der,
                 receipt_public_key=request.receipt_public_key,
                 receipt_key_proof=request.receipt_key_proof,
+                zone=request.zone,
             )
         )
         message = nodes_pb2.EnrollNodeResponse(
@@ -126,9 +127,13 @@ class FleetServicer(nodes_pb2_grpc.FleetServiceServicer):
     ) -> nodes_pb2.CreateEnrollmentTokenResponse:
         who = caller()
         token = await self._nodes.create_token(
-            tenant_id=who.tenant_id, actor=who.identity, ttl=request.ttl.ToTimedelta(), zone=request.zone
+            tenant_id=who.tenant_id,
+            actor=who.identity,
+            ttl=request.ttl.ToTimedelta(),
+            zone=request.zone,
+            max_uses=request.max_uses or 1,
         )
-        message = nodes_pb2.CreateEnrollmentTokenResponse(token=token.secret)
+        message = nodes_pb2.CreateEnrollmentTokenResponse(token=token.secret, max_uses=token.max_uses)
         message.expires_at.FromDatetime(token.expires_at)
         return message
 

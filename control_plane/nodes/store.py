@@ -84,6 +84,7 @@ class PostgresNodeStore:
                     created_by=token.created_by,
                     created_at=token.created_at,
                     expires_at=token.expires_at,
+                    max_uses=token.max_uses,
                 )
             )
             await self._audit.append(tx, [audit])
@@ -107,10 +108,14 @@ class PostgresNodeStore:
             expires_at=row.expires_at,
             used_at=row.used_at,
             node_id=NodeId(row.node_id) if row.node_id else None,
+            max_uses=row.max_uses,
+            uses=row.uses,
         )
 
     async def enroll(self, node: Node, *, token_hash: str, audit: NewAuditEntry) -> None:
         """See `NodeStore.enroll`: whoever uses the token's row first gets it, by the database's time."""
+        used_so_far = enrollment_tokens.c.uses
+        last = case((used_so_far + 1 >= enrollment_tokens.c.max_uses, func.now()), else_=None)
         async with self._database.transaction() as tx:
             used = await tx.connection.execute(
                 update(enrollment_tokens)
@@ -118,8 +123,9 @@ class PostgresNodeStore:
                     enrollment_tokens.c.token_hash == token_hash,
                     enrollment_tokens.c.used_at.is_(None),
                     enrollment_tokens.c.expires_at > func.now(),
+                    enrollment_tokens.c.uses < enrollment_tokens.c.max_uses,
                 )
-                .values(used_at=func.now(), node_id=node.node_id)
+                .values(uses=used_so_far + 1, used_at=last, node_id=node.node_id)
                 .returning(enrollment_tokens.c.token_hash)
             )
             if used.one_or_none() is None:
@@ -164,11 +170,12 @@ class PostgresNodeStore:
 
     async def save_state(self, node: Node, *, audit: NewAuditEntry) -> None:
         """See `NodeStore.save_state`."""
+        evicted_at = func.now() if node.state is NodeState.EVICTED else None
         async with self._database.transaction() as tx:
             changed = await tx.connection.execute(
                 update(nodes)
                 .where(nodes.c.node_id == node.node_id, nodes.c.state.in_(node.state.may_follow))
-                .values(state=node.state)
+                .values(state=node.state, evicted_at=evicted_at)
                 .returning(nodes.c.node_id)
             )
             if changed.one_or_none() is None:

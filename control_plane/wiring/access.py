@@ -6,13 +6,15 @@ from dataclasses import dataclass
 from datetime import timedelta
 from typing import NoReturn
 
-from control_plane.access.denials import AuditedDenials
+from control_plane.access.administration import AccessAdministration
+from control_plane.access.denials import AuditedBreakGlass, AuditedDenials
 from control_plane.access.domain import TokenIssuer, is_trusted_url
 from control_plane.access.jwks import IssuerKeys, KeySource
 from control_plane.access.jwks_sources import DiscoveredKeys, FileKeys, HttpKeys
 from control_plane.access.rules import RULES
 from control_plane.access.service import AccessService
-from control_plane.access.store import PostgresGrantStore
+from control_plane.access.servicer import AccessServicer
+from control_plane.access.store import PostgresAccessStore, PostgresGrantStore
 from control_plane.access.tokens import JwtVerifier, KnownIssuer
 from control_plane.settings import TokenIssuerSettings
 from control_plane.wiring.base import Base
@@ -28,6 +30,7 @@ class Access:
     """The gatekeeper, and what runs beside it."""
 
     gatekeeper: AccessService
+    servicer: AccessServicer
     keyrings: tuple[IssuerKeys, ...]
 
     async def run(self) -> NoReturn:
@@ -45,10 +48,12 @@ def build_access(base: Base) -> Access:
         IssuerKeys(name=issuer.name, source=source, max_age=max_age, clock=base.clock)
         for issuer, source, max_age in issuers
     ]
+    grants = PostgresGrantStore(base.database)
+    denials = AuditedDenials(refusals=base.refusals, clock=base.clock, random=base.random)
     gatekeeper = AccessService(
         rules=RULES,
         installation=base.found.installation,
-        grants=PostgresGrantStore(base.database),
+        grants=grants,
         tokens=JwtVerifier(
             issuers=[
                 KnownIssuer(issuer=issuer, keys=keys)
@@ -56,10 +61,32 @@ def build_access(base: Base) -> Access:
             ],
             clock=base.clock,
         ),
-        denials=AuditedDenials(refusals=base.refusals, clock=base.clock, random=base.random),
+        denials=denials,
+        alarm=AuditedBreakGlass(audit=base.audit, counter=base.metrics, clock=base.clock, random=base.random),
         clock=base.clock,
     )
-    return Access(gatekeeper=gatekeeper, keyrings=tuple(keyrings))
+    return Access(
+        gatekeeper=gatekeeper,
+        servicer=AccessServicer(_administration(base, grants, denials)),
+        keyrings=tuple(keyrings),
+    )
+
+
+def _administration(base: Base, grants: PostgresGrantStore, denials: AuditedDenials) -> AccessAdministration:
+    store = PostgresAccessStore()
+    return AccessAdministration(
+        database=base.database,
+        bindings=store,
+        tenants=store,
+        secrets=store,
+        grants=grants,
+        denials=denials,
+        audit=base.audit,
+        rules=RULES,
+        installation=base.found.installation,
+        clock=base.clock,
+        random=base.random,
+    )
 
 
 def _issuers(base: Base) -> list[tuple[TokenIssuer, KeySource, timedelta]]:
@@ -82,6 +109,7 @@ def _local_issuer(base: Base) -> TokenIssuer:
         audience=local_tokens.audience_of(installation),
         algorithms=frozenset({local_tokens.ALGORITHM}),
         max_life=local_tokens.MAX_LIFE,
+        max_break_glass_life=local_tokens.MAX_BREAK_GLASS_LIFE,
     )
 
 

@@ -10,6 +10,7 @@ from typing import Any, NoReturn
 
 import grpc
 from agentfactory.v1 import (
+    access_pb2_grpc,
     agents_pb2_grpc,
     audit_pb2_grpc,
     executions_pb2_grpc,
@@ -18,6 +19,7 @@ from agentfactory.v1 import (
 )
 
 from control_plane.access.service import AccessService
+from control_plane.access.servicer import AccessServicer
 from control_plane.agents.directory import CachedAgentDirectory
 from control_plane.agents.servicer import AgentServicer
 from control_plane.audit.service import AuditService
@@ -98,6 +100,7 @@ def build(base: Base, signer: FileSigner) -> Services:
     )
     stopper = TemplateStopper(executions=stores.executions, placer=dispatch.placer, completions=completions)
     bodies = BodyService(store=stores.executions, clock=base.clock, random=base.random)
+    access = build_access(base)
     servicers = _Servicers(
         executions=ExecutionServicer(
             executions,
@@ -111,8 +114,8 @@ def build(base: Base, signer: FileSigner) -> Services:
         audit=AuditServicer(
             AuditService(base.audit, subscribe=partial(base.subscriptions.subscribed, Channel.AUDIT))
         ),
+        access=access.servicer,
     )
-    access = build_access(base)
     return Services(
         access=access.gatekeeper,
         turns=turns,
@@ -143,6 +146,7 @@ class _Servicers:
     nodes: NodeServicer
     fleet: FleetServicer
     audit: AuditServicer
+    access: AccessServicer
 
     def register(self, server: grpc.aio.Server) -> None:
         executions_pb2_grpc.add_ExecutionServiceServicer_to_server(self.executions, server)
@@ -151,6 +155,7 @@ class _Servicers:
         nodes_pb2_grpc.add_NodeServiceServicer_to_server(self.nodes, server)
         nodes_pb2_grpc.add_FleetServiceServicer_to_server(self.fleet, server)
         audit_pb2_grpc.add_AuditServiceServicer_to_server(self.audit, server)
+        access_pb2_grpc.add_AccessServiceServicer_to_server(self.access, server)
 
 
 def build_admission(base: Base) -> Admission:

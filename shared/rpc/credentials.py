@@ -4,19 +4,22 @@ Verifies nothing but the form: TLS has verified the certificate, the gatekeeper 
 """
 
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any, Final, TypeAlias
+from typing import Any, Final, TypeAlias
+
+import grpc
 
 from shared.errors import UnauthenticatedError
-
-if TYPE_CHECKING:
-    import grpc
 
 AUTHORIZATION: Final = "authorization"
 TENANT: Final = "af-tenant"
 MAX_TOKEN_CHARS: Final = 8192
 """Below gRPC's bound of all metadata together."""
 
+FORWARDED_BY: Final = "x-forwarded-by"
+"""Names the gateway that passes a call on: a claim without proof, which gives nothing and is recorded."""
+
 MAX_TENANT_CHARS: Final = 64
+MAX_FORWARDER_CHARS: Final = 64
 
 _SPIFFE_KEY: Final = "peer_spiffe_id"
 _SCHEME: Final = "bearer "
@@ -31,6 +34,7 @@ class Presented:
     spiffe_id: str | None
     token: str | None = field(repr=False)
     tenant: str = ""
+    forwarded_by: str = ""
 
 
 def presented(context: Context) -> Presented:
@@ -43,6 +47,7 @@ def presented(context: Context) -> Presented:
     spiffe_id = _spiffe_id(context)
     token: str | None = None
     tenant: str | None = None
+    forwarded_by = ""
     for key, value in context.invocation_metadata() or ():
         if key == AUTHORIZATION:
             if spiffe_id is not None:
@@ -56,13 +61,33 @@ def presented(context: Context) -> Presented:
             if tenant is not None:
                 raise UnauthenticatedError(f"the call names more than one tenant in {TENANT}")
             tenant = _text(value, MAX_TENANT_CHARS, TENANT)
-    return Presented(spiffe_id=spiffe_id, token=token, tenant=tenant or "")
+        elif key == FORWARDED_BY:
+            forwarded_by = _text(value, MAX_FORWARDER_CHARS, FORWARDED_BY)
+    return Presented(spiffe_id=spiffe_id, token=token, tenant=tenant or "", forwarded_by=forwarded_by)
 
 
 def bearer(token: str, tenant: str = "") -> tuple[tuple[str, str], ...]:
     """Return the metadata with which a caller presents a token, and chooses a tenant when it names one."""
     shown = ((AUTHORIZATION, f"Bearer {token}"),)
     return (*shown, (TENANT, tenant)) if tenant else shown
+
+
+def with_metadata(
+    credentials: grpc.ChannelCredentials, metadata: tuple[tuple[str, str], ...]
+) -> grpc.ChannelCredentials:
+    """Return credentials of a channel whose every call carries this metadata."""
+    return grpc.composite_channel_credentials(
+        credentials, grpc.metadata_call_credentials(_Constant(metadata))
+    )
+
+
+class _Constant(grpc.AuthMetadataPlugin):
+    def __init__(self, metadata: tuple[tuple[str, str], ...]) -> None:
+        self._metadata = metadata
+
+    def __call__(self, context: grpc.AuthMetadataContext, callback: grpc.AuthMetadataPluginCallback) -> None:
+        del context
+        callback(self._metadata, None)
 
 
 def _spiffe_id(context: Context) -> str | None:

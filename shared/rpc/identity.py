@@ -48,6 +48,8 @@ class Principal:
     """The one tenant that a token was made for; empty: any in which its identity is bound."""
     expires_at: datetime | None = None
     """Of a token."""
+    break_glass: str = ""
+    """Why it has to be an administrator without a binding; empty, but for tokens made for emergencies."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -61,6 +63,8 @@ class Caller:
     """Last part of the identity: a node's id, a service's or a caller's name, a token's subject."""
     tenant_id: TenantId
     roles: frozenset[str]
+    groups: frozenset[str] = frozenset()
+    """Of its token."""
 
     @property
     def node_id(self) -> NodeId:
@@ -106,6 +110,7 @@ class Gatekeeper(Protocol):
 
 
 _caller: ContextVar[Caller] = ContextVar("caller")
+_forwarder: ContextVar[str] = ContextVar("forwarder", default="")
 
 
 def caller() -> Caller:
@@ -118,6 +123,16 @@ def caller() -> Caller:
         return _caller.get()
     except LookupError as error:
         raise UnauthenticatedError("there is no authenticated caller outside an rpc") from error
+
+
+def forwarder() -> str:
+    """Return who passed the current RPC on, as it says of itself; empty: nobody did, or no RPC runs here."""
+    return _forwarder.get()
+
+
+def set_forwarder(name: str) -> None:
+    """Name who passed this task's RPC on; only the server interceptor and tests do."""
+    _forwarder.set(name)
 
 
 def set_caller(value: Caller) -> Token[Caller]:

@@ -18,7 +18,7 @@ from shared.errors import AgentFactoryError, DeadlineExceededError, InternalErro
 from shared.logs import get_logger
 from shared.rpc.credentials import Presented, presented
 from shared.rpc.errors import typed_error, wire_error
-from shared.rpc.identity import Admission, Gatekeeper, Principal, set_caller
+from shared.rpc.identity import Admission, Gatekeeper, Principal, set_caller, set_forwarder
 from shared.rpc.inflight import InFlight, RpcBounds
 from shared.rpc.turns import NoTurns, Turns, end_turn, set_turn
 from shared.rpc.validation import validate, validated
@@ -125,6 +125,8 @@ class Guard(grpc.aio.ServerInterceptor):
         return unary
 
     async def _principal(self, method: str, shown: Presented) -> Principal | None:
+        if shown.forwarded_by:
+            set_forwarder(shown.forwarded_by)
         if shown.token is None:
             return None if shown.spiffe_id is None else Principal(identity=shown.spiffe_id)
         return await self._gatekeeper.authenticate(method, shown.token)

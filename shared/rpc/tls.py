@@ -44,6 +44,15 @@ def channel_credentials(files: TlsFiles) -> grpc.ChannelCredentials:
     )
 
 
+def read_authority(files: TlsFiles) -> bytes:
+    """Return the certificate of the authority that peers are verified with, PEM.
+
+    Raises:
+        NotFoundError: It is missing.
+    """
+    return _read_public(files.authority)
+
+
 def server_only_channel_credentials(authority_pem: bytes) -> grpc.ChannelCredentials:
     """Return credentials of a client without an identity: it verifies the server and names nobody."""
     return grpc.ssl_channel_credentials(root_certificates=authority_pem)

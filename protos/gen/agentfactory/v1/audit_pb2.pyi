@@ -212,6 +212,7 @@ class GetReceiptResponse(_message.Message):
     RECEIPT_PUBLIC_KEY_FIELD_NUMBER: _builtins.int
     KEYSET_FIELD_NUMBER: _builtins.int
     TEMPLATE_ENVELOPE_FIELD_NUMBER: _builtins.int
+    AFTER_EVICTION_FIELD_NUMBER: _builtins.int
     receipt_id: _builtins.str
     envelope: _builtins.bytes
     receipt_public_key: _builtins.bytes
@@ -219,6 +220,8 @@ class GetReceiptResponse(_message.Message):
     keyset: _builtins.bytes
     """The root-signed keyset that lists the order key."""
     template_envelope: _builtins.bytes
+    after_eviction: _builtins.bool
+    """It came after the node's identity was ended: what it says is not to be trusted."""
     @_builtins.property
     def order(self) -> Global___SignedOrder: ...
     def __init__(
@@ -230,10 +233,11 @@ class GetReceiptResponse(_message.Message):
         receipt_public_key: _builtins.bytes = ...,
         keyset: _builtins.bytes = ...,
         template_envelope: _builtins.bytes = ...,
+        after_eviction: _builtins.bool = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["order", b"order"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["envelope", b"envelope", "keyset", b"keyset", "order", b"order", "receipt_id", b"receipt_id", "receipt_public_key", b"receipt_public_key", "template_envelope", b"template_envelope"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["after_eviction", b"after_eviction", "envelope", b"envelope", "keyset", b"keyset", "order", b"order", "receipt_id", b"receipt_id", "receipt_public_key", b"receipt_public_key", "template_envelope", b"template_envelope"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

@@ -54,6 +54,7 @@ class EnrollNodeRequest(_message.Message):
     CSR_DER_FIELD_NUMBER: _builtins.int
     RECEIPT_PUBLIC_KEY_FIELD_NUMBER: _builtins.int
     RECEIPT_KEY_PROOF_FIELD_NUMBER: _builtins.int
+    ZONE_FIELD_NUMBER: _builtins.int
     token: _builtins.str
     csr_der: _builtins.bytes
     """PKCS#10 request, DER."""
@@ -61,6 +62,10 @@ class EnrollNodeRequest(_message.Message):
     """Ed25519 SubjectPublicKeyInfo, DER: signs this node's receipts."""
     receipt_key_proof: _builtins.bytes
     """Signature of the receipt key over "agentfactory-enroll-v1" || csr_der: possession."""
+    zone: _builtins.str
+    """Zone in which the machine stands. A token of several uses is good for its own zone only; a one-time token
+    without a zone takes this one.
+    """
     def __init__(
         self,
         *,
@@ -68,10 +73,11 @@ class EnrollNodeRequest(_message.Message):
         csr_der: _builtins.bytes = ...,
         receipt_public_key: _builtins.bytes = ...,
         receipt_key_proof: _builtins.bytes = ...,
+        zone: _builtins.str = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["csr_der", b"csr_der", "receipt_key_proof", b"receipt_key_proof", "receipt_public_key", b"receipt_public_key", "token", b"token"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["csr_der", b"csr_der", "receipt_key_proof", b"receipt_key_proof", "receipt_public_key", b"receipt_public_key", "token", b"token", "zone", b"zone"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -1136,7 +1142,10 @@ class CreateEnrollmentTokenRequest(_message.Message):
 
     TTL_FIELD_NUMBER: _builtins.int
     ZONE_FIELD_NUMBER: _builtins.int
+    MAX_USES_FIELD_NUMBER: _builtins.int
     zone: _builtins.str
+    max_uses: _builtins.int
+    """How many nodes it enrolls. Zero: one."""
     @_builtins.property
     def ttl(self) -> _duration_pb2.Duration:
         """Zero: one hour."""
@@ -1146,10 +1155,11 @@ class CreateEnrollmentTokenRequest(_message.Message):
         *,
         ttl: _duration_pb2.Duration | None = ...,
         zone: _builtins.str = ...,
+        max_uses: _builtins.int = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["ttl", b"ttl"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["ttl", b"ttl", "zone", b"zone"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["max_uses", b"max_uses", "ttl", b"ttl", "zone", b"zone"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -1161,8 +1171,10 @@ class CreateEnrollmentTokenResponse(_message.Message):
 
     TOKEN_FIELD_NUMBER: _builtins.int
     EXPIRES_AT_FIELD_NUMBER: _builtins.int
+    MAX_USES_FIELD_NUMBER: _builtins.int
     token: _builtins.str
     """Shown once; only its hash is stored."""
+    max_uses: _builtins.int
     @_builtins.property
     def expires_at(self) -> _timestamp_pb2.Timestamp: ...
     def __init__(
@@ -1170,10 +1182,11 @@ class CreateEnrollmentTokenResponse(_message.Message):
         *,
         token: _builtins.str = ...,
         expires_at: _timestamp_pb2.Timestamp | None = ...,
+        max_uses: _builtins.int = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["expires_at", b"expires_at"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["expires_at", b"expires_at", "token", b"token"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["expires_at", b"expires_at", "max_uses", b"max_uses", "token", b"token"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

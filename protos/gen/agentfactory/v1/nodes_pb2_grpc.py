@@ -72,10 +72,11 @@ class NodeServiceServicer:
     """
 
     def EnrollNode(self, request, context):
-        """Exchanges a one-time token and a certificate request for a node identity.
+        """Exchanges an enrollment token and a certificate request for a node identity.
 
-        Who: a holder of an enrollment token, over server TLS only. Required: token, csr_der, receipt_public_key.
-        Repeat: a used token is ENROLLMENT_TOKEN_INVALID.
+        Who: a holder of an enrollment token, over server TLS only. Required: token, csr_der, receipt_public_key,
+        and for a token of several uses the zone that it was made for.
+        Repeat: a token that is used up is ENROLLMENT_TOKEN_INVALID.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -368,7 +369,8 @@ class FleetServiceServicer:
     """
 
     def CreateEnrollmentToken(self, request, context):
-        """Makes a one-time enrollment token; it is shown once. Who: operator, admin.
+        """Makes an enrollment token; it is shown once. Who: operator, admin.
+        Required for one of several uses: zone.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')

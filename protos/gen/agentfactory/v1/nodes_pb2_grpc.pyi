@@ -34,10 +34,11 @@ class NodeServiceStub:
     @_typing.overload
     def __new__(cls, channel: _aio.Channel) -> NodeServiceAsyncStub: ...
     EnrollNode: _grpc.UnaryUnaryMultiCallable[_nodes_pb2.EnrollNodeRequest, _nodes_pb2.EnrollNodeResponse]
-    """Exchanges a one-time token and a certificate request for a node identity.
+    """Exchanges an enrollment token and a certificate request for a node identity.
 
-    Who: a holder of an enrollment token, over server TLS only. Required: token, csr_der, receipt_public_key.
-    Repeat: a used token is ENROLLMENT_TOKEN_INVALID.
+    Who: a holder of an enrollment token, over server TLS only. Required: token, csr_der, receipt_public_key,
+    and for a token of several uses the zone that it was made for.
+    Repeat: a token that is used up is ENROLLMENT_TOKEN_INVALID.
     """
     RenewNodeCertificate: _grpc.UnaryUnaryMultiCallable[_nodes_pb2.RenewNodeCertificateRequest, _nodes_pb2.RenewNodeCertificateResponse]
     """Replaces a node's certificate before it runs out. Who: the node itself, over mTLS."""
@@ -60,10 +61,11 @@ class NodeServiceAsyncStub(NodeServiceStub):
 
     def __init__(self, channel: _aio.Channel) -> None: ...
     EnrollNode: _aio.UnaryUnaryMultiCallable[_nodes_pb2.EnrollNodeRequest, _nodes_pb2.EnrollNodeResponse]  # type: ignore[assignment]
-    """Exchanges a one-time token and a certificate request for a node identity.
+    """Exchanges an enrollment token and a certificate request for a node identity.
 
-    Who: a holder of an enrollment token, over server TLS only. Required: token, csr_der, receipt_public_key.
-    Repeat: a used token is ENROLLMENT_TOKEN_INVALID.
+    Who: a holder of an enrollment token, over server TLS only. Required: token, csr_der, receipt_public_key,
+    and for a token of several uses the zone that it was made for.
+    Repeat: a token that is used up is ENROLLMENT_TOKEN_INVALID.
     """
     RenewNodeCertificate: _aio.UnaryUnaryMultiCallable[_nodes_pb2.RenewNodeCertificateRequest, _nodes_pb2.RenewNodeCertificateResponse]  # type: ignore[assignment]
     """Replaces a node's certificate before it runs out. Who: the node itself, over mTLS."""
@@ -89,10 +91,11 @@ class NodeServiceServicer(metaclass=_abc_1.ABCMeta):
         request: _nodes_pb2.EnrollNodeRequest,
         context: _ServicerContext,
     ) -> _typing.Union[_nodes_pb2.EnrollNodeResponse, _abc.Awaitable[_nodes_pb2.EnrollNodeResponse]]:
-        """Exchanges a one-time token and a certificate request for a node identity.
+        """Exchanges an enrollment token and a certificate request for a node identity.
 
-        Who: a holder of an enrollment token, over server TLS only. Required: token, csr_der, receipt_public_key.
-        Repeat: a used token is ENROLLMENT_TOKEN_INVALID.
+        Who: a holder of an enrollment token, over server TLS only. Required: token, csr_der, receipt_public_key,
+        and for a token of several uses the zone that it was made for.
+        Repeat: a token that is used up is ENROLLMENT_TOKEN_INVALID.
         """
 
     @_abc_1.abstractmethod
@@ -149,7 +152,9 @@ class FleetServiceStub:
     @_typing.overload
     def __new__(cls, channel: _aio.Channel) -> FleetServiceAsyncStub: ...
     CreateEnrollmentToken: _grpc.UnaryUnaryMultiCallable[_nodes_pb2.CreateEnrollmentTokenRequest, _nodes_pb2.CreateEnrollmentTokenResponse]
-    """Makes a one-time enrollment token; it is shown once. Who: operator, admin."""
+    """Makes an enrollment token; it is shown once. Who: operator, admin.
+    Required for one of several uses: zone.
+    """
     ListNodes: _grpc.UnaryUnaryMultiCallable[_nodes_pb2.ListNodesRequest, _nodes_pb2.ListNodesResponse]
     """Lists nodes. Who: operator, admin."""
     GetNode: _grpc.UnaryUnaryMultiCallable[_nodes_pb2.GetNodeRequest, _nodes_pb2.GetNodeResponse]
@@ -165,7 +170,9 @@ class FleetServiceAsyncStub(FleetServiceStub):
 
     def __init__(self, channel: _aio.Channel) -> None: ...
     CreateEnrollmentToken: _aio.UnaryUnaryMultiCallable[_nodes_pb2.CreateEnrollmentTokenRequest, _nodes_pb2.CreateEnrollmentTokenResponse]  # type: ignore[assignment]
-    """Makes a one-time enrollment token; it is shown once. Who: operator, admin."""
+    """Makes an enrollment token; it is shown once. Who: operator, admin.
+    Required for one of several uses: zone.
+    """
     ListNodes: _aio.UnaryUnaryMultiCallable[_nodes_pb2.ListNodesRequest, _nodes_pb2.ListNodesResponse]  # type: ignore[assignment]
     """Lists nodes. Who: operator, admin."""
     GetNode: _aio.UnaryUnaryMultiCallable[_nodes_pb2.GetNodeRequest, _nodes_pb2.GetNodeResponse]  # type: ignore[assignment]
@@ -184,7 +191,9 @@ class FleetServiceServicer(metaclass=_abc_1.ABCMeta):
         request: _nodes_pb2.CreateEnrollmentTokenRequest,
         context: _ServicerContext,
     ) -> _typing.Union[_nodes_pb2.CreateEnrollmentTokenResponse, _abc.Awaitable[_nodes_pb2.CreateEnrollmentTokenResponse]]:
-        """Makes a one-time enrollment token; it is shown once. Who: operator, admin."""
+        """Makes an enrollment token; it is shown once. Who: operator, admin.
+        Required for one of several uses: zone.
+        """
 
     @_abc_1.abstractmethod
     def ListNodes(

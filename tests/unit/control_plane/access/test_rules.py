@@ -2,13 +2,13 @@
 
 from datetime import timedelta
 
-from agentfactory.v1 import agents_pb2, audit_pb2, executions_pb2, nodes_pb2, templates_pb2
+from agentfactory.v1 import access_pb2, agents_pb2, audit_pb2, executions_pb2, nodes_pb2, templates_pb2
 
 from control_plane.access.domain import Audit, Role
 from control_plane.access.rules import HEALTH_WATCH_DEADLINE, RULES
 from control_plane.servers import SERVICES
 
-FILES = (agents_pb2, audit_pb2, executions_pb2, nodes_pb2, templates_pb2)
+FILES = (access_pb2, agents_pb2, audit_pb2, executions_pb2, nodes_pb2, templates_pb2)
 SERVICE_DESCRIPTORS = [service for file in FILES for service in file.DESCRIPTOR.services_by_name.values()]
 METHODS = {
     f"/{service.full_name}/{method.name}" for service in SERVICE_DESCRIPTORS for method in service.methods

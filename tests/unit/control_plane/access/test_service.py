@@ -1,15 +1,17 @@
 """Who is let in, by rule, role and time."""
 
+from dataclasses import replace
 from datetime import timedelta
 
 import pytest
 
-from control_plane.access.domain import Audit, Grant, Role, Rule
+from control_plane.access.domain import CLOCK_LEEWAY, Audit, Grant, Role, Rule
 from control_plane.access.service import GRANT_LIFE, AccessService
 from shared.errors import (
     DatabaseUnavailableError,
     NodeEvictedError,
     PermissionDeniedError,
+    TenantRequiredError,
     UnauthenticatedError,
 )
 from shared.ids import InstallationId, TenantId
@@ -24,6 +26,7 @@ RULES = {
     "/s/Change": Rule(roles=frozenset({Role.ADMIN}), deadline=MINUTE, audit=Audit.ALL),
     "/s/Session": Rule(roles=frozenset({Role.NODE}), deadline=MINUTE, audit=Audit.ALL),
     "/s/Enroll": Rule(roles=frozenset(), deadline=MINUTE, audit=Audit.ALL, anonymous=True),
+    "/s/WhoAmI": Rule(roles=frozenset({Role.ADMIN}), deadline=MINUTE, audit=Audit.DENIALS, identified=True),
     "/s/Health": Rule(roles=frozenset(), deadline=MINUTE, audit=Audit.NONE, anonymous=True),
 }
 
@@ -68,16 +71,27 @@ class Denials(list):
         self.append((actor, method, reason))
 
 
+class Alarm(list):
+    away = False
+
+    async def used(self, principal, *, tenant_id, method):
+        if self.away:
+            raise DatabaseUnavailableError("postgres is not available")
+        self.append((principal.identity, tenant_id, method, principal.break_glass))
+
+
 class Desk:
     def __init__(self):
         self.clock = FakeClock()
         self.grants = Grants()
         self.denials = Denials()
+        self.alarm = Alarm()
         self.access = AccessService(
             rules=RULES,
             installation=InstallationId("local"),
             grants=self.grants,
             tokens=Tokens(),
+            alarm=self.alarm,
             denials=self.denials,
             clock=self.clock,
         )
@@ -183,3 +197,116 @@ async def test_the_memory_of_callers_is_bounded(desk, monkeypatch):
         desk.grants[identity] = desk.grants[ADMIN]
         await desk.access.admit("/s/Change", of(identity))
     assert len(desk.access._known) == 4
+
+
+ALICE = Principal(
+    identity="oidc:corp/alice",
+    issuer="corp",
+    groups=frozenset({"group:corp/staff"}),
+    expires_at=FakeClock().now() + MINUTE,
+)
+RED, BLUE = TenantId("red"), TenantId("blue")
+CHANGE = Grant(tenant_id=RED, roles=frozenset({Role.ADMIN}))
+
+
+async def test_a_group_gives_its_roles_to_the_bearer_of_a_token(desk):
+    desk.grants["group:corp/staff"] = CHANGE
+    admission = await desk.access.admit("/s/Change", ALICE)
+    assert (admission.caller.identity, admission.caller.tenant_id) == ("oidc:corp/alice", RED)
+    assert (admission.caller.kind, admission.caller.name) == ("caller", "alice")
+    assert admission.identified_for == MINUTE + CLOCK_LEEWAY
+
+
+async def test_a_group_of_another_issuer_gives_nothing(desk):
+    desk.grants["group:evil/staff"] = CHANGE
+    with pytest.raises(PermissionDeniedError):
+        await desk.access.admit("/s/Change", ALICE)
+
+
+async def test_the_same_identity_with_fewer_groups_is_not_taken_for_the_one_before(desk):
+    desk.grants["group:corp/staff"] = CHANGE
+    await desk.access.admit("/s/Change", ALICE)
+    with pytest.raises(PermissionDeniedError):
+        await desk.access.admit("/s/Change", replace(ALICE, groups=frozenset()))
+
+
+async def test_who_is_bound_in_several_tenants_has_to_name_one(desk):
+    desk.grants["oidc:corp/alice"] = CHANGE
+    desk.grants["group:corp/staff"] = replace(CHANGE, tenant_id=BLUE)
+    with pytest.raises(TenantRequiredError, match="blue, red"):
+        await desk.access.admit("/s/Change", ALICE)
+    for tenant in (RED, BLUE):
+        assert (await desk.access.admit("/s/Change", ALICE, tenant)).caller.tenant_id == tenant
+
+
+async def test_a_tenant_where_nothing_is_held_is_refused_like_one_that_does_not_exist(desk):
+    desk.grants["oidc:corp/alice"] = CHANGE
+    with pytest.raises(PermissionDeniedError, match="no role in tenant 'blue'"):
+        await desk.access.admit("/s/Change", ALICE, "blue")
+    with pytest.raises(PermissionDeniedError, match="no role in tenant 'nowhere'"):
+        await desk.access.admit("/s/Change", ALICE, "nowhere")
+
+
+async def test_a_token_made_for_a_tenant_counts_nowhere_else(desk):
+    desk.grants["oidc:corp/alice"] = CHANGE
+    desk.grants["group:corp/staff"] = replace(CHANGE, tenant_id=BLUE)
+    narrow = replace(ALICE, tenant="blue")
+    assert (await desk.access.admit("/s/Change", narrow)).caller.tenant_id == BLUE
+    with pytest.raises(PermissionDeniedError, match="blue only"):
+        await desk.access.admit("/s/Change", narrow, "red")
+
+
+async def test_who_asks_who_it_is_needs_no_role_and_no_tenant(desk):
+    assert (await desk.access.admit("/s/WhoAmI", ALICE)).caller.roles == frozenset()
+    desk.grants["oidc:corp/alice"] = CHANGE
+    desk.grants["group:corp/staff"] = replace(CHANGE, tenant_id=BLUE)
+    desk.clock.advance(GRANT_LIFE)
+    assert (await desk.access.admit("/s/WhoAmI", ALICE)).caller.roles == frozenset()
+    # And what it was for that question it is for no other.
+    with pytest.raises(TenantRequiredError):
+        await desk.access.admit("/s/Change", ALICE)
+
+
+async def test_a_node_may_not_even_ask_who_it_is(desk):
+    with pytest.raises(PermissionDeniedError):
+        await desk.access.admit("/s/WhoAmI", of(NODE))
+
+
+async def test_nobody_may_not_ask_who_it_is(desk):
+    with pytest.raises(UnauthenticatedError):
+        await desk.access.admit("/s/WhoAmI", None)
+
+
+async def test_a_token_cannot_name_a_certificate_identity(desk):
+    forged = replace(ALICE, identity="oidc:corp/" + ADMIN)
+    with pytest.raises(PermissionDeniedError):
+        await desk.access.admit("/s/Change", forged)
+
+
+async def test_a_bad_token_is_recorded_as_nobodys(desk):
+    with pytest.raises(UnauthenticatedError):
+        await desk.access.authenticate("/s/Change", "secret")
+    assert desk.denials == [("anonymous", "/s/Change", "UNAUTHENTICATED")]
+
+
+BREAKER = replace(ALICE, identity="oidc:local/break-glass/admin", issuer="local", break_glass="it burns")
+
+
+async def test_breaking_glass_opens_every_door_of_an_admin_and_makes_noise_each_time(desk):
+    for _ in range(3):
+        admission = await desk.access.admit("/s/Change", BREAKER)
+        assert admission.caller.roles == {"admin"}
+    assert desk.alarm == [("oidc:local/break-glass/admin", "default", "/s/Change", "it burns")] * 3
+    await desk.access.admit("/s/Change", BREAKER, "red")
+    assert desk.alarm[-1][1] == "red"
+
+
+async def test_breaking_glass_makes_no_node(desk):
+    with pytest.raises(PermissionDeniedError):
+        await desk.access.admit("/s/Session", BREAKER)
+
+
+async def test_glass_that_breaks_without_a_sound_does_not_open(desk):
+    desk.alarm.away = True
+    with pytest.raises(DatabaseUnavailableError):
+        await desk.access.admit("/s/Change", BREAKER)

@@ -376,3 +376,33 @@ def test_keys_are_read_by_https_or_from_this_machine(url, trusted):
 
 def test_an_issuer_is_a_value():
     assert isinstance(Issuer().settings(), TokenIssuer)
+
+
+REASON = "the identity provider is down"
+
+
+async def test_a_token_for_emergencies_shows_in_its_identity():
+    async with Desk(max_break_glass_life=HOUR).reading() as desk:
+        principal = await desk.verifier.verify(desk.issuer.token(af_break_glass=REASON))
+    assert principal.break_glass == REASON
+    assert principal.identity == f"oidc:{NAME}/break-glass/alice"
+
+
+async def test_an_issuer_that_may_not_break_glass_cannot(desk):
+    await desk.refused(desk.issuer.token(af_break_glass=REASON), 10)
+
+
+@pytest.mark.parametrize(
+    "claims",
+    [
+        {"af_break_glass": ""},
+        {"af_break_glass": "short"},
+        {"af_break_glass": "x" * 257},
+        {"af_break_glass": True},
+        {"af_break_glass": REASON, "exp": START.timestamp() + 3601},
+    ],
+    ids=range(5),
+)
+async def test_a_token_for_emergencies_has_a_reason_and_a_short_life(claims):
+    async with Desk(max_break_glass_life=HOUR).reading() as desk:
+        await desk.refused(desk.issuer.token(**claims), 10)
