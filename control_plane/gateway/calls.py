@@ -23,11 +23,8 @@ from control_plane.gateway.routes import Kind, Route
 from shared.admin_http import Readiness
 from shared.errors import AgentFactoryError, UnavailableError
 from shared.rpc.channel import CHANNEL_OPTIONS
-from shared.rpc.credentials import AUTHORIZATION, MAX_TENANT_CHARS, MAX_TOKEN_CHARS, TENANT
+from shared.rpc.credentials import AUTHORIZATION, FORWARDED_BY, MAX_TENANT_CHARS, MAX_TOKEN_CHARS, TENANT
 from shared.rpc.errors import DETAILS_KEY, error_of
-
-FORWARDED_KEY: Final = "x-forwarded-by"
-"""Names the gateway beside the caller; a claim, as everything that a client says of itself."""
 
 READINESS_DEADLINE: Final = timedelta(seconds=1)
 RETRIES: Final = 3
@@ -88,7 +85,7 @@ class ControlPlane:
                     hint="send 'Authorization: Bearer <token>'",
                 )
             )
-        found = [(AUTHORIZATION, token), (FORWARDED_KEY, self._forwarded)]
+        found = [(AUTHORIZATION, token), (FORWARDED_BY, self._forwarded)]
         tenant = headers.get(TENANT)
         if tenant is not None:
             if _TENANT.fullmatch(tenant) is None:

@@ -179,7 +179,7 @@ def _path(rpc: MethodDescriptor, verb: str, noun: str) -> tuple[str, tuple[Field
     written = EXCEPTIONS.get(rpc.name)
     if written is None:
         key = None if verb in _MAKING | {"list"} else _key_field(message, noun)
-        single = verb in {"get", *_METHODS} and key is None
+        single = verb in {"get", "update"} and key is None
         written = "/" + _kebab(noun if single else _plural(noun))
         written += f"/{{{key.name}}}" if key is not None else ""
         written += "" if verb in _PLAIN else f":{verb}"

@@ -35,7 +35,7 @@ class GatewaySettings(PlaneSettings):
         "used in turn.",
     )
     name: str = Field(
-        default="gateway", pattern=r"^[a-z0-9][a-z0-9.-]{0,62}$", description="What audit entries call it."
+        default="gateway", pattern=r"^[a-z0-9][a-z0-9.-]{0,47}$", description="What audit entries call it."
     )
 
     host: str = Field(default="127.0.0.1", min_length=1, description="Address that HTTP listens on.")
