@@ -50,7 +50,7 @@ def read_authority(files: TlsFiles) -> bytes:
     Raises:
         NotFoundError: It is missing.
     """
-    return _read_public(files.authority)
+    return read_certificates(files.authority)
 
 
 def server_only_channel_credentials(authority_pem: bytes) -> grpc.ChannelCredentials:

@@ -1,17 +1,16 @@
 """A real gateway process beside a stack, and a client of it with a token."""
 
-import sys
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import timedelta
 
 import httpx
 
 from cli.local_token import make_token
 from cli.stack import probe
-from cli.stack.children import Child, ChildSpec, spawn, stop
-from cli.stack.local import child_environment
+from cli.stack.children import Child, stop
+from cli.stack.local import start_gateway
 from tests.e2e.stack import READY, TestStack, show_logs
 
 TOKEN_LIFE = timedelta(minutes=30)
@@ -42,20 +41,8 @@ class TestGateway:
 async def running_gateway(stack: TestStack, **environment: str) -> AsyncIterator[TestGateway]:
     """Run a gateway in front of the stack's control plane for the time of the context."""
     port, admin_port = probe.free_ports(2)
-    child = await spawn(
-        ChildSpec(
-            name="gateway",
-            arguments=[sys.executable, "-m", "control_plane.gateway"],
-            environment=child_environment(
-                AF_GATEWAY_DATA_DIR=str(stack.paths.data_dir),
-                AF_GATEWAY_CONTROL_PLANE=f"localhost:{stack.ports.enroll}",
-                AF_GATEWAY_PORT=str(port),
-                AF_GATEWAY_ADMIN_PORT=str(admin_port),
-                **environment,
-            ),
-            log=stack.paths.data_dir / "logs" / "gateway.log",
-        )
-    )
+    ports = replace(stack.ports, gateway=port, gateway_admin=admin_port)
+    child = await start_gateway(stack.paths.data_dir, ports, port, **environment)
     try:
         await probe.wait_until_ready(child, admin_port, within=READY)
         token = make_token(stack.paths, subject="admin", life=TOKEN_LIFE)
