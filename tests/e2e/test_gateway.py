@@ -39,7 +39,7 @@ async def signed_package(stack, name):
     write_envelope(package, (await sign_package(read_unsigned_package(package), [signer])).envelope)
     return {
         "envelope": (package / ENVELOPE_FILE).read_bytes(),
-        "module": (package / "agent.wasm").read_bytes(),
+        "module": ACTOR.read_bytes(),
     }
 
 
@@ -75,7 +75,7 @@ async def read_events(client, path, *, until, **headers):
 async def test_a_user_does_all_of_it_over_rest():
     async with (
         running_stack() as stack,
-        running_gateway(stack, AF_GATEWAY_HEARTBEAT_EVERY="0.2") as gateway,
+        running_gateway(stack, AF_GATEWAY_HEARTBEAT_EVERY="PT0.2S") as gateway,
         gateway.client() as client,
     ):
         await publishes_and_creates(stack, client)
