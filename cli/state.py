@@ -25,14 +25,24 @@ class Stack:
     node_pid: int
     node_id: str
     started_at: str
+    gateway: str = ""
+    """host:port of REST; empty: none runs."""
+    gateway_admin: str = ""
+    gateway_pid: int = 0
 
     def processes(self) -> dict[str, int]:
-        return {
+        found = {
             "up": self.up_pid,
             "postgres": self.postgres_pid,
             "control plane": self.control_plane_pid,
             "node": self.node_pid,
         }
+        return found | ({"gateway": self.gateway_pid} if self.gateway_pid else {})
+
+    def readiness(self) -> dict[str, str]:
+        """Return where each process says whether it is ready."""
+        found = {"control plane": self.control_admin, "node": self.node_admin}
+        return found | ({"gateway": self.gateway_admin} if self.gateway_pid else {})
 
 
 def write_stack(data_dir: Path, stack: Stack) -> None:

@@ -30,7 +30,7 @@ def status(data_dir: DataDir = None, as_json: Json = False) -> None:
             output.note(f"nothing runs on {folder}; start it with 'agentfactory up'")
         raise typer.Exit(output.UNAVAILABLE)
     ready = {}
-    for name, address in (("control plane", stack.control_admin), ("node", stack.node_admin)):
+    for name, address in stack.readiness().items():
         answer = asyncio.run(get(int(address.rsplit(":", 1)[-1]), "/readyz"))
         ready[name] = "no answer" if answer is None else (answer.body or str(answer.status))
         if answer is not None and answer.status == 200:  # noqa: PLR2004 - HTTP's OK
@@ -39,7 +39,12 @@ def status(data_dir: DataDir = None, as_json: Json = False) -> None:
         output.data({"running": True, "data_dir": str(folder), **asdict(stack), "readiness": ready})
     else:
         output.fields(
-            [("data", folder), ("control plane", stack.target), ("enrollment", stack.enroll_target)]
+            [
+                ("data", folder),
+                ("control plane", stack.target),
+                ("enrollment", stack.enroll_target),
+                ("rest", f"http://{stack.gateway}" if stack.gateway else "none"),
+            ]
         )
         output.table(
             ("process", "pid", "alive", "state"),

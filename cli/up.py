@@ -28,14 +28,25 @@ def up(
     node_admin_port: Annotated[
         int, typer.Option("--node-admin-port", min=1, max=65535, help="The node's metrics, health.")
     ] = 7454,
+    rest_port: Annotated[int, typer.Option("--rest-port", min=1, max=65535, help="REST, HTTP.")] = 8080,
+    rest_admin_port: Annotated[
+        int, typer.Option("--rest-admin-port", min=1, max=65535, help="The gateway's metrics, health.")
+    ] = 7464,
 ) -> None:
-    """Start Postgres, control plane and one node here; Ctrl-C stops them, a second `up` finds their data.
+    """Start Postgres, control plane, node and REST here; Ctrl-C stops them, a second `up` finds their data.
 
     Example: agentfactory up --data-dir ./af
     """
     from cli.stack.local import Ports
 
-    ports = Ports(grpc=port, enroll=enroll_port, control_admin=admin_port, node_admin=node_admin_port)
+    ports = Ports(
+        grpc=port,
+        enroll=enroll_port,
+        control_admin=admin_port,
+        node_admin=node_admin_port,
+        gateway=rest_port,
+        gateway_admin=rest_admin_port,
+    )
     asyncio.run(_up(read_settings(data_dir), ports))
 
 
@@ -73,7 +84,8 @@ async def _run(settings: CliSettings, ports: "Ports") -> None:
 
     async with running(settings.data_dir, ports, say) as stack:
         say(f"ready: control plane localhost:{ports.grpc}, node {stack.node_id}, data {settings.data_dir}")
-        say(f"token of the administrator, for port {ports.enroll}: {stack.paths.token}")
+        say(f"REST: http://localhost:{ports.gateway}, described by /openapi.json")
+        say(f"token of the administrator, for REST and port {ports.enroll}: {stack.paths.token}")
         say("now in another terminal: agentfactory status, agentfactory template build …; Ctrl-C stops all")
         try:
             async with asyncio.TaskGroup() as group:

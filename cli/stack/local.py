@@ -29,6 +29,7 @@ from shared.paths import InstallationPaths, NodePaths
 READY_WITHIN: Final = timedelta(seconds=60)
 ENROLL_TOKEN_LIFE: Final = timedelta(minutes=5)
 SERVICE_ROLE: Final = "af_service"
+GATEWAY: Final = "gateway"
 
 Say = Callable[[str], None]
 
@@ -41,6 +42,9 @@ class Ports:
     enroll: int = 7445
     control_admin: int = 7444
     node_admin: int = 7454
+    gateway: int | None = None
+    """REST; None: no gateway is started."""
+    gateway_admin: int = 7464
 
     @classmethod
     def free(cls) -> "Ports":
@@ -49,7 +53,10 @@ class Ports:
 
     def require_free(self) -> None:
         """Raise PortInUseError when one of them is taken."""
-        for port in (self.grpc, self.enroll, self.control_admin, self.node_admin):
+        ports = [self.grpc, self.enroll, self.control_admin, self.node_admin]
+        if self.gateway is not None:
+            ports += [self.gateway, self.gateway_admin]
+        for port in ports:
             probe.require_free(port)
 
 
@@ -110,6 +117,9 @@ class LocalStack:
             child = await start_control_plane(self.data_dir, self.ports, self.database)
             self.children.append(child)
             await probe.wait_until_ready(child, self.ports.control_admin, within=READY_WITHIN)
+        if self.ports.gateway is not None:
+            # It imports its libraries while the node does.
+            self.children.append(await start_gateway(self.data_dir, self.ports, self.ports.gateway))
         node = self.paths.node
         if not node.identity.exists():
             with self.step("node is enrolled"):
@@ -120,6 +130,7 @@ class LocalStack:
             )
             self.children.append(child)
             await probe.wait_until_ready(child, self.ports.node_admin, within=READY_WITHIN)
+        await self._gateway_ready()
         self.node_id = read_node_id(node)
         self._write_token()
         write_stack(self.data_dir, self._description())
@@ -133,6 +144,12 @@ class LocalStack:
             self.say(f"  root key: {self.paths.root_key} (signs which keys count; keep a copy offline)")
             self.say(f"  publisher key: {self.paths.publisher_key} ({publisher.key_id[:19]}…)")
 
+    async def _gateway_ready(self) -> None:
+        for child in self.children:
+            if child.spec.name == GATEWAY:
+                with self.step("gateway is ready"):
+                    await probe.wait_until_ready(child, self.ports.gateway_admin, within=READY_WITHIN)
+
     def _write_token(self) -> None:
         """Leave a token of the administrator in the data folder, for whoever may read it."""
         from cli.local_token import make_token
@@ -143,18 +160,21 @@ class LocalStack:
         write_secret_file(self.paths.token, token.encode())
 
     def _description(self) -> Stack:
-        database, control_plane, node = (child.pid for child in self.children)
+        pids = {child.spec.name: child.pid for child in self.children}
         return Stack(
             target=f"localhost:{self.ports.grpc}",
             enroll_target=f"localhost:{self.ports.enroll}",
             control_admin=f"127.0.0.1:{self.ports.control_admin}",
             node_admin=f"127.0.0.1:{self.ports.node_admin}",
             up_pid=os.getpid(),
-            postgres_pid=database,
-            control_plane_pid=control_plane,
-            node_pid=node,
+            postgres_pid=pids["postgres"],
+            control_plane_pid=pids["control plane"],
+            node_pid=pids["node"],
             node_id=self.node_id,
             started_at=datetime.now(UTC).isoformat(timespec="seconds"),
+            gateway=f"localhost:{self.ports.gateway}" if GATEWAY in pids else "",
+            gateway_admin=f"127.0.0.1:{self.ports.gateway_admin}" if GATEWAY in pids else "",
+            gateway_pid=pids.get(GATEWAY, 0),
         )
 
     async def wait_for_death(self) -> NoReturn:
@@ -245,6 +265,24 @@ async def start_control_plane(data_dir: Path, ports: Ports, database: postgres.P
                 AF_CONTROL_CACHE_LIFE="PT60S",
             ),
             log=data_dir / "logs" / "control-plane.log",
+        )
+    )
+
+
+async def start_gateway(data_dir: Path, ports: Ports, port: int, **variables: str) -> Child:
+    """Start a gateway on a port, with further AF_GATEWAY_ variables; it is not ready yet."""
+    return await spawn(
+        ChildSpec(
+            name=GATEWAY,
+            arguments=[sys.executable, "-m", "control_plane.gateway"],
+            environment=child_environment(
+                AF_GATEWAY_DATA_DIR=str(data_dir),
+                AF_GATEWAY_CONTROL_PLANE=f"localhost:{ports.enroll}",
+                AF_GATEWAY_PORT=str(port),
+                AF_GATEWAY_ADMIN_PORT=str(ports.gateway_admin),
+                **variables,
+            ),
+            log=data_dir / "logs" / "gateway.log",
         )
     )
 

@@ -1,4 +1,4 @@
-"""The one table that maps errors to gRPC status. Every error class has a row; a test proves it."""
+"""The tables that map errors to gRPC status, and that to HTTP. Every one has a row; a test proves it."""
 
 from collections.abc import Mapping
 from typing import Final
@@ -79,6 +79,27 @@ STATUS_BY_ERROR: Final[Mapping[type[AgentFactoryError], grpc.StatusCode]] = {
     errors.OrderRejectedError: _Code.PERMISSION_DENIED,
     errors.ReceiptInvalidError: _Code.PERMISSION_DENIED,
     errors.ReceiptConflictError: _Code.PERMISSION_DENIED,
+}
+
+HTTP_BY_STATUS: Final[Mapping[grpc.StatusCode, int]] = {
+    _Code.OK: 200,
+    _Code.CANCELLED: 499,  # nobody reads it: the client is gone
+    _Code.UNKNOWN: 500,
+    _Code.INVALID_ARGUMENT: 400,
+    _Code.DEADLINE_EXCEEDED: 504,
+    _Code.NOT_FOUND: 404,
+    _Code.ALREADY_EXISTS: 409,
+    _Code.PERMISSION_DENIED: 403,
+    _Code.RESOURCE_EXHAUSTED: 429,
+    # As google.rpc.Code has it but for 400: the request is right, the resource is in another state.
+    _Code.FAILED_PRECONDITION: 409,
+    _Code.ABORTED: 409,
+    _Code.OUT_OF_RANGE: 400,
+    _Code.UNIMPLEMENTED: 501,
+    _Code.INTERNAL: 500,
+    _Code.UNAVAILABLE: 503,
+    _Code.DATA_LOSS: 500,
+    _Code.UNAUTHENTICATED: 401,
 }
 
 

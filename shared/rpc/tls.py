@@ -38,9 +38,9 @@ def channel_credentials(files: TlsFiles) -> grpc.ChannelCredentials:
         KeyFileModeError: The key may be read by others.
     """
     return grpc.ssl_channel_credentials(
-        root_certificates=_read_public(files.authority),
+        root_certificates=read_certificates(files.authority),
         private_key=read_secret_file(files.key, max_bytes=MAX_CREDENTIAL_BYTES),
-        certificate_chain=_read_public(files.certificate),
+        certificate_chain=read_certificates(files.certificate),
     )
 
 
@@ -50,7 +50,7 @@ def read_authority(files: TlsFiles) -> bytes:
     Raises:
         NotFoundError: It is missing.
     """
-    return _read_public(files.authority)
+    return read_certificates(files.authority)
 
 
 def server_only_channel_credentials(authority_pem: bytes) -> grpc.ChannelCredentials:
@@ -112,13 +112,19 @@ class _Reloader:
     def _load(self) -> grpc.ServerCertificateConfiguration:
         pair = (
             read_secret_file(self._files.key, max_bytes=MAX_CREDENTIAL_BYTES),
-            _read_public(self._files.certificate),
+            read_certificates(self._files.certificate),
         )
-        authority = _read_public(self._files.authority) if self._require_client else None
+        authority = read_certificates(self._files.authority) if self._require_client else None
         return grpc.ssl_server_certificate_configuration([pair], root_certificates=authority)
 
 
-def _read_public(path: Path) -> bytes:
+def read_certificates(path: Path) -> bytes:
+    """Return the certificates in a file, PEM.
+
+    Raises:
+        NotFoundError: It is missing.
+        KeyFormatError: It is larger than `MAX_CREDENTIAL_BYTES`.
+    """
     try:
         with path.open("rb") as file:
             data = file.read(MAX_CREDENTIAL_BYTES + 1)

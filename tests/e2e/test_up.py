@@ -14,7 +14,7 @@ from pathlib import Path
 
 import pytest
 
-from cli.stack import local, postgres
+from cli.stack import local, postgres, probe
 from tests.e2e.stack import ROOT, command
 
 pytestmark = pytest.mark.timeout(180)
@@ -67,11 +67,14 @@ class Up:
 @asynccontextmanager
 async def up(data_dir: Path) -> AsyncIterator[Up]:
     ports = local.Ports.free()
+    rest, rest_admin = probe.free_ports(2)
     options = {
         "--port": ports.grpc,
         "--enroll-port": ports.enroll,
         "--admin-port": ports.control_admin,
         "--node-admin-port": ports.node_admin,
+        "--rest-port": rest,
+        "--rest-admin-port": rest_admin,
     }
     arguments = [str(part) for option in options.items() for part in option]
     process = await asyncio.create_subprocess_exec(
@@ -95,12 +98,13 @@ async def test_ctrl_c_stops_everything_in_order_and_a_second_up_finds_its_data(d
         await first.wait_for("ready: control plane")
         assert "ready" in await first.cli("status")
         node = first.state()["node_id"]
-        pids = [first.state()[f"{name}_pid"] for name in ("postgres", "control_plane", "node")]
+        pids = [first.state()[f"{name}_pid"] for name in ("postgres", "control_plane", "node", "gateway")]
         first.process.send_signal(signal.SIGINT)
         assert await first.end() == 0
         stopped = [line for line in first.lines if "has stopped" in line]
         assert [re.search(r"\d (.*) has stopped", line)[1] for line in stopped] == [
             "node",
+            "gateway",
             "control plane",
             "postgres",
         ]

@@ -1,0 +1,117 @@
+"""Composition root of the gateway: settings → channel → routes → server, and their end. Holds no rule."""
+
+import asyncio
+import signal
+from collections.abc import Callable
+from contextlib import AsyncExitStack
+from dataclasses import dataclass
+
+from prometheus_client import CollectorRegistry
+from starlette.types import ASGIApp
+
+from control_plane.access.rules import RULES
+from control_plane.gateway.api import Api
+from control_plane.gateway.app import Front, build_app
+from control_plane.gateway.calls import ControlPlane, open_channel
+from control_plane.gateway.handlers import Bounds, Handlers
+from control_plane.gateway.metrics import GatewayMetrics
+from control_plane.gateway.server import Listen, serving
+from control_plane.gateway.settings import GatewaySettings
+from shared.admin_http import admin_server
+from shared.logs import get_logger
+from shared.rpc.tls import read_certificates, server_only_channel_credentials
+from shared.runtime import settle
+
+logger = get_logger(__name__)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Ports:
+    """What a running gateway listens on."""
+
+    http: int
+    admin: int
+
+
+async def run(settings: GatewaySettings, *, stop: asyncio.Event, started: Callable[[Ports], None]) -> None:
+    """Serve until `stop` is set, then stop gracefully. `started` is called once everything listens.
+
+    Raises:
+        NotFoundError, KeyFileModeError, KeyFormatError: A certificate or key is missing or not usable.
+        PortInUseError: An address is taken.
+    """
+    api = Api.of_contract()
+    closing = asyncio.Event()
+    registry = CollectorRegistry()
+    credentials = server_only_channel_credentials(read_certificates(settings.authority_file))
+    async with AsyncExitStack() as stack:
+        channel = open_channel(settings.control_plane, credentials, api.routes)
+        stack.push_async_callback(channel.close, None)
+        control_plane = ControlPlane(
+            channel=channel, routes=api.routes, deadlines=api.deadlines, name=settings.name
+        )
+        app = _application(settings, api, control_plane, closing, GatewayMetrics(registry))
+        admin_port = await stack.enter_async_context(
+            admin_server(
+                host=settings.admin_host,
+                port=settings.admin_port,
+                registry=registry,
+                readiness=control_plane.readiness,
+            )
+        )
+        port = await stack.enter_async_context(serving(app, _listen(settings)))
+        # First of all at the end: streams say nothing more, and their readers connect to another gateway.
+        stack.callback(closing.set)
+        settle()
+        started(Ports(http=port, admin=admin_port))
+        await stop.wait()
+
+
+def _application(
+    settings: GatewaySettings,
+    api: Api,
+    control_plane: ControlPlane,
+    closing: asyncio.Event,
+    metrics: GatewayMetrics,
+) -> ASGIApp:
+    bounds = Bounds(
+        json_bytes=settings.max_json_bytes,
+        upload_bytes=settings.max_upload_bytes,
+        streams=settings.max_streams,
+        read_timeout=settings.read_timeout,
+        heartbeat_every=settings.heartbeat_every,
+    )
+    handlers = Handlers(control_plane=control_plane, bounds=bounds, deadlines=api.deadlines, closing=closing)
+    return Front(
+        build_app(api.served_by(handlers), api.document(RULES)),
+        metrics=metrics,
+        max_requests=settings.max_requests,
+        write_timeout=settings.write_timeout,
+    )
+
+
+def _listen(settings: GatewaySettings) -> Listen:
+    return Listen(
+        host=settings.host,
+        port=settings.port,
+        certificate=settings.certificate,
+        key=settings.key,
+        max_head_bytes=settings.max_head_bytes,
+        max_connections=settings.max_connections,
+        head_timeout=settings.head_timeout,
+        stop_grace=settings.stop_grace,
+    )
+
+
+async def serve(settings: GatewaySettings) -> None:
+    """Serve until SIGTERM or SIGINT. Raises as `run`."""
+    stop = asyncio.Event()
+    loop = asyncio.get_running_loop()
+    for number in (signal.SIGTERM, signal.SIGINT):
+        loop.add_signal_handler(number, stop.set)
+    await run(settings, stop=stop, started=_log_start)
+    logger.info("gateway stopped")
+
+
+def _log_start(ports: Ports) -> None:
+    logger.info("gateway serves", http=ports.http, admin=ports.admin)

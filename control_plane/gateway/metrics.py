@@ -1,0 +1,47 @@
+"""What the gateway counts, in Prometheus' form. Names no caller."""
+
+from typing import Final
+
+from prometheus_client import CollectorRegistry, Gauge, Histogram
+
+BUCKETS: Final = (
+    0.001,
+    0.002,
+    0.005,
+    0.01,
+    0.02,
+    0.05,
+    0.1,
+    0.25,
+    0.5,
+    1.0,
+    2.5,
+    5.0,
+    10.0,
+    30.0,
+    60.0,
+    600.0,
+)
+NO_ROUTE: Final = "none"
+
+
+class GatewayMetrics:
+    """Counts requests; cheap and never raises."""
+
+    def __init__(self, registry: CollectorRegistry) -> None:
+        self._seconds = Histogram(
+            "af_gateway_request_seconds",
+            "From the head of a request to the end of its answer.",
+            ["rpc", "status"],
+            registry=registry,
+            buckets=BUCKETS,
+        )
+        self._active = Gauge("af_gateway_requests", "Requests under way.", registry=registry)
+
+    def request(self, rpc: str, status: int, seconds: float) -> None:
+        """One request has ended. `rpc` is a name of the contract, or empty."""
+        self._seconds.labels(rpc or NO_ROUTE, str(status)).observe(seconds)
+
+    def active(self, count: int) -> None:
+        """So many requests are under way."""
+        self._active.set(count)
