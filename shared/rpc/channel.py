@@ -11,8 +11,12 @@ KEEPALIVE_MS: Final = 10_000
 PING_TIMEOUT_MS: Final = 5_000
 """With KEEPALIVE_MS: a black-holed peer is noticed after 15 s. Rely on heartbeats and leases instead."""
 
-MAX_CONCURRENT_STREAMS: Final = 4096
-"""RPCs in flight on one connection."""
+MAX_CONCURRENT_STREAMS: Final = 256
+"""RPCs in flight on one connection. More of them wait in the client, in order, and cost the server nothing: that
+is HTTP/2's own back-pressure (RFC 9113, section 5.1.2). More than a tenant has turns, fewer than may wait for one
+(`control_plane/call_turns.py`), so one connection alone is slowed down and not refused. Who waits for the ends of
+more executions than this at once uses StreamExecutions, or more connections.
+"""
 
 RECONNECT_FIRST_MS: Final = 100
 RECONNECT_MAX_MS: Final = 2_000
