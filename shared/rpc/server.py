@@ -1,8 +1,8 @@
 """The one interceptor of every server: what happens to an RPC before its servicer, and to its errors after.
 
 Order, from outside in: errors and counting, identity, its share, access, room, deadline, reading, turn,
-validation, servicer. One interceptor instead of seven, because each of grpc.aio's costs every call a coroutine.
-Decides no rights: it asks the gatekeeper.
+validation, servicer. One interceptor instead of nine, because each of grpc.aio's costs every call a
+coroutine. Decides no rights: it asks the gatekeeper.
 
 A single request is read here and not by grpc.aio, which would do it before it asks anybody: whoever may not
 call, or comes while there is no room, is refused before one byte of its message is looked at.
@@ -152,7 +152,7 @@ class Guard(grpc.aio.ServerInterceptor):
             set_turn(await self._turns.take(caller.tenant_id, service))
 
     async def _hold(self, caller: Caller, refusal: ResourceExhaustedError, context: Context) -> None:
-        """Tell a refusal late to who has had many, in time for its deadline. Nobody waits for it meanwhile."""
+        """Tell a refusal late to who has had many, in time for its deadline. The call counts as idle."""
         end_turn()
         if refusal.retry_after is None or caller.kind not in _TAKE_TURNS:
             return

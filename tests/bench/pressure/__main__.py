@@ -135,7 +135,7 @@ async def measure_overload(world: World, plan: Plan, caller: Process) -> list[Fi
     await world.drain(by_hand=True)
     say(
         f"peak {peak:.0f}/s; offered {answer['offered'] / plan.pressed_seconds:.0f}/s: {rate:.0f}/s ended,"
-        f" {answer['refused']} refusals, {waiting:,} wait at the end, {answer['late']:.1f} s late;"
+        f" {answer['refused']} refusals, {answer['turned_away']} turned away by gRPC, {waiting:,} wait at the end, {answer['late']:.1f} s late;"
         f" PSS {before_mib:.0f}, {middle_mib:.0f}, {end_mib:.0f} MiB; processors: {told(cpus)}"
     )
     return [

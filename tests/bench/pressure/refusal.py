@@ -28,12 +28,13 @@ from shared.ids import InstallationId, TenantId
 from shared.paths import InstallationPaths
 from shared.rpc.channel import SERVER_OPTIONS, connect
 from shared.rpc.identity import Admission, Caller
+from shared.rpc.patience import Patience
 from shared.rpc.server import Guard
 from shared.rpc.tls import TlsFiles, channel_credentials, server_credentials
 from tests.e2e.stack import ROOT
 
 LOCAL: Final = InstallationId("local")
-SERVICE: Final = "agentfactory.v1.AgentService"
+SERVICE: Final = "/agentfactory.v1.AgentService"
 TENANT: Final = TenantId("admin")
 AT_ONCE: Final = 64
 CALLS: Final = 3_000
@@ -57,7 +58,7 @@ class _Uncounted:
 
 
 class _Agents(agents_pb2_grpc.AgentServiceServicer):
-    async def CreateAgent(self, request: Any, _: Any) -> Any:
+    async def CreateAgent(self, request: Any, _: Any) -> Any:  # noqa: N802 - the contract names it
         return agents_pb2.CreateAgentResponse(agent=agents_pb2.Agent(name=request.name))
 
 
@@ -78,7 +79,9 @@ async def serving(folder: Path, turns: CallTurns) -> AsyncIterator[int]:
     ensure_client_certificate(paths, LOCAL, authority, name="admin", clock=clock)
     server = grpc.aio.server(interceptors=[_guard(turns)], options=SERVER_OPTIONS)
     agents_pb2_grpc.add_AgentServiceServicer_to_server(_Agents(), server)
-    port = server.add_secure_port("127.0.0.1:0", server_credentials(_files(paths, of_server=True), require_client=True))
+    port = server.add_secure_port(
+        "127.0.0.1:0", server_credentials(_files(paths, of_server=True), require_client=True)
+    )
     await server.start()
     try:
         yield port
@@ -87,12 +90,7 @@ async def serving(folder: Path, turns: CallTurns) -> AsyncIterator[int]:
 
 
 def _guard(turns: CallTurns) -> Guard:
-    try:
-        from shared.rpc.patience import Patience
-    except ImportError:
-        return Guard(gatekeeper=_Gate(), observer=_Uncounted(), turns=turns)
-    patience = Patience(per_second=1e9)
-    return Guard(gatekeeper=_Gate(), observer=_Uncounted(), turns=turns, patience=patience)
+    return Guard(gatekeeper=_Gate(), observer=_Uncounted(), turns=turns, patience=Patience(per_second=1e9))
 
 
 async def client_calls(folder: Path, port: int) -> None:
@@ -153,4 +151,4 @@ if __name__ == "__main__":
     if len(sys.argv) > 1:
         asyncio.run(client_calls(Path(sys.argv[1]), int(sys.argv[2])))
     else:
-        print(json.dumps(asyncio.run(measure())))
+        sys.stdout.write(json.dumps(asyncio.run(measure())) + "\n")
