@@ -37,8 +37,10 @@ REMOVAL_PAUSE: Final = timedelta(seconds=1)
 """Before a worker's folder that could not be removed is tried again, once."""
 
 SPARE_DELAY: Final = timedelta(milliseconds=50)
-"""How long after a spare was used the next one is started: that takes milliseconds of a processor, and right
-after a kill those belong to the next runs. A run that finds no spare meanwhile starts a worker itself."""
+"""How long after a kill the next spare is started: that takes milliseconds of a processor, and right then
+those belong to the next runs. A run that finds no spare meanwhile starts a worker itself."""
+STALE_AFTER: Final = 4
+"""A worker that was not used while so many times as many others went as are kept at all is the next to go."""
 
 
 class _Binding(NamedTuple):
@@ -104,6 +106,7 @@ class WorkerPool:
         self._watch: asyncio.Task[None] | None = None
         self._closed = True
         self._runs = self._warm_hits = self._spawned = self._crashed = self._discarded = 0
+        self._evicted = 0
 
     async def __aenter__(self) -> Self:
         if self._scratch is not None:
@@ -268,7 +271,9 @@ class WorkerPool:
         return worker
 
     def _put_back(self, binding: _Binding, worker: Worker) -> None:
+        delay = timedelta(0)
         if worker.is_reusable and worker.is_loaded and not self._closed:
+            worker.kept_at = self._evicted
             self._idle.setdefault(binding, []).append(worker)
             self._idle.move_to_end(binding)
         elif worker.is_reusable and not self._closed:
@@ -276,20 +281,31 @@ class WorkerPool:
             self._spares.append(worker)
         else:
             self._discard(worker)
+            delay = SPARE_DELAY
         self._evict_beyond_bound()
         if (
             len(self._spares) < self._spare_target
             and (self._refill is None or self._refill.done())
             and not self._closed
         ):
-            self._refill = asyncio.create_task(self._refill_later())
+            self._refill = asyncio.create_task(self._refill_later(delay))
 
     def _evict_beyond_bound(self) -> None:
         while self._idle and self._warm_count() > self._max_warm:
-            binding, idle = next(iter(self._idle.items()))
-            self._discard(idle.pop(0))
-            if not idle:
-                del self._idle[binding]
+            worker = self._least_promising()
+            self._forget(worker)
+            self._evicted += 1
+            self._discard(worker)
+
+    def _least_promising(self) -> Worker:
+        """Return the idle worker to part with: a stale one, else the newest that ran once, else the oldest.
+
+        The oldest alone would let more agents in turn than workers are kept all push each other out.
+        """
+        idle = [worker for workers in self._idle.values() for worker in workers]
+        if self._evicted - idle[0].kept_at > STALE_AFTER * self._max_warm:
+            return idle[0]
+        return next((worker for worker in reversed(idle) if worker.runs == 1), idle[0])
 
     async def _look_after_idle(self) -> None:
         watch = IdleWatch()
@@ -344,10 +360,10 @@ class WorkerPool:
     def _warm_count(self) -> int:
         return len(self._busy) + sum(len(idle) for idle in self._idle.values())
 
-    async def _refill_later(self) -> None:
+    async def _refill_later(self, delay: timedelta) -> None:
         try:
+            await asyncio.sleep(delay.total_seconds())
             while len(self._spares) < self._spare_target and not self._closed:
-                await asyncio.sleep(SPARE_DELAY.total_seconds())
                 await self._add_spare()
         except UnavailableError as error:
             # A run that finds no spare starts a worker itself, and its caller learns what is wrong.

@@ -112,6 +112,8 @@ class Worker:
         self._was_seen = False
         self.runs = 0
         """How often it was asked to run."""
+        self.kept_at = 0
+        """How many workers its pool had parted with when it was last used: the pool's to set."""
         self.scratch: Path | None = None
         """The folder that its guests write to, once one did: the pool's to empty."""
         self._killed_for_wall = False

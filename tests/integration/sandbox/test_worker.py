@@ -218,7 +218,7 @@ async def test_a_stopped_worker_is_killed_at_wall_plus_grace(engine, artifacts, 
                 tenant_id=TENANT,
                 module_digest=sha256_digest(probe),
                 artifact=artifacts.opener(await artifacts.of(probe)),
-                request=RunRequest(args=("probe", *args), limits=Limits(wall_ms=400)),
+                request=RunRequest(args=("probe", *args), limits=Limits(wall_ms=1500)),
                 sink=sink,
             )
 
@@ -263,6 +263,30 @@ async def test_slots_bound_concurrent_runs_and_warm_workers_stay_bounded(engine,
 
         outcomes = await asyncio.gather(*(once(index % 5) for index in range(20)))
     assert outcomes == [Outcome.SUCCEEDED] * 20
+
+
+@pytest.mark.parametrize("newcomers", [0, 6])
+async def test_agents_in_turn_do_not_all_push_each_other_out(engine, artifacts, probe, newcomers):
+    """Were the least recently used to go, four in turn would find none of three workers warm."""
+    async with WorkerPool(
+        worker_path=worker_path(), engine=engine, slots=1, max_warm_workers=3, spares=0
+    ) as pool:
+        opener = artifacts.opener(await artifacts.of(probe))
+
+        async def once(tenant: str) -> None:
+            await pool.run(
+                tenant_id=TenantId(tenant),
+                module_digest=sha256_digest(probe),
+                artifact=opener,
+                request=RunRequest(args=("probe", "hello")),
+            )
+
+        for number in range(newcomers):
+            await once(f"before-{number}")
+        for turn in range(40):
+            await once(f"tenant-{turn % 4}")
+        hits = pool.stats().warm_hits
+    assert 10 <= hits < 40
 
 
 async def test_leaving_the_pool_leaves_no_process(engine, artifacts, probe):
