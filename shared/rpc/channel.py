@@ -25,6 +25,8 @@ our reason and hint; its own bound is 1,000, which one slow turn of the loop rea
 
 RECONNECT_FIRST_MS: Final = 100
 RECONNECT_MAX_MS: Final = 2_000
+CONNECT_MS: Final = 1_000
+"""For one attempt at least: a busy server takes longer than the first pause for a TLS handshake."""
 
 Options = tuple[tuple[str, int], ...]
 
@@ -42,7 +44,7 @@ _BOTH_ENDS: Final[Options] = (
 CHANNEL_OPTIONS: Final[Options] = (
     *_BOTH_ENDS,
     ("grpc.initial_reconnect_backoff_ms", RECONNECT_FIRST_MS),
-    ("grpc.min_reconnect_backoff_ms", RECONNECT_FIRST_MS),
+    ("grpc.min_reconnect_backoff_ms", CONNECT_MS),
     ("grpc.max_reconnect_backoff_ms", RECONNECT_MAX_MS),
 )
 

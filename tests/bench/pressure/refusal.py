@@ -108,7 +108,7 @@ async def client_calls(folder: Path, port: int) -> None:
             while left > 0:
                 left -= 1
                 try:
-                    await stub.CreateAgent(request, timeout=SECONDS)
+                    await stub.CreateAgent(request, timeout=SECONDS, wait_for_ready=True)
                 except grpc.aio.AioRpcError as error:
                     if error.code() is not grpc.StatusCode.RESOURCE_EXHAUSTED:
                         raise

@@ -158,8 +158,7 @@ class Stage:
 
     def own_connection(self):
         """A channel with a connection of its own: others to the same place share one."""
-        options = [one for one in CHANNEL_OPTIONS if one[0] != "grpc.min_reconnect_backoff_ms"]
-        options.append(("grpc.use_local_subchannel_pool", 1))
+        options = (*CHANNEL_OPTIONS, ("grpc.use_local_subchannel_pool", 1))
         credentials = channel_credentials(self.files(server=False))
         return grpc.aio.secure_channel(f"localhost:{self.port}", credentials, options=options)
 
