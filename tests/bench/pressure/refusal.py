@@ -37,8 +37,8 @@ LOCAL: Final = InstallationId("local")
 SERVICE: Final = "/agentfactory.v1.AgentService"
 TENANT: Final = TenantId("admin")
 AT_ONCE: Final = 64
-CALLS: Final = 400
-ROUNDS: Final = 2
+CALLS: Final = 3_000
+ROUNDS: Final = 5
 NAME_CHARS: Final = 1_000
 """As long as a common input."""
 SECONDS: Final = 120.0
