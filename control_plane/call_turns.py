@@ -20,10 +20,10 @@ from control_plane.company import Company
 from shared.clock import Clock
 from shared.errors import ResourceExhaustedError
 from shared.ids import TenantId
+from shared.rpc.patience import MIN_RETRY_AFTER
 
 _Key = tuple[TenantId, str]
 
-MIN_RETRY_AFTER: Final = timedelta(milliseconds=100)
 MAX_RETRY_AFTER: Final = timedelta(seconds=30)
 
 LOOK_EVERY: Final = timedelta(milliseconds=50)
@@ -71,6 +71,12 @@ class CallTurns:
         self._company = Company()
         self._pressed = self._bounds.at_once_in_company
 
+    def require_room(self, tenant_id: TenantId, service: str) -> None:
+        """See `Turns.require_room`."""
+        lane = self._lanes.get((tenant_id, service))
+        if lane is not None:
+            self._require_room(lane)
+
     async def take(self, tenant_id: TenantId, service: str) -> "CallTurn":
         """See `Turns.take`."""
         self._company.came(tenant_id, self._clock.monotonic())
@@ -111,9 +117,12 @@ class CallTurns:
         """Return how many calls of a tenant wait for their turn."""
         return sum(len(lane.waiting) for key, lane in self._lanes.items() if key[0] == tenant_id)
 
-    async def _wait(self, lane: "_Lane") -> None:
+    def _require_room(self, lane: "_Lane") -> None:
         if len(lane.waiting) >= self._bounds.waiting_of_tenant:
             raise self._full(lane)
+
+    async def _wait(self, lane: "_Lane") -> None:
+        self._require_room(lane)
         begun: asyncio.Future[None] = asyncio.get_running_loop().create_future()
         lane.waiting[begun] = self._clock.monotonic()
         self._offer(lane)

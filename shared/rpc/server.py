@@ -1,8 +1,11 @@
 """The one interceptor of every server: what happens to an RPC before its servicer, and to its errors after.
 
-Order, from outside in: errors and counting, identity, its share, access, deadline, turn, validation,
-servicer. One interceptor instead of seven, because each of grpc.aio's costs every call a coroutine. Decides
-no rights: it asks the gatekeeper.
+Order, from outside in: errors and counting, identity, its share, access, room, deadline, reading, turn,
+validation, servicer. One interceptor instead of nine, because each of grpc.aio's costs every call a
+coroutine. Decides no rights: it asks the gatekeeper.
+
+A single request is read here and not by grpc.aio, which would do it before it asks anybody: whoever may not
+call, or comes while there is no room, is refused before one byte of its message is looked at.
 """
 
 import asyncio
@@ -12,14 +15,21 @@ from collections.abc import AsyncIterator, Awaitable, Callable
 from typing import Any, Final, Protocol, TypeAlias
 
 import grpc
-from google.protobuf.message import Message
+from google.protobuf.message import DecodeError, Message
 
-from shared.errors import AgentFactoryError, DeadlineExceededError, InternalError
+from shared.errors import (
+    AgentFactoryError,
+    DeadlineExceededError,
+    InternalError,
+    InvalidInputError,
+    ResourceExhaustedError,
+)
 from shared.logs import get_logger
 from shared.rpc.credentials import Presented, presented
 from shared.rpc.errors import typed_error, wire_error
-from shared.rpc.identity import Admission, Gatekeeper, Principal, set_caller, set_forwarder
+from shared.rpc.identity import Admission, Caller, Gatekeeper, Principal, set_caller, set_forwarder
 from shared.rpc.inflight import InFlight, RpcBounds
+from shared.rpc.patience import Patience, rest_of
 from shared.rpc.turns import NoTurns, Turns, end_turn, set_turn
 from shared.rpc.validation import validate, validated
 
@@ -53,10 +63,12 @@ class Guard(grpc.aio.ServerInterceptor):
         observer: RpcObserver,
         bounds: RpcBounds | None = None,
         turns: Turns | None = None,
+        patience: Patience | None = None,
     ) -> None:
         self._gatekeeper = gatekeeper
         self._turns = turns or NoTurns()
         self._in_flight = InFlight(bounds or RpcBounds.of())
+        self._patience = Patience() if patience is None else patience
         self._observer = observer
         self._wrapped: dict[str, tuple[Handler, Handler]] = {}
         self._active = 0
@@ -93,27 +105,34 @@ class Guard(grpc.aio.ServerInterceptor):
         if inner.response_streaming:
             return grpc.unary_stream_rpc_method_handler(self._streaming(method, inner.unary_stream), *codecs)
         if inner.request_streaming:
-            served = self._unary(method, inner.stream_unary, stream=True)
-            return grpc.stream_unary_rpc_method_handler(served, *codecs)
-        served = self._unary(method, inner.unary_unary, stream=False)
-        return grpc.unary_unary_rpc_method_handler(served, *codecs)
+            served = self._collecting(method, inner.stream_unary)
+        else:
+            served = self._unary(method, inner.unary_unary)
+        # On the wire both are the same; this one is begun before its message is read.
+        return grpc.stream_unary_rpc_method_handler(served, *codecs)
 
-    def _unary(self, method: str, inner: Callable[[Any, Context], Awaitable[Any]], *, stream: bool) -> Any:
+    def _unary(self, method: str, inner: Callable[[Any, Context], Awaitable[Any]]) -> Any:
         service = method.rpartition("/")[0]
 
-        async def unary(request: Any, context: Context) -> Any:
+        async def unary(_: object, context: Context) -> Any:
             call = _Call(method, context, self._observer)
             self._enter()
             try:
                 shown = presented(context)
                 principal = await self._principal(method, shown)
-                with self._in_flight.count(_name(principal), stream=stream):
+                with self._in_flight.count(_name(principal), stream=False):
                     admission = await self._gatekeeper.admit(method, principal, shown.tenant)
                     set_caller(admission.caller)
-                    async with asyncio.timeout(_limit(admission, context)) as call.scope:
-                        if not stream and admission.caller.kind in _TAKE_TURNS:
-                            set_turn(await self._turns.take(admission.caller.tenant_id, service))
-                        return await inner(_checked(request), context)
+                    try:
+                        self._require_room(admission.caller, service)
+                        async with asyncio.timeout(_limit(admission, context)) as call.scope:
+                            request = await _read(context)
+                            await self._take_turn(admission.caller, service)
+                            validate(request)
+                            return await inner(request, context)
+                    except ResourceExhaustedError as refusal:
+                        await self._hold(admission.caller, refusal, context)
+                        raise
             except BaseException as error:
                 await call.fail(error)
                 raise
@@ -130,6 +149,53 @@ class Guard(grpc.aio.ServerInterceptor):
         if shown.token is None:
             return None if shown.spiffe_id is None else Principal(identity=shown.spiffe_id)
         return await self._gatekeeper.authenticate(method, shown.token)
+
+    def _require_room(self, caller: Caller, service: str) -> None:
+        if caller.kind in _TAKE_TURNS:
+            self._turns.require_room(caller.tenant_id, service)
+
+    async def _take_turn(self, caller: Caller, service: str) -> None:
+        if caller.kind in _TAKE_TURNS:
+            set_turn(await self._turns.take(caller.tenant_id, service))
+
+    async def _hold(self, caller: Caller, refusal: ResourceExhaustedError, context: Context) -> None:
+        """Tell a refusal late to who has had many, in time for its deadline. The call counts as idle."""
+        end_turn()
+        if refusal.retry_after is None or caller.kind not in _TAKE_TURNS:
+            return
+        held = self._patience.hold(caller.tenant_id, asyncio.get_running_loop().time())
+        remaining = context.time_remaining()
+        if remaining is not None:
+            held = min(held, remaining / 2)
+        if held <= 0:
+            return
+        self._leave()
+        try:
+            await asyncio.sleep(held)
+        finally:
+            self._enter()
+        refusal.retry_after = rest_of(refusal.retry_after, held)
+
+    def _collecting(self, method: str, inner: Callable[[Any, Context], Awaitable[Any]]) -> Any:
+        async def collecting(requests: AsyncIterator[Any], context: Context) -> Any:
+            call = _Call(method, context, self._observer)
+            self._enter()
+            try:
+                shown = presented(context)
+                principal = await self._principal(method, shown)
+                with self._in_flight.count(_name(principal), stream=True):
+                    admission = await self._gatekeeper.admit(method, principal, shown.tenant)
+                    set_caller(admission.caller)
+                    async with asyncio.timeout(_limit(admission, context)) as call.scope:
+                        return await inner(validated(requests), context)
+            except BaseException as error:
+                await call.fail(error)
+                raise
+            finally:
+                self._leave()
+                call.end()
+
+        return collecting
 
     def _enter(self) -> None:
         self._active += 1
@@ -209,6 +275,22 @@ class _Call:
 
 def _name(principal: Principal | None) -> str | None:
     return None if principal is None else principal.identity
+
+
+async def _read(context: Context) -> Message:
+    """Return the one message of a call.
+
+    Raises:
+        InvalidInputError: There is none, or it is not of the method's type.
+    """
+    try:
+        request = await context.read()
+    except DecodeError as error:
+        raise InvalidInputError("the message is not one of this method's type") from error
+    if request is grpc.aio.EOF:
+        raise InvalidInputError("the call carries no message")
+    assert isinstance(request, Message)
+    return request
 
 
 def _checked(request: Any) -> Any:

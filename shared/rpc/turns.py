@@ -20,6 +20,13 @@ class Turn(Protocol):
 class Turns(Protocol):
     """Hands turns out. Implemented by control_plane/call_turns."""
 
+    def require_room(self, tenant_id: TenantId, service: str) -> None:
+        """Return unless such a call would be refused now: asked before its message is read.
+
+        Raises:
+            ResourceExhaustedError: As `take`.
+        """
+
     async def take(self, tenant_id: TenantId, service: str) -> Turn:
         """Return when a call of this tenant to this service may be worked on.
 
@@ -30,6 +37,9 @@ class Turns(Protocol):
 
 class NoTurns:
     """Everything is worked on at once."""
+
+    def require_room(self, tenant_id: TenantId, service: str) -> None:
+        """See `Turns.require_room`."""
 
     async def take(self, tenant_id: TenantId, service: str) -> Turn:  # noqa: ARG002 - they are all the same
         """See `Turns.take`."""

@@ -9,6 +9,7 @@ import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+from tests.bench.pressure.spent import Spent, told
 from tests.bench.pressure.world import Process, World, running_world
 from tests.bench.report import Figure, measured, median, publish
 from tests.bench.scale.world import say
@@ -62,20 +63,24 @@ async def measure(plan: Plan, parts: Sequence[str] = PARTS) -> list[Figure]:
 async def measure_flood(world: World, plan: Plan, calm: Process, wild: Process) -> list[Figure]:
     """Measure a calm tenant without and with the flood of another, one after the other, several times."""
     alone, beside, took = [], [], []
+    roots = world.roots(calm) | {"flood": wild.process.pid}
     for number in range(plan.rounds):
         p95, _ = await calm.p95_ms(rate=RATE, seconds=plan.seconds)
         alone.append(p95)
+        spent, stood = Spent.now(roots), await world.counts()
         flood = asyncio.create_task(wild.do("flood", submissions=plan.flood, in_flight=FLOOD_IN_FLIGHT))
         p95, calls = await calm.p95_ms(rate=RATE, seconds=plan.seconds)
         beside.append(p95)
-        still = await world.waiting()
+        still, cpus = await world.waiting(), Spent.now(roots).cpus_since(spent)
+        stored, ended = (now - then for now, then in zip(await world.counts(), stood, strict=True))
         answer = await flood
         took.append(answer["seconds"])
         await world.drain(by_hand=True)
         say(
             f"flood {number + 1}: p95 {alone[-1]:.1f} ms alone, {beside[-1]:.1f} ms beside {plan.flood:,}"
             f" submissions ({calls} calls, {still:,} wait at the end of the window); the flood was stored"
-            f" within {took[-1]:.1f} s, {answer['refused']} refusals, {answer['turned_away']} turned away by gRPC"
+            f" within {took[-1]:.1f} s, {answer['refused']} refusals, {answer['turned_away']} turned away by gRPC;"
+            f" in the window {stored:,} stored and {ended:,} ended; processors: {told(cpus)}"
         )
     ratio = median(beside) / median(alone)
     return [
@@ -112,22 +117,26 @@ async def measure_callers(plan: Plan, caller: Process) -> list[Figure]:
 
 async def measure_overload(world: World, plan: Plan, caller: Process) -> list[Figure]:
     """Measure the peak of the fleet, then offer four times as much for a long time."""
+    roots = world.roots(caller)
+    calm = Spent.now(roots)
     peak = max([(await caller.do("closed", callers=FEW, seconds=plan.seconds))["rate"] for _ in range(2)])
+    say(f"processors at the peak: {told(Spent.now(roots).cpus_since(calm))}")
     before_mib = world.control_plane_mib()
     offering = asyncio.create_task(caller.do("offer", rate=4 * peak, seconds=plan.pressed_seconds))
     half = plan.pressed_seconds / 2
     await asyncio.sleep(half)
     middle_mib, ended, loop = world.control_plane_mib(), await world.ended(), asyncio.get_running_loop()
-    started = loop.time()
+    started, spent = loop.time(), Spent.now(roots)
     await asyncio.sleep(half * 0.9)
     rate = (await world.ended() - ended) / (loop.time() - started)
+    cpus = Spent.now(roots).cpus_since(spent)
     end_mib, waiting = world.control_plane_mib(), await world.waiting()
     answer = await offering
     await world.drain(by_hand=True)
     say(
         f"peak {peak:.0f}/s; offered {answer['offered'] / plan.pressed_seconds:.0f}/s: {rate:.0f}/s ended,"
-        f" {answer['refused']} refusals, {waiting:,} wait at the end, {answer['late']:.1f} s late;"
-        f" PSS {before_mib:.0f}, {middle_mib:.0f}, {end_mib:.0f} MiB"
+        f" {answer['refused']} refusals, {answer['turned_away']} turned away by gRPC, {waiting:,} wait at the end, {answer['late']:.1f} s late;"
+        f" PSS {before_mib:.0f}, {middle_mib:.0f}, {end_mib:.0f} MiB; processors: {told(cpus)}"
     )
     return [
         Figure(

@@ -61,6 +61,16 @@ class World:
     sql: Any
     folder: Path
 
+    def roots(self, caller: Process) -> dict[str, int]:
+        """Return the first process of each part, a caller's too."""
+        assert self.stack.control_plane is not None
+        return {
+            "control plane": self.stack.control_plane.pid,
+            "node": self.stack.nodes[0].running.pid,
+            "postgres": self.stack.postgres.pid,
+            "caller": caller.process.pid,
+        }
+
     def control_plane_mib(self) -> float:
         """Return the PSS of the control plane."""
         assert self.stack.control_plane is not None
@@ -69,6 +79,11 @@ class World:
     async def ended(self) -> int:
         """Return how many executions have ended."""
         return int(await self.sql.fetchval("SELECT count(*) FROM executions WHERE ended_at IS NOT NULL"))
+
+    async def counts(self) -> tuple[int, int]:
+        """Return how many executions there are, and how many of them have ended."""
+        row = await self.sql.fetchrow("SELECT count(*), count(ended_at) FROM executions")
+        return int(row[0]), int(row[1])
 
     async def waiting(self) -> int:
         """Return how many executions wait for a node."""

@@ -5,10 +5,11 @@ from datetime import timedelta
 
 import pytest
 
-from control_plane.call_turns import MAX_RETRY_AFTER, MIN_RETRY_AFTER, CallTurn, CallTurns, TurnBounds
+from control_plane.call_turns import MAX_RETRY_AFTER, CallTurn, CallTurns, TurnBounds
 from control_plane.company import COMPANY_LASTS
 from shared.errors import ResourceExhaustedError
 from shared.ids import TenantId
+from shared.rpc.patience import MIN_RETRY_AFTER
 from tests.fakes.clock import FakeClock
 
 CALM, WILD = TenantId("calm"), TenantId("wild")
