@@ -154,13 +154,13 @@ async def open_registry(server, name: str) -> AsyncIterator[Registry]:
     engine = create_engine(server.url(name, user=SERVICE), application="test")
     database = PostgresDatabase(engine, notifier=NobodyListens())
     try:
-        yield registry_over(database, owner, server.url(name, user=OWNER))
+        yield await registry_over(database, owner, server.url(name, user=OWNER))
     finally:
         await database.close()
         await owner.dispose()
 
 
-def registry_over(database: PostgresDatabase, owner: AsyncEngine, owner_url: str) -> Registry:
+async def registry_over(database: PostgresDatabase, owner: AsyncEngine, owner_url: str) -> Registry:
     """Wire everything over one database, as one replica does."""
     clock, random, audit, decisions = (
         SystemClock(),

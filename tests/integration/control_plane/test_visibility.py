@@ -29,7 +29,7 @@ async def replica(server, database_name, replica_name):
     subscriptions = Subscriptions(replica=replica_name)
     notifier = PostgresNotifier(HeldConnection(engine), subscriptions)
     database = PostgresDatabase(engine, notifier=notifier)
-    registry = registry_over(database, owner, server.url(database_name, user=OWNER))
+    registry = await registry_over(database, owner, server.url(database_name, user=OWNER))
     listening = asyncio.Event()
     async with AsyncExitStack() as stack:
         stack.push_async_callback(owner.dispose)

@@ -48,7 +48,7 @@ def test_a_node_may_call_nothing_but_the_service_of_nodes():
 
 
 def test_people_may_not_act_as_a_node():
-    rules = [rule for method, rule in OURS.items() if "/NodeService/" in method and not rule.anonymous]
+    rules = [rule for method, rule in OURS.items() if ".NodeService/" in method and not rule.anonymous]
     assert all(rule.roles == {Role.NODE} for rule in rules)
 
 
