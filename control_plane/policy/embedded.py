@@ -8,7 +8,7 @@ import agentfactory_engine
 from control_plane.policy.domain import Evaluation, PolicyBundle
 from shared.digests import Digest
 from shared.errors import PolicyInvalidError, PolicyUndecidedError
-from shared.rego import inspect_rego
+from shared.rego import evaluate, inspect_rego
 
 
 class EmbeddedPolicyEngine:
@@ -34,7 +34,7 @@ class EmbeddedPolicyEngine:
     async def evaluate(self, rule: str, input_json: str) -> Evaluation:
         """See `PolicyEngine.evaluate`."""
         try:
-            return Evaluation(value_json=self._policy.evaluate(rule, input_json))
+            return Evaluation(value_json=evaluate(self._policy, rule, input_json))
         except agentfactory_engine.PolicyError as error:
             raise PolicyUndecidedError(str(error)) from error
 

@@ -28,7 +28,7 @@ from shared.manifest import capabilities_json
 from shared.orders import Order
 from shared.policy_bundle import MAX_BUNDLE_BYTES
 from shared.policy_folder import read_regular
-from shared.rego import inspect_rego
+from shared.rego import evaluate, inspect_rego
 
 logger = get_logger(__name__)
 
@@ -98,7 +98,7 @@ class NodePolicy:
 
     def _asked(self, order: Order) -> Answer:
         try:
-            said = self._policy.evaluate(RULE, canonical_json(document(order)).decode())
+            said = evaluate(self._policy, RULE, canonical_json(document(order)).decode())
             return _answer_of(json.loads(said))
         except Exception as error:  # noqa: BLE001 - fail closed, whatever an engine raises
             logger.warning("the policy of this node gave no valid answer", error=str(error)[:512])

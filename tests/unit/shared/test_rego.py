@@ -1,8 +1,11 @@
 """What upload refuses of Rego, and where it says that it stands."""
 
+import time
+
+import agentfactory_engine
 import pytest
 
-from shared.rego import MAX_PROBLEMS, inspect_rego
+from shared.rego import EVALUATION_TIME, MAX_PROBLEMS, TOO_LONG, TRIES, evaluate, inspect_rego
 
 HEAD = "package agentfactory\n\n"
 
@@ -86,3 +89,39 @@ def test_clock_and_randomness_are_recognised(call):
 
 def test_what_cannot_be_read_is_not_called_pure():
     assert not inspect_rego({"a.rego": "package"}, {}).is_pure
+
+
+class Preempted:
+    """The engine on a machine whose processor others have: its time is over before it has worked."""
+
+    def __init__(self, times: int, *, works: bool = False):
+        self.left = times
+        self.works = works
+        self.asked = 0
+
+    def evaluate(self, rule: str, input_json: str) -> str:
+        self.asked += 1
+        if self.left == 0:
+            return "true"
+        self.left -= 1
+        until = time.thread_time() + EVALUATION_TIME.total_seconds() * 0.6
+        while self.works and time.thread_time() < until:
+            pass
+        raise agentfactory_engine.PolicyError(f"{rule}: execution {TOO_LONG} (elapsed=1ns, limit=1ns)")
+
+
+def test_a_policy_that_got_no_processor_is_asked_again():
+    preempted = Preempted(TRIES - 1)
+    assert (evaluate(preempted, "data.x", "{}"), preempted.asked) == ("true", TRIES)
+
+
+def test_a_policy_that_never_gets_one_has_no_answer():
+    with pytest.raises(agentfactory_engine.PolicyError, match=TOO_LONG):
+        evaluate(Preempted(TRIES), "data.x", "{}")
+
+
+def test_a_policy_that_works_for_its_whole_time_is_not_asked_again():
+    working = Preempted(1, works=True)
+    with pytest.raises(agentfactory_engine.PolicyError, match=TOO_LONG):
+        evaluate(working, "data.x", "{}")
+    assert working.asked == 1

@@ -32,6 +32,7 @@ ASKED = PolicyInput(
     template_name="redact",
     template_version="1.0.0",
     template_digest=sha256_digest(b"manifest"),
+    publisher_key_id=sha256_digest(b"publisher"),
     capabilities=Capabilities(),
     limits=RequestedLimits(),
     agent="redactor",
