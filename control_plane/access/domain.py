@@ -45,6 +45,8 @@ class Rule:
     """Also without an identity."""
     identified: bool = False
     """Also to an identity without a role, but no node's."""
+    of_installation: bool = False
+    """It concerns every tenant: the roles count in the tenant `default` only."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -175,12 +177,15 @@ def explain(
     *, method: str, rule: Rule, tenant_id: TenantId, identity: str, held: tuple[RoleBinding, ...]
 ) -> Explanation:
     """Return what `rule` makes of the bindings that an identity and its groups hold in a tenant."""
-    by = tuple(binding for binding in held if binding.role in rule.roles)
+    away = rule.of_installation and tenant_id != DEFAULT_TENANT
+    by = () if away else tuple(binding for binding in held if binding.role in rule.roles)
     needed = ", ".join(sorted(rule.roles))
     if rule.anonymous:
         reason = "everybody may call it, without an identity"
     elif rule.identified:
         reason = "every identity but a node's may call it"
+    elif away:
+        reason = f"it concerns every tenant: {needed} of tenant {DEFAULT_TENANT} only"
     elif by:
         reason = "it holds " + ", ".join(f"{one.role} as {one.identity}" for one in by)
     elif rule.roles == {Role.NODE}:

@@ -1,6 +1,7 @@
 """The access rule of every RPC, as data. A test walks the descriptors: an RPC without a row is refused."""
 
 from collections.abc import Mapping
+from dataclasses import replace
 from datetime import timedelta
 from typing import Final
 
@@ -41,6 +42,10 @@ def _read(roles: frozenset[Role], deadline: timedelta = READ_DEADLINE) -> Rule:
 
 def _change(roles: frozenset[Role], deadline: timedelta = CHANGE_DEADLINE) -> Rule:
     return Rule(roles=roles, deadline=deadline, audit=Audit.ALL)
+
+
+def _of_installation(rule: Rule) -> Rule:
+    return replace(rule, of_installation=True)
 
 
 _TEMPLATES: Final = "/agentfactory.v1.TemplateService/"
@@ -108,21 +113,21 @@ RULES: Final[Mapping[str, Rule]] = {
     _ACCESS + "GetTenant": _read(EVERY_ROLE),
     _ACCESS + "ListTenants": _read(_ADMINS),
     _ACCESS + "UpdateTenant": _change(_ADMINS),
-    _KEYS + "ListKeys": _read(_FLEET_READERS),
+    _KEYS + "ListKeys": _of_installation(_read(_FLEET_READERS)),
     _KEYS + "GetKeyset": _read(EVERY_ROLE),
     _AUDIT + "GetCheckpoint": _read(EVERY_ROLE),
     _AUDIT + "GetInclusionProof": _read(EVERY_ROLE),
     _AUDIT + "GetConsistencyProof": _read(EVERY_ROLE),
-    _KEYS + "PublishKeyset": _change(_ADMINS),
-    _KEYS + "CreateKey": _change(_ADMINS),
-    _KEYS + "PublishFreshness": _change(_OPERATORS),
-    _POLICY + "PublishPolicyBundle": _change(_ADMINS),
-    _POLICY + "GetPolicyBundle": _read(_AUDITORS),
-    _POLICY + "ListPolicyBundles": _read(_AUDITORS),
-    _POLICY + "ActivatePolicyBundle": _change(_ADMINS),
-    _POLICY + "RollbackPolicyBundle": _change(_ADMINS),
-    _POLICY + "TestPolicyBundle": _read(_ADMINS, CHANGE_DEADLINE),
-    _POLICY + "ReplayDecisions": _read(_ADMINS, CHANGE_DEADLINE),
+    _KEYS + "PublishKeyset": _of_installation(_change(_ADMINS)),
+    _KEYS + "CreateKey": _of_installation(_change(_ADMINS)),
+    _KEYS + "PublishFreshness": _of_installation(_change(_OPERATORS)),
+    _POLICY + "PublishPolicyBundle": _of_installation(_change(_ADMINS)),
+    _POLICY + "GetPolicyBundle": _of_installation(_read(_AUDITORS)),
+    _POLICY + "ListPolicyBundles": _of_installation(_read(_AUDITORS)),
+    _POLICY + "ActivatePolicyBundle": _of_installation(_change(_ADMINS)),
+    _POLICY + "RollbackPolicyBundle": _of_installation(_change(_ADMINS)),
+    _POLICY + "TestPolicyBundle": _of_installation(_read(_ADMINS, CHANGE_DEADLINE)),
+    _POLICY + "ReplayDecisions": _of_installation(_read(_ADMINS, CHANGE_DEADLINE)),
     _POLICY + "GetDecision": _read(_AUDITORS),
     _POLICY + "ListDecisions": _read(_AUDITORS),
     _POLICY + "ReevaluateDecision": _read(_AUDITORS),

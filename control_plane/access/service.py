@@ -108,6 +108,7 @@ class AccessService:
             refusal = PermissionDeniedError(
                 f"{known.caller.identity} may not call {method}: it needs one of the roles "
                 + ", ".join(sorted(rule.roles))
+                + (f" in tenant {DEFAULT_TENANT}" if rule.of_installation else "")
             )
             await self._record(rule, method, known.caller, known.caller.identity, refusal)
             raise refusal
@@ -204,6 +205,8 @@ def _known(key: _Key, kind: IdentityKind, name: str, grant: Grant, until: float)
 def _opens(rule: Rule, known: _Known) -> bool:
     if rule.identified and known.caller.kind != "node":
         return True
+    if rule.of_installation and known.caller.tenant_id != DEFAULT_TENANT:
+        return False
     return not known.roles.isdisjoint(rule.roles)
 
 

@@ -17,7 +17,10 @@ from agentfactory.v1 import (
     audit_pb2,
     common_pb2,
     executions_pb2,
+    keys_pb2,
     nodes_pb2,
+    policy_pb2,
+    stops_pb2,
     templates_pb2,
 )
 from google.protobuf.message import Message
@@ -31,6 +34,7 @@ from tests.e2e.stack import TestStack, eventually, running_stack
 from tests.unit.control_plane.access.test_rules import SERVICE_DESCRIPTORS
 
 AGENT = "theirs"
+HALTED = "halted"
 SECONDS = 30
 WALLS = {grpc.StatusCode.NOT_FOUND, grpc.StatusCode.PERMISSION_DENIED}
 
@@ -44,11 +48,13 @@ class Theirs:
     node_id: str
     template_digest: str
     audit_entry_id: str
+    decision_id: str
+    stop_id: str
 
     @property
     def secrets(self) -> list[bytes]:
         """What must not stand in any answer to another tenant."""
-        names = (self.execution_id, self.receipt_id, self.node_id, self.audit_entry_id)
+        names = (self.execution_id, self.receipt_id, self.node_id, self.audit_entry_id, self.decision_id)
         return [name.encode() for name in (*names, AGENT)]
 
     @property
@@ -140,6 +146,44 @@ def checks(theirs: Theirs) -> dict[str, Check]:
                 execution_id=theirs.execution_id, kind=executions_pb2.BODY_KIND_INPUT
             )
         ),
+        "AgentService/RolloutAgent": Refused(
+            agents_pb2.RolloutAgentRequest(name=AGENT, version="1.0.0", percent=10)
+        ),
+        "AgentService/RollbackAgent": Refused(agents_pb2.RollbackAgentRequest(name=AGENT)),
+        "AgentService/CompareAgentVersions": Refused(agents_pb2.CompareAgentVersionsRequest(name=AGENT)),
+        "AuditService/GetCheckpoint": Elsewhere("the log is one for all: its leaves are silent"),
+        "AuditService/GetInclusionProof": Refused(
+            audit_pb2.GetInclusionProofRequest(subject=theirs.receipt_id)
+        ),
+        "AuditService/GetConsistencyProof": Elsewhere("the log is one for all: its leaves are silent"),
+        "KeyService/ListKeys": Refused(keys_pb2.ListKeysRequest()),
+        "KeyService/GetKeyset": Elsewhere("public keys, which every node has"),
+        "KeyService/PublishKeyset": Refused(keys_pb2.PublishKeysetRequest(envelope=b"{}")),
+        "KeyService/CreateKey": Refused(keys_pb2.CreateKeyRequest(purpose=keys_pb2.KEY_PURPOSE_ORDER)),
+        "KeyService/PublishFreshness": Refused(keys_pb2.PublishFreshnessRequest(statement=b"{}")),
+        "PolicyService/PublishPolicyBundle": Refused(policy_pb2.PublishPolicyBundleRequest(envelope=b"{}")),
+        "PolicyService/GetPolicyBundle": Refused(policy_pb2.GetPolicyBundleRequest()),
+        "PolicyService/ListPolicyBundles": Refused(policy_pb2.ListPolicyBundlesRequest()),
+        "PolicyService/ActivatePolicyBundle": Refused(
+            policy_pb2.ActivatePolicyBundleRequest(expected_digest=theirs.template_digest)
+        ),
+        "PolicyService/RollbackPolicyBundle": Refused(
+            policy_pb2.RollbackPolicyBundleRequest(expected_digest=theirs.template_digest)
+        ),
+        "PolicyService/TestPolicyBundle": Refused(policy_pb2.TestPolicyBundleRequest()),
+        "PolicyService/ReplayDecisions": Refused(policy_pb2.ReplayDecisionsRequest()),
+        "PolicyService/GetDecision": Refused(policy_pb2.GetDecisionRequest(decision_id=theirs.decision_id)),
+        "PolicyService/ListDecisions": Blind(policy_pb2.ListDecisionsRequest()),
+        "PolicyService/ReevaluateDecision": Refused(
+            policy_pb2.ReevaluateDecisionRequest(decision_id=theirs.decision_id)
+        ),
+        "StopService/CreateStop": Refused(stops_pb2.CreateStopRequest(tenant_id="default", reason="test")),
+        "StopService/ListStops": Blind(stops_pb2.ListStopsRequest()),
+        "StopService/DeleteStop": Refused(stops_pb2.DeleteStopRequest(stop_id=theirs.stop_id)),
+        "TemplateService/SetTemplateChannel": Refused(
+            templates_pb2.SetTemplateChannelRequest(template_name=AGENT, channel="stable", version="1.0.0")
+        ),
+        "TemplateService/ListTemplateChannels": Blind(templates_pb2.ListTemplateChannelsRequest()),
         "NodeService/EnrollNode": Elsewhere("the token names the tenant"),
         "NodeService/RenewNodeCertificate": _NODES_ONLY,
         "NodeService/Session": _NODES_ONLY,
@@ -217,6 +261,7 @@ async def mallory(stack: TestStack):
 
 async def theirs_of(stack: TestStack) -> Theirs:
     await stack.make_agent(AGENT)
+    await stack.make_agent(HALTED)
     execution, _ = await stack.execute(AGENT, b"sleep 1")
     async with stack.client() as client:
         receipt = await client.audit.GetReceipt(
@@ -225,12 +270,17 @@ async def theirs_of(stack: TestStack) -> Theirs:
         assert not receipt.after_eviction
         agent = await client.agents.GetAgent(agents_pb2.GetAgentRequest(name=AGENT), timeout=SECONDS)
         entries = await client.audit.ListAuditEntries(audit_pb2.ListAuditEntriesRequest(), timeout=SECONDS)
+        stop = await client.stops.CreateStop(
+            stops_pb2.CreateStopRequest(template_name=HALTED, reason="test"), timeout=SECONDS
+        )
     return Theirs(
         execution_id=execution.execution_id,
         receipt_id=receipt.receipt_id,
         node_id=stack.nodes[0].node_id,
         template_digest=agent.agent.template_digest,
         audit_entry_id=entries.audit_entries[0].audit_entry_id,
+        decision_id=execution.decision_id,
+        stop_id=stop.stop.stop_id,
     )
 
 

@@ -31,6 +31,8 @@ def _row(method: str, rule: Rule) -> str:
     service, _, name = method.rpartition("/")
     cells = ["✓" if role in rule.roles else "" for role in _COLUMNS]
     others = "everybody" if rule.anonymous else "every identity" if rule.identified else ""
+    if rule.of_installation:
+        others = "tenant `default` only"
     return f"| `{service.rpartition('.')[2]}/{name}` | {' | '.join(cells)} | {others} | {_time(rule)} |\n"
 
 
