@@ -121,9 +121,12 @@ class WorkerPool:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         self._closed = True
-        for task in filter(None, (self._refill, self._watch)):
-            task.cancel()
-            await asyncio.wait([task])
+        if self._watch is not None:
+            self._watch.cancel()
+            await asyncio.wait([self._watch])
+        if self._refill is not None:
+            # It ends by itself. Cancelled, it would leave a process that nobody reaps.
+            await asyncio.wait([self._refill])
         idle = [worker for workers in self._idle.values() for worker in workers]
         workers = {*self._busy, *self._spares, *self._ending, *idle}
         self._idle.clear()

@@ -43,13 +43,15 @@ async def test_init_makes_everything_that_a_control_plane_needs(request_):
     assert (made.created, made.keyset_version) == (True, 1)
     assert await rows(url, "SELECT installation, epoch FROM installation") == [("local", 1)]
     assert await rows(url, "SELECT tenant_id FROM tenants") == [("default",)]
-    assert await rows(url, "SELECT identity, role FROM role_bindings") == [
-        ("spiffe://local/caller/admin", "admin")
+    assert await rows(url, "SELECT identity, role FROM role_bindings ORDER BY identity") == [
+        ("oidc:local/admin", "admin"),
+        ("spiffe://local/caller/admin", "admin"),
     ]
     assert await rows(url, "SELECT action, subject FROM audit_entries") == [
         ("installation.initialized", "local")
     ]
-    assert {entry.purpose for entry in keyset_of(made.paths).entries} == {KeyPurpose.ORDER, KeyPurpose.POLICY}
+    listed = {entry.purpose for entry in keyset_of(made.paths).entries}
+    assert listed == {KeyPurpose.ORDER, KeyPurpose.POLICY, KeyPurpose.LOG}
 
 
 async def test_private_keys_are_for_their_owner_alone(request_):
@@ -59,7 +61,7 @@ async def test_private_keys_are_for_their_owner_alone(request_):
         made.paths.client_key("admin"),
         *(made.paths.data_dir / "keys").glob("*.key"),
     ]
-    assert len(secret) == 6
+    assert len(secret) == 8
     assert {stat.S_IMODE(path.stat().st_mode) for path in secret} == {0o600}
 
 

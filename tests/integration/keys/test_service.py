@@ -111,6 +111,7 @@ async def desk(postgres_18, name, tmp_path):
         root=ROOT.public,
         order=order.public,
         policy=ed25519_key("policy").public,
+        log=ed25519_key("log").public,
         now=clock.now(),
     )
     async with database.transaction() as tx:
@@ -291,4 +292,4 @@ async def test_a_custodian_that_is_away_is_told_and_the_keyset_is_shown(desk, tm
     (tmp_path / "keys" / "order.key").chmod(0o644)
     found = await desk.service.list_keys()
     assert "0644" in found.custody_problem
-    assert len(found.keys) == 2
+    assert len(found.keys) == 3
