@@ -21,8 +21,8 @@ PAGES = sorted(
 )
 BLOCK = re.compile(r"^```console\n(.*?)^```$", re.MULTILINE | re.DOTALL)
 LINK = re.compile(r"\]\(([^)#]+)(?:#[^)]*)?\)")
-# What a page names in words: `path/to.py`.
-PATH = re.compile(r"`((?:[a-z_]+/)+[A-Za-z0-9_.-]*)`")
+# What a page names in words: `path/to.py`, and no media type.
+PATH = re.compile(r"`(?!multipart/)((?:[a-z_]+/)+[A-Za-z0-9_.-]*)`")
 
 
 def commands(page: Path) -> list[list[str]]:
@@ -60,7 +60,7 @@ def test_commands_and_options_exist(page: Path) -> None:
         path = words[1:2]
         shown = CliRunner().invoke(app, [*path, "--help"])
         for name in words[2:4]:  # groups have groups
-            if not re.search(rf"^│ {re.escape(name)}\b", shown.output, re.MULTILINE):
+            if name.startswith("-") or not re.search(rf"^│ {re.escape(name)}\b", shown.output, re.MULTILINE):
                 break
             path.append(name)
             shown = CliRunner().invoke(app, [*path, "--help"])
