@@ -136,9 +136,9 @@ async def test_a_rollout_goes_by_percent_to_all_and_back_in_one_command(stack: T
     assert set(await versions()) == {old}
     for arguments in (("--to", "7.0.0", "--percent", "10"), ("--to", "1.1.0", "--percent", "101")):
         await stack.cli("agent", "rollout", "desk", *arguments, expect=2)
-    actions = (await stack.cli("audit", "list", "--json")).out
-    assert actions.count("agent.rollout") == 2
-    assert actions.count("agent.rolled_back") == 1
+    for action, count in (("agent.rollout", 2), ("agent.rolled_back", 1)):
+        entries = (await stack.cli("audit", "list", "--action", action, "--json")).json()["auditEntries"]
+        assert len(entries) == count
 
 
 async def test_an_agent_follows_a_channel(stack: TestStack) -> None:

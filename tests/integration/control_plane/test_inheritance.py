@@ -169,8 +169,8 @@ async def test_children_are_retired_and_revoked_with_their_parent(registry, base
         await registry.directory.resolve(TENANT, agent.name)
     states = await registry.rows("SELECT name, state FROM template_versions ORDER BY name")
     assert states == [("base", "revoked"), ("leaf", "revoked"), ("middle", "revoked"), ("other", "active")]
-    assert {digest for digest, _ in registry.stopped} == {base.digest, middle.digest, leaf.digest}
-    assert other.digest not in {digest for digest, _ in registry.stopped}
+    assert {digest for digest, *_ in registry.stopped} == {base.digest, middle.digest, leaf.digest}
+    assert other.digest not in {digest for digest, *_ in registry.stopped}
     revoked = [subject for action, subject, _ in await registry.audit() if action == "template.revoked"]
     assert revoked == ["base 1.0.0", "middle 1.0.0", "leaf 1.0.0"]
 
