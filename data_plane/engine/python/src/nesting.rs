@@ -12,7 +12,7 @@ pub fn bounded(path: &str, source: &str) -> Result<(), String> {
     let mut in_word = false;
     while let Some(byte) = bytes.next() {
         let word = byte.is_ascii_alphanumeric() || byte == b'_' || !byte.is_ascii();
-        if !byte.is_ascii_whitespace() && !(word && in_word) {
+        if !(byte.is_ascii_whitespace() || (word && in_word)) {
             weight += 1 << depth;
         }
         in_word = word;
