@@ -12,7 +12,7 @@ from typing import Annotated, Any, Final, Literal, TypeAlias
 from buf.validate import validate_pb2
 from google.protobuf.descriptor import EnumDescriptor, FieldDescriptor
 from google.protobuf.timestamp_pb2 import Timestamp
-from pydantic import AfterValidator, Field
+from pydantic import AfterValidator, BeforeValidator, Field
 
 from shared.ids import AUDIT_ENTRY, BODY, DECISION, EXECUTION, NODE, RECEIPT, UUID7_PATTERN
 
@@ -197,6 +197,11 @@ def _real_time(text: str) -> str:
     return text
 
 
+def _whole(value: Any) -> Any:
+    """Return an integer for a number without a fraction: to JSON, which has one kind of number, 7.0 is 7."""
+    return int(value) if isinstance(value, float) and value.is_integer() else value
+
+
 def _integer(kind: int, rules: Rules) -> Type:
     low, high = _INTEGERS[kind]
     name = rules.WhichOneof("type")
@@ -206,7 +211,7 @@ def _integer(kind: int, rules: Rules) -> Type:
         low = max(low, named.gt + 1 if named.HasField("gt") else low)
         high = min(high, named.lte if named.HasField("lte") else high)
         high = min(high, named.lt - 1 if named.HasField("lt") else high)
-    number = Annotated[int, Field(ge=low, le=high)]
+    number = Annotated[int, Field(ge=low, le=high), BeforeValidator(_whole)]
     if kind not in _WIDE:
         return number
     # proto3 JSON writes 64 bits as text, because many readers know doubles only, and takes both. What has no

@@ -158,7 +158,7 @@ def _check(model: Model, document: Json, located: Any) -> list[Violation]:
     return []
 
 
-_TYPE_NAMES: Final = ("constrained-", "_")
+_TYPE_NAMES: Final = ("constrained-", "function-before[", "_")
 
 
 def _in_body(loc: tuple[int | str, ...]) -> tuple[str, str]:

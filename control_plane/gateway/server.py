@@ -30,6 +30,7 @@ LINGER: Final = timedelta(seconds=2)
 """How long a body that was refused is read on, so that its sender gets to read the answer."""
 
 BACKLOG: Final = 1024
+DEFAULT_HEAD_BYTES: Final = 16 * 1024
 MAX_KEY_BYTES: Final = 64 * 1024
 
 
@@ -121,6 +122,25 @@ class _Server(uvicorn.Server):
         self.ready.set()
 
 
+class _BoundedHeads(h11.Connection):
+    """Bounds whole heads too: h11 looks at the length of those only that came in several pieces."""
+
+    def __init__(self, role: type[h11.SERVER], max_head_bytes: int | None) -> None:
+        self._most = max_head_bytes or DEFAULT_HEAD_BYTES
+        super().__init__(role, self._most)
+
+    def next_event(self) -> h11.Event | type[h11.NEED_DATA] | type[h11.PAUSED]:
+        event = super().next_event()
+        if isinstance(event, h11.Request) and _head_bytes(event) > self._most:
+            raise h11.RemoteProtocolError("the head is too large", error_status_hint=431)
+        return event
+
+
+def _head_bytes(head: h11.Request) -> int:
+    lines = sum(len(name) + len(value) + len(": \r\n") for name, value in head.headers.raw_items())
+    return len(head.method) + len(head.target) + len("  HTTP/1.1\r\n\r\n") + lines
+
+
 def _protocol(head_timeout: timedelta) -> type["_Patient"]:
     # uvicorn makes its protocols of the class alone.
     return type("Protocol", (_Patient,), {"head_timeout": head_timeout})
@@ -133,6 +153,7 @@ class _Patient(H11Protocol):
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
+        self.conn = _BoundedHeads(h11.SERVER, self.config.h11_max_incomplete_event_size)
         self._timer: asyncio.TimerHandle | None = None
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]

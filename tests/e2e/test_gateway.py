@@ -90,10 +90,12 @@ async def test_a_user_does_all_of_it_over_rest():
 
 async def publishes_and_creates(stack, client):
     package = await signed_package(stack, "actor")
+    module = package["module"]
+    altered_module = module[:-1] + bytes([module[-1] ^ 1])
 
     published = await client.post("/v1/templates", files=package)
     again = await client.post("/v1/templates", files=package)
-    altered = await client.post("/v1/templates", files=package | {"module": package["module"][:-1] + b"\0"})
+    altered = await client.post("/v1/templates", files=package | {"module": altered_module})
     created = await client.post(
         "/v1/agents", json={"name": "actor", "template": {"name": "actor", "version": "1.0.0"}}
     )

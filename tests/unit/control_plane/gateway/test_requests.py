@@ -70,7 +70,7 @@ def test_pages_and_lists_come_from_the_query():
     assert message.states == [executions_pb2.EXECUTION_STATE_LOST, executions_pb2.EXECUTION_STATE_FAILED]
 
 
-@pytest.mark.parametrize("revision", ["7", 7])
+@pytest.mark.parametrize("revision", ["7", 7, 7.0])
 def test_64_bits_are_text_or_number(revision):
     message = read("UpdateAgent", path={"name": "a"}, body={"revision": revision})
 
@@ -106,6 +106,13 @@ def test_64_bits_are_text_or_number(revision):
         ("UpdateAgent", {"path": {"name": "a"}, "body": {"revision": 0}}, {("body", "/revision")}),
         ("UpdateAgent", {"path": {"name": "a"}, "body": {"revision": True}}, {("body", "/revision")}),
         ("UpdateAgent", {"path": {"name": "a"}, "body": {"revision": "01"}}, {("body", "/revision")}),
+        ("UpdateAgent", {"path": {"name": "a"}, "body": {"revision": "7.0"}}, {("body", "/revision")}),
+        ("UpdateAgent", {"path": {"name": "a"}, "body": {"revision": 7.5}}, {("body", "/revision")}),
+        ("UpdateAgent", {"path": {"name": "a"}, "body": {"revision": 1e300}}, {("body", "/revision")}),
+        ("CreateEnrollmentToken", {"body": {"maxUses": 1.5}}, {("body", "/maxUses")}),
+        ("CreateEnrollmentToken", {"body": {"maxUses": 1e9}}, {("body", "/maxUses")}),
+        ("CreateEnrollmentToken", {"body": {"maxUses": "5"}}, {("body", "/maxUses")}),
+        ("CreateEnrollmentToken", {"body": {"maxUses": True}}, {("body", "/maxUses")}),
         ("Execute", {"body": {"execution": {"agent": "a"}}}, {("header", "Idempotency-Key")}),
         (
             "Execute",
