@@ -9,7 +9,7 @@ import signal
 import sys
 import tempfile
 from collections.abc import AsyncIterator, Iterator
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, suppress
 from pathlib import Path
 
 import pytest
@@ -41,11 +41,12 @@ class Up:
 
     async def wait_for(self, pattern: str) -> str:
         assert self.process.stderr is not None
-        async with asyncio.timeout(BOUND_SECONDS):
-            while line := (await self.process.stderr.readline()).decode():
-                self.lines.append(line)
-                if re.search(pattern, line):
-                    return line
+        with suppress(TimeoutError):
+            async with asyncio.timeout(BOUND_SECONDS):
+                while line := (await self.process.stderr.readline()).decode():
+                    self.lines.append(line)
+                    if re.search(pattern, line):
+                        return line
         raise AssertionError(f"no line {pattern!r} in:\n{''.join(self.lines)}")
 
     async def end(self) -> int:
