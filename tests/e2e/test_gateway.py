@@ -23,6 +23,7 @@ from tests.e2e.gateway import running_gateway
 from tests.e2e.stack import ACTOR, eventually, running_stack
 
 PROBLEM = "application/problem+json"
+PARAMETERS = {"type": "object", "properties": {"a": {"type": "integer"}}, "additionalProperties": False}
 
 
 async def signed_package(stack, name):
@@ -32,8 +33,9 @@ async def signed_package(stack, name):
     (source / "agent.wasm").write_bytes(ACTOR.read_bytes())
     (source / "agent.toml").write_text(
         f'[template]\nname = "{name}"\nversion = "1.0.0"\nmodule = "agent.wasm"\nmedia_type = "application/json"\n'
-        '[run]\nretry = "safe"\n'
+        '[parameters]\nschema = "parameters.schema.json"\n[run]\nretry = "safe"\n'
     )
+    (source / "parameters.schema.json").write_text(json.dumps(PARAMETERS))
     package = write_package(build_package(source), stack.folder / "sources")
     signer = FileSigner(key=read_private_key(stack.paths.publisher_key))
     write_envelope(package, (await sign_package(read_unsigned_package(package), [signer])).envelope)
