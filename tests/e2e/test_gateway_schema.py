@@ -12,7 +12,7 @@ from tests.e2e.stack import running_stack
 
 SEED = 20261130
 EXAMPLES = 3
-BUDGET = timedelta(seconds=50)
+BUDGET = timedelta(seconds=40)
 """Of random cases; those that walk every bound of the schemas come before them and are as many as there are."""
 
 PATIENCE = timedelta(seconds=280)
