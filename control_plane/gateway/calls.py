@@ -33,7 +33,7 @@ RETRIES: Final = 3
 WRITE_FAILED: Final = "Internal error from Core"
 """What grpc.aio says of a write that failed."""
 
-SETTLE_TRIES: Final = 50
+SETTLE_TRIES: Final = 500
 SETTLE_PAUSE: Final = timedelta(milliseconds=10)
 
 _BEARER = re.compile(r"[Bb]earer [A-Za-z0-9._~+/=-]+")
