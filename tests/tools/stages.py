@@ -186,14 +186,17 @@ def servers(run: Run) -> None:
     run.command("PostgreSQL 15", ["bash", "tests/tools/install_postgres_15.sh"])
 
 
-def tests(*folders: str) -> Callable[[Run], None]:
+def tests(*folders: str, workers: int) -> Callable[[Run], None]:
+    """Tests that mostly wait for servers take half as long in two processes."""
+
     def stage(run: Run) -> None:
+        spread = ["-n", str(workers)] if workers > 1 else []
         present = [folder for folder in folders if (ROOT / folder).is_dir()]
         if not present:
             return
         run.command(
             " ".join(present),
-            [sys.executable, "-m", "coverage", "run", "-m", "pytest", "-q", *present],
+            [sys.executable, "-m", "coverage", "run", "-m", "pytest", "-q", *spread, *present],
             good=(0, NO_TESTS),
         )
 
@@ -220,12 +223,12 @@ STAGES: dict[str, Callable[[Run], None]] = {
     "rust": rust,
     "fuzz": fuzz,
     "servers": servers,
-    "unit": tests("tests/unit", "tests/property"),
+    "unit": tests("tests/unit", "tests/property", workers=1),
     "simulation": simulation,
-    "contract": tests("tests/contract"),
-    "integration": tests("tests/integration"),
-    "e2e": tests("tests/e2e"),
-    "chaos": tests("tests/chaos"),
+    "contract": tests("tests/contract", workers=1),
+    "integration": tests("tests/integration", workers=2),
+    "e2e": tests("tests/e2e", workers=1),
+    "chaos": tests("tests/chaos", workers=1),
     "coverage": coverage,
 }
 
