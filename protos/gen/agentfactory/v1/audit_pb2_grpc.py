@@ -72,14 +72,14 @@ class AuditServiceServicer:
     """
 
     def ListAuditEntries(self, request, context):
-        """Lists entries, newest first. Who: operator, admin.
+        """Lists entries, newest first. Who: auditor, operator, admin.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
     def WatchAuditEntries(self, request, context):
-        """Sends entries as they are committed, oldest first, from `after` on. Who: operator, admin.
+        """Sends entries as they are committed, oldest first, from `after` on. Who: auditor, operator, admin.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')

@@ -34,9 +34,9 @@ class AuditServiceStub:
     @_typing.overload
     def __new__(cls, channel: _aio.Channel) -> AuditServiceAsyncStub: ...
     ListAuditEntries: _grpc.UnaryUnaryMultiCallable[_audit_pb2.ListAuditEntriesRequest, _audit_pb2.ListAuditEntriesResponse]
-    """Lists entries, newest first. Who: operator, admin."""
+    """Lists entries, newest first. Who: auditor, operator, admin."""
     WatchAuditEntries: _grpc.UnaryStreamMultiCallable[_audit_pb2.WatchAuditEntriesRequest, _audit_pb2.WatchAuditEntriesResponse]
-    """Sends entries as they are committed, oldest first, from `after` on. Who: operator, admin."""
+    """Sends entries as they are committed, oldest first, from `after` on. Who: auditor, operator, admin."""
     GetReceipt: _grpc.UnaryUnaryMultiCallable[_audit_pb2.GetReceiptRequest, _audit_pb2.GetReceiptResponse]
     """Returns a receipt with the order it answers and the keys that verify both. Who: every role.
     Required: receipt_id, or execution_id (its deciding receipt).
@@ -58,9 +58,9 @@ class AuditServiceAsyncStub(AuditServiceStub):
 
     def __init__(self, channel: _aio.Channel) -> None: ...
     ListAuditEntries: _aio.UnaryUnaryMultiCallable[_audit_pb2.ListAuditEntriesRequest, _audit_pb2.ListAuditEntriesResponse]  # type: ignore[assignment]
-    """Lists entries, newest first. Who: operator, admin."""
+    """Lists entries, newest first. Who: auditor, operator, admin."""
     WatchAuditEntries: _aio.UnaryStreamMultiCallable[_audit_pb2.WatchAuditEntriesRequest, _audit_pb2.WatchAuditEntriesResponse]  # type: ignore[assignment]
-    """Sends entries as they are committed, oldest first, from `after` on. Who: operator, admin."""
+    """Sends entries as they are committed, oldest first, from `after` on. Who: auditor, operator, admin."""
     GetReceipt: _aio.UnaryUnaryMultiCallable[_audit_pb2.GetReceiptRequest, _audit_pb2.GetReceiptResponse]  # type: ignore[assignment]
     """Returns a receipt with the order it answers and the keys that verify both. Who: every role.
     Required: receipt_id, or execution_id (its deciding receipt).
@@ -85,7 +85,7 @@ class AuditServiceServicer(metaclass=_abc_1.ABCMeta):
         request: _audit_pb2.ListAuditEntriesRequest,
         context: _ServicerContext,
     ) -> _typing.Union[_audit_pb2.ListAuditEntriesResponse, _abc.Awaitable[_audit_pb2.ListAuditEntriesResponse]]:
-        """Lists entries, newest first. Who: operator, admin."""
+        """Lists entries, newest first. Who: auditor, operator, admin."""
 
     @_abc_1.abstractmethod
     def WatchAuditEntries(
@@ -93,7 +93,7 @@ class AuditServiceServicer(metaclass=_abc_1.ABCMeta):
         request: _audit_pb2.WatchAuditEntriesRequest,
         context: _ServicerContext,
     ) -> _typing.Union[_abc.Iterator[_audit_pb2.WatchAuditEntriesResponse], _abc.AsyncIterator[_audit_pb2.WatchAuditEntriesResponse]]:
-        """Sends entries as they are committed, oldest first, from `after` on. Who: operator, admin."""
+        """Sends entries as they are committed, oldest first, from `after` on. Who: auditor, operator, admin."""
 
     @_abc_1.abstractmethod
     def GetReceipt(

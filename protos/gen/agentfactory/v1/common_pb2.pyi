@@ -32,7 +32,7 @@ class _OutcomeEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_Outcome.Value
     OUTCOME_FAILED: _Outcome.ValueType  # 2
     """Another exit code; `exit_code` says which."""
     OUTCOME_TRAPPED: _Outcome.ValueType  # 3
-    """The engine stopped the guest; `trap` names the trap."""
+    """The engine stopped the guest, or what it wrote breaks its template's schema; `trap` names the trap, OUTPUT_INVALID then."""
     OUTCOME_KILLED: _Outcome.ValueType  # 4
     """A limit fired; `limit` names it."""
     OUTCOME_REJECTED: _Outcome.ValueType  # 5
@@ -52,7 +52,7 @@ OUTCOME_SUCCEEDED: Outcome.ValueType  # 1
 OUTCOME_FAILED: Outcome.ValueType  # 2
 """Another exit code; `exit_code` says which."""
 OUTCOME_TRAPPED: Outcome.ValueType  # 3
-"""The engine stopped the guest; `trap` names the trap."""
+"""The engine stopped the guest, or what it wrote breaks its template's schema; `trap` names the trap, OUTPUT_INVALID then."""
 OUTCOME_KILLED: Outcome.ValueType  # 4
 """A limit fired; `limit` names it."""
 OUTCOME_REJECTED: Outcome.ValueType  # 5

@@ -70,7 +70,7 @@ class KeyServiceServicer:
 
     def ListKeys(self, request, context):
         """Lists every key of the newest keyset and of this replica's custody, with what becomes of it now.
-        Who: operator, admin. Bounded by the bound of a keyset, so there are no pages.
+        Who: viewer, auditor, operator, admin, of tenant `default`. Bounded by the bound of a keyset, so there are no pages.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -101,7 +101,7 @@ class KeyServiceServicer:
         raise NotImplementedError('Method not implemented!')
 
     def PublishFreshness(self, request, context):
-        """Hands over a statement that the newest keyset is the newest; nodes are told. Who: operator, admin.
+        """Hands over a statement that the newest keyset is the newest; nodes are told. Who: operator, admin, of tenant `default`.
         Required: statement, signed by a freshness key of the keyset. Repeat, and an older one: no effect.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)

@@ -37,7 +37,7 @@ class KeyServiceStub:
     def __new__(cls, channel: _aio.Channel) -> KeyServiceAsyncStub: ...
     ListKeys: _grpc.UnaryUnaryMultiCallable[_keys_pb2.ListKeysRequest, _keys_pb2.ListKeysResponse]
     """Lists every key of the newest keyset and of this replica's custody, with what becomes of it now.
-    Who: operator, admin. Bounded by the bound of a keyset, so there are no pages.
+    Who: viewer, auditor, operator, admin, of tenant `default`. Bounded by the bound of a keyset, so there are no pages.
     """
     GetKeyset: _grpc.UnaryUnaryMultiCallable[_keys_pb2.GetKeysetRequest, _keys_pb2.GetKeysetResponse]
     """Returns the newest keyset as the root key signed it. Who: every role."""
@@ -51,7 +51,7 @@ class KeyServiceStub:
     Repeat: the key that no keyset has listed yet, until one does.
     """
     PublishFreshness: _grpc.UnaryUnaryMultiCallable[_keys_pb2.PublishFreshnessRequest, _keys_pb2.PublishFreshnessResponse]
-    """Hands over a statement that the newest keyset is the newest; nodes are told. Who: operator, admin.
+    """Hands over a statement that the newest keyset is the newest; nodes are told. Who: operator, admin, of tenant `default`.
     Required: statement, signed by a freshness key of the keyset. Repeat, and an older one: no effect.
     """
 
@@ -64,7 +64,7 @@ class KeyServiceAsyncStub(KeyServiceStub):
     def __init__(self, channel: _aio.Channel) -> None: ...
     ListKeys: _aio.UnaryUnaryMultiCallable[_keys_pb2.ListKeysRequest, _keys_pb2.ListKeysResponse]  # type: ignore[assignment]
     """Lists every key of the newest keyset and of this replica's custody, with what becomes of it now.
-    Who: operator, admin. Bounded by the bound of a keyset, so there are no pages.
+    Who: viewer, auditor, operator, admin, of tenant `default`. Bounded by the bound of a keyset, so there are no pages.
     """
     GetKeyset: _aio.UnaryUnaryMultiCallable[_keys_pb2.GetKeysetRequest, _keys_pb2.GetKeysetResponse]  # type: ignore[assignment]
     """Returns the newest keyset as the root key signed it. Who: every role."""
@@ -78,7 +78,7 @@ class KeyServiceAsyncStub(KeyServiceStub):
     Repeat: the key that no keyset has listed yet, until one does.
     """
     PublishFreshness: _aio.UnaryUnaryMultiCallable[_keys_pb2.PublishFreshnessRequest, _keys_pb2.PublishFreshnessResponse]  # type: ignore[assignment]
-    """Hands over a statement that the newest keyset is the newest; nodes are told. Who: operator, admin.
+    """Hands over a statement that the newest keyset is the newest; nodes are told. Who: operator, admin, of tenant `default`.
     Required: statement, signed by a freshness key of the keyset. Repeat, and an older one: no effect.
     """
 
@@ -94,7 +94,7 @@ class KeyServiceServicer(metaclass=_abc_1.ABCMeta):
         context: _ServicerContext,
     ) -> _typing.Union[_keys_pb2.ListKeysResponse, _abc.Awaitable[_keys_pb2.ListKeysResponse]]:
         """Lists every key of the newest keyset and of this replica's custody, with what becomes of it now.
-        Who: operator, admin. Bounded by the bound of a keyset, so there are no pages.
+        Who: viewer, auditor, operator, admin, of tenant `default`. Bounded by the bound of a keyset, so there are no pages.
         """
 
     @_abc_1.abstractmethod
@@ -132,7 +132,7 @@ class KeyServiceServicer(metaclass=_abc_1.ABCMeta):
         request: _keys_pb2.PublishFreshnessRequest,
         context: _ServicerContext,
     ) -> _typing.Union[_keys_pb2.PublishFreshnessResponse, _abc.Awaitable[_keys_pb2.PublishFreshnessResponse]]:
-        """Hands over a statement that the newest keyset is the newest; nodes are told. Who: operator, admin.
+        """Hands over a statement that the newest keyset is the newest; nodes are told. Who: operator, admin, of tenant `default`.
         Required: statement, signed by a freshness key of the keyset. Repeat, and an older one: no effect.
         """
 

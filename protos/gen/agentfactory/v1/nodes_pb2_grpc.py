@@ -377,14 +377,14 @@ class FleetServiceServicer:
         raise NotImplementedError('Method not implemented!')
 
     def ListNodes(self, request, context):
-        """Lists nodes. Who: operator, admin.
+        """Lists nodes. Who: viewer, auditor, operator, admin.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
     def GetNode(self, request, context):
-        """Returns one node. Who: operator, admin. Required: node_id.
+        """Returns one node. Who: viewer, auditor, operator, admin. Required: node_id.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')

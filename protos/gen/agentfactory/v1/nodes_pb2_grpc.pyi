@@ -156,9 +156,9 @@ class FleetServiceStub:
     Required for one of several uses: zone.
     """
     ListNodes: _grpc.UnaryUnaryMultiCallable[_nodes_pb2.ListNodesRequest, _nodes_pb2.ListNodesResponse]
-    """Lists nodes. Who: operator, admin."""
+    """Lists nodes. Who: viewer, auditor, operator, admin."""
     GetNode: _grpc.UnaryUnaryMultiCallable[_nodes_pb2.GetNodeRequest, _nodes_pb2.GetNodeResponse]
-    """Returns one node. Who: operator, admin. Required: node_id."""
+    """Returns one node. Who: viewer, auditor, operator, admin. Required: node_id."""
     DrainNode: _grpc.UnaryUnaryMultiCallable[_nodes_pb2.DrainNodeRequest, _nodes_pb2.DrainNodeResponse]
     """Stops giving a node new orders; what runs ends. Who: operator, admin. Repeat: no effect."""
     EvictNode: _grpc.UnaryUnaryMultiCallable[_nodes_pb2.EvictNodeRequest, _nodes_pb2.EvictNodeResponse]
@@ -174,9 +174,9 @@ class FleetServiceAsyncStub(FleetServiceStub):
     Required for one of several uses: zone.
     """
     ListNodes: _aio.UnaryUnaryMultiCallable[_nodes_pb2.ListNodesRequest, _nodes_pb2.ListNodesResponse]  # type: ignore[assignment]
-    """Lists nodes. Who: operator, admin."""
+    """Lists nodes. Who: viewer, auditor, operator, admin."""
     GetNode: _aio.UnaryUnaryMultiCallable[_nodes_pb2.GetNodeRequest, _nodes_pb2.GetNodeResponse]  # type: ignore[assignment]
-    """Returns one node. Who: operator, admin. Required: node_id."""
+    """Returns one node. Who: viewer, auditor, operator, admin. Required: node_id."""
     DrainNode: _aio.UnaryUnaryMultiCallable[_nodes_pb2.DrainNodeRequest, _nodes_pb2.DrainNodeResponse]  # type: ignore[assignment]
     """Stops giving a node new orders; what runs ends. Who: operator, admin. Repeat: no effect."""
     EvictNode: _aio.UnaryUnaryMultiCallable[_nodes_pb2.EvictNodeRequest, _nodes_pb2.EvictNodeResponse]  # type: ignore[assignment]
@@ -201,7 +201,7 @@ class FleetServiceServicer(metaclass=_abc_1.ABCMeta):
         request: _nodes_pb2.ListNodesRequest,
         context: _ServicerContext,
     ) -> _typing.Union[_nodes_pb2.ListNodesResponse, _abc.Awaitable[_nodes_pb2.ListNodesResponse]]:
-        """Lists nodes. Who: operator, admin."""
+        """Lists nodes. Who: viewer, auditor, operator, admin."""
 
     @_abc_1.abstractmethod
     def GetNode(
@@ -209,7 +209,7 @@ class FleetServiceServicer(metaclass=_abc_1.ABCMeta):
         request: _nodes_pb2.GetNodeRequest,
         context: _ServicerContext,
     ) -> _typing.Union[_nodes_pb2.GetNodeResponse, _abc.Awaitable[_nodes_pb2.GetNodeResponse]]:
-        """Returns one node. Who: operator, admin. Required: node_id."""
+        """Returns one node. Who: viewer, auditor, operator, admin. Required: node_id."""
 
     @_abc_1.abstractmethod
     def DrainNode(

@@ -111,14 +111,14 @@ class PolicyServiceServicer:
         raise NotImplementedError('Method not implemented!')
 
     def GetPolicyBundle(self, request, context):
-        """Returns a bundle with its files. Who: operator, admin. Without a reference: the one in force.
+        """Returns a bundle with its files. Who: auditor, operator, admin, of tenant `default`. Without a reference: the one in force.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
     def ListPolicyBundles(self, request, context):
-        """Lists bundles, highest version first. Who: operator, admin.
+        """Lists bundles, highest version first. Who: auditor, operator, admin, of tenant `default`.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -161,14 +161,14 @@ class PolicyServiceServicer:
         raise NotImplementedError('Method not implemented!')
 
     def GetDecision(self, request, context):
-        """Returns a decision. Who: operator, admin.
+        """Returns a decision. Who: auditor, operator, admin.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
     def ListDecisions(self, request, context):
-        """Lists decisions, newest first. Who: operator, admin.
+        """Lists decisions, newest first. Who: auditor, operator, admin.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -176,7 +176,7 @@ class PolicyServiceServicer:
 
     def ReevaluateDecision(self, request, context):
         """Answers a recorded question again, with the bundle of its time, and says whether the result is the same.
-        Who: operator, admin. Stores nothing.
+        Who: auditor, operator, admin. Stores nothing.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')

@@ -46,9 +46,9 @@ class PolicyServiceStub:
     Repeat: the same bytes return the stored bundle.
     """
     GetPolicyBundle: _grpc.UnaryUnaryMultiCallable[_policy_pb2.GetPolicyBundleRequest, _policy_pb2.GetPolicyBundleResponse]
-    """Returns a bundle with its files. Who: operator, admin. Without a reference: the one in force."""
+    """Returns a bundle with its files. Who: auditor, operator, admin, of tenant `default`. Without a reference: the one in force."""
     ListPolicyBundles: _grpc.UnaryUnaryMultiCallable[_policy_pb2.ListPolicyBundlesRequest, _policy_pb2.ListPolicyBundlesResponse]
-    """Lists bundles, highest version first. Who: operator, admin."""
+    """Lists bundles, highest version first. Who: auditor, operator, admin, of tenant `default`."""
     ActivatePolicyBundle: _grpc.UnaryUnaryMultiCallable[_policy_pb2.ActivatePolicyBundleRequest, _policy_pb2.ActivatePolicyBundleResponse]
     """Puts a published bundle in force, on every replica within 200 ms. Who: admin.
     Required: the bundle, and the digest of the one in force; another one by now is ABORTED.
@@ -70,12 +70,12 @@ class PolicyServiceStub:
     changes; stores nothing. Who: admin. Required: a published bundle's digest, or files.
     """
     GetDecision: _grpc.UnaryUnaryMultiCallable[_policy_pb2.GetDecisionRequest, _policy_pb2.GetDecisionResponse]
-    """Returns a decision. Who: operator, admin."""
+    """Returns a decision. Who: auditor, operator, admin."""
     ListDecisions: _grpc.UnaryUnaryMultiCallable[_policy_pb2.ListDecisionsRequest, _policy_pb2.ListDecisionsResponse]
-    """Lists decisions, newest first. Who: operator, admin."""
+    """Lists decisions, newest first. Who: auditor, operator, admin."""
     ReevaluateDecision: _grpc.UnaryUnaryMultiCallable[_policy_pb2.ReevaluateDecisionRequest, _policy_pb2.ReevaluateDecisionResponse]
     """Answers a recorded question again, with the bundle of its time, and says whether the result is the same.
-    Who: operator, admin. Stores nothing.
+    Who: auditor, operator, admin. Stores nothing.
     """
 
 @_typing.type_check_only
@@ -96,9 +96,9 @@ class PolicyServiceAsyncStub(PolicyServiceStub):
     Repeat: the same bytes return the stored bundle.
     """
     GetPolicyBundle: _aio.UnaryUnaryMultiCallable[_policy_pb2.GetPolicyBundleRequest, _policy_pb2.GetPolicyBundleResponse]  # type: ignore[assignment]
-    """Returns a bundle with its files. Who: operator, admin. Without a reference: the one in force."""
+    """Returns a bundle with its files. Who: auditor, operator, admin, of tenant `default`. Without a reference: the one in force."""
     ListPolicyBundles: _aio.UnaryUnaryMultiCallable[_policy_pb2.ListPolicyBundlesRequest, _policy_pb2.ListPolicyBundlesResponse]  # type: ignore[assignment]
-    """Lists bundles, highest version first. Who: operator, admin."""
+    """Lists bundles, highest version first. Who: auditor, operator, admin, of tenant `default`."""
     ActivatePolicyBundle: _aio.UnaryUnaryMultiCallable[_policy_pb2.ActivatePolicyBundleRequest, _policy_pb2.ActivatePolicyBundleResponse]  # type: ignore[assignment]
     """Puts a published bundle in force, on every replica within 200 ms. Who: admin.
     Required: the bundle, and the digest of the one in force; another one by now is ABORTED.
@@ -120,12 +120,12 @@ class PolicyServiceAsyncStub(PolicyServiceStub):
     changes; stores nothing. Who: admin. Required: a published bundle's digest, or files.
     """
     GetDecision: _aio.UnaryUnaryMultiCallable[_policy_pb2.GetDecisionRequest, _policy_pb2.GetDecisionResponse]  # type: ignore[assignment]
-    """Returns a decision. Who: operator, admin."""
+    """Returns a decision. Who: auditor, operator, admin."""
     ListDecisions: _aio.UnaryUnaryMultiCallable[_policy_pb2.ListDecisionsRequest, _policy_pb2.ListDecisionsResponse]  # type: ignore[assignment]
-    """Lists decisions, newest first. Who: operator, admin."""
+    """Lists decisions, newest first. Who: auditor, operator, admin."""
     ReevaluateDecision: _aio.UnaryUnaryMultiCallable[_policy_pb2.ReevaluateDecisionRequest, _policy_pb2.ReevaluateDecisionResponse]  # type: ignore[assignment]
     """Answers a recorded question again, with the bundle of its time, and says whether the result is the same.
-    Who: operator, admin. Stores nothing.
+    Who: auditor, operator, admin. Stores nothing.
     """
 
 class PolicyServiceServicer(metaclass=_abc_1.ABCMeta):
@@ -155,7 +155,7 @@ class PolicyServiceServicer(metaclass=_abc_1.ABCMeta):
         request: _policy_pb2.GetPolicyBundleRequest,
         context: _ServicerContext,
     ) -> _typing.Union[_policy_pb2.GetPolicyBundleResponse, _abc.Awaitable[_policy_pb2.GetPolicyBundleResponse]]:
-        """Returns a bundle with its files. Who: operator, admin. Without a reference: the one in force."""
+        """Returns a bundle with its files. Who: auditor, operator, admin, of tenant `default`. Without a reference: the one in force."""
 
     @_abc_1.abstractmethod
     def ListPolicyBundles(
@@ -163,7 +163,7 @@ class PolicyServiceServicer(metaclass=_abc_1.ABCMeta):
         request: _policy_pb2.ListPolicyBundlesRequest,
         context: _ServicerContext,
     ) -> _typing.Union[_policy_pb2.ListPolicyBundlesResponse, _abc.Awaitable[_policy_pb2.ListPolicyBundlesResponse]]:
-        """Lists bundles, highest version first. Who: operator, admin."""
+        """Lists bundles, highest version first. Who: auditor, operator, admin, of tenant `default`."""
 
     @_abc_1.abstractmethod
     def ActivatePolicyBundle(
@@ -215,7 +215,7 @@ class PolicyServiceServicer(metaclass=_abc_1.ABCMeta):
         request: _policy_pb2.GetDecisionRequest,
         context: _ServicerContext,
     ) -> _typing.Union[_policy_pb2.GetDecisionResponse, _abc.Awaitable[_policy_pb2.GetDecisionResponse]]:
-        """Returns a decision. Who: operator, admin."""
+        """Returns a decision. Who: auditor, operator, admin."""
 
     @_abc_1.abstractmethod
     def ListDecisions(
@@ -223,7 +223,7 @@ class PolicyServiceServicer(metaclass=_abc_1.ABCMeta):
         request: _policy_pb2.ListDecisionsRequest,
         context: _ServicerContext,
     ) -> _typing.Union[_policy_pb2.ListDecisionsResponse, _abc.Awaitable[_policy_pb2.ListDecisionsResponse]]:
-        """Lists decisions, newest first. Who: operator, admin."""
+        """Lists decisions, newest first. Who: auditor, operator, admin."""
 
     @_abc_1.abstractmethod
     def ReevaluateDecision(
@@ -232,7 +232,7 @@ class PolicyServiceServicer(metaclass=_abc_1.ABCMeta):
         context: _ServicerContext,
     ) -> _typing.Union[_policy_pb2.ReevaluateDecisionResponse, _abc.Awaitable[_policy_pb2.ReevaluateDecisionResponse]]:
         """Answers a recorded question again, with the bundle of its time, and says whether the result is the same.
-        Who: operator, admin. Stores nothing.
+        Who: auditor, operator, admin. Stores nothing.
         """
 
 def add_PolicyServiceServicer_to_server(servicer: PolicyServiceServicer, server: _typing.Union[_grpc.Server, _aio.Server]) -> None: ...

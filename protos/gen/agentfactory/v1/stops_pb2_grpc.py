@@ -67,7 +67,7 @@ class StopServiceServicer:
         raise NotImplementedError('Method not implemented!')
 
     def ListStops(self, request, context):
-        """Lists stops, newest first. Who: operator, admin. From the tenant `default` those of every tenant.
+        """Lists stops, newest first. Who: viewer, auditor, operator, admin. From the tenant `default` those of every tenant.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')

@@ -40,7 +40,7 @@ class StopServiceStub:
     Repeat: the same scope returns the stop that is there, and stops again what still runs.
     """
     ListStops: _grpc.UnaryUnaryMultiCallable[_stops_pb2.ListStopsRequest, _stops_pb2.ListStopsResponse]
-    """Lists stops, newest first. Who: operator, admin. From the tenant `default` those of every tenant."""
+    """Lists stops, newest first. Who: viewer, auditor, operator, admin. From the tenant `default` those of every tenant."""
     DeleteStop: _grpc.UnaryUnaryMultiCallable[_stops_pb2.DeleteStopRequest, _stops_pb2.DeleteStopResponse]
     """Lifts a stop: what waits goes on. What was cancelled stays so. Who: operator, admin. Required: stop_id.
     Repeat: no effect.
@@ -58,7 +58,7 @@ class StopServiceAsyncStub(StopServiceStub):
     Repeat: the same scope returns the stop that is there, and stops again what still runs.
     """
     ListStops: _aio.UnaryUnaryMultiCallable[_stops_pb2.ListStopsRequest, _stops_pb2.ListStopsResponse]  # type: ignore[assignment]
-    """Lists stops, newest first. Who: operator, admin. From the tenant `default` those of every tenant."""
+    """Lists stops, newest first. Who: viewer, auditor, operator, admin. From the tenant `default` those of every tenant."""
     DeleteStop: _aio.UnaryUnaryMultiCallable[_stops_pb2.DeleteStopRequest, _stops_pb2.DeleteStopResponse]  # type: ignore[assignment]
     """Lifts a stop: what waits goes on. What was cancelled stays so. Who: operator, admin. Required: stop_id.
     Repeat: no effect.
@@ -85,7 +85,7 @@ class StopServiceServicer(metaclass=_abc_1.ABCMeta):
         request: _stops_pb2.ListStopsRequest,
         context: _ServicerContext,
     ) -> _typing.Union[_stops_pb2.ListStopsResponse, _abc.Awaitable[_stops_pb2.ListStopsResponse]]:
-        """Lists stops, newest first. Who: operator, admin. From the tenant `default` those of every tenant."""
+        """Lists stops, newest first. Who: viewer, auditor, operator, admin. From the tenant `default` those of every tenant."""
 
     @_abc_1.abstractmethod
     def DeleteStop(
