@@ -262,13 +262,17 @@ def _base64(rules: Rules) -> Type:
             raise ValueError(f"{size} bytes are not within {low} and {high}")
         return text
 
+    said: dict[str, Any] = {"contentEncoding": "base64"}
+    if high is not None and (whole := high // 3 * 4) >= max(_encoded(low), 1):
+        # A last group without padding may hold a byte more than there may be: what is said stops before it.
+        said["maxLength"] = whole
     return Annotated[
         str,
         Field(
             pattern=_BASE64,
             min_length=_encoded(low) or None,
             max_length=None if high is None else _encoded(high),
-            json_schema_extra={"contentEncoding": "base64"},
+            json_schema_extra=said,
         ),
         AfterValidator(within),
     ]

@@ -30,10 +30,6 @@ headers = {{ Authorization = "Bearer {token}" }}
 max-examples = {examples}
 no-shrink = true
 
-# By hand: what fuzzing finds in its time depends on the machine.
-[phases.fuzzing]
-enabled = false
-
 [phases.stateful]
 enabled = false
 
