@@ -8,7 +8,7 @@ from google.protobuf.timestamp_pb2 import Timestamp
 from control_plane.agents.domain import Agent, Candidate
 from control_plane.agents.rollouts import RolloutService
 from control_plane.agents.service import AgentService, AgentUpdate
-from control_plane.policy.domain import Subject
+from control_plane.policy.caller import calling_subject
 from control_plane.templates.convert import ref_from_proto
 from shared.rpc.identity import caller
 
@@ -24,7 +24,7 @@ class AgentServicer(agents_pb2_grpc.AgentServiceServicer):
         self, request: agents_pb2.CreateAgentRequest, _: Any
     ) -> agents_pb2.CreateAgentResponse:
         agent = await self._service.create(
-            _subject(),
+            calling_subject(),
             name=request.name,
             template=ref_from_proto(request.template),
             parameters=request.parameters,
@@ -54,20 +54,20 @@ class AgentServicer(agents_pb2_grpc.AgentServiceServicer):
             template=ref_from_proto(request.template) if request.HasField("template") else None,
             parameters=request.parameters or None,
         )
-        agent = await self._service.update(_subject(), change)
+        agent = await self._service.update(calling_subject(), change)
         return agents_pb2.UpdateAgentResponse(agent=agent_to_proto(agent))
 
     async def DeleteAgent(
         self, request: agents_pb2.DeleteAgentRequest, _: Any
     ) -> agents_pb2.DeleteAgentResponse:
-        await self._service.delete(_subject(), request.name)
+        await self._service.delete(calling_subject(), request.name)
         return agents_pb2.DeleteAgentResponse()
 
     async def RolloutAgent(
         self, request: agents_pb2.RolloutAgentRequest, _: Any
     ) -> agents_pb2.RolloutAgentResponse:
         agent = await self._rollouts.roll_out(
-            _subject(),
+            calling_subject(),
             request.name,
             version=request.version,
             percent=request.percent,
@@ -78,7 +78,7 @@ class AgentServicer(agents_pb2_grpc.AgentServiceServicer):
     async def RollbackAgent(
         self, request: agents_pb2.RollbackAgentRequest, _: Any
     ) -> agents_pb2.RollbackAgentResponse:
-        agent = await self._rollouts.roll_back(_subject(), request.name, reason=request.reason)
+        agent = await self._rollouts.roll_back(calling_subject(), request.name, reason=request.reason)
         return agents_pb2.RollbackAgentResponse(agent=agent_to_proto(agent))
 
     async def CompareAgentVersions(
@@ -123,8 +123,3 @@ def _rollout(candidate: Candidate) -> agents_pb2.Rollout:
         parameters=candidate.to.parameters,
         percent=candidate.percent,
     )
-
-
-def _subject() -> Subject:
-    who = caller()
-    return Subject(identity=who.identity, tenant_id=who.tenant_id, roles=who.roles)

@@ -12,7 +12,7 @@ from control_plane.audit.ports import AuditGate, ReceiptEvidence
 from control_plane.audit.service import AuditService
 from control_plane.log.domain import InclusionProof
 from control_plane.log.service import LogService
-from control_plane.policy.domain import Subject
+from control_plane.policy.caller import calling_subject
 from shared.rpc.identity import caller
 
 
@@ -27,7 +27,7 @@ class AuditServicer(audit_pb2_grpc.AuditServiceServicer):
     async def ListAuditEntries(
         self, request: audit_pb2.ListAuditEntriesRequest, _: Any
     ) -> audit_pb2.ListAuditEntriesResponse:
-        await self._gate.read(_subject(), method="ListAuditEntries")
+        await self._gate.read(calling_subject(), method="ListAuditEntries")
         page = await self._service.list(
             caller().tenant_id,
             action=request.action,
@@ -43,7 +43,7 @@ class AuditServicer(audit_pb2_grpc.AuditServiceServicer):
     async def WatchAuditEntries(
         self, request: audit_pb2.WatchAuditEntriesRequest, _: Any
     ) -> AsyncGenerator[audit_pb2.WatchAuditEntriesResponse]:
-        await self._gate.read(_subject(), method="WatchAuditEntries")
+        await self._gate.read(calling_subject(), method="WatchAuditEntries")
         async with aclosing(self._service.watch(caller().tenant_id, after=request.after)) as entries:
             async for entry in entries:
                 yield audit_pb2.WatchAuditEntriesResponse(audit_entry=_entry_to_proto(entry))
@@ -74,11 +74,6 @@ class AuditServicer(audit_pb2_grpc.AuditServiceServicer):
     ) -> audit_pb2.GetConsistencyProofResponse:
         path, checkpoint = await self._log.prove_consistency(request.first_size, request.second_size)
         return audit_pb2.GetConsistencyProofResponse(path=path, checkpoint=checkpoint)
-
-
-def _subject() -> Subject:
-    who = caller()
-    return Subject(identity=who.identity, tenant_id=who.tenant_id, roles=who.roles)
 
 
 def _entry_to_proto(entry: AuditEntry) -> audit_pb2.AuditEntry:

@@ -18,7 +18,7 @@ from control_plane.executions.convert import (
 from control_plane.executions.crowd import Crowd
 from control_plane.executions.service import ExecutionService
 from control_plane.executions.streaming import serve_stream
-from control_plane.policy.domain import Subject
+from control_plane.policy.caller import calling_subject
 from shared.digests import parse_digest
 from shared.errors import InvalidInputError
 from shared.rpc.identity import caller
@@ -35,20 +35,20 @@ class ExecutionServicer(executions_pb2_grpc.ExecutionServiceServicer):
 
     async def Execute(self, request: pb.ExecuteRequest, _: Any) -> pb.ExecuteResponse:
         execution = await self._service.execute(
-            _subject(), request_from_proto(request.execution), method="Execute", accepted=end_turn
+            calling_subject(), request_from_proto(request.execution), method="Execute", accepted=end_turn
         )
         return pb.ExecuteResponse(execution=execution_to_proto(execution))
 
     async def SubmitExecution(self, request: pb.SubmitExecutionRequest, _: Any) -> pb.SubmitExecutionResponse:
         execution = await self._service.submit(
-            _subject(), request_from_proto(request.execution), method="SubmitExecution"
+            calling_subject(), request_from_proto(request.execution), method="SubmitExecution"
         )
         return pb.SubmitExecutionResponse(execution=execution_to_proto(execution))
 
     async def StreamExecutions(
         self, requests: AsyncIterator[pb.StreamExecutionsRequest], _: Any
     ) -> AsyncGenerator[pb.StreamExecutionsResponse]:
-        async with aclosing(serve_stream(self._crowd, _subject(), requests)) as responses:
+        async with aclosing(serve_stream(self._crowd, calling_subject(), requests)) as responses:
             async for response in responses:
                 yield response
 
@@ -77,7 +77,9 @@ class ExecutionServicer(executions_pb2_grpc.ExecutionServiceServicer):
                 yield pb.WatchExecutionResponse(execution=execution_to_proto(execution))
 
     async def CancelExecution(self, request: pb.CancelExecutionRequest, _: Any) -> pb.CancelExecutionResponse:
-        execution = await self._service.cancel(_subject(), execution_id_from_proto(request.execution_id))
+        execution = await self._service.cancel(
+            calling_subject(), execution_id_from_proto(request.execution_id)
+        )
         return pb.CancelExecutionResponse(execution=execution_to_proto(execution))
 
     async def UploadBody(
@@ -85,7 +87,7 @@ class ExecutionServicer(executions_pb2_grpc.ExecutionServiceServicer):
     ) -> pb.UploadBodyResponse:
         header = await _header(requests)
         body_id = await self._bodies.upload(
-            _subject(),
+            calling_subject(),
             digest=parse_digest(header.digest),
             size_bytes=header.size_bytes,
             chunks=_chunks(requests),
@@ -103,11 +105,6 @@ class ExecutionServicer(executions_pb2_grpc.ExecutionServiceServicer):
         async with aclosing(pieces):
             async for piece in pieces:
                 yield pb.DownloadBodyResponse(chunk=piece)
-
-
-def _subject() -> Subject:
-    who = caller()
-    return Subject(identity=who.identity, tenant_id=who.tenant_id, roles=who.roles)
 
 
 async def _header(requests: AsyncIterator[pb.UploadBodyRequest]) -> pb.UploadBodyHeader:

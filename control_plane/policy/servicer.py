@@ -9,7 +9,7 @@ from google.protobuf.duration_pb2 import Duration
 from google.protobuf.timestamp_pb2 import Timestamp
 
 from control_plane.policy.bundles import Activated, BundleRecord, BundleRef, RecordedDecision
-from control_plane.policy.domain import Subject
+from control_plane.policy.caller import calling_subject
 from control_plane.policy.library import PolicyLibrary
 from control_plane.policy.review import Candidate, Case, PolicyReview, TimedAnswer
 from shared.digests import Digest
@@ -33,13 +33,15 @@ class PolicyServicer(policy_pb2_grpc.PolicyServiceServicer):
     async def PublishPolicyBundle(
         self, request: policy_pb2.PublishPolicyBundleRequest, _: Any
     ) -> policy_pb2.PublishPolicyBundleResponse:
-        bundle = await self._library.publish(_subject(), request.envelope, files_of(request.files.files))
+        bundle = await self._library.publish(
+            calling_subject(), request.envelope, files_of(request.files.files)
+        )
         return policy_pb2.PublishPolicyBundleResponse(bundle=await self._shown(bundle))
 
     async def GetPolicyBundle(
         self, request: policy_pb2.GetPolicyBundleRequest, _: Any
     ) -> policy_pb2.GetPolicyBundleResponse:
-        bundle = await self._library.get(_subject(), _ref_of(request.bundle))
+        bundle = await self._library.get(calling_subject(), _ref_of(request.bundle))
         return policy_pb2.GetPolicyBundleResponse(
             bundle=await self._shown(bundle),
             files=[
@@ -51,7 +53,7 @@ class PolicyServicer(policy_pb2_grpc.PolicyServiceServicer):
         self, request: policy_pb2.ListPolicyBundlesRequest, _: Any
     ) -> policy_pb2.ListPolicyBundlesResponse:
         page = await self._library.list(
-            _subject(), page_size=request.page.page_size, page_token=request.page.page_token
+            calling_subject(), page_size=request.page.page_size, page_token=request.page.page_token
         )
         return policy_pb2.ListPolicyBundlesResponse(
             bundles=[await self._shown(bundle) for bundle in page.items],
@@ -62,21 +64,21 @@ class PolicyServicer(policy_pb2_grpc.PolicyServiceServicer):
         self, request: policy_pb2.ActivatePolicyBundleRequest, _: Any
     ) -> policy_pb2.ActivatePolicyBundleResponse:
         activated = await self._library.activate(
-            _subject(), _ref_of(request.bundle), expected=request.expected_digest
+            calling_subject(), _ref_of(request.bundle), expected=request.expected_digest
         )
         return policy_pb2.ActivatePolicyBundleResponse(activation=await self._activation(activated))
 
     async def RollbackPolicyBundle(
         self, request: policy_pb2.RollbackPolicyBundleRequest, _: Any
     ) -> policy_pb2.RollbackPolicyBundleResponse:
-        activated = await self._library.rollback(_subject(), expected=request.expected_digest)
+        activated = await self._library.rollback(calling_subject(), expected=request.expected_digest)
         return policy_pb2.RollbackPolicyBundleResponse(activation=await self._activation(activated))
 
     async def TestPolicyBundle(
         self, request: policy_pb2.TestPolicyBundleRequest, _: Any
     ) -> policy_pb2.TestPolicyBundleResponse:
         cases = [Case(question=case.question, input=case.input) for case in request.cases]
-        tried = await self._review.test(_subject(), _candidate_of(request.candidate), cases)
+        tried = await self._review.test(calling_subject(), _candidate_of(request.candidate), cases)
         return policy_pb2.TestPolicyBundleResponse(
             passed=all(result.passed for result in tried.results),
             results=[
@@ -90,7 +92,10 @@ class PolicyServicer(policy_pb2_grpc.PolicyServiceServicer):
         self, request: policy_pb2.ReplayDecisionsRequest, _: Any
     ) -> policy_pb2.ReplayDecisionsResponse:
         replayed = await self._review.replay(
-            _subject(), _candidate_of(request.candidate), question=request.question, limit=request.limit
+            calling_subject(),
+            _candidate_of(request.candidate),
+            question=request.question,
+            limit=request.limit,
         )
         return policy_pb2.ReplayDecisionsResponse(
             replayed=replayed.replayed,
@@ -195,11 +200,6 @@ def decision_to_proto(decision: RecordedDecision, *, content: bytes) -> policy_p
         engine_decision_id=decision.engine_decision_id,
         decided_at=_timestamp(decision.decided_at),
     )
-
-
-def _subject() -> Subject:
-    who = caller()
-    return Subject(identity=who.identity, tenant_id=who.tenant_id, roles=who.roles)
 
 
 def _ref_of(ref: policy_pb2.PolicyBundleRef) -> BundleRef:

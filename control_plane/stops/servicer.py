@@ -5,11 +5,10 @@ from typing import Any
 from agentfactory.v1 import stops_pb2, stops_pb2_grpc
 from google.protobuf.timestamp_pb2 import Timestamp
 
-from control_plane.policy.domain import Subject
+from control_plane.policy.caller import calling_subject
 from control_plane.stops.domain import Stop, StopTarget
 from control_plane.stops.service import StopService
 from shared.ids import TenantId
-from shared.rpc.identity import caller
 
 
 class StopServicer(stops_pb2_grpc.StopServiceServicer):
@@ -19,7 +18,7 @@ class StopServicer(stops_pb2_grpc.StopServiceServicer):
         self._service = service
 
     async def CreateStop(self, request: stops_pb2.CreateStopRequest, _: Any) -> stops_pb2.CreateStopResponse:
-        subject = _subject()
+        subject = calling_subject()
         target = StopTarget(
             tenant_id=TenantId(request.tenant_id) if request.tenant_id else subject.tenant_id,
             template_name=request.template_name,
@@ -32,7 +31,7 @@ class StopServicer(stops_pb2_grpc.StopServiceServicer):
 
     async def ListStops(self, request: stops_pb2.ListStopsRequest, _: Any) -> stops_pb2.ListStopsResponse:
         page = await self._service.list(
-            _subject(),
+            calling_subject(),
             lifted=request.include_lifted,
             page_size=request.page.page_size,
             page_token=request.page.page_token,
@@ -42,7 +41,7 @@ class StopServicer(stops_pb2_grpc.StopServiceServicer):
         )
 
     async def DeleteStop(self, request: stops_pb2.DeleteStopRequest, _: Any) -> stops_pb2.DeleteStopResponse:
-        stop = await self._service.lift(_subject(), request.stop_id, reason=request.reason)
+        stop = await self._service.lift(calling_subject(), request.stop_id, reason=request.reason)
         return stops_pb2.DeleteStopResponse(stop=stop_to_proto(stop))
 
 
@@ -64,8 +63,3 @@ def stop_to_proto(stop: Stop) -> stops_pb2.Stop:
     if stop.lifted_at is not None:
         message.lifted_at.FromDatetime(stop.lifted_at)
     return message
-
-
-def _subject() -> Subject:
-    who = caller()
-    return Subject(identity=who.identity, tenant_id=who.tenant_id, roles=who.roles)

@@ -6,7 +6,7 @@ from typing import Any
 from agentfactory.v1 import templates_pb2, templates_pb2_grpc
 
 from control_plane.channels.service import ChannelService
-from control_plane.policy.domain import Subject
+from control_plane.policy.caller import calling_subject
 from control_plane.templates.catalog import TemplateCatalog
 from control_plane.templates.convert import channel_to_proto, ref_from_proto, version_to_proto
 from control_plane.templates.service import TemplateService
@@ -30,7 +30,7 @@ class TemplateServicer(templates_pb2_grpc.TemplateServiceServicer):
         first = await anext(requests, None)
         if first is None or first.WhichOneof("part") != "header":
             raise InvalidInputError("the first message carries the header")
-        version = await self._service.publish(_subject(), first.header.envelope, _chunks(requests))
+        version = await self._service.publish(calling_subject(), first.header.envelope, _chunks(requests))
         return templates_pb2.PublishTemplateResponse(template_version=version_to_proto(version))
 
     async def GetTemplate(
@@ -56,14 +56,14 @@ class TemplateServicer(templates_pb2_grpc.TemplateServiceServicer):
     async def RetireTemplate(
         self, request: templates_pb2.RetireTemplateRequest, _: Any
     ) -> templates_pb2.RetireTemplateResponse:
-        version = await self._service.retire(_subject(), ref_from_proto(request.template))
+        version = await self._service.retire(calling_subject(), ref_from_proto(request.template))
         return templates_pb2.RetireTemplateResponse(template_version=version_to_proto(version))
 
     async def RevokeTemplate(
         self, request: templates_pb2.RevokeTemplateRequest, _: Any
     ) -> templates_pb2.RevokeTemplateResponse:
         version = await self._service.revoke(
-            _subject(), ref_from_proto(request.template), reason=request.reason
+            calling_subject(), ref_from_proto(request.template), reason=request.reason
         )
         return templates_pb2.RevokeTemplateResponse(template_version=version_to_proto(version))
 
@@ -71,7 +71,7 @@ class TemplateServicer(templates_pb2_grpc.TemplateServiceServicer):
         self, request: templates_pb2.SetTemplateChannelRequest, _: Any
     ) -> templates_pb2.SetTemplateChannelResponse:
         move = await self._channels.move(
-            _subject(),
+            calling_subject(),
             template_name=request.template_name,
             channel=request.channel,
             version=request.version,
@@ -101,8 +101,3 @@ async def _chunks(requests: AsyncIterator[templates_pb2.PublishTemplateRequest])
         if request.WhichOneof("part") != "chunk":
             raise InvalidInputError("every message after the first carries a chunk of the module")
         yield request.chunk.data
-
-
-def _subject() -> Subject:
-    who = caller()
-    return Subject(identity=who.identity, tenant_id=who.tenant_id, roles=who.roles)
