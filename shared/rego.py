@@ -1,5 +1,6 @@
 """Says what of Rego modules the embedded engine refuses or would answer otherwise than OPA."""
 
+import json
 import re
 import time
 from collections.abc import Iterable, Iterator, Mapping
@@ -11,10 +12,11 @@ import agentfactory_engine
 from agentfactory_engine import PolicyUse
 
 from shared.canonical import MAX_SAFE_INTEGER
+from shared.errors import PolicyInvalidError
 from shared.rego_builtins import FORBIDDEN_IMPORTS, IMPURE, REFUSED, SAME
 
 EVALUATION_TIME: Final = timedelta(milliseconds=100)
-"""The engine's bound on one evaluation."""
+"""The bound on one evaluation."""
 TOO_LONG: Final = "exceeded time limit"
 """How the engine says so."""
 TRIES: Final = 10
@@ -59,6 +61,23 @@ class RegoReport:
     """In the order of files and lines, `MAX_PROBLEMS` at most; none: it answers as OPA does."""
     is_pure: bool
     """Whether equal inputs get equal answers. Said of nothing that cannot be read."""
+
+
+def load_rego(files: Mapping[str, str], data_json: str) -> tuple[agentfactory_engine.Policy, bool]:
+    """Return modules (path to text) ready to be asked, and whether equal inputs get equal answers.
+
+    Raises:
+        PolicyInvalidError: They cannot be read, or use what the embedded engine has not; it names the places.
+    """
+    report = inspect_rego(files, json.loads(data_json))
+    if report.problems:
+        raise PolicyInvalidError("; ".join(map(str, report.problems)))
+    bound_ms = EVALUATION_TIME // timedelta(milliseconds=1)
+    try:
+        policy = agentfactory_engine.Policy(list(files.items()), data_json, timeout_ms=bound_ms)
+    except agentfactory_engine.PolicyError as error:
+        raise PolicyInvalidError(f"{', '.join(files)}: {error}") from error
+    return policy, report.is_pure
 
 
 def evaluate(policy: agentfactory_engine.Policy, rule: str, input_json: str) -> str:

@@ -1,14 +1,13 @@
 """Evaluates Rego in this process, by the engine's native module."""
 
 import asyncio
-import json
 
 import agentfactory_engine
 
 from control_plane.policy.domain import Evaluation, PolicyBundle
 from shared.digests import Digest
-from shared.errors import PolicyInvalidError, PolicyUndecidedError
-from shared.rego import evaluate, inspect_rego
+from shared.errors import PolicyUndecidedError
+from shared.rego import evaluate, load_rego
 
 
 class EmbeddedPolicyEngine:
@@ -51,11 +50,5 @@ class EmbeddedPolicyEngines:
 
 
 def _loaded(bundle: PolicyBundle) -> EmbeddedPolicyEngine:
-    report = inspect_rego(bundle.files, json.loads(bundle.data_json))
-    if report.problems:
-        raise PolicyInvalidError("; ".join(map(str, report.problems)))
-    try:
-        policy = agentfactory_engine.Policy(list(bundle.files.items()), bundle.data_json)
-    except agentfactory_engine.PolicyError as error:
-        raise PolicyInvalidError(str(error)) from error
-    return EmbeddedPolicyEngine(policy, digest=bundle.digest, is_pure=report.is_pure)
+    policy, is_pure = load_rego(bundle.files, bundle.data_json)
+    return EmbeddedPolicyEngine(policy, digest=bundle.digest, is_pure=is_pure)

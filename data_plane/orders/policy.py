@@ -10,8 +10,6 @@ from importlib.resources import files
 from pathlib import Path
 from typing import Any, Final
 
-import agentfactory_engine
-
 from data_plane.orders.verifier import Check
 from shared.canonical import canonical_json, parse_strict
 from shared.digests import Digest, sha256_digest
@@ -19,6 +17,7 @@ from shared.errors import (
     AgentFactoryError,
     MalformedError,
     OrderRejectedError,
+    PolicyInvalidError,
     RejectionReason,
     SettingsError,
 )
@@ -28,7 +27,7 @@ from shared.manifest import capabilities_json
 from shared.orders import Order
 from shared.policy_bundle import MAX_BUNDLE_BYTES
 from shared.policy_folder import read_regular
-from shared.rego import evaluate, inspect_rego
+from shared.rego import evaluate, load_rego
 
 logger = get_logger(__name__)
 
@@ -56,14 +55,10 @@ class NodePolicy:
         Raises:
             SettingsError: It is not Rego, or uses what this engine has not; the message names the place.
         """
-        report = inspect_rego({path: source}, json.loads(data_json))
-        if report.problems:
-            raise SettingsError("; ".join(map(str, report.problems)))
         try:
-            self._policy = agentfactory_engine.Policy([(path, source)], data_json)
-        except agentfactory_engine.PolicyError as error:
-            raise SettingsError(f"{path}: {error}") from error
-        self._is_pure = report.is_pure
+            self._policy, self._is_pure = load_rego({path: source}, data_json)
+        except PolicyInvalidError as error:
+            raise SettingsError(str(error)) from error
         self._remembered: OrderedDict[tuple[Any, ...], Answer] = OrderedDict()
         self.digest: Digest = sha256_digest(source.encode() + data_json.encode())
 
