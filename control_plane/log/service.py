@@ -62,14 +62,17 @@ class LogService:
 
     async def run(self) -> NoReturn:
         """Integrate and sign until cancelled."""
+        loop = asyncio.get_running_loop()
         while True:
+            due = loop.time() + INTEGRATE_EVERY.total_seconds()
             try:
-                while await self.integrate():
+                # Where something waits always, a head is signed all the same.
+                while await self.integrate() and loop.time() < due:
                     pass
                 await self.sign()
             except AgentFactoryError as error:
                 logger.warning("log not integrated, tried again", error=str(error))
-            await asyncio.sleep(INTEGRATE_EVERY.total_seconds())
+            await asyncio.sleep(max(0.0, due - loop.time()))
 
     async def integrate(self) -> int:
         """Append one group of what waits; returns how many leaves. 0: nothing waits, or others integrate.

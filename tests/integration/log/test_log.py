@@ -40,8 +40,8 @@ class Counted:
         self.size = tree_size
 
 
-def log_of(world, store=None) -> LogService:
-    return LogService(
+def log_of(world, store=None, kind=LogService) -> LogService:
+    return kind(
         database=world.database,
         store=store or PostgresLogStore(),
         origin=ORIGIN,
@@ -71,6 +71,13 @@ async def leaves(world) -> list:
     async with world.database.reading() as connection:
         rows = await connection.execute(select(log_entries).order_by(log_entries.c.log_index))
         return list(rows.mappings())
+
+
+async def checkpointed(log: LogService) -> bool:
+    try:
+        return bool(await log.checkpoint())
+    except NotFoundError:
+        return False
 
 
 async def once(log: LogService) -> None:
@@ -214,6 +221,24 @@ async def test_a_head_that_somebody_moved_stops_the_integration(world):
     with pytest.raises(ConflictError):
         await log_of(world, Moved()).integrate()
     assert await log.integrate() == 3
+
+
+async def test_a_log_that_never_comes_to_rest_is_signed_all_the_same(world):
+    class Restless(LogService):
+        async def integrate(self) -> int:
+            await super().integrate()
+            return 1
+
+    log = log_of(world, kind=Restless)
+    await record(world, 3)
+    running = asyncio.create_task(log.run())
+    try:
+        async with asyncio.timeout(30):
+            while not await checkpointed(log):
+                await asyncio.sleep(0.05)
+    finally:
+        running.cancel()
+        await asyncio.wait([running])
 
 
 async def test_a_record_that_is_rolled_back_never_enters(world):
