@@ -6,12 +6,12 @@ Holds one channel; what a call may do is decided by the control plane from the t
 import asyncio
 import json
 import re
-from collections.abc import AsyncGenerator, Mapping, Sequence
+from collections.abc import AsyncGenerator, Coroutine, Mapping, Sequence
 from contextlib import aclosing
 from dataclasses import dataclass
 from datetime import timedelta
 from http import HTTPStatus
-from typing import Any, Final, TypeAlias
+from typing import Any, Final, TypeAlias, TypeVar
 
 import grpc
 from google.protobuf.message import Message
@@ -42,6 +42,8 @@ _TENANT = re.compile(rf"[!-~]{{1,{MAX_TENANT_CHARS}}}")
 Metadata: TypeAlias = Sequence[tuple[str, str]]
 Call: TypeAlias = Any
 """Of grpc.aio; its stubs know no common type."""
+
+Result = TypeVar("Result")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -131,6 +133,8 @@ class ControlPlane:
         """
         method = self._methods[route.rpc]
         call: Call = method.start(timeout=method.deadline, metadata=metadata)
+        ends: list[grpc.aio.AioRpcError] = []
+        call.add_done_callback(lambda call: ends.append(_now(_end(call))))
         try:
             # Written here and not by gRPC's own task: an error in the body is this request's error.
             async with aclosing(messages):
@@ -141,7 +145,7 @@ class ControlPlane:
             await call.done_writing()
             answer: Message = await call
         except grpc.aio.AioRpcError as error:
-            raise typed(await _settled(call, error)) from error
+            raise typed(await _settled(call, ends or [error])) from error
         finally:
             call.cancel()
         return answer
@@ -202,20 +206,37 @@ def _stub(channel: grpc.aio.Channel, route: Route) -> Any:
     )
 
 
-async def _settled(call: Call, error: grpc.aio.AioRpcError) -> grpc.aio.AioRpcError:
-    """Return how an upload failed: a write that meets the end of its RPC fails before the status is there."""
-    if error.details() != WRITE_FAILED:
-        return error
+async def _settled(call: Call, ends: Sequence[grpc.aio.AioRpcError]) -> grpc.aio.AioRpcError:
+    """Return how an upload failed, which grpc.aio hides behind a write that met the end of its RPC.
+
+    That is said before the status is there or put in the place of one that was: `ends` holds what came first.
+    """
+    end = ends[0]
     for _ in range(SETTLE_TRIES):
-        await asyncio.sleep(SETTLE_PAUSE.total_seconds())
-        if await call.details() != WRITE_FAILED:
+        if end.details() != WRITE_FAILED:
             break
+        await asyncio.sleep(SETTLE_PAUSE.total_seconds())
+        end = await _end(call)
+    return end
+
+
+async def _end(call: Call) -> grpc.aio.AioRpcError:
     return grpc.aio.AioRpcError(
         code=await call.code(),
         initial_metadata=await call.initial_metadata(),
         trailing_metadata=await call.trailing_metadata(),
         details=await call.details(),
     )
+
+
+def _now(ready: Coroutine[Any, Any, Result]) -> Result:
+    """Return what a coroutine returns that has nothing to wait for: within a callback."""
+    try:
+        ready.send(None)
+    except StopIteration as done:
+        result: Result = done.value
+        return result
+    raise RuntimeError("an RPC that is done has no status")
 
 
 def typed(error: grpc.aio.AioRpcError) -> AgentFactoryError:

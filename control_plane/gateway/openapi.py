@@ -135,7 +135,8 @@ def _operation(reader: RequestReader, form: UploadForm | None, models: Models, s
         operation["requestBody"] = {"required": True, "content": {"multipart/form-data": form.to_openapi()}}
     elif reader.body_model is not None:
         operation["requestBody"] = {
-            "required": True,
+            # None at all is read as {}.
+            "required": any(field.is_required() for field in reader.body_model.model_fields.values()),
             "content": {"application/json": {"schema": _reference(reader.body_model)}},
         }
     return operation

@@ -219,7 +219,11 @@ async def test_a_refusal_in_the_middle_of_an_upload_is_told_as_it_is(gateway):
     async with gateway({"PublishTemplate": publish}) as (client, *_):
         answers = [
             await client.post("/v1/templates", files={"envelope": b"{}", "module": b"x" * size})
-            for size in (1, 300_000, 3_000_000)
+            for size in (
+                1,
+                300_000,
+                *[3_000_000] * 40,
+            )  # the refusal meets a write now before, now after its end
         ]
 
     assert {(400, "PACKAGE_ALTERED")} == {(one.status_code, one.json()["reason"]) for one in answers}
