@@ -82,6 +82,22 @@ class NodeMetrics:
             ["what"],
             registry=registry,
         )
+        self.log_failures = Counter(
+            "agentfactory_node_log_failures",
+            "Answers of the transparency log that prove nothing, or that there are two of it",
+            ["reason"],
+            registry=registry,
+        )
+        self.log_size = Gauge(
+            "agentfactory_node_log_size",
+            "Leaves of the newest checkpoint that was verified",
+            registry=registry,
+        )
+        self.log_forked = Gauge(
+            "agentfactory_node_log_forked",
+            "Whether two logs were seen: no orders are taken",
+            registry=registry,
+        )
         self.quarantines = Counter(
             "agentfactory_node_quarantines", "Modules quarantined for crashing workers", registry=registry
         )

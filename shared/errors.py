@@ -347,6 +347,12 @@ class ProofInvalidError(VerificationError):
     reason = "PROOF_INVALID"
 
 
+class LogForkedError(VerificationError):
+    """A checkpoint of the log does not continue one that was verified before: there are two logs."""
+
+    reason = "LOG_FORKED"
+
+
 class RollbackError(VerificationError):
     """A version, epoch or checkpoint is older than one already seen."""
 

@@ -58,6 +58,10 @@ class Proof:
         return tuple(range_root(tiles, start, end) for start, end in self.ranges)
 
 
+NO_PROOF: Final = Proof(ranges=())
+"""Where nothing has to be proved."""
+
+
 def inclusion(index: int, size: int) -> Proof:
     """Return what proves that leaf `index` is in the tree of `size` (RFC 9162 section 2.1.3.1).
 

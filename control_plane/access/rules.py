@@ -90,6 +90,7 @@ RULES: Final[Mapping[str, Rule]] = {
     _NODE + "FetchArtifact": _read(_NODES, TRANSFER_DEADLINE),
     _NODE + "FetchBody": _read(_NODES, TRANSFER_DEADLINE),
     _NODE + "UploadOutput": _change(_NODES, TRANSFER_DEADLINE),
+    _NODE + "GetLogProof": _read(_NODES),
     _FLEET + "CreateEnrollmentToken": _change(_OPERATORS),
     _FLEET + "ListNodes": _read(_FLEET_READERS),
     _FLEET + "GetNode": _read(_FLEET_READERS),

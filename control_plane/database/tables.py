@@ -379,6 +379,14 @@ policy_activations = Table(
     CheckConstraint("number > 0 AND place >= 0 AND place <= number", name="place"),
 )
 
+# Every policy that was put in force, or has decided about an execution that a node was to run.
+policies_used = Table(
+    "policies_used",
+    metadata,
+    Column("digest", Text, primary_key=True),
+    _at("first_used_at", now=True),
+)
+
 executions = Table(
     "executions",
     metadata,
@@ -579,6 +587,10 @@ sessions = Table(
     Column("sandbox_layers", JSONB, nullable=False, server_default=text("'[]'")),
     _at("started_at", now=True),
     _at("last_heartbeat_at", now=True),
+    # The newest checkpoint of the log that the node has verified, and why it takes no orders for its sake.
+    Column("log_size", BigInteger, nullable=False, server_default=text("0")),
+    Column("log_root", LargeBinary, nullable=False, server_default=text("''::bytea")),
+    Column("log_problem", Text, nullable=False, server_default=text("''")),
 )
 
 enrollment_tokens = Table(

@@ -270,6 +270,7 @@ class Dispatch:
                 node_id=session.node_id,
                 session_epoch=session.session_epoch,
                 free_slots=session.free_slots(now),
+                log=session.log_seen,
             )
             for session in self._fleet
         ]

@@ -16,7 +16,7 @@ from control_plane.dispatch.budget import Budget
 from control_plane.dispatch.chain import ReceiptChain
 from control_plane.dispatch.outbox import Outbox
 from control_plane.executions.domain import Placement
-from control_plane.nodes.domain import EngineInfo, SpoolHead
+from control_plane.nodes.domain import NOTHING_SEEN, EngineInfo, LogSeen, SpoolHead
 from shared.digests import Digest
 from shared.errors import AgentFactoryError, ReceiptConflictError
 from shared.ids import BootId, ExecutionId, NodeId, TenantId
@@ -121,6 +121,7 @@ class LiveSession:
     """The node itself takes no more."""
     keyset_version: int = 0
     """What the node has acknowledged."""
+    log_seen: LogSeen = NOTHING_SEEN
     keyset_sent: int = 0
     """What was last sent to it."""
     keyset_sent_at: float = 0.0

@@ -485,5 +485,6 @@ class LiveAttempt:
     tenant_id: TenantId
     template_digest: Digest
     module_digest: Digest
+    policy_digest: Digest
     input_body_id: BodyId
     input_bytes: int

@@ -259,6 +259,7 @@ class PostgresLeaseStore:
             tenant_id=row["tenant_id"],
             template_digest=row["template_digest"],
             module_digest=row["module_digest"],
+            policy_digest=row["policy_digest"],
             input_body_id=row["input_body_id"],
             input_bytes=row["input_bytes"],
         )

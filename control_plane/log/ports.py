@@ -5,6 +5,7 @@ from typing import Protocol
 
 from control_plane.database.ports import Transaction
 from control_plane.log.domain import Head, LogEntry, Pending
+from shared.digests import Digest
 from shared.ids import TenantId
 from shared.signatures import PublicKey, Signer
 from shared.tiles import TileId
@@ -50,6 +51,12 @@ class LogStore(Protocol):
     async def entry_of(self, tx: Transaction, tenant_id: TenantId, subject: str) -> LogEntry | None:
         """Return the tenant's entry about a subject."""
 
+    async def entries_of(self, tx: Transaction, subjects: Collection[str]) -> Mapping[str, LogEntry]:
+        """Return the entries about these subjects that there are, of any tenant."""
+
+    async def note_policy(self, tx: Transaction, digest: Digest) -> None:
+        """Note that a policy is used; its leaf is announced by that. Repeat: no effect."""
+
 
 class LogKeys(Signer, Protocol):
     """What signs checkpoints: the newest log key in custody that the keyset lists."""
@@ -61,6 +68,13 @@ class LogKeys(Signer, Protocol):
             KeyUnavailableError: The custodian does not answer.
             DatabaseUnavailableError: The keyset cannot be read now.
         """
+
+
+class Inclusion(Protocol):
+    """Gets what was recorded into the log; `LogService` implements it."""
+
+    async def include(self, subjects: Collection[str]) -> bool:
+        """Return once a checkpoint covers these subjects, or after a second; never raises (rule 15)."""
 
 
 class LogObserver(Protocol):

@@ -5,7 +5,7 @@ Never on the path of an execution. Any replica integrates, one at a time; a head
 
 import asyncio
 import time
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from datetime import timedelta
 from typing import Final, NoReturn
 
@@ -15,6 +15,7 @@ from control_plane.log.domain import (
     Head,
     InclusionProof,
     LogEntry,
+    LogView,
     Pending,
     checkpoint_of,
     group_of,
@@ -22,17 +23,23 @@ from control_plane.log.domain import (
 from control_plane.log.ports import LogKeys, LogObserver, LogStore
 from shared.checkpoints import parse_checkpoint, sign_checkpoint
 from shared.clock import Random
+from shared.digests import Digest
 from shared.errors import AgentFactoryError, InvalidInputError, NotFoundError
 from shared.ids import TenantId
 from shared.log_leaf import SALT_BYTES, commitment
 from shared.logs import get_logger
 from shared.merkle import leaf_hash
-from shared.tiles import Proof, consistency, grown, inclusion, range_root, tiles_of_edge
+from shared.tiles import NO_PROOF, Proof, consistency, grown, inclusion, range_root, tiles_of_edge
 
 logger = get_logger(__name__)
 
 INTEGRATE_EVERY: Final = timedelta(milliseconds=200)
 """Between two looks at what waits. What is recorded is in a signed checkpoint within a second."""
+
+INCLUDE_WITHIN: Final = timedelta(seconds=1)
+"""How long somebody waits for what he recorded to be in the log: five looks of whoever integrates."""
+INCLUDE_POLL: Final = timedelta(milliseconds=20)
+"""Between two looks while another replica integrates."""
 
 
 class LogService:
@@ -124,7 +131,7 @@ class LogService:
         async with self._database.transaction() as tx:
             newest = await self._store.newest_checkpoint(tx)
         if newest is None:
-            raise NotFoundError("the log has no checkpoint yet", hint="try again in a second")
+            raise _no_checkpoint()
         return newest[1]
 
     async def prove_inclusion(self, tenant_id: TenantId, subject: str) -> InclusionProof:
@@ -164,6 +171,70 @@ class LogService:
             raise InvalidInputError(f"the log has {newest} leaves under a checkpoint, not {second}")
         async with self._database.transaction() as tx:
             return await self._hashes(tx, consistency(first_size, second)), note
+
+    async def include(self, subjects: Collection[str], *, within: timedelta = INCLUDE_WITHIN) -> bool:
+        """Integrate and sign at once; whether a checkpoint covers all of these subjects by then (rule 15).
+
+        For what is committed already, so it raises nothing: what is not in the log in time will be, and nodes
+        take nothing that is not. Without a log key there is nothing to wait for.
+        """
+        loop = asyncio.get_running_loop()
+        due = loop.time() + within.total_seconds()
+        try:
+            if await self._keys.public() is None:
+                return False
+            while not await self._covers(subjects):
+                if loop.time() >= due:
+                    break
+                if not await self.integrate():
+                    await asyncio.sleep(INCLUDE_POLL.total_seconds())
+                await self.sign()
+            else:
+                return True
+        except AgentFactoryError as error:
+            logger.warning(
+                "what was recorded is not in the log yet", subjects=list(subjects), error=str(error)
+            )
+            return False
+        logger.warning("what was recorded is not in the log in time", subjects=list(subjects))
+        return False
+
+    async def note_policy(self, digest: Digest) -> None:
+        """Put on record that a policy has decided; its leaf follows. Repeat: no effect."""
+        async with self._database.transaction() as tx:
+            await self._store.note_policy(tx, digest)
+
+    async def view(self, known_size: int, subjects: Collection[str]) -> LogView:
+        """Return the newest checkpoint, that it continues `known_size` leaves, and proofs of facts.
+
+        Raises:
+            NotFoundError: There is no checkpoint yet.
+            InvalidInputError: It covers fewer leaves than are known.
+        """
+        async with self._database.transaction() as tx:
+            newest = await self._store.newest_checkpoint(tx)
+            if newest is None:
+                raise _no_checkpoint()
+            size, note = newest
+            if known_size > size:
+                raise InvalidInputError(f"the log has {size} leaves under a checkpoint, not {known_size}")
+            found = await self._store.entries_of(tx, subjects) if subjects else {}
+            covered = {subject: entry for subject, entry in found.items() if entry.log_index < size}
+            ways = {subject: inclusion(entry.log_index, size) for subject, entry in covered.items()}
+            growth = consistency(known_size, size) if 0 < known_size < size else NO_PROOF
+            tiles = await self._store.tiles(tx, growth.tiles().union(*(way.tiles() for way in ways.values())))
+        proofs = {
+            subject: InclusionProof(entry=entry, path=ways[subject].hashes(tiles), checkpoint=note)
+            for subject, entry in covered.items()
+        }
+        return LogView(checkpoint=note, consistency=growth.hashes(tiles), proofs=proofs)
+
+    async def _covers(self, subjects: Collection[str]) -> bool:
+        async with self._database.transaction() as tx:
+            newest = await self._store.newest_checkpoint(tx)
+            found = await self._store.entries_of(tx, subjects)
+        size = 0 if newest is None else newest[0]
+        return len(found) == len(set(subjects)) and all(entry.log_index < size for entry in found.values())
 
     async def _hashes(self, tx: Transaction, proof: Proof) -> tuple[bytes, ...]:
         return proof.hashes(await self._store.tiles(tx, proof.tiles()))
@@ -207,3 +278,10 @@ class LogService:
                 )
             )
         return entries
+
+
+def _no_checkpoint() -> NotFoundError:
+    return NotFoundError(
+        "the log has no checkpoint yet",
+        hint="try again in a second; if it stays so, run 'agentfactory init': the keyset has no log key",
+    )

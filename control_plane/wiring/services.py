@@ -96,7 +96,8 @@ async def build(base: Base, signer: OrderSigner) -> Services:
     stores = Stores.of(base)
     completions = MeasuredCompletions(base.metrics)
     dispatch = build_dispatch(base, stores, completions, signer)
-    policies = await open_policies(base, stores)
+    log = build_log(base, signer)
+    policies = await open_policies(base, stores, log)
     policy = build_policy(base, policies.active)
     gate = build_gate(base, stores, policy)
     node_gate = NodePolicyGate(gate)
@@ -127,16 +128,15 @@ async def build(base: Base, signer: OrderSigner) -> Services:
     halter = Halter(executions=stores.executions, placer=dispatch.placer, completions=completions)
     bodies = BodyService(store=stores.executions, clock=base.clock, random=base.random)
     access = build_access(base)
-    log = build_log(base, signer)
     servicers = _Servicers(
         executions=ExecutionServicer(
             executions,
             bodies,
             Crowd(service=executions, acceptor=acceptor, completions=completions, store=stores.executions),
         ),
-        templates=build_templates(base, stores, policy, catalog, halter),
+        templates=build_templates(base, stores, policy, catalog, halter, log),
         agents=build_agents(base, stores, policy, templates),
-        nodes=build_node_servicer(base, stores, dispatch, catalog, node_gate),
+        nodes=build_node_servicer(base, stores, dispatch, catalog, node_gate, log),
         fleet=FleetServicer(nodes=build_node_service(base, stores, dispatch, node_gate)),
         stops=build_stops(base, stores, halter),
         audit=AuditServicer(

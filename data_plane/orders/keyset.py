@@ -70,6 +70,11 @@ class NodeKeyset:
         return True
 
     @property
+    def installation(self) -> InstallationId:
+        """Whose keysets these are."""
+        return self._installation
+
+    @property
     def version(self) -> int:
         """The newest version seen; 0 before the first."""
         return 0 if self._keyset is None else self._keyset.version

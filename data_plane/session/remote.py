@@ -15,8 +15,9 @@ from agentfactory.v1 import nodes_pb2, nodes_pb2_grpc
 from data_plane.artifacts.ports import FetchedTemplate
 from data_plane.identity import Certificate
 from data_plane.orders.domain import AttemptRef
+from data_plane.orders.log_view import LogOffer
 from data_plane.receipts.domain import SpooledBody
-from data_plane.session.convert import attempt_to_proto
+from data_plane.session.convert import attempt_to_proto, log_offer_from_proto
 from shared.digests import Digest
 from shared.dsse import MAX_ENVELOPE_BYTES
 from shared.errors import MalformedError, UnavailableError
@@ -27,6 +28,8 @@ from shared.trust import TrustRoots
 
 FETCH_TEMPLATE_DEADLINE: Final = timedelta(seconds=60)
 FETCH_INPUT_DEADLINE: Final = timedelta(seconds=30)
+READ_LOG_DEADLINE: Final = timedelta(seconds=3)
+"""Below a lease: an order that waits for it is given back before its lease runs out."""
 UPLOAD_DEADLINE: Final = timedelta(seconds=30)
 RENEW_DEADLINE: Final = timedelta(seconds=20)
 CONNECT_DEADLINE: Final = timedelta(seconds=10)
@@ -171,6 +174,17 @@ class ControlPlaneLink:
             await self._connected().UploadOutput(parts(), timeout=UPLOAD_DEADLINE.total_seconds())
         except grpc.aio.AioRpcError as error:
             raise error_of(error) from error
+
+    async def read_log(self, known_size: int, attempt: AttemptRef | None) -> LogOffer:
+        """Read the transparency log; see `LogSource`."""
+        request = nodes_pb2.GetLogProofRequest(
+            known_size=known_size, attempt=None if attempt is None else attempt_to_proto(attempt)
+        )
+        try:
+            answer = await self._connected().GetLogProof(request, timeout=READ_LOG_DEADLINE.total_seconds())
+        except grpc.aio.AioRpcError as error:
+            raise error_of(error) from error
+        return log_offer_from_proto(answer)
 
     async def renew_certificate(self, csr_der: bytes) -> tuple[bytes, ...]:
         """Return a new certificate chain, leaf first, DER.

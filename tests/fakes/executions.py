@@ -538,6 +538,7 @@ class FakeExecutionStore:
             tenant_id=execution.tenant_id,
             template_digest=execution.template_digest,
             module_digest=self._work[attempt.execution_id].run.module_digest,
+            policy_digest=self._work[attempt.execution_id].run.policy_digest,
             input_body_id=execution.input_body_id,
             input_bytes=execution.input_bytes,
         )

@@ -42,6 +42,7 @@ from shared.limits import RequestedLimits
 from shared.manifest import Capabilities, Manifest, ModuleFile
 from shared.packages import SignedPackage, make_package, sign_package
 from shared.schemas import JsonSchema
+from tests.fakes.log import NoLog
 from tests.fixtures.keys import rsa_key, signer, trusting
 from tests.fixtures.postgres import OWNER, SERVICE
 
@@ -187,6 +188,7 @@ async def registry_over(database: PostgresDatabase, owner: AsyncEngine, owner_ur
         owner_url=owner_url,
         database=database,
         templates=TemplateService(
+            log=NoLog(),
             database=database,
             store=template_store,
             publishers=Publishers(),
