@@ -178,26 +178,18 @@ class LogService:
         For what is committed already, so it raises nothing: what is not in the log in time will be, and nodes
         take nothing that is not. Without a log key there is nothing to wait for.
         """
-        loop = asyncio.get_running_loop()
-        due = loop.time() + within.total_seconds()
         try:
             if await self._keys.public() is None:
                 return False
-            while not await self._covers(subjects):
-                if loop.time() >= due:
-                    break
-                if not await self.integrate():
-                    await asyncio.sleep(INCLUDE_POLL.total_seconds())
-                await self.sign()
-            else:
-                return True
-        except AgentFactoryError as error:
-            logger.warning(
-                "what was recorded is not in the log yet", subjects=list(subjects), error=str(error)
-            )
+            async with asyncio.timeout(within.total_seconds()):
+                while not await self._covers(subjects):
+                    moved = await self.integrate()
+                    if await self.sign() is None and not moved:
+                        await asyncio.sleep(INCLUDE_POLL.total_seconds())
+        except (AgentFactoryError, TimeoutError) as error:
+            logger.warning("not in the log in time", subjects=list(subjects), error=str(error))
             return False
-        logger.warning("what was recorded is not in the log in time", subjects=list(subjects))
-        return False
+        return True
 
     async def note_policy(self, digest: Digest) -> None:
         """Put on record that a policy has decided; its leaf follows. Repeat: no effect."""

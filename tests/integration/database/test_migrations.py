@@ -18,7 +18,7 @@ from control_plane.database.migrate import downgrade, require_current_schema, up
 from control_plane.database.tables import metadata
 from shared.errors import DatabaseUnavailableError, SettingsError
 
-APPEND_ONLY = ["audit_entries", "receipts", "decisions", "order_batches", "keysets"]
+APPEND_ONLY = ["audit_entries", "receipts", "decisions", "order_batches", "keysets", "policies_used"]
 
 
 async def _differences(url: str) -> list[object]:
