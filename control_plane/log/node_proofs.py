@@ -44,11 +44,10 @@ class NodeProofs:
         live = await self._leases.live_attempt(node_id, attempt)
         template = template_fact(live.tenant_id, live.template_digest).subject
         policy = policy_fact(live.policy_digest).subject
-        view = await self._log.view(known_size, (template, policy))
-        if len(view.proofs) < len((template, policy)):
+        if not await self._log.covers((template, policy)):
             await self._log.note_policy(live.policy_digest)
             await self._log.include((template, policy))
-            view = await self._log.view(known_size, (template, policy))
+        view = await self._log.view(known_size, (template, policy))
         return ProofForNode(
             checkpoint=view.checkpoint,
             consistency=view.consistency,

@@ -182,7 +182,7 @@ class LogService:
             if await self._keys.public() is None:
                 return False
             async with asyncio.timeout(within.total_seconds()):
-                while not await self._covers(subjects):
+                while not await self.covers(subjects):
                     moved = await self.integrate()
                     if await self.sign() is None and not moved:
                         await asyncio.sleep(INCLUDE_POLL.total_seconds())
@@ -190,6 +190,14 @@ class LogService:
             logger.warning("not in the log in time", subjects=list(subjects), error=str(error))
             return False
         return True
+
+    async def covers(self, subjects: Collection[str]) -> bool:
+        """Return whether the newest checkpoint covers all of these subjects."""
+        async with self._database.transaction() as tx:
+            newest = await self._store.newest_checkpoint(tx)
+            found = await self._store.entries_of(tx, subjects)
+        size = 0 if newest is None else newest[0]
+        return len(found) == len(set(subjects)) and all(entry.log_index < size for entry in found.values())
 
     async def note_policy(self, digest: Digest) -> None:
         """Put on record that a policy has decided; its leaf follows. Repeat: no effect."""
@@ -220,13 +228,6 @@ class LogService:
             for subject, entry in covered.items()
         }
         return LogView(checkpoint=note, consistency=growth.hashes(tiles), proofs=proofs)
-
-    async def _covers(self, subjects: Collection[str]) -> bool:
-        async with self._database.transaction() as tx:
-            newest = await self._store.newest_checkpoint(tx)
-            found = await self._store.entries_of(tx, subjects)
-        size = 0 if newest is None else newest[0]
-        return len(found) == len(set(subjects)) and all(entry.log_index < size for entry in found.values())
 
     async def _hashes(self, tx: Transaction, proof: Proof) -> tuple[bytes, ...]:
         return proof.hashes(await self._store.tiles(tx, proof.tiles()))
