@@ -70,6 +70,7 @@ class LogCheck:
         self._metrics = metrics
         self._clock = clock
         self._asking = asyncio.Lock()
+        self._silent_until = 0.0
         self._refused: OrderedDict[tuple[str, ...], tuple[float, OrderRejectedError]] = OrderedDict()
         self.changed: Callable[[], None] = _nothing
         """Called when the log is not believed any more; set by the node."""
@@ -110,18 +111,28 @@ class LogCheck:
 
     async def run(self) -> NoReturn:
         """Keep the checkpoint young until cancelled."""
+        problem = ""
         while True:
-            try:
-                async with self._asking:
-                    await self._ask((), None)
-            except AgentFactoryError as error:
-                logger.info("the log was not read", detail=str(error))
-            young = self._view.is_fresh() or self._require is not LogRequire.ALWAYS
-            await asyncio.sleep((self._max_age / REFRESHES if young else RETRY).total_seconds())
+            before, problem = problem, await self._refresh()
+            if problem and problem != before:
+                logger.warning("the log was not read", detail=problem)
+            settled = self._view.is_fresh() or self._require is LogRequire.OFF
+            await asyncio.sleep((self._max_age / REFRESHES if settled else RETRY).total_seconds())
+
+    async def _refresh(self) -> str:
+        """Ask for the checkpoint alone; return what went wrong."""
+        try:
+            async with self._asking:
+                await self._ask((), None)
+        except AgentFactoryError as error:
+            return str(error)
+        return ""
 
     def _is_proved(self, facts: Sequence[Fact]) -> bool:
         if self._view.fork:
             raise _rejected("LOG_FORKED", self._view.fork)
+        if self._require is LogRequire.WHEN_GIVEN and self._clock.monotonic() < self._silent_until:
+            return True
         return self._view.is_fresh() and all(map(self._view.holds, facts))
 
     async def _ask(self, facts: Sequence[Fact], attempt: AttemptRef | None) -> None:
@@ -134,6 +145,7 @@ class LogCheck:
             offer = await self._source.read_log(self._view.known_size, attempt)
         except AgentFactoryError as error:
             if self._require is LogRequire.WHEN_GIVEN:
+                self._silent_until = self._clock.monotonic() + RETRY.total_seconds()
                 return
             raise _rejected("LOG_UNAVAILABLE", f"{error.reason}: {error}") from error
         try:
@@ -153,7 +165,7 @@ class LogCheck:
         found = self._refused.pop(_name(facts), None)
         if found is not None and self._clock.monotonic() < found[0]:
             self._refused[_name(facts)] = found
-            raise found[1]
+            raise found[1].with_traceback(None)
 
     def _remember(self, facts: Sequence[Fact], error: OrderRejectedError) -> None:
         self._refused[_name(facts)] = (self._clock.monotonic() + RETRY.total_seconds(), error)
