@@ -145,6 +145,8 @@ class LogCheck:
             offer = await self._source.read_log(self._view.known_size, attempt)
         except AgentFactoryError as error:
             if self._require is LogRequire.WHEN_GIVEN:
+                if attempt is None:
+                    return
                 self._silent_until = self._clock.monotonic() + RETRY.total_seconds()
                 return
             raise _rejected("LOG_UNAVAILABLE", f"{error.reason}: {error}") from error
