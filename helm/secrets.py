@@ -2,9 +2,9 @@
 
     python helm/secrets.py FOLDER TOKEN | kubectl apply -f -
 
-FOLDER is what `agentfactory init` made; TOKEN a file with an enrollment token (`agentfactory node token`), or -
-for none yet. The root key is left out: nothing in a cluster may sign which keys count. The database's secret is
-not made here.
+FOLDER is what `agentfactory init` made; TOKEN a file with an enrollment token (`agentfactory node token`), or
+- for none yet. The root key is left out: nothing in a cluster may sign which keys count. The secret of the
+database is not made here.
 """
 
 import base64
