@@ -22,6 +22,7 @@ BIN := .venv/bin
 UV := $(AF_CACHE_DIR)/uv-$(UV_VERSION)/bin/uv
 BUF := $(AF_CACHE_DIR)/buf-$(BUF_VERSION)/node_modules/.bin/buf
 OPA := $(AF_CACHE_DIR)/opa-$(OPA_VERSION)/bin/opa
+PROMTOOL := $(AF_CACHE_DIR)/prometheus/promtool
 HELM := $(AF_CACHE_DIR)/helm-$(HELM_VERSION)/bin/helm
 READY := .venv/.ready
 # What a new engine depends on; its tests do not count.
@@ -45,8 +46,8 @@ test: $(READY) $(BUF) $(OPA) ## all checks and all tests; installs the servers t
 	@$(BIN)/python -m tests.tools.stages
 
 .PHONY: test-platform
-test-platform: $(READY) $(HELM) ## what operators install, on a real Docker engine; as root on Debian it installs that engine
-	@UV=$(UV) HELM=$(HELM) $(BIN)/python -m tests.tools.stages --only platform
+test-platform: $(READY) $(HELM) $(PROMTOOL) ## what operators install, on a real Docker engine; as root on Debian it installs that engine
+	@UV=$(UV) HELM=$(HELM) PROMTOOL=$(PROMTOOL) $(BIN)/python -m tests.tools.stages --only platform
 
 .PHONY: check
 check: $(READY) $(BUF) $(OPA) ## formatting, lint, types, import rules, contract drift, Rust lint, security lint
@@ -144,3 +145,7 @@ $(HELM):
 	@command -v go >/dev/null || { echo "helm is built with Go 1.26 or later: https://go.dev/dl" >&2; exit 4; }
 	@GOBIN=$(AF_CACHE_DIR)/helm-$(HELM_VERSION)/bin CGO_ENABLED=0 go install -trimpath -ldflags "-s -w" \
 		helm.sh/helm/v4/cmd/helm@v$(HELM_VERSION)
+
+$(PROMTOOL):
+	@echo "· unpacking Prometheus into $(AF_CACHE_DIR)"
+	@tests/platform/install_prometheus.sh $(AF_CACHE_DIR)/prometheus
