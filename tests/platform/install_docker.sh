@@ -3,8 +3,9 @@
 #
 #   tests/platform/install_docker.sh            prints nothing when all is there
 #
-# A running engine is used as it is. Local images: agentfactory-test/base (Debian with Python 3.11) and
-# agentfactory-test/postgres (Debian's server behind the variables of the official image). Packages and the unpacked
+# A running engine is used as it is. Local images: agentfactory-test/base (Debian with Python 3.11),
+# agentfactory-test/postgres (Debian's server behind the variables of the official image) and agentfactory-test/prometheus,
+# from the programs beside $PROMTOOL. Packages and the unpacked
 # base are kept in AF_CACHE_DIR.
 set -euo pipefail
 cache=${AF_CACHE_DIR:-$HOME/.cache/agentfactory}/docker
@@ -70,3 +71,9 @@ engine
 base
 docker image inspect agentfactory-test/postgres >/dev/null 2>&1 ||
     docker build --quiet --tag agentfactory-test/postgres "$here/images/postgres" >/dev/null
+docker image inspect agentfactory-test/prometheus >/dev/null 2>&1 || {
+    context=$(mktemp -d)
+    cp "$here/images/prometheus/Dockerfile" "$(dirname "$PROMTOOL")/prometheus" "$context"
+    docker build --quiet --tag agentfactory-test/prometheus "$context" >/dev/null
+    rm -rf "$context"
+}
