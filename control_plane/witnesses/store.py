@@ -108,20 +108,21 @@ class PostgresWitnessStore:
         c, connection = log_cosignatures.c, connection_of(tx)
         mine = (c.origin == origin, c.witness.in_(witness_ids))
         newest = (
-            select(c.tree_size, log_checkpoints.c.note)
-            .join(log_checkpoints, log_checkpoints.c.tree_size == c.tree_size)
+            select(c.tree_size)
             .where(*mine)
-            .group_by(c.tree_size, log_checkpoints.c.tree_size)
+            .group_by(c.tree_size)
             .having(func.count() >= quorum)
             .order_by(c.tree_size.desc())
             .limit(1)
         )
-        row = (await connection.execute(newest)).first()
-        if row is None:
+        size = (await connection.execute(newest)).scalar_one_or_none()
+        if size is None:
             return None
-        signatures = select(c.signature).where(*mine, c.tree_size == row.tree_size).order_by(c.witness)
+        notes = select(log_checkpoints.c.note).where(log_checkpoints.c.tree_size == size)
+        note: bytes = (await connection.execute(notes)).scalar_one()
+        signatures = select(c.signature).where(*mine, c.tree_size == size).order_by(c.witness)
         lines: Sequence[bytes] = (await connection.execute(signatures)).scalars().all()
-        return row.tree_size, row.note, parse_signatures(b"".join(lines))
+        return size, note, parse_signatures(b"".join(lines))
 
     async def _change(
         self, tx: Transaction, origin: str, witness_ids: Sequence[str], **values: object

@@ -40,7 +40,7 @@ async def test_growth_is_cosigned_and_proofs_lead_to_what_was_witnessed(world, t
 
 
 async def test_a_witness_that_was_away_is_shown_the_newest_and_one_that_forgot_begins_anew(world, tmp_path):
-    async with replica(world, []) as before:
+    async with replica(world, [], quorum=0) as before:
         await before.witnesses.start()
         await before.signed(10)
     with omniwitness(tmp_path, LOGS) as running:
@@ -175,6 +175,21 @@ async def test_a_quorum_needs_so_many_on_one_checkpoint(world, tmp_path):
             assert kept.checkpoint == signed  # one of two is no quorum
             assert one.seen.states[second.name].failures == 1
             await one.signed(1)  # and nothing waits for it
+
+
+async def test_the_newest_quorum_is_found_from_the_end_of_many_cosignatures(world):
+    await world.fetch_none(
+        f"INSERT INTO log_cosignatures SELECT '{ORIGIN}', size, witness, '', now()"
+        " FROM generate_series(1, 100000) size, unnest(array['one', 'two']) witness"
+    )
+    await world.fetch_none("ANALYZE log_cosignatures")
+    plan = await world.fetch(
+        "EXPLAIN (ANALYZE, FORMAT TEXT) SELECT tree_size FROM log_cosignatures"
+        f" WHERE origin = '{ORIGIN}' AND witness IN ('one', 'two') GROUP BY tree_size HAVING count(*) >= 2"
+        " ORDER BY tree_size DESC LIMIT 1"
+    )
+    assert any("Backward" in line and "pk_log_cosignatures" in line for line in plan), plan
+    assert not any("Seq Scan" in line or "Sort" in line for line in plan), plan
 
 
 async def test_one_replica_asks_at_a_time(world, tmp_path):
