@@ -59,7 +59,7 @@ class TilePath(NamedTuple):
         if match is not None:
             index = int(match["index"].replace("x", "").replace("/", ""))
             found = cls(int(match["level"]), index, int(match["width"] or WHOLE))
-            if str(found) == text:
+            if found.width <= WHOLE and str(found) == text:
                 return found
         raise NotFoundError(
             "that is no path of a tile", hint="see https://c2sp.org/tlog-tiles: tile/0/x001/234.p/56"
