@@ -45,7 +45,7 @@ class TilePath(NamedTuple):
     """Which hashes."""
 
     level: int
-    index: int
+    place: int
     width: int
 
     @classmethod
@@ -57,8 +57,8 @@ class TilePath(NamedTuple):
         """
         match = _TILE_PATH.fullmatch(text)
         if match is not None:
-            index = int(match["index"].replace("x", "").replace("/", ""))
-            found = cls(int(match["level"]), index, int(match["width"] or WHOLE))
+            place = int(match["index"].replace("x", "").replace("/", ""))
+            found = cls(int(match["level"]), place, int(match["width"] or WHOLE))
             if found.width <= WHOLE and str(found) == text:
                 return found
         raise NotFoundError(
@@ -66,7 +66,7 @@ class TilePath(NamedTuple):
         )
 
     def __str__(self) -> str:
-        digits = str(self.index)
+        digits = str(self.place)
         digits = digits.zfill(-(-len(digits) // 3) * 3)
         groups = [digits[at : at + 3] for at in range(0, len(digits), 3)]
         whole = f"{self.level}/" + "/".join([*(f"x{group}" for group in groups[:-1]), groups[-1]])
@@ -115,7 +115,7 @@ class PublicLog:
 
     async def _load_tile(self, path: TilePath) -> bytes:
         answer = await self._ask(
-            TILE, audit_pb2.GetLogTileRequest(level=path.level, index=path.index, width=path.width)
+            TILE, audit_pb2.GetLogTileRequest(level=path.level, index=path.place, width=path.width)
         )
         assert isinstance(answer, audit_pb2.GetLogTileResponse)
         return answer.hashes

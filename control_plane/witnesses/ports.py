@@ -24,6 +24,9 @@ class WitnessStore(Protocol):
     ) -> Mapping[str, WitnessState]:
         """Return what is known of each of the witnesses."""
 
+    async def alone(self, tx: Transaction) -> None:
+        """Wait until nobody else writes here, and keep others out until the transaction ends."""
+
     async def take_round(
         self, tx: Transaction, origin: str, witness_ids: Sequence[str], *, hold: timedelta
     ) -> bool:

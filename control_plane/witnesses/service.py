@@ -6,7 +6,7 @@ Never on the path of an execution or of the integration: a witness that is away 
 import asyncio
 from collections.abc import Callable, Coroutine
 from datetime import timedelta
-from typing import Any, Final, NoReturn
+from typing import Any, Final, NoReturn, TypeAlias
 
 from control_plane.audit.domain import SYSTEM_ACTOR, NewAuditEntry
 from control_plane.audit.ports import AuditLog
@@ -39,6 +39,9 @@ START_RETRY: Final = timedelta(seconds=1)
 """Until a replica looks again whether its log is whole, where Postgres did not answer."""
 
 FORKED: Final = "LOG_FORKED"
+
+Wanted: TypeAlias = Callable[[WitnessState, SignedCheckpoint], bool]
+"""Whether a witness is to be shown a checkpoint."""
 
 
 class WitnessService:
@@ -110,9 +113,10 @@ class WitnessService:
         """
         try:
             await self._heads.require_whole()
-            await self._ask_all(at_start=True)
+            await self._ask_all(_trusted)
         except ProofInvalidError as error:
             await self._break(str(error))
+        await self._observe()
         self._started = True
 
     async def round(self) -> bool:
@@ -126,26 +130,26 @@ class WitnessService:
             mine = await self._store.take_round(tx, self._origin, self._policy.ids, hold=hold)
         try:
             if mine:
-                await self._ask_all(at_start=False)
+                await self._ask_all(_due)
         except ProofInvalidError as error:
             await self._break(str(error))
         await self._observe()
         return mine
 
-    async def _ask_all(self, *, at_start: bool) -> None:
+    async def _ask_all(self, is_wanted: Wanted) -> None:
         async with self._database.transaction() as tx:
             # In this order: what witnesses are known to have seen was signed before.
             states = await self._store.states(tx, self._origin, self._policy.ids)
             target = await self._heads.newest(tx)
-        if target is None or not states:
-            return
-        wanted = [
-            (witness, states[witness.witness_id])
-            for witness in self._policy.witnesses
-            if at_start or _is_wanted(states[witness.witness_id], target)
-        ]
-        outcomes = await asyncio.gather(*(self._ask(witness, state, target) for witness, state in wanted))
+        known = [(witness, states[witness.witness_id]) for witness in self._policy.witnesses]
+        if target is None:
+            wanted = [(witness, state) for witness, state in known if state.tree_size]
+            outcomes: list[Outcome] = [_nothing_signed(state) for _, state in wanted]
+        else:
+            wanted = [one for one in known if is_wanted(one[1], target)]
+            outcomes = await asyncio.gather(*(self._ask(*one, target) for one in wanted))
         async with self._database.transaction() as tx:
+            await self._store.alone(tx)
             for (witness, state), outcome in zip(wanted, outcomes, strict=True):
                 await self._record(tx, witness, state, outcome)
             await self._store.end_round(tx, self._origin, self._policy.ids, pause=self._policy.every)
@@ -226,8 +230,17 @@ class WitnessService:
         return True
 
 
-def _is_wanted(state: WitnessState, target: SignedCheckpoint) -> bool:
-    if state.fork or not state.is_due:
-        return False
+def _trusted(state: WitnessState, _: SignedCheckpoint) -> bool:
+    return not state.fork
+
+
+def _due(state: WitnessState, target: SignedCheckpoint) -> bool:
     is_new = state.tree_size != target.checkpoint.size
-    return is_new or state.success_age is None or state.success_age >= ASK_AGAIN
+    is_old = state.success_age is None or state.success_age >= ASK_AGAIN
+    return not state.fork and state.is_due and (is_new or is_old)
+
+
+def _nothing_signed(state: WitnessState) -> Forked:
+    return Forked(
+        size=state.tree_size, detail=f"it has seen {state.tree_size} leaves, and none of ours is signed"
+    )

@@ -13,8 +13,8 @@ from control_plane.database.unit_of_work import connection_of
 from control_plane.witnesses.domain import Cosignature, WitnessState
 from shared.checkpoints import NoteSignature, parse_signatures, signature_line
 
-_ROUND: Final = 0x61667769746E
-"""The advisory lock of whoever takes a round ("afwitn")."""
+_WRITES: Final = 0x61667769746E
+"""The advisory lock of whoever writes what witnesses said ("afwitn"): rows of several are written at once."""
 _c = log_witnesses.c
 
 
@@ -47,12 +47,16 @@ class PostgresWitnessStore:
         }
         return {named: found.get(named, WitnessState(witness_id=named)) for named in witness_ids}
 
+    async def alone(self, tx: Transaction) -> None:
+        """See `WitnessStore.alone`."""
+        await connection_of(tx).execute(select(func.pg_advisory_xact_lock(_WRITES)))
+
     async def take_round(
         self, tx: Transaction, origin: str, witness_ids: Sequence[str], *, hold: timedelta
     ) -> bool:
         """See `WitnessStore.take_round`."""
         connection = connection_of(tx)
-        taken = await connection.execute(select(func.pg_try_advisory_xact_lock(_ROUND)))
+        taken = await connection.execute(select(func.pg_try_advisory_xact_lock(_WRITES)))
         if not taken.scalar_one():
             return False
         busy = select(true()).where(_c.origin == origin, _c.round_until > func.now()).limit(1)
@@ -116,10 +120,10 @@ class PostgresWitnessStore:
             .limit(1)
         )
         size = (await connection.execute(newest)).scalar_one_or_none()
-        if size is None:
-            return None
         notes = select(log_checkpoints.c.note).where(log_checkpoints.c.tree_size == size)
-        note: bytes = (await connection.execute(notes)).scalar_one()
+        note = None if size is None else (await connection.execute(notes)).scalar_one_or_none()
+        if size is None or note is None:
+            return None
         signatures = select(c.signature).where(*mine, c.tree_size == size).order_by(c.witness)
         lines: Sequence[bytes] = (await connection.execute(signatures)).scalars().all()
         return size, note, parse_signatures(b"".join(lines))

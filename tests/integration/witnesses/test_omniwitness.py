@@ -154,6 +154,36 @@ async def test_another_tree_of_the_same_size_is_refused(world, tmp_path):
             assert isinstance(forked.seen.outcomes[-1], Forked), forked.seen.outcomes
 
 
+async def test_a_log_that_lost_all_that_it_signed_signs_nothing(world, tmp_path):
+    with omniwitness(tmp_path, LOGS) as running:
+        async with replica(world, [witness_of(running)]) as one:
+            await one.witnesses.start()
+            await one.signed(10)
+            await one.witnesses.round()
+        await world.fetch_none("TRUNCATE log_checkpoints")
+        async with replica(world, [witness_of(running)]) as emptied:
+            await emptied.witnesses.start()
+            assert "none of ours is signed" in await stopped(emptied)
+            assert await emptied.log.sign() is None
+
+
+async def test_a_database_made_anew_with_the_old_keys_is_found_by_its_first_head(world, tmp_path):
+    with omniwitness(tmp_path, LOGS) as running:
+        async with replica(world, [witness_of(running)]) as one:
+            await one.witnesses.start()
+            await one.signed(10)
+            await one.witnesses.round()
+        tables = ", ".join((*TABLES, "log_cosignatures", "log_witnesses"))
+        await world.fetch_none(f"TRUNCATE {tables}")
+        async with replica(world, [witness_of(running)]) as anew:
+            await anew.witnesses.start()
+            await anew.signed(3)
+            await anew.witnesses.round()
+            await anew.grow(1)
+            assert await anew.log.sign() is None
+            assert "it has seen 10 leaves, and we have signed 3" in await stopped(anew)
+
+
 async def test_a_quorum_needs_so_many_on_one_checkpoint(world, tmp_path):
     with (
         omniwitness(tmp_path, LOGS) as first,
