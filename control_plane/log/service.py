@@ -150,12 +150,17 @@ class LogService:
         Raises:
             NotFoundError: None was signed yet.
         """
-        checkpoint = await self.checkpoint()
         async with self._database.transaction() as tx:
+            newest = await self._store.newest_checkpoint(tx)
             witnessed = await self._witnesses.newest(tx)
             stopped_by = await self._witnesses.stopped_by(tx)
+        if newest is None:
+            raise NotFoundError(
+                f"the log has no checkpoint{' and signs none: ' if stopped_by else ' yet'}{stopped_by}",
+                hint="see docs/log.md" if stopped_by else "try again in a second",
+            )
         return Published(
-            checkpoint=checkpoint,
+            checkpoint=newest[1],
             witnessed=b"" if witnessed is None else witnessed[1],
             stopped_by=stopped_by,
         )
