@@ -166,7 +166,7 @@ async def test_a_log_that_lost_all_that_it_signed_signs_nothing(world, tmp_path)
         await world.fetch_none("TRUNCATE log_checkpoints")
         async with replica(world, [witness_of(running)]) as emptied:
             await emptied.witnesses.start()
-            with pytest.raises(NotFoundError, match="signs none: .* none of ours is signed"):
+            with pytest.raises(NotFoundError, match=r"signs none: .* none of ours is signed"):
                 await emptied.log.published()
             assert await emptied.log.sign() is None
 
