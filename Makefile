@@ -142,6 +142,6 @@ $(OPA):
 
 $(OMNIWITNESS):
 	@echo "· building omniwitness $(OMNIWITNESS_VERSION) into $(AF_CACHE_DIR)"
-	@command -v go >/dev/null || { echo "omniwitness is built with Go 1.24 or later: https://go.dev/dl" >&2; exit 4; }
+	@command -v go >/dev/null || { echo "omniwitness is built with Go 1.25 or later: https://go.dev/dl" >&2; exit 4; }
 	@GOBIN=$(AF_CACHE_DIR)/omniwitness-$(OMNIWITNESS_VERSION)/bin CGO_ENABLED=0 go install -trimpath -ldflags "-s -w" \
 		github.com/transparency-dev/witness/cmd/omniwitness@v0.0.0-$(OMNIWITNESS_VERSION)
