@@ -70,6 +70,7 @@ from control_plane.wiring.log import build_log
 from control_plane.wiring.nodes import build_dispatch, build_node_service, build_node_servicer
 from control_plane.wiring.policy import build_gate, build_policy, open_policies
 from control_plane.wiring.stores import Stores
+from control_plane.witnesses.http_client import HttpWitnessClient
 from shared.gathering import Gathering
 
 
@@ -87,7 +88,7 @@ class Services:
     templates: CachedTemplates
     register: Callable[[grpc.aio.Server], None]
     loops: tuple[Callable[[], Coroutine[Any, Any, NoReturn]], ...]
-    stores: tuple[PostgresExecutionStore | PostgresLeaseStore | PostgresKvStore, ...]
+    stores: tuple[PostgresExecutionStore | PostgresLeaseStore | PostgresKvStore | HttpWitnessClient, ...]
     """They keep connections of their own."""
 
 
@@ -96,7 +97,8 @@ async def build(base: Base, signer: OrderSigner) -> Services:
     stores = Stores.of(base)
     completions = MeasuredCompletions(base.metrics)
     dispatch = build_dispatch(base, stores, completions, signer)
-    log = build_log(base, signer)
+    log_parts = build_log(base, signer)
+    log = log_parts.log
     policies = await open_policies(base, stores, log)
     policy = build_policy(base, policies.active)
     gate = build_gate(base, stores, policy)
@@ -141,7 +143,7 @@ async def build(base: Base, signer: OrderSigner) -> Services:
         stops=build_stops(base, stores, halter),
         audit=AuditServicer(
             AuditService(base.audit, subscribe=partial(base.subscriptions.subscribed, Channel.AUDIT)),
-            log,
+            log_parts.log,
             AuditPolicyGate(gate),
         ),
         access=access.servicer,
@@ -170,10 +172,11 @@ async def build(base: Base, signer: OrderSigner) -> Services:
             base.refusals.run,
             access.run,
             signer.run,
-            log.run,
+            log_parts.log.run,
+            log_parts.witnesses.run,
             policies.active.run,
         ),
-        stores=(stores.executions, stores.leases, stores.kv),
+        stores=(stores.executions, stores.leases, stores.kv, log_parts.client),
     )
 
 
