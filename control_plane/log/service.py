@@ -67,6 +67,7 @@ class LogService:
         observer: LogObserver,
         random: Random,
         witnesses: Witnesses | None = None,
+        include_within: timedelta = INCLUDE_WITHIN,
     ) -> None:
         self._database = database
         self._store = store
@@ -75,6 +76,7 @@ class LogService:
         self._observer = observer
         self._random = random
         self._witnesses = witnesses or Unwitnessed()
+        self._include_within = include_within
 
     @property
     def origin(self) -> str:
@@ -227,7 +229,7 @@ class LogService:
         async with self._database.transaction() as tx:
             return await self._hashes(tx, consistency(first_size, second)), note
 
-    async def include(self, subjects: Collection[str], *, within: timedelta = INCLUDE_WITHIN) -> bool:
+    async def include(self, subjects: Collection[str], *, within: timedelta | None = None) -> bool:
         """Integrate and sign at once; whether a checkpoint covers all of these subjects by then (rule 15).
 
         For what is committed already, so it raises nothing: what is not in the log in time will be, and nodes
@@ -236,7 +238,7 @@ class LogService:
         try:
             if await self._keys.public() is None:
                 return False
-            async with asyncio.timeout(within.total_seconds()):
+            async with asyncio.timeout((within or self._include_within).total_seconds()):
                 while not await self.covers(subjects):
                     moved = await self.integrate()
                     if await self.sign() is None and not moved:

@@ -302,6 +302,7 @@ async def replica(database_url: str, *, name: str = "replica-1", **options: Any)
         origin=log_origin(INSTALLATION, 1),
         keys=LogKey(key=ed25519_key("log")),
         observer=SilentLog(),
+        include_within=timedelta(seconds=WAIT_SECONDS),
         random=RANDOM,
     )
     servicer = NodeServicer(
