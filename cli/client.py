@@ -15,6 +15,7 @@ from agentfactory.v1 import (
     keys_pb2_grpc,
     nodes_pb2_grpc,
     policy_pb2_grpc,
+    replay_pb2_grpc,
     stops_pb2_grpc,
     templates_pb2_grpc,
 )
@@ -78,6 +79,10 @@ class Client:
     @property
     def audit(self) -> "audit_pb2_grpc.AuditServiceAsyncStub":
         return audit_pb2_grpc.AuditServiceStub(self.channel)
+
+    @property
+    def replay(self) -> "replay_pb2_grpc.ReplayServiceAsyncStub":
+        return replay_pb2_grpc.ReplayServiceStub(self.channel)
 
     @property
     def access(self) -> "access_pb2_grpc.AccessServiceAsyncStub":

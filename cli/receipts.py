@@ -154,3 +154,12 @@ def show(evidence: "Evidence") -> None:
             ("finished at", receipt.finished_at.isoformat()),
         ]
     )
+
+
+def _register() -> None:
+    from cli.replay_material import bundle
+
+    app.command()(bundle)
+
+
+_register()

@@ -35,6 +35,7 @@ SERVICES: Final = tuple(
         "AccessService",
         "KeyService",
         "PolicyService",
+        "ReplayService",
     )
 )
 

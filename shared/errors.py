@@ -517,6 +517,13 @@ class OrderRejectedError(AgentFactoryError):
         self.rejection = rejection
 
 
+class NotReplayableError(AgentFactoryError):
+    """Running the execution again would prove nothing; the message says why."""
+
+    reason = "NOT_REPLAYABLE"
+    hint = "docs/replay.md says what can be replayed"
+
+
 class ReceiptInvalidError(VerificationError):
     """A receipt does not match its node, its order or its own format; the message numbers the check."""
 

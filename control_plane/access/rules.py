@@ -58,6 +58,7 @@ _AUDIT: Final = "/agentfactory.v1.AuditService/"
 _ACCESS: Final = "/agentfactory.v1.AccessService/"
 _KEYS: Final = "/agentfactory.v1.KeyService/"
 _POLICY: Final = "/agentfactory.v1.PolicyService/"
+_REPLAY: Final = "/agentfactory.v1.ReplayService/"
 
 RULES: Final[Mapping[str, Rule]] = {
     _TEMPLATES + "PublishTemplate": _change(_AUTHORS, TRANSFER_DEADLINE),
@@ -134,6 +135,7 @@ RULES: Final[Mapping[str, Rule]] = {
     _STOPS + "CreateStop": _change(_OPERATORS),
     _STOPS + "ListStops": _read(_FLEET_READERS),
     _STOPS + "DeleteStop": _change(_OPERATORS),
+    _REPLAY + "DownloadReplayMaterial": _read(_WITH_CONTENTS, TRANSFER_DEADLINE),
     # Not ours, but served beside them.
     "/grpc.health.v1.Health/Check": Rule(
         roles=_NOBODY, deadline=READ_DEADLINE, audit=Audit.NONE, anonymous=True

@@ -17,6 +17,7 @@ from agentfactory.v1 import (
     keys_pb2_grpc,
     nodes_pb2_grpc,
     policy_pb2_grpc,
+    replay_pb2_grpc,
     stops_pb2_grpc,
     templates_pb2_grpc,
 )
@@ -50,6 +51,7 @@ from control_plane.nodes.servicer import FleetServicer, NodeServicer
 from control_plane.policy.active import ActivePolicy
 from control_plane.policy.gate import AuditPolicyGate, NodePolicyGate
 from control_plane.policy.servicer import PolicyServicer
+from control_plane.replay.servicer import ReplayServicer
 from control_plane.stops.servicer import StopServicer
 from control_plane.templates.cached import CachedTemplates
 from control_plane.templates.catalog import TemplateCatalog
@@ -69,6 +71,7 @@ from control_plane.wiring.keys import build_keys
 from control_plane.wiring.log import build_log
 from control_plane.wiring.nodes import build_dispatch, build_node_service, build_node_servicer
 from control_plane.wiring.policy import build_gate, build_policy, open_policies
+from control_plane.wiring.replay import build_replay
 from control_plane.wiring.stores import Stores
 from shared.gathering import Gathering
 
@@ -147,6 +150,7 @@ async def build(base: Base, signer: OrderSigner) -> Services:
         access=access.servicer,
         keys=build_keys(base, signer, dispatch),
         policy=policies.servicer,
+        replay=build_replay(base, stores, catalog),
     )
     return Services(
         access=access.gatekeeper,
@@ -189,6 +193,7 @@ class _Servicers:
     access: AccessServicer
     keys: KeyServicer
     policy: PolicyServicer
+    replay: ReplayServicer
 
     def register(self, server: grpc.aio.Server) -> None:
         executions_pb2_grpc.add_ExecutionServiceServicer_to_server(self.executions, server)
@@ -201,6 +206,7 @@ class _Servicers:
         access_pb2_grpc.add_AccessServiceServicer_to_server(self.access, server)
         keys_pb2_grpc.add_KeyServiceServicer_to_server(self.keys, server)
         policy_pb2_grpc.add_PolicyServiceServicer_to_server(self.policy, server)
+        replay_pb2_grpc.add_ReplayServiceServicer_to_server(self.replay, server)
 
 
 def build_admission(base: Base) -> Admission:

@@ -77,6 +77,7 @@ STATUS_BY_ERROR: Final[Mapping[type[AgentFactoryError], grpc.StatusCode]] = {
     errors.HostCallRefusedError: _Code.PERMISSION_DENIED,
     # orders and receipts
     errors.OrderRejectedError: _Code.PERMISSION_DENIED,
+    errors.NotReplayableError: _Code.FAILED_PRECONDITION,
     errors.ReceiptInvalidError: _Code.PERMISSION_DENIED,
     errors.ReceiptConflictError: _Code.PERMISSION_DENIED,
 }

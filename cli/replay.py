@@ -1,0 +1,196 @@
+"""`agentfactory replay …`: run an execution again and say whether it comes out the same."""
+
+import asyncio
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any, Final
+
+import typer
+
+from cli import output
+from cli.output import Json
+from cli.receipts import RootKey, check
+from cli.settings import CliSettings, DataDir, Target, read_settings
+from shared.errors import InvalidInputError, MalformedError, NotFoundError, NotReplayableError
+from shared.keyset import KeyPurpose
+
+if TYPE_CHECKING:
+    from cli.evidence import Evidence
+    from data_plane.replay.bundle import Bundle
+    from data_plane.replay.domain import Step
+    from data_plane.replay.ports import ReplayEngine
+    from data_plane.sandbox.domain import EngineInfo
+    from shared.manifest import Manifest
+
+app = typer.Typer(add_completion=False)
+
+ENGINES: Final = ("worker", "wasmtime")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Outcome:
+    """What is told about one replay."""
+
+    evidence: "Evidence"
+    engine: "EngineInfo"
+    steps: "tuple[Step, ...]"
+
+    @property
+    def differs(self) -> bool:
+        """Whether anything came out otherwise."""
+        from data_plane.replay.domain import differs
+
+        return differs(self.steps)
+
+
+@app.command()
+def replay(
+    file: Annotated[Path, typer.Argument(help="receipt.json, or a bundle of `receipt bundle`.")],
+    engine: Annotated[
+        str, typer.Option("--engine", help="worker: the one of nodes. wasmtime: a second one.")
+    ] = "worker",
+    workers: Annotated[
+        Path | None,
+        typer.Option("--workers", help="Archive of workers by digest; absent: that of the data folder."),
+    ] = None,
+    root_key: RootKey = None,
+    data_dir: DataDir = None,
+    target: Target = None,
+    as_json: Json = False,
+) -> None:
+    """Verify a receipt, decide again by its policy, run it again, and compare byte for byte.
+
+    A bundle needs no control plane; for a receipt what is missing is fetched with your own rights.
+
+    Exit codes: 0 the same; 1 different; 2 wrong use, or it cannot be replayed; 3 the receipt or what came
+    with it does not verify, or you may not see it; 4 no control plane, or no such worker.
+
+    Example: agentfactory replay execution.bundle --engine wasmtime
+    """
+    settings = read_settings(data_dir, target)
+    if engine not in ENGINES:
+        raise InvalidInputError(f"--engine {engine!r} is not one of {', '.join(ENGINES)}")
+    made = read_file(settings, file, root_key)
+    evidence = verified(settings, made, root_key)
+    archive = workers or settings.data_dir / "workers"
+    outcome = asyncio.run(run_again(evidence, made, engine=engine, archive=archive))
+    tell(outcome)
+    if outcome.differs:
+        raise typer.Exit(output.NOT_SUCCEEDED)
+
+
+def read_file(settings: CliSettings, file: Path, root_key: Path | None) -> "Bundle":
+    """Return a bundle's parts, or those of a receipt, fetched.
+
+    Raises:
+        NotFoundError: The file cannot be read.
+        VerificationError: It is neither, or does not verify.
+    """
+    from cli.client import Client, call
+    from cli.replay_material import fetch_bundle, read_receipt_bytes
+    from data_plane.replay.bundle import MAX_BUNDLE_BYTES, is_bundle, read_bundle
+
+    try:
+        with file.open("rb") as stream:
+            data = stream.read(MAX_BUNDLE_BYTES + 1)
+    except OSError as error:
+        raise NotFoundError(f"cannot read {file}: {error.strerror}") from error
+    if is_bundle(data):
+        return read_bundle(data)
+    evidence = check(settings, read_receipt_bytes(data, str(file)), root_key)
+
+    async def use(client: Client) -> "Bundle":
+        return await fetch_bundle(client, evidence.order, data)
+
+    return call(settings, use)
+
+
+def verified(settings: CliSettings, made: "Bundle", root_key: Path | None) -> "Evidence":
+    """Return what a bundle's receipt proves; see `verify_evidence`."""
+    from cli.replay_material import read_receipt_bytes
+
+    return check(settings, read_receipt_bytes(made.receipt, "the bundle"), root_key)
+
+
+async def run_again(evidence: "Evidence", made: "Bundle", *, engine: str, archive: Path) -> Outcome:
+    """Verify, decide again, run again, compare.
+
+    Raises:
+        As `data_plane.replay.service.replay`, `decide_again` and `find_worker`.
+    """
+    from cli.replay_policy import decide_again
+    from data_plane.replay.domain import Step, StepResult
+    from data_plane.replay.service import replay as run
+
+    chosen = await _engine(evidence, engine=engine, archive=archive)
+    words = f"{len(evidence.checks)} checks hold; the order and what the node said of it are authentic"
+    receipt_step = Step(name="receipt", result=StepResult.SAME, words=words)
+    decision = await decide_again(evidence.order, made.decision, made.policy, evidence.keyset)
+    replayed = await run(
+        evidence.order, evidence.receipt, _manifest(evidence, made), made.material, engine=chosen
+    )
+    return Outcome(
+        evidence=evidence,
+        engine=replayed.rerun.result.engine,
+        steps=(receipt_step, decision, *replayed.steps),
+    )
+
+
+async def _engine(evidence: "Evidence", *, engine: str, archive: Path) -> "ReplayEngine":
+    from agentfactory_engine import worker_path
+
+    from data_plane.replay.workers import find_worker
+
+    if engine == "wasmtime":
+        from data_plane.replay.wasmtime_engine import WasmtimeEngine
+
+        return WasmtimeEngine.open()
+    if evidence.receipt.engine is None:
+        raise NotReplayableError(f"nothing ran: the outcome is {evidence.receipt.outcome}")
+    return await find_worker(evidence.receipt.engine, installed=worker_path(), archive=archive)
+
+
+def _manifest(evidence: "Evidence", made: "Bundle") -> "Manifest":
+    from cli.replay_material import read_receipt_bytes
+    from shared.packages import verify_manifest
+
+    answer = read_receipt_bytes(made.receipt, "the bundle")
+    keys = evidence.keyset.keys_for(KeyPurpose.PUBLISHER, evidence.signed_at)
+    found = verify_manifest(answer.template_envelope, publisher_keys=keys)
+    if found.digest != evidence.order.template_digest:
+        raise MalformedError(f"the order names template {evidence.order.template_digest}, got {found.digest}")
+    return found.manifest
+
+
+def tell(outcome: Outcome) -> None:
+    """Print the steps in words, or all of it as JSON."""
+    if output.wants_json():
+        output.data(as_data(outcome))
+        return
+    marks = {"same": "=", "different": "≠", "skipped": "-"}
+    for number, step in enumerate(outcome.steps, 1):
+        print(f"{number}. {marks[step.result]} {step.name}: {step.words}")
+    engine = outcome.engine
+    verdict = "DIFFERENT" if outcome.differs else "the same"
+    output.note(f"{verdict}, run again by {engine.name} {engine.version}")
+
+
+def as_data(outcome: Outcome) -> dict[str, Any]:
+    """Return what `--json` prints."""
+    order, engine = outcome.evidence.order, outcome.engine
+    return {
+        "same": not outcome.differs,
+        "execution_id": order.execution_id,
+        "attempt": order.attempt_number,
+        "template_digest": order.template_digest,
+        "engine": {
+            "name": engine.name,
+            "version": engine.version,
+            "profile": engine.profile,
+            "config_digest": engine.config_digest,
+        },
+        "steps": [
+            {"number": number, "name": step.name, "result": step.result, "words": step.words}
+            for number, step in enumerate(outcome.steps, 1)
+        ],
+    }
