@@ -30,6 +30,7 @@ GROUPS = {
     "audit": "cli.audit",
     "policy": "cli.policy",
     "receipt": "cli.receipts",
+    "engine": "cli.engines",
     "replay": "cli.replay",
     "sandbox": "cli.sandbox",
     "retention": "cli.retention",

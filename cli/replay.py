@@ -139,7 +139,8 @@ async def run_again(evidence: "Evidence", made: "Bundle", *, engine: str, archiv
 async def _engine(evidence: "Evidence", *, engine: str, archive: Path) -> "ReplayEngine":
     from agentfactory_engine import worker_path
 
-    from data_plane.replay.workers import find_worker
+    from data_plane.replay.workers import WorkerEngine, find_worker
+    from shared.manifest import Profile
 
     if engine == "wasmtime":
         from data_plane.replay.wasmtime_engine import WasmtimeEngine
@@ -147,7 +148,12 @@ async def _engine(evidence: "Evidence", *, engine: str, archive: Path) -> "Repla
         return WasmtimeEngine.open()
     if evidence.receipt.engine is None:
         raise NotReplayableError(f"nothing ran: the outcome is {evidence.receipt.outcome}")
-    return await find_worker(evidence.receipt.engine, installed=worker_path(), archive=archive)
+    try:
+        return await find_worker(evidence.receipt.engine, installed=worker_path(), archive=archive)
+    except NotFoundError:
+        if evidence.order.profile is not Profile.PORTABLE:
+            raise
+        return await WorkerEngine.open(worker_path())  # portable: any engine has to come to the same
 
 
 def _manifest(evidence: "Evidence", made: "Bundle") -> "Manifest":

@@ -36,6 +36,7 @@ SERVICES: Final = tuple(
         "KeyService",
         "PolicyService",
         "ReplayService",
+        "EngineService",
     )
 )
 

@@ -152,6 +152,13 @@ class NodeQuarantinedError(AgentFactoryError):
     hint = "look at the node's receipts, then evict it and enroll it anew"
 
 
+class EngineDeniedError(AgentFactoryError):
+    """The node runs agents with an engine that the installation denies; the message says why."""
+
+    reason = "ENGINE_DENIED"
+    hint = "upgrade the node; 'agentfactory engine list' shows what is denied"
+
+
 class NodeEvictedError(AgentFactoryError):
     """The node's identity was ended by an operator or by a lost spool."""
 

@@ -42,6 +42,13 @@ class StopStore(Protocol):
         """Return what must not run: of every live stop, and of templates closed within this time."""
 
 
+class StopObserver(Protocol):
+    """Counts; implemented by the metrics."""
+
+    def template_quarantined(self) -> None:
+        """A template version was quarantined: an alert."""
+
+
 class Halting(Protocol):
     """Ends executions. Implemented by `Halter`."""
 

@@ -24,7 +24,9 @@ class StopServicer(stops_pb2_grpc.StopServiceServicer):
             template_name=request.template_name,
             template_digest=request.template_digest,
         )
-        stopped = await self._service.create(subject, target, reason=request.reason)
+        stopped = await self._service.create(
+            subject, target, reason=request.reason, evidence=request.evidence
+        )
         return stops_pb2.CreateStopResponse(
             stop=stop_to_proto(stopped.stop), executions_stopped=stopped.executions_stopped
         )
@@ -59,6 +61,7 @@ def stop_to_proto(stop: Stop) -> stops_pb2.Stop:
         created_at=created_at,
         lifted_by=stop.lifted_by,
         lift_reason=stop.lift_reason,
+        evidence=stop.evidence,
     )
     if stop.lifted_at is not None:
         message.lifted_at.FromDatetime(stop.lifted_at)

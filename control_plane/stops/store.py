@@ -44,6 +44,7 @@ class PostgresStopStore:
             reason=stop.reason,
             created_by=stop.created_by,
             created_at=stop.created_at,
+            evidence=stop.evidence or None,
         )
         stored = await connection_of(tx).execute(row.on_conflict_do_nothing().returning(_s.stop_id))
         return stored.first() is not None
@@ -133,4 +134,5 @@ def _stop(row: Row[Any]) -> Stop:
         lifted_by=row.lifted_by or "",
         lift_reason=row.lift_reason or "",
         lifted_at=row.lifted_at,
+        evidence=bytes(row.evidence or b""),
     )

@@ -13,6 +13,7 @@ from agentfactory.v1 import (
     access_pb2_grpc,
     agents_pb2_grpc,
     audit_pb2_grpc,
+    engines_pb2_grpc,
     executions_pb2_grpc,
     keys_pb2_grpc,
     nodes_pb2_grpc,
@@ -33,6 +34,7 @@ from control_plane.database.notifications import (
     Channel,
 )
 from control_plane.dispatch.service import Dispatch
+from control_plane.engines.servicer import EngineServicer
 from control_plane.executions.admission import Admission, AdmissionBounds
 from control_plane.executions.admission_store import PostgresQueueCount
 from control_plane.executions.bodies import BodyService
@@ -59,6 +61,7 @@ from control_plane.templates.servicer import TemplateServicer
 from control_plane.upkeep import Housekeeping
 from control_plane.wiring.access import build_access
 from control_plane.wiring.base import Base
+from control_plane.wiring.engines import build_engines
 from control_plane.wiring.factory import (
     build_agents,
     build_cached_templates,
@@ -151,6 +154,7 @@ async def build(base: Base, signer: OrderSigner) -> Services:
         keys=build_keys(base, signer, dispatch),
         policy=policies.servicer,
         replay=build_replay(base, stores, catalog),
+        engines=build_engines(base),
     )
     return Services(
         access=access.gatekeeper,
@@ -194,6 +198,7 @@ class _Servicers:
     keys: KeyServicer
     policy: PolicyServicer
     replay: ReplayServicer
+    engines: EngineServicer
 
     def register(self, server: grpc.aio.Server) -> None:
         executions_pb2_grpc.add_ExecutionServiceServicer_to_server(self.executions, server)
@@ -206,6 +211,7 @@ class _Servicers:
         access_pb2_grpc.add_AccessServiceServicer_to_server(self.access, server)
         keys_pb2_grpc.add_KeyServiceServicer_to_server(self.keys, server)
         policy_pb2_grpc.add_PolicyServiceServicer_to_server(self.policy, server)
+        engines_pb2_grpc.add_EngineServiceServicer_to_server(self.engines, server)
         replay_pb2_grpc.add_ReplayServiceServicer_to_server(self.replay, server)
 
 

@@ -18,10 +18,12 @@ TIME_LIMITS: Final = frozenset({LimitName.WALL_MS, LimitName.CPU_MS, LimitName.H
 """Never compared (rule 20): another machine is faster or slower."""
 ENGINE_LIMITS: Final = frozenset({LimitName.FUEL, LimitName.STACK_BYTES})
 """Compared within one engine only: each counts and stacks in its own way."""
+ALLOCATION_LIMITS: Final = frozenset({LimitName.MEMORY_BYTES, LimitName.TABLE_ELEMENTS})
+"""Another engine ends its guest, too, but cannot tell which refusal was the reason."""
 UNREPEATABLE_IMPORTS: Final = frozenset({"clock_time_get", "clock_res_get", "poll_oneoff", "random_get"})
 """What a guest under the profile `default` could tell one run from another by."""
+_UNSUCCESSFUL: Final = frozenset({Outcome.FAILED, Outcome.TRAPPED})
 WORKER_CRASHED: Final = "worker_crashed"
-ENGINE_ERROR: Final = "EngineError"
 
 
 class PartName(StrEnum):
@@ -106,6 +108,16 @@ def check_material(order: Order, receipt: ReceiptPredicate, material: Material) 
         expected = committed[name]
         if expected is None or not same_digest(body.commitment, expected):
             raise PackageAlteredError(f"check 3: the {name} is not what its commitment says")
+
+
+def require_comparable(receipt: ReceiptPredicate, engine: EngineInfo) -> None:
+    """Let a run by this engine pass that there is something to compare of.
+
+    Raises:
+        NotReplayableError: It ended by a limit that engines count each in their own way.
+    """
+    if comparison_of(receipt, engine) is Comparison.ACROSS_ENGINES and receipt.limit in ENGINE_LIMITS:
+        raise NotReplayableError(f"it was ended by {receipt.limit}, which is compared within one engine only")
 
 
 def require_replayable(
@@ -223,6 +235,10 @@ def _calls_step(again: Rerun) -> Step:
 
 
 def _outcome_step(receipt: ReceiptPredicate, result: RunResult, how: Comparison) -> Step:
+    is_across = how is Comparison.ACROSS_ENGINES
+    if is_across and receipt.limit in ALLOCATION_LIMITS and result.outcome in _UNSUCCESSFUL:
+        words = f"{receipt.limit} ended it then, {result.outcome} now: another engine does not say by what"
+        return Step(name="outcome", result=StepResult.SKIPPED, words=words)
     then = _outcome_words(receipt.outcome, receipt.exit_code, receipt.limit, receipt.trap, how)
     trap = None if result.trap is None else f"{result.trap.name}: {result.trap.message}"
     now = _outcome_words(result.outcome, result.exit_code, result.limit, trap, how)

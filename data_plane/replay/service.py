@@ -13,6 +13,7 @@ from data_plane.replay.domain import (
     Step,
     check_material,
     compare,
+    require_comparable,
     require_replayable,
 )
 from data_plane.replay.ports import ReplayEngine
@@ -53,6 +54,7 @@ async def replay(
     recorded = material.bodies.get(PartName.RECORDING)
     recording = () if recorded is None else parse_recording(recorded.content)
     require_replayable(order, receipt, material, imports=imports_of(material.module), recording=recording)
+    require_comparable(receipt, engine.engine(order.profile))
     limits = order.limits.limited_by(manifest.limits)
     calls = PlayedCalls(recording, free=free_calls(call_context_of(order, limits)))
     request = guest_request(

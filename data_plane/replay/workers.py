@@ -124,7 +124,7 @@ async def find_worker(wanted: EngineIdentity | None, *, installed: str, archive:
     raise NotFoundError(
         f"no worker is {wanted.name} {wanted.version} of configuration {wanted.config_digest}: neither the"
         f" installed one nor the {len(files)} in {archive}",
-        hint="put the worker of that release there with 'agentfactory sandbox archive', or use --any-worker",
+        hint="put the worker of that release there with 'agentfactory sandbox archive'",
     )
 
 

@@ -28,6 +28,7 @@ STATUS_BY_ERROR: Final[Mapping[type[AgentFactoryError], grpc.StatusCode]] = {
     errors.PolicyUndecidedError: _Code.PERMISSION_DENIED,
     errors.EnrollmentTokenInvalidError: _Code.UNAUTHENTICATED,
     errors.NodeQuarantinedError: _Code.PERMISSION_DENIED,
+    errors.EngineDeniedError: _Code.PERMISSION_DENIED,
     errors.NodeEvictedError: _Code.UNAUTHENTICATED,
     errors.SessionSupersededError: _Code.ABORTED,
     errors.ClockSkewError: _Code.FAILED_PRECONDITION,

@@ -7,7 +7,9 @@ import pytest
 from tests.e2e.stack import TestStack, running_stack
 
 
-async def replayed(stack: TestStack, tmp_path: Path, execution_id: str, *options: str, expect: int = 0) -> dict:
+async def replayed(
+    stack: TestStack, tmp_path: Path, execution_id: str, *options: str, expect: int = 0
+) -> dict:
     """Bundle an execution and replay the bundle as somebody who has no control plane."""
     bundle = tmp_path / f"{execution_id}.bundle"
     await stack.cli("receipt", "bundle", execution_id, "-o", str(bundle))
@@ -33,5 +35,6 @@ async def test_a_bundle_is_replayed_without_a_control_plane_and_comes_out_the_sa
 
         assert answer["same"], answer
         assert results(answer) == dict.fromkeys(
-            ("receipt", "policy decision", "host calls", "outcome", "output", "log", "kv writes", "fuel"), "same"
+            ("receipt", "policy decision", "host calls", "outcome", "output", "log", "kv writes", "fuel"),
+            "same",
         )

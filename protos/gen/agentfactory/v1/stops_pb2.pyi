@@ -34,6 +34,7 @@ class Stop(_message.Message):
     LIFTED_AT_FIELD_NUMBER: _builtins.int
     LIFTED_BY_FIELD_NUMBER: _builtins.int
     LIFT_REASON_FIELD_NUMBER: _builtins.int
+    EVIDENCE_FIELD_NUMBER: _builtins.int
     stop_id: _builtins.str
     tenant_id: _builtins.str
     template_name: _builtins.str
@@ -44,6 +45,8 @@ class Stop(_message.Message):
     created_by: _builtins.str
     lifted_by: _builtins.str
     lift_reason: _builtins.str
+    evidence: _builtins.bytes
+    """Of a quarantine: the receipt, and what running it again on another engine came to. Canonical JSON."""
     @_builtins.property
     def created_at(self) -> _timestamp_pb2.Timestamp: ...
     @_builtins.property
@@ -63,10 +66,11 @@ class Stop(_message.Message):
         lifted_at: _timestamp_pb2.Timestamp | None = ...,
         lifted_by: _builtins.str = ...,
         lift_reason: _builtins.str = ...,
+        evidence: _builtins.bytes = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["created_at", b"created_at", "lifted_at", b"lifted_at"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["created_at", b"created_at", "created_by", b"created_by", "lift_reason", b"lift_reason", "lifted_at", b"lifted_at", "lifted_by", b"lifted_by", "reason", b"reason", "stop_id", b"stop_id", "template_digest", b"template_digest", "template_name", b"template_name", "tenant_id", b"tenant_id"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["created_at", b"created_at", "created_by", b"created_by", "evidence", b"evidence", "lift_reason", b"lift_reason", "lifted_at", b"lifted_at", "lifted_by", b"lifted_by", "reason", b"reason", "stop_id", b"stop_id", "template_digest", b"template_digest", "template_name", b"template_name", "tenant_id", b"tenant_id"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -80,6 +84,7 @@ class CreateStopRequest(_message.Message):
     TEMPLATE_NAME_FIELD_NUMBER: _builtins.int
     TEMPLATE_DIGEST_FIELD_NUMBER: _builtins.int
     REASON_FIELD_NUMBER: _builtins.int
+    EVIDENCE_FIELD_NUMBER: _builtins.int
     tenant_id: _builtins.str
     """Empty: the caller's own."""
     template_name: _builtins.str
@@ -88,6 +93,10 @@ class CreateStopRequest(_message.Message):
     """One version alone; not together with a name."""
     reason: _builtins.str
     """Why; callers that are refused are told, and it is recorded in the audit entry."""
+    evidence: _builtins.bytes
+    """Makes it a quarantine, which is of one version alone: canonical JSON that names the receipt and both results.
+    It is kept for good, and its digest is in the audit entry.
+    """
     def __init__(
         self,
         *,
@@ -95,10 +104,11 @@ class CreateStopRequest(_message.Message):
         template_name: _builtins.str = ...,
         template_digest: _builtins.str = ...,
         reason: _builtins.str = ...,
+        evidence: _builtins.bytes = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["reason", b"reason", "template_digest", b"template_digest", "template_name", b"template_name", "tenant_id", b"tenant_id"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["evidence", b"evidence", "reason", b"reason", "template_digest", b"template_digest", "template_name", b"template_name", "tenant_id", b"tenant_id"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

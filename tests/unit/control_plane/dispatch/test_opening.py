@@ -31,6 +31,7 @@ from shared.errors import (
     UnsupportedVersionError,
 )
 from tests.fakes.clock import START, FakeRandom
+from tests.fakes.engines import FakeEngines
 from tests.fakes.executions import FakeExecutionStore
 from tests.fakes.nodes import FakeNodeStore
 from tests.fixtures import dispatch as build
@@ -124,6 +125,7 @@ def door(parts: Parts) -> Door:
         fleet=parts.fleet,
         leases=parts.leases,
         keysets=OneKeyset(),
+        engines=FakeEngines(),
         options=build.options(),
         **common,
     )
