@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from data_plane.replay.bundle import Bundle
     from data_plane.replay.domain import Step
     from data_plane.replay.ports import ReplayEngine
-    from data_plane.sandbox.domain import EngineInfo
+    from data_plane.sandbox.domain import EngineInfo, RunResult
     from shared.manifest import Manifest
 
 app = typer.Typer(add_completion=False)
@@ -32,8 +32,13 @@ class Outcome:
     """What is told about one replay."""
 
     evidence: "Evidence"
-    engine: "EngineInfo"
+    result: "RunResult"
     steps: "tuple[Step, ...]"
+
+    @property
+    def engine(self) -> "EngineInfo":
+        """What ran it again."""
+        return self.result.engine
 
     @property
     def differs(self) -> bool:
@@ -45,7 +50,9 @@ class Outcome:
 
 @app.command()
 def replay(
-    file: Annotated[Path, typer.Argument(help="receipt.json, or a bundle of `receipt bundle`.")],
+    file: Annotated[
+        Path | None, typer.Argument(help="receipt.json, or a bundle of `receipt bundle`.")
+    ] = None,
     engine: Annotated[
         str, typer.Option("--engine", help="worker: the one of nodes. wasmtime: a second one.")
     ] = "worker",
@@ -53,12 +60,22 @@ def replay(
         Path | None,
         typer.Option("--workers", help="Archive of workers by digest; absent: that of the data folder."),
     ] = None,
+    sample: Annotated[
+        int | None,
+        typer.Option(
+            "--sample", min=1, max=100, help="Instead of a file: so many recent portable executions."
+        ),
+    ] = None,
+    agent: Annotated[str, typer.Option("--agent", help="With --sample: only of this agent.")] = "",
     root_key: RootKey = None,
     data_dir: DataDir = None,
     target: Target = None,
     as_json: Json = False,
 ) -> None:
     """Verify a receipt, decide again by its policy, run it again, and compare byte for byte.
+
+    With --sample recent portable executions are run on wasmtime; where it differs, the template version is
+    quarantined (a stop with both results as its evidence: 'stop list', 'stop lift').
 
     A bundle needs no control plane; for a receipt what is missing is fetched with your own rights.
 
@@ -68,6 +85,15 @@ def replay(
     Example: agentfactory replay execution.bundle --engine wasmtime
     """
     settings = read_settings(data_dir, target)
+    if (file is None) == (sample is None):
+        raise InvalidInputError("name a file, or --sample N")
+    if sample is not None:
+        from cli.replay_sample import sample as replay_recent
+        from cli.replay_sample import show
+
+        show(asyncio.run(replay_recent(settings, count=sample, agent=agent, root_key=root_key)))
+        return
+    assert file is not None
     if engine not in ENGINES:
         raise InvalidInputError(f"--engine {engine!r} is not one of {', '.join(ENGINES)}")
     made = read_file(settings, file, root_key)
@@ -131,7 +157,7 @@ async def run_again(evidence: "Evidence", made: "Bundle", *, engine: str, archiv
     )
     return Outcome(
         evidence=evidence,
-        engine=replayed.rerun.result.engine,
+        result=replayed.rerun.result,
         steps=(receipt_step, decision, *replayed.steps),
     )
 

@@ -164,7 +164,7 @@ def _used(message: Mapping[str, Any]) -> ResourcesUsed:
     names = ("output_bytes", "log_bytes", "log_lines", "random_bytes", "host_calls", "host_call_bytes")
     try:
         used = message["used"]
-        counts = {name: int(used[name]) for name in (*names, "peak_memory_bytes")}
+        counts: dict[str, Any] = {name: int(used[name]) for name in (*names, "peak_memory_bytes")}
         return ResourcesUsed(**counts, wall=timedelta(microseconds=int(message.get("wall_us", 0))))
     except (KeyError, TypeError, ValueError) as error:
         raise WorkerCrashedError(f"the second engine does not say what was used: {error!r}") from error
