@@ -72,8 +72,9 @@ def parse_recording(data: bytes) -> tuple[RecordedCall, ...]:
 
 def _call(line: bytes) -> RecordedCall:
     document: JsonObject = parse_canonical(line, max_bytes=MAX_RECORDING_BYTES)
-    fields = Fields(document, "recording")
     scrubbed = document.pop("scrubbed", None)
+    request = _unpacked(document.pop("request", None), "request", MAX_REQUEST_BYTES)
+    response = _unpacked(document.pop("response", None), "response", MAX_RESPONSE_BYTES)
     fields = Fields(document, "recording")
     call = RecordedCall(
         index=fields.integer("index", maximum=_MAX_CALLS),
@@ -82,9 +83,9 @@ def _call(line: bytes) -> RecordedCall:
         response_digest=fields.digest("response_digest"),
         status=fields.text("status", max_chars=_MAX_STATUS_CHARS),
         is_scrubbed=scrubbed is not None,
-        response=_unpacked(document, "response", MAX_RESPONSE_BYTES),
+        response=response,
     )
-    request = _unpacked(document, "request", MAX_REQUEST_BYTES)
+    fields.end()
     if request is not None and sha256_digest(request) != call.request_digest:
         raise MalformedError(f"recording: the request of call {call.index} is not the one of its digest")
     if call.response is not None and sha256_digest(call.response) != call.response_digest:
@@ -92,8 +93,7 @@ def _call(line: bytes) -> RecordedCall:
     return call
 
 
-def _unpacked(document: JsonObject, name: str, max_bytes: int) -> bytes | None:
-    text = document.get(name)
+def _unpacked(text: object, name: str, max_bytes: int) -> bytes | None:
     if text is None:
         return None
     try:
