@@ -1,6 +1,7 @@
 """A second engine and a second WASI come to what the sandbox of nodes comes to, guest by guest, byte by byte."""
 
 import json
+import subprocess
 from datetime import UTC, datetime
 from pathlib import Path
 
@@ -21,6 +22,7 @@ from shared.manifest import Capabilities, Profile
 from shared.outcomes import LimitName, Outcome
 from tests.guests.adversaries import ATTACKS
 
+EXAMPLE = Path(__file__).parents[3] / "examples" / "redact"
 GUESTS = Path(__file__).parents[2] / "guests"
 ACTOR = (GUESTS / "actor.wasm").read_bytes()
 NEVER_COMPARED = ENGINE_LIMITS | TIME_LIMITS
@@ -40,7 +42,7 @@ CALLS = b"\n".join(
 def request_of(stdin: bytes = b"", *args: str, limits: Limits | None = None) -> RunRequest:
     return RunRequest(
         args=("agent", *args),
-        env=((PARAMETERS_VARIABLE, '{"a":1}'), ("B", "ü")),
+        env=((PARAMETERS_VARIABLE, "{}"), ("B", "ü")),
         stdin=stdin,
         limits=limits or Limits(),
         profile=Profile.PORTABLE,
@@ -122,3 +124,15 @@ async def test_a_guest_that_gets_no_memory_ends_badly_on_both(guest: str) -> Non
     first, second = await both((GUESTS / "limits" / f"{guest}.wasm").read_bytes(), request_of(limits=limits))
     assert first.limit == LimitName.MEMORY_BYTES
     assert second.outcome in {Outcome.FAILED, Outcome.TRAPPED}
+
+
+@pytest.fixture(scope="module")
+def redact() -> bytes:
+    subprocess.run([str(EXAMPLE / "build.sh")], check=True, timeout=300)
+    return (EXAMPLE / "redact.wasm").read_bytes()
+
+
+async def test_the_example_agent_takes_out_the_same_personal_data(redact: bytes) -> None:
+    first, second = await both(redact, request_of((EXAMPLE / "data" / "tickets.jsonl").read_bytes()))
+    assert first.outcome == Outcome.SUCCEEDED
+    assert seen(first) == seen(second)
