@@ -30,6 +30,8 @@ GROUPS = {
     "audit": "cli.audit",
     "policy": "cli.policy",
     "receipt": "cli.receipts",
+    "verify": "cli.verify",
+    "trust": "cli.trust",
     "sandbox": "cli.sandbox",
     "retention": "cli.retention",
 }
