@@ -32,6 +32,8 @@ GROUPS = {
     "receipt": "cli.receipts",
     "engine": "cli.engines",
     "replay": "cli.replay",
+    "verify": "cli.verify",
+    "trust": "cli.trust",
     "sandbox": "cli.sandbox",
     "retention": "cli.retention",
 }

@@ -9,18 +9,16 @@ import typer
 
 from cli import output
 from cli.output import Json
-from cli.receipts import RootKey, check
+from cli.receipts import Trust
 from cli.settings import CliSettings, DataDir, Target, read_settings
-from shared.errors import InvalidInputError, MalformedError, NotFoundError, NotReplayableError
-from shared.keyset import KeyPurpose
+from shared.errors import InvalidInputError, NotFoundError, NotReplayableError
 
 if TYPE_CHECKING:
-    from cli.evidence import Evidence
+    from cli.replay_receipt import Evidence
     from data_plane.replay.bundle import Bundle
     from data_plane.replay.domain import Step
     from data_plane.replay.ports import ReplayEngine
     from data_plane.sandbox.domain import EngineInfo, RunResult
-    from shared.manifest import Manifest
 
 app = typer.Typer(add_completion=False)
 
@@ -67,7 +65,7 @@ def replay(
         ),
     ] = None,
     agent: Annotated[str, typer.Option("--agent", help="With --sample: only of this agent.")] = "",
-    root_key: RootKey = None,
+    trust: Trust = None,
     data_dir: DataDir = None,
     target: Target = None,
     as_json: Json = False,
@@ -84,6 +82,8 @@ def replay(
 
     Example: agentfactory replay execution.bundle --engine wasmtime
     """
+    from cli.replay_receipt import verified
+
     settings = read_settings(data_dir, target)
     if (file is None) == (sample is None):
         raise InvalidInputError("name a file, or --sample N")
@@ -91,13 +91,13 @@ def replay(
         from cli.replay_sample import sample as replay_recent
         from cli.replay_sample import show
 
-        show(asyncio.run(replay_recent(settings, count=sample, agent=agent, root_key=root_key)))
+        show(asyncio.run(replay_recent(settings, count=sample, agent=agent, trust=trust)))
         return
     assert file is not None
     if engine not in ENGINES:
         raise InvalidInputError(f"--engine {engine!r} is not one of {', '.join(ENGINES)}")
-    made = read_file(settings, file, root_key)
-    evidence = verified(settings, made, root_key)
+    made = read_file(settings, file, trust)
+    evidence = verified(settings, made.receipt, trust)
     archive = workers or settings.data_dir / "workers"
     outcome = asyncio.run(run_again(evidence, made, engine=engine, archive=archive))
     tell(outcome)
@@ -105,7 +105,7 @@ def replay(
         raise typer.Exit(output.NOT_SUCCEEDED)
 
 
-def read_file(settings: CliSettings, file: Path, root_key: Path | None) -> "Bundle":
+def read_file(settings: CliSettings, file: Path, trust: Path | None) -> "Bundle":
     """Return a bundle's parts, or those of a receipt, fetched.
 
     Raises:
@@ -113,7 +113,8 @@ def read_file(settings: CliSettings, file: Path, root_key: Path | None) -> "Bund
         VerificationError: It is neither, or does not verify.
     """
     from cli.client import Client, call
-    from cli.replay_material import fetch_bundle, read_receipt_bytes
+    from cli.replay_material import fetch_bundle
+    from cli.replay_receipt import verified
     from data_plane.replay.bundle import MAX_BUNDLE_BYTES, is_bundle, read_bundle
 
     try:
@@ -123,19 +124,12 @@ def read_file(settings: CliSettings, file: Path, root_key: Path | None) -> "Bund
         raise NotFoundError(f"cannot read {file}: {error.strerror}") from error
     if is_bundle(data):
         return read_bundle(data)
-    evidence = check(settings, read_receipt_bytes(data, str(file)), root_key)
+    order = verified(settings, data, trust).order
 
     async def use(client: Client) -> "Bundle":
-        return await fetch_bundle(client, evidence.order, data)
+        return await fetch_bundle(client, order, data)
 
     return call(settings, use)
-
-
-def verified(settings: CliSettings, made: "Bundle", root_key: Path | None) -> "Evidence":
-    """Return what a bundle's receipt proves; see `verify_evidence`."""
-    from cli.replay_material import read_receipt_bytes
-
-    return check(settings, read_receipt_bytes(made.receipt, "the bundle"), root_key)
 
 
 async def run_again(evidence: "Evidence", made: "Bundle", *, engine: str, archive: Path) -> Outcome:
@@ -149,12 +143,10 @@ async def run_again(evidence: "Evidence", made: "Bundle", *, engine: str, archiv
     from data_plane.replay.service import replay as run
 
     chosen = await _engine(evidence, engine=engine, archive=archive)
-    words = f"{len(evidence.checks)} checks hold; the order and what the node said of it are authentic"
+    words = f"{evidence.checks_held} checks hold: the order and what the node said of it are authentic"
     receipt_step = Step(name="receipt", result=StepResult.SAME, words=words)
-    decision = await decide_again(evidence.order, made.decision, made.policy, evidence.keyset)
-    replayed = await run(
-        evidence.order, evidence.receipt, _manifest(evidence, made), made.material, engine=chosen
-    )
+    decision = await decide_again(evidence.order, evidence.decision, made.policy, evidence.keyset)
+    replayed = await run(evidence.order, evidence.receipt, evidence.manifest, made.material, engine=chosen)
     return Outcome(
         evidence=evidence,
         result=replayed.rerun.result,
@@ -180,18 +172,6 @@ async def _engine(evidence: "Evidence", *, engine: str, archive: Path) -> "Repla
         if evidence.order.profile is not Profile.PORTABLE:
             raise
         return await WorkerEngine.open(worker_path())  # portable: any engine has to come to the same
-
-
-def _manifest(evidence: "Evidence", made: "Bundle") -> "Manifest":
-    from cli.replay_material import read_receipt_bytes
-    from shared.packages import verify_manifest
-
-    answer = read_receipt_bytes(made.receipt, "the bundle")
-    keys = evidence.keyset.keys_for(KeyPurpose.PUBLISHER, evidence.signed_at)
-    found = verify_manifest(answer.template_envelope, publisher_keys=keys)
-    if found.digest != evidence.order.template_digest:
-        raise MalformedError(f"the order names template {evidence.order.template_digest}, got {found.digest}")
-    return found.manifest
 
 
 def tell(outcome: Outcome) -> None:

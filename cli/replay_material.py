@@ -8,7 +8,7 @@ import typer
 
 from cli import output
 from cli.output import Json
-from cli.receipts import RootKey, check, fetch_with
+from cli.receipts import Trust, fetch_with
 from cli.settings import DataDir, Target, read_settings
 from shared.errors import (
     InvalidInputError,
@@ -27,14 +27,15 @@ if TYPE_CHECKING:
     from data_plane.replay.domain import Material
     from shared.orders import Order
 
-MAX_PART_BYTES: Final = 64 * 1024 * 1024
+WAIT_SECONDS: Final = 10.0
+"""For the log to cover a receipt."""
 MAX_MATERIAL_BYTES: Final = 128 * 1024 * 1024
 
 
 def bundle(
     subject: Annotated[str, typer.Argument(help="exe_…, or rcp_… of its deciding receipt.")],
     out: Annotated[Path, typer.Option("--out", "-o", help="Write the bundle to this file.")],
-    root_key: RootKey = None,
+    trust: Trust = None,
     data_dir: DataDir = None,
     target: Target = None,
     as_json: Json = False,
@@ -45,20 +46,17 @@ def bundle(
 
     Example: agentfactory receipt bundle exe_… -o execution.bundle
     """
-    from google.protobuf.json_format import MessageToJson
-
     from cli.client import Client, call
+    from cli.replay_receipt import verified
     from data_plane.replay.bundle import write_bundle
     from shared.digests import sha256_digest
 
     settings = read_settings(data_dir, target)
 
     async def use(client: Client) -> "tuple[Bundle, str]":
-        answer = await fetch_with(client, subject)
-        evidence = check(settings, answer, root_key)
-        receipt = MessageToJson(answer, indent=2).encode()
-        made = await fetch_bundle(client, evidence.order, receipt)
-        return made, evidence.order.execution_id
+        receipt = receipt_file_of(await fetch_with(client, subject, WAIT_SECONDS))
+        order = verified(settings, receipt, trust).order
+        return await fetch_bundle(client, order, receipt), order.execution_id
 
     made, execution_id = call(settings, use)
     data = write_bundle(made)
@@ -75,11 +73,11 @@ def bundle(
                 "size_bytes": len(data),
                 "digest": sha256_digest(data),
                 "bodies": parts,
-                "has_policy": bool(made.policy and made.decision),
+                "has_policy": bool(made.policy),
             }
         )
         return
-    policy = "its policy" if made.policy and made.decision else "no policy (you may not see it)"
+    policy = "its policy" if made.policy else "no policy (you may not see it)"
     output.note(f"wrote {out}: receipt, module, parameters, {', '.join(parts)}, {policy}")
 
 
@@ -88,8 +86,7 @@ async def fetch_bundle(client: "Client", order: "Order", receipt: bytes) -> "Bun
     from data_plane.replay.bundle import Bundle
 
     material = await fetch_material(client, order.execution_id)
-    decision, policy = await fetch_policy(client, order)
-    return Bundle(receipt=receipt, material=material, decision=decision, policy=policy)
+    return Bundle(receipt=receipt, material=material, policy=await fetch_policy(client, order))
 
 
 async def fetch_material(client: "Client", execution_id: str) -> "Material":
@@ -143,40 +140,26 @@ async def fetch_material(client: "Client", execution_id: str) -> "Material":
     )
 
 
-async def fetch_policy(client: "Client", order: "Order") -> tuple[bytes, bytes]:
-    """Return decision and policy as bundles carry them; empty where the caller may not see them."""
+async def fetch_policy(client: "Client", order: "Order") -> bytes:
+    """Return the policy that decided, as bundles carry it; empty where the caller may not see it."""
     import grpc
     from agentfactory.v1 import policy_pb2
 
-    from cli.replay_policy import encode_decision, encode_policy
+    from cli.replay_policy import encode_policy
     from shared.rpc.errors import error_of
 
-    hidden = (PermissionDeniedError, PolicyDeniedError, NotFoundError)
+    request = policy_pb2.GetPolicyBundleRequest(bundle=policy_pb2.PolicyBundleRef(digest=order.policy_digest))
     try:
-        found = await client.policy.GetDecision(
-            policy_pb2.GetDecisionRequest(decision_id=order.decision_id), timeout=client.timeout
-        )
-        ref = policy_pb2.PolicyBundleRef(digest=order.policy_digest)
-        policy = await client.policy.GetPolicyBundle(
-            policy_pb2.GetPolicyBundleRequest(bundle=ref), timeout=client.timeout
-        )
+        return encode_policy(await client.policy.GetPolicyBundle(request, timeout=client.timeout))
     except grpc.aio.AioRpcError as error:
-        with suppress(*hidden):
+        with suppress(PermissionDeniedError, PolicyDeniedError, NotFoundError):
             raise error_of(error) from error
-        return b"", b""
-    return encode_decision(found.decision), encode_policy(policy)
+        return b""
 
 
-def read_receipt_bytes(data: bytes, what: str) -> "audit_pb2.GetReceiptResponse":
-    """Return the receipt in a bundle's or file's bytes.
+def receipt_file_of(answer: "audit_pb2.GetReceiptResponse") -> bytes:
+    """Return the receipt file of an answer."""
+    from cli.evidence import file_of
+    from shared.receipt_file import encode_receipt_file
 
-    Raises:
-        MalformedError: It is none.
-    """
-    from agentfactory.v1 import audit_pb2
-    from google.protobuf.json_format import Parse, ParseError
-
-    try:
-        return Parse(data, audit_pb2.GetReceiptResponse())
-    except ParseError as error:
-        raise MalformedError(f"{what} holds no receipt: {error}") from error
+    return encode_receipt_file(file_of(answer))

@@ -3,7 +3,7 @@
 import json
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Final
 
 from control_plane.policy.answers import ask
 from control_plane.policy.domain import PolicyBundle, Question
@@ -16,6 +16,7 @@ from shared.errors import MalformedError, PackageAlteredError, PolicyInvalidErro
 from shared.keyset import KeyPurpose, Keyset
 from shared.orders import Order
 from shared.policy_bundle import DATA_FILE, check_files, rules_of, verify_policy
+from shared.receipt_file import FiledDecision
 
 if TYPE_CHECKING:
     from agentfactory.v1 import policy_pb2
@@ -62,70 +63,36 @@ def decode_policy(data: bytes) -> RecordedPolicy:
     return RecordedPolicy(version=version, envelope=envelope.encode(), files=contents)
 
 
-async def decide_again(order: Order, decision: bytes, policy: bytes, keyset: Keyset) -> Step:
-    """Return whether the decision comes out as recorded.
+async def decide_again(order: Order, decision: FiledDecision, policy: bytes, keyset: Keyset) -> Step:
+    """Return whether a decision that a verified receipt holds comes out as recorded.
 
-    1. The decision is the one that the order names, about this caller, agent and template.
-    2. The policy is the one that order and decision name: signed by a policy key that the keyset lists, or
+    1. The policy is the one that order and decision name: signed by a policy key that the keyset lists, or
        of the digest of what came with the control plane.
-    3. Its answer to the recorded input is the recorded one.
+    2. Its answer to the recorded input is the recorded one.
 
     Raises:
-        VerificationError: Check 1 or 2 does not hold; the message numbers it.
+        VerificationError: Check 1 does not hold.
     """
-    if not decision or not policy:
-        words = "the decision or its policy is not here: only auditors, operators and admins may see them"
+    if not policy:
+        words = "the policy is not here: only auditors, operators and admins of the installation may see it"
         return Step(name=STEP, result=StepResult.SKIPPED, words=words)
-    recorded = _decision_of(order, decision)
     kept = decode_policy(policy)
     digest = _digest_of(kept, keyset)
-    if digest != order.policy_digest:
-        raise PackageAlteredError(f"check 2: the order names policy {order.policy_digest}, got {digest}")
+    if not digest == order.policy_digest == decision.policy_digest:
+        raise PackageAlteredError(f"check 1: the order names policy {order.policy_digest}, got {digest}")
     try:
         engine = await load_rules(EmbeddedPolicyEngines(), kept.files, digest)
     except PolicyInvalidError as error:
         words = f"the embedded engine does not take this policy ({error}): ask an OPA server"
         return Step(name=STEP, result=StepResult.SKIPPED, words=words)
-    question = Question(recorded["question"])
-    answer = await ask(engine, question, recorded["input"])
-    then = f"{'allowed' if recorded['allowed'] else 'denied'}: {recorded['reason']}"
-    if answer.result_digest(question) == recorded["result_digest"]:
+    question = Question(decision.question)
+    answer = await ask(engine, question, decision.input.decode())
+    recorded = decision.result
+    then = f"{'allowed' if recorded.allowed else 'denied'}: {recorded.reason}"
+    if answer.result_digest(question) == recorded.digest(decision.question):
         return Step(name=STEP, result=StepResult.SAME, words=f"{then}, by policy {digest[:19]}")
     now = f"{'allowed' if answer.allowed else 'denied'}: {answer.reason}"
     return Step(name=STEP, result=StepResult.DIFFERENT, words=f"{then} then, {now} now")
-
-
-def encode_decision(found: "policy_pb2.Decision") -> bytes:
-    """Return a decision as replay bundles carry it."""
-    return canonical_json(
-        {
-            "decision_id": found.decision_id,
-            "question": found.question,
-            "allowed": found.allowed,
-            "reason": found.reason,
-            "input": found.input.decode(),
-            "policy_digest": found.policy_digest,
-            "result_digest": found.result_digest,
-        }
-    )
-
-
-def _decision_of(order: Order, data: bytes) -> dict[str, Any]:
-    recorded = parse_canonical(data, max_bytes=MAX_POLICY_BYTES)
-    wanted = {"decision_id", "question", "allowed", "reason", "input", "policy_digest", "result_digest"}
-    if set(recorded) != wanted or recorded["question"] not in set(Question):
-        raise MalformedError("check 1: the decision has other fields than decisions have")
-    asked = json.loads(str(recorded["input"]))
-    about = {
-        "decision": (recorded["decision_id"], order.decision_id),
-        "policy": (recorded["policy_digest"], order.policy_digest),
-        "caller": (asked.get("subject", {}).get("identity"), order.caller),
-        "template": (asked.get("template", {}).get("digest"), order.template_digest),
-    }
-    for name, (found, ordered) in about.items():
-        if found != ordered:
-            raise PackageAlteredError(f"check 1: the decision is about {name} {found}, the order {ordered}")
-    return recorded
 
 
 def _digest_of(policy: RecordedPolicy, keyset: Keyset) -> Digest:

@@ -12,9 +12,10 @@ from typing import TYPE_CHECKING, Any, Final
 import typer
 
 from cli import output
-from cli.receipts import check, fetch_with
+from cli.receipts import fetch_with
 from cli.replay import Outcome, as_data, run_again, tell
-from cli.replay_material import fetch_bundle
+from cli.replay_material import WAIT_SECONDS, fetch_bundle, receipt_file_of
+from cli.replay_receipt import verified
 from shared.canonical import canonical_json
 from shared.digests import commit_body
 from shared.errors import NotReplayableError, VerificationError
@@ -48,7 +49,7 @@ class Sampled:
     outcome: Outcome | None = None
 
 
-async def sample(settings: "CliSettings", *, count: int, agent: str, root_key: Path | None) -> list[Sampled]:
+async def sample(settings: "CliSettings", *, count: int, agent: str, trust: Path | None) -> list[Sampled]:
     """Replay up to ``count`` of the newest portable executions, and quarantine what differs.
 
     Raises:
@@ -62,7 +63,7 @@ async def sample(settings: "CliSettings", *, count: int, agent: str, root_key: P
         async for execution in _recent(client, agent):
             if len(done) >= count:
                 break
-            one = await _replay_one(settings, client, execution.execution_id, root_key)
+            one = await _replay_one(settings, client, execution.execution_id, trust)
             if one is not None:
                 done.append(one)
     return done
@@ -125,16 +126,15 @@ async def _recent(client: "Client", agent: str) -> "AsyncGenerator[executions_pb
 
 
 async def _replay_one(
-    settings: "CliSettings", client: "Client", execution_id: str, root_key: Path | None
+    settings: "CliSettings", client: "Client", execution_id: str, trust: Path | None
 ) -> Sampled | None:
-    from google.protobuf.json_format import MessageToJson
-
-    answer = await fetch_with(client, execution_id)
+    answer = await fetch_with(client, execution_id, WAIT_SECONDS)
+    receipt = receipt_file_of(answer)
     try:
-        evidence = check(settings, answer, root_key)
+        evidence = verified(settings, receipt, trust)
         if evidence.order.profile is not Profile.PORTABLE:
             return None
-        made = await fetch_bundle(client, evidence.order, MessageToJson(answer, indent=2).encode())
+        made = await fetch_bundle(client, evidence.order, receipt)
         outcome = await run_again(evidence, made, engine="wasmtime", archive=settings.data_dir / "workers")
     except NotReplayableError as error:
         return Sampled(execution_id=execution_id, result="skipped", words=str(error))

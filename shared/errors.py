@@ -354,6 +354,18 @@ class ProofInvalidError(VerificationError):
     reason = "PROOF_INVALID"
 
 
+class EvidenceMismatchError(VerificationError):
+    """Two parts of a receipt file, each well signed, are not about the same."""
+
+    reason = "EVIDENCE_MISMATCH"
+
+
+class EvidenceMissingError(VerificationError):
+    """A receipt file lacks a part that would prove what it says."""
+
+    reason = "EVIDENCE_MISSING"
+
+
 class RollbackError(VerificationError):
     """A version, epoch or checkpoint is older than one already seen."""
 

@@ -140,13 +140,27 @@ class LogService:
 
     async def find_inclusion(self, tenant_id: TenantId, subject: str) -> InclusionProof | None:
         """Return what `prove_inclusion` does, None where that finds nothing."""
+        return (await self.find_inclusions([(tenant_id, subject)]))[0]
+
+    async def find_inclusions(
+        self, wanted: Sequence[tuple[TenantId, str]]
+    ) -> Sequence[InclusionProof | None]:
+        """Return the proof of each tenant's subject, all under one checkpoint; None: there is none yet."""
         async with self._database.transaction() as tx:
-            entry = await self._store.entry_of(tx, tenant_id, subject)
             newest = await self._store.newest_checkpoint(tx)
-            if entry is None or newest is None or newest[0] <= entry.log_index:
-                return None
-            path = await self._hashes(tx, inclusion(entry.log_index, newest[0]))
-        return InclusionProof(entry=entry, path=path, checkpoint=newest[1])
+            if newest is None:
+                return [None] * len(wanted)
+            return [await self._inclusion(tx, newest, *one) for one in wanted]
+
+    async def _inclusion(
+        self, tx: Transaction, newest: tuple[int, bytes], tenant_id: TenantId, subject: str
+    ) -> InclusionProof | None:
+        size, note = newest
+        entry = await self._store.entry_of(tx, tenant_id, subject)
+        if entry is None or size <= entry.log_index:
+            return None
+        path = await self._hashes(tx, inclusion(entry.log_index, size))
+        return InclusionProof(entry=entry, path=path, checkpoint=note)
 
     async def prove_consistency(self, first_size: int, second_size: int) -> tuple[Sequence[bytes], bytes]:
         """Return the proof that `first_size` leaves begin the log of `second_size`, and the newest note.

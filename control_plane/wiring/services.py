@@ -146,7 +146,11 @@ async def build(base: Base, signer: OrderSigner) -> Services:
         fleet=FleetServicer(nodes=build_node_service(base, stores, dispatch, node_gate)),
         stops=build_stops(base, stores, halter),
         audit=AuditServicer(
-            AuditService(base.audit, subscribe=partial(base.subscriptions.subscribed, Channel.AUDIT)),
+            AuditService(
+                base.audit,
+                decisions=stores.decision_reader,
+                subscribe=partial(base.subscriptions.subscribed, Channel.AUDIT),
+            ),
             log,
             AuditPolicyGate(gate),
         ),

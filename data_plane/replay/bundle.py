@@ -23,14 +23,12 @@ INDEX: Final = "index.json"
 RECEIPT: Final = "receipt.json"
 MODULE: Final = "module.wasm"
 PARAMETERS: Final = "parameters.json"
-DECISION: Final = "decision.json"
 POLICY: Final = "policy.json"
 MAX_INDEX_BYTES: Final = 64 * 1024
 MAX_BYTES: Final[Mapping[str, int]] = {
     RECEIPT: 8 * 1024 * 1024,
     MODULE: 64 * 1024 * 1024,
     PARAMETERS: 64 * 1024,
-    DECISION: 1024 * 1024,
     POLICY: 4 * 1024 * 1024,
     PartName.INPUT: 16 * 1024 * 1024,
     PartName.OUTPUT: 16 * 1024 * 1024,
@@ -50,9 +48,8 @@ class Bundle:
 
     receipt: bytes = field(repr=False)
     material: Material
-    decision: bytes = field(default=b"", repr=False)
-    """Empty: whoever made the bundle may not see it."""
     policy: bytes = field(default=b"", repr=False)
+    """The policy that decided; empty: whoever made the bundle may not see it."""
 
 
 def write_bundle(bundle: Bundle) -> bytes:
@@ -68,7 +65,8 @@ def write_bundle(bundle: Bundle) -> bytes:
         PARAMETERS: bundle.material.parameters,
         **{str(name): body.content for name, body in bodies.items()},
     }
-    members |= {name: data for name, data in ((DECISION, bundle.decision), (POLICY, bundle.policy)) if data}
+    if bundle.policy:
+        members[POLICY] = bundle.policy
     for name, content in members.items():
         if len(content) > MAX_BYTES[name]:
             raise PackageTooLargeError(f"{name} has {len(content)} bytes, the bound is {MAX_BYTES[name]}")
@@ -134,7 +132,6 @@ def read_bundle(data: bytes) -> Bundle:
     return Bundle(
         receipt=members[RECEIPT],
         material=Material(module=members[MODULE], parameters=members[PARAMETERS], bodies=bodies),
-        decision=members.get(DECISION, b""),
         policy=members.get(POLICY, b""),
     )
 

@@ -58,6 +58,8 @@ STATUS_BY_ERROR: Final[Mapping[type[AgentFactoryError], grpc.StatusCode]] = {
     errors.UnknownFieldError: _Code.INVALID_ARGUMENT,
     errors.MalformedError: _Code.INVALID_ARGUMENT,
     errors.ProofInvalidError: _Code.PERMISSION_DENIED,
+    errors.EvidenceMismatchError: _Code.PERMISSION_DENIED,
+    errors.EvidenceMissingError: _Code.PERMISSION_DENIED,
     errors.RollbackError: _Code.PERMISSION_DENIED,
     errors.KeyFormatError: _Code.INVALID_ARGUMENT,
     errors.KeyFileModeError: _Code.FAILED_PRECONDITION,

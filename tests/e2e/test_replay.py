@@ -1,5 +1,6 @@
 """Executions run again from the outside: the same is found to be the same, and what was altered is found."""
 
+import hashlib
 import json
 import zipfile
 from dataclasses import replace
@@ -40,8 +41,10 @@ async def bundled(stack: TestStack, tmp_path: Path, execution_id: str) -> Path:
 
 async def replay(stack: TestStack, bundle: Path, *options: str, expect: int = 0) -> dict:
     """Replay as somebody who has no control plane."""
-    root_key = str(stack.paths.root_public_key)
-    nowhere = ("--root-key", root_key, "--target", "127.0.0.1:1")
+    trust = stack.folder / "trust.json"
+    if not trust.exists():
+        await stack.cli("trust", "export", "-o", str(trust))
+    nowhere = ("--trust", str(trust), "--target", "127.0.0.1:1")
     return (await stack.cli("replay", str(bundle), *nowhere, "--json", *options, expect=expect)).json()
 
 
@@ -137,7 +140,12 @@ async def lie(stack: TestStack, answer: audit_pb2.GetReceiptResponse, execution_
         await connection.execute(
             "UPDATE receipts SET envelope = $1 WHERE receipt_id = $2", envelope, answer.receipt_id
         )
+        # The log covers what the node said, so it covers the lie.
         await connection.execute("DELETE FROM log_entries WHERE subject = $1", answer.receipt_id)
+        await connection.execute(
+            "INSERT INTO log_pending (kind, tenant_ids, subjects, contents) VALUES ('receipt', $1, $2, $3)",
+            ["default"], [answer.receipt_id], [hashlib.sha256(envelope).digest()],
+        )  # fmt: skip
     finally:
         await connection.close()
 

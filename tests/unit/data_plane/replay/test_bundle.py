@@ -25,7 +25,6 @@ BUNDLES = st.builds(
     material=st.builds(
         Material, module=st.binary(max_size=64), parameters=st.binary(max_size=64), bodies=BODIES
     ),
-    decision=st.binary(max_size=64),
     policy=st.binary(max_size=64),
 )
 ONE = Bundle(
