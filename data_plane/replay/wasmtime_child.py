@@ -16,7 +16,8 @@ from typing import Any, BinaryIO, Final
 
 import wasmtime
 
-from data_plane.replay.preview1 import I32, SIGNATURES, GuestExit, LimitPassed, Preview1, call
+from data_plane.replay.preview1 import GuestExit, LimitPassed, Preview1
+from data_plane.replay.preview1_calls import I32, SIGNATURES, call
 from data_plane.sandbox.domain import MAX_REQUEST_BYTES, STACK_BYTES, RunRequest
 from shared.limits import Limits
 from shared.manifest import Profile
