@@ -134,6 +134,7 @@ RULES: Final[Mapping[str, Rule]] = {
     _POLICY + "ListDecisions": _read(_AUDITORS),
     _POLICY + "ReevaluateDecision": _read(_AUDITORS),
     _STOPS + "CreateStop": _change(_OPERATORS),
+    _STOPS + "GetStop": _read(_FLEET_READERS),
     _STOPS + "ListStops": _read(_FLEET_READERS),
     _STOPS + "DeleteStop": _change(_OPERATORS),
     _REPLAY + "DownloadReplayMaterial": _read(_WITH_CONTENTS, TRANSFER_DEADLINE),

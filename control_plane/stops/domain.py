@@ -39,7 +39,8 @@ class Stop:
     lift_reason: str = ""
     lifted_at: datetime | None = None
     evidence: bytes = field(default=b"", repr=False)
-    """Of a quarantine: canonical JSON of what was found; kept for good."""
+    """Of a quarantine: canonical JSON of what was found; kept for good. Empty where it was not asked for."""
+    is_quarantine: bool = False
 
     @property
     def holds(self) -> bool:

@@ -28,6 +28,9 @@ class StopStore(Protocol):
     async def get(self, tx: Transaction, stop_id: StopId) -> Stop | None:
         """Return one stop, and lock it."""
 
+    async def evidence(self, tx: Transaction, stop_id: StopId) -> bytes:
+        """Return what a quarantine was made for; empty: it is none. No other method reads it."""
+
     async def lift(self, tx: Transaction, stop: Stop) -> None:
         """Write by whom, why and when it was lifted."""
 

@@ -86,6 +86,7 @@ class StopService:
             created_by=subject.identity,
             created_at=self._clock.now(),
             evidence=evidence,
+            is_quarantine=bool(evidence),
         )
         async with self._database.transaction() as tx:
             if not await self._store.has_target(tx, target):
@@ -115,6 +116,18 @@ class StopService:
             self._observer.template_quarantined()
             logger.error("template quarantined", stop_id=stop.stop_id, target=str(stop.target))
         return stop
+
+    async def get(self, subject: Subject, stop_id: str) -> Stop:
+        """Return a stop with its evidence.
+
+        Raises:
+            NotFoundError: There is no such stop that the caller may reach.
+        """
+        async with self._database.transaction() as tx:
+            stop = await self._store.get(tx, parse_id(STOP, stop_id))
+            if stop is None or not _reaches(subject, stop.target.tenant_id):
+                raise NotFoundError(f"there is no stop {stop_id}")
+            return replace(stop, evidence=await self._store.evidence(tx, stop.stop_id))
 
     async def lift(self, subject: Subject, stop_id: str, *, reason: str) -> Stop:
         """Let what waits go on. What was ended stays so. Of a lifted one: no effect.

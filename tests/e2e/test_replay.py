@@ -169,7 +169,13 @@ async def test_a_sample_finds_the_execution_whose_result_is_another_and_quaranti
         assert bad["execution_id"] == victim.execution_id
         (stop,) = (await stack.cli("stop", "list", "--json")).json()["stops"]
         assert stop["stopId"] == bad["stop_id"]
-        assert stop["evidence"]
+        assert stop["isQuarantine"]
+        shown = (await stack.cli("stop", "show", stop["stopId"], "--evidence")).json()
+        assert shown["receipt_id"] == answer.receipt_id
+        assert shown["again"]["outcome"] == "succeeded"
+        assert [step["name"] for step in shown["again"]["steps"] if step["result"] == "different"] == [
+            "output"
+        ]
         refused = await stack.cli("run", "lied-about", "--input", "-", "--json", stdin=b"output 3", expect=3)
         assert refused.json()["error"]["reason"] == "STOPPED"
         assert (await stack.execute("honest", b"output 3"))[1] == b"abc"

@@ -34,6 +34,7 @@ class Stop(_message.Message):
     LIFTED_AT_FIELD_NUMBER: _builtins.int
     LIFTED_BY_FIELD_NUMBER: _builtins.int
     LIFT_REASON_FIELD_NUMBER: _builtins.int
+    IS_QUARANTINE_FIELD_NUMBER: _builtins.int
     EVIDENCE_FIELD_NUMBER: _builtins.int
     stop_id: _builtins.str
     tenant_id: _builtins.str
@@ -45,8 +46,10 @@ class Stop(_message.Message):
     created_by: _builtins.str
     lifted_by: _builtins.str
     lift_reason: _builtins.str
+    is_quarantine: _builtins.bool
+    """It was made with evidence: engines differed on this version."""
     evidence: _builtins.bytes
-    """Of a quarantine: the receipt, and what running it again on another engine came to. Canonical JSON."""
+    """Of a quarantine: the receipt, and what running it again on another engine came to. Canonical JSON; empty in lists."""
     @_builtins.property
     def created_at(self) -> _timestamp_pb2.Timestamp: ...
     @_builtins.property
@@ -66,11 +69,12 @@ class Stop(_message.Message):
         lifted_at: _timestamp_pb2.Timestamp | None = ...,
         lifted_by: _builtins.str = ...,
         lift_reason: _builtins.str = ...,
+        is_quarantine: _builtins.bool = ...,
         evidence: _builtins.bytes = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["created_at", b"created_at", "lifted_at", b"lifted_at"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["created_at", b"created_at", "created_by", b"created_by", "evidence", b"evidence", "lift_reason", b"lift_reason", "lifted_at", b"lifted_at", "lifted_by", b"lifted_by", "reason", b"reason", "stop_id", b"stop_id", "template_digest", b"template_digest", "template_name", b"template_name", "tenant_id", b"tenant_id"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["created_at", b"created_at", "created_by", b"created_by", "evidence", b"evidence", "is_quarantine", b"is_quarantine", "lift_reason", b"lift_reason", "lifted_at", b"lifted_at", "lifted_by", b"lifted_by", "reason", b"reason", "stop_id", b"stop_id", "template_digest", b"template_digest", "template_name", b"template_name", "tenant_id", b"tenant_id"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -137,6 +141,45 @@ class CreateStopResponse(_message.Message):
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___CreateStopResponse: _TypeAlias = CreateStopResponse  # noqa: Y015
+
+@_typing.final
+class GetStopRequest(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    STOP_ID_FIELD_NUMBER: _builtins.int
+    stop_id: _builtins.str
+    def __init__(
+        self,
+        *,
+        stop_id: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["stop_id", b"stop_id"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___GetStopRequest: _TypeAlias = GetStopRequest  # noqa: Y015
+
+@_typing.final
+class GetStopResponse(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    STOP_FIELD_NUMBER: _builtins.int
+    @_builtins.property
+    def stop(self) -> Global___Stop: ...
+    def __init__(
+        self,
+        *,
+        stop: Global___Stop | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["stop", b"stop"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["stop", b"stop"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___GetStopResponse: _TypeAlias = GetStopResponse  # noqa: Y015
 
 @_typing.final
 class ListStopsRequest(_message.Message):
