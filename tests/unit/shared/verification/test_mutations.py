@@ -9,6 +9,7 @@ from shared.verification.checks import verify_receipt_file
 from tests.builders.receipt_files import Scene, calling, succeeded, trapped, trust
 
 
+@pytest.mark.timeout(600)  # 15 s for each file on a core of its own
 @pytest.mark.parametrize("make", [succeeded, trapped, calling], ids=lambda make: make.__name__)
 def test_every_byte_of_a_receipt_file_counts(make: Callable[[], Scene]) -> None:
     data = encode_receipt_file(make().file())
