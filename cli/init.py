@@ -1,13 +1,22 @@
 """`agentfactory init`: makes an installation for a Postgres that is there. Starts nothing."""
 
 import asyncio
-from typing import Annotated
+from pathlib import Path
+from typing import Annotated, Final
 
 import typer
 
 from cli import output
 from cli.output import Json
 from cli.settings import DatabaseUrl, DataDir, owner_database_url, read_settings
+from shared.key_files import read_secret_file
+
+MAX_PASSWORD_BYTES: Final = 1024
+
+PasswordFile = Annotated[
+    Path | None,
+    typer.Option("--service-password-file", help="Holds the password that af_service gets; mode 0600."),
+]
 
 app = typer.Typer(add_completion=False)
 
@@ -18,6 +27,7 @@ def init(
     server_name: Annotated[
         list[str] | None, typer.Option("--server-name", help="Name of the control plane; repeatable.")
     ] = None,
+    service_password_file: PasswordFile = None,
     database_url: DatabaseUrl = None,
     data_dir: DataDir = None,
     as_json: Json = False,
@@ -37,6 +47,7 @@ def init(
         installation=InstallationId(name),
         server_names=tuple(server_name) if server_name else DEFAULT_SERVER_NAMES,
         bootstrap_life=BOOTSTRAP_LIFE,
+        service_password=read_password(service_password_file) if service_password_file else None,
     )
     made = asyncio.run(initialize(request))
     if output.wants_json():
@@ -68,3 +79,8 @@ def init(
             "the bootstrap secret is shown this once, makes one identity an administrator and expires in "
             "24 hours: agentfactory access bootstrap"
         )
+
+
+def read_password(path: Path) -> str:
+    """Return the password that a file of mode 0600 holds."""
+    return read_secret_file(path, max_bytes=MAX_PASSWORD_BYTES).decode().strip()
