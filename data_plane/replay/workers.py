@@ -21,7 +21,7 @@ from data_plane.sandbox.engine import read_engines
 from data_plane.sandbox.pool import WorkerPool
 from data_plane.sandbox.scratch import ScratchFolders
 from shared.digests import Digest, sha256_digest
-from shared.errors import InvalidInputError, NotFoundError, PackageAlteredError
+from shared.errors import InvalidInputError, NotFoundError, PackageAlteredError, UnavailableError
 from shared.ids import TenantId
 from shared.manifest import Profile
 from shared.receipts import EngineIdentity
@@ -149,15 +149,20 @@ def archive_worker(path: Path, archive: Path) -> Digest:
 
     Raises:
         InvalidInputError: It cannot be read, or has more than 256 MiB.
+        UnavailableError: The archive cannot be written.
     """
     content = _read(path)
-    archive.mkdir(parents=True, exist_ok=True)
     place = archive / _name_of(content)
-    if not place.exists():
-        with tempfile.NamedTemporaryFile(dir=archive, delete=False) as file:
-            file.write(content)
-        Path(file.name).chmod(_MODE)
-        shutil.move(file.name, place)
+    try:
+        archive.mkdir(parents=True, exist_ok=True)
+        if not place.exists():
+            # Under its name it is whole, or not there.
+            with tempfile.NamedTemporaryFile(dir=archive, prefix=".new-", delete=False) as file:
+                file.write(content)
+            Path(file.name).chmod(_MODE)
+            shutil.move(file.name, place)
+    except OSError as error:
+        raise UnavailableError(f"cannot write {place}: {error.strerror}") from error
     return sha256_digest(content)
 
 
