@@ -19,6 +19,7 @@ from shared.keyset import KeyPurpose
 from shared.limits import Limits
 from shared.manifest import encode_manifest
 from shared.receipt_file import FiledDecision, ReceiptFile, encode_receipt_file
+from shared.receipts import AttemptIdentity
 from shared.verification.trust import ReceiptTrust, encode_receipt_trust
 from tests.builders.receipt_files import (
     LOG_KEY,
@@ -186,82 +187,91 @@ def _bad_signers() -> list[Vector]:
 
 
 def _bad_contents() -> list[Vector]:
-    def wider(scene: Scene) -> None:
-        scene.parents = (replace(scene.parents[0], capabilities=type(scene.parents[0].capabilities)()),)
-        line = scene.manifest.extends[0]
-        line = replace(line, digest=sha256_digest(encode_manifest(scene.parents[0])))
-        scene.manifest = replace(scene.manifest, extends=(line,))
-        digest = sha256_digest(encode_manifest(scene.manifest))
-        scene.order = replace(scene.order, template_digest=digest)
-
-    def without_parents(scene: Scene) -> None:
-        scene.parents = ()
-
-    def other_template(scene: Scene) -> None:
-        scene.manifest = replace(scene.manifest, version="1.2.1")
-
-    def other_caller(scene: Scene) -> None:
-        scene.input["subject"]["identity"] = "spiffe://local/caller/other"
-
-    def more_than_granted(scene: Scene) -> None:
-        scene.result = DecisionResult(allowed=True, reason="ALLOWED", limits=Limits(wall_ms=1))
-
-    def denied(scene: Scene) -> None:
-        scene.result = DecisionResult(
-            allowed=False, reason="QUOTA", reasons=("QUOTA",), limits=scene.order.limits
-        )
-
-    def number_as_boolean(scene: Scene) -> None:
-        scene.order = replace(scene.order, input_bytes=1)
-        scene.input["input_bytes"] = True
-
-    def of_another_order(scene: Scene) -> None:
-        scene.receipt = replace(scene.receipt, order_digest=sha256_digest(b"another order"))
-        order = scene.order
-        from shared.receipts import AttemptIdentity
-
-        attempt = AttemptIdentity(
-            order_id=order.id,
-            execution_id=order.execution_id,
-            attempt_number=order.attempt_number,
-            fencing_token=order.fencing_token,
-        )
-        scene.receipt = replace(scene.receipt, attempt=attempt)
-
-    def of_another_module(scene: Scene) -> None:
-        scene.receipt = replace(scene.receipt, module_digest=sha256_digest(b"another module"))
-
-    def roles_made_up(scene: Scene) -> None:
-        true = dict(scene.input, subject=dict(scene.input["subject"]))
-        scene.input["subject"]["roles"] = ["admin", "caller"]
-        scene.logged = lambda filed: replace(filed, input=canonical_json(true))
-
-    def reason_made_up(scene: Scene) -> None:
-        scene.result = replace(scene.result, reason="APPROVED_BY_THE_BOARD")
-        true = succeeded().result
-
-        def logged(filed: FiledDecision) -> FiledDecision:
-            return replace(filed, result=true)
-
-        scene.logged = logged
-
     stages: dict[str, tuple[str, Callable[[], Scene], Stage]] = {
-        "template-wider-than-its-parent": ("templates", calling, wider),
-        "template-without-its-parent": ("templates", calling, without_parents),
-        "template-not-the-ordered-one": ("templates", succeeded, other_template),
-        "decision-about-another-caller": ("decision", succeeded, other_caller),
-        "decision-granted-less": ("decision", succeeded, more_than_granted),
-        "decision-denied": ("decision", succeeded, denied),
-        "decision-with-a-boolean-for-a-number": ("decision", succeeded, number_as_boolean),
-        "receipt-of-another-order": ("answer", succeeded, of_another_order),
-        "receipt-of-another-module": ("answer", succeeded, of_another_module),
-        "decision-roles-made-up": ("submission", succeeded, roles_made_up),
-        "decision-reason-made-up": ("submission", succeeded, reason_made_up),
+        "template-wider-than-its-parent": ("templates", calling, _wider),
+        "template-without-its-parent": ("templates", calling, _without_parents),
+        "template-not-the-ordered-one": ("templates", succeeded, _other_template),
+        "decision-about-another-caller": ("decision", succeeded, _other_caller),
+        "decision-granted-less": ("decision", succeeded, _more_than_granted),
+        "decision-denied": ("decision", succeeded, _denied),
+        "decision-with-a-boolean-for-a-number": ("decision", succeeded, _number_as_boolean),
+        "receipt-of-another-order": ("answer", succeeded, _of_another_order),
+        "receipt-of-another-module": ("answer", succeeded, _of_another_module),
+        "decision-roles-made-up": ("submission", succeeded, _roles_made_up),
+        "decision-reason-made-up": ("submission", succeeded, _reason_made_up),
     }
     return [
         Vector(name=name, data=staged(make, stage), fails=fails)
         for name, (fails, make, stage) in stages.items()
     ]
+
+
+def _wider(scene: Scene) -> None:
+    scene.parents = (replace(scene.parents[0], capabilities=type(scene.parents[0].capabilities)()),)
+    line = scene.manifest.extends[0]
+    line = replace(line, digest=sha256_digest(encode_manifest(scene.parents[0])))
+    scene.manifest = replace(scene.manifest, extends=(line,))
+    digest = sha256_digest(encode_manifest(scene.manifest))
+    scene.order = replace(scene.order, template_digest=digest)
+
+
+def _without_parents(scene: Scene) -> None:
+    scene.parents = ()
+
+
+def _other_template(scene: Scene) -> None:
+    scene.manifest = replace(scene.manifest, version="1.2.1")
+
+
+def _other_caller(scene: Scene) -> None:
+    scene.input["subject"]["identity"] = "spiffe://local/caller/other"
+
+
+def _more_than_granted(scene: Scene) -> None:
+    scene.result = DecisionResult(allowed=True, reason="ALLOWED", limits=Limits(wall_ms=1))
+
+
+def _denied(scene: Scene) -> None:
+    scene.result = DecisionResult(
+        allowed=False, reason="QUOTA", reasons=("QUOTA",), limits=scene.order.limits
+    )
+
+
+def _number_as_boolean(scene: Scene) -> None:
+    scene.order = replace(scene.order, input_bytes=1)
+    scene.input["input_bytes"] = True
+
+
+def _of_another_order(scene: Scene) -> None:
+    scene.receipt = replace(scene.receipt, order_digest=sha256_digest(b"another order"))
+    order = scene.order
+    attempt = AttemptIdentity(
+        order_id=order.id,
+        execution_id=order.execution_id,
+        attempt_number=order.attempt_number,
+        fencing_token=order.fencing_token,
+    )
+    scene.receipt = replace(scene.receipt, attempt=attempt)
+
+
+def _of_another_module(scene: Scene) -> None:
+    scene.receipt = replace(scene.receipt, module_digest=sha256_digest(b"another module"))
+
+
+def _roles_made_up(scene: Scene) -> None:
+    true = dict(scene.input, subject=dict(scene.input["subject"]))
+    scene.input["subject"]["roles"] = ["admin", "caller"]
+    scene.logged = lambda filed: replace(filed, input=canonical_json(true))
+
+
+def _reason_made_up(scene: Scene) -> None:
+    scene.result = replace(scene.result, reason="APPROVED_BY_THE_BOARD")
+    true = succeeded().result
+
+    def logged(filed: FiledDecision) -> FiledDecision:
+        return replace(filed, result=true)
+
+    scene.logged = logged
 
 
 def _bad_log() -> list[Vector]:

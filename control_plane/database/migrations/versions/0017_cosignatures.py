@@ -1,7 +1,7 @@
 """Cosignatures: nothing yet."""
 
 revision = "0017"
-down_revision = "0016"
+down_revision = "0015"
 branch_labels = None
 depends_on = None
 
