@@ -1,5 +1,6 @@
 """Makes a receipt file of what `GetReceipt` answers. Verifies nothing: `shared.verification` does."""
 
+from collections.abc import Collection
 from typing import TYPE_CHECKING
 
 from agentfactory.v1 import audit_pb2, policy_pb2
@@ -65,6 +66,14 @@ def is_complete(answer: audit_pb2.GetReceiptResponse) -> bool:
     """Return whether the log covers the receipt, and all that goes with it."""
     entries = (answer.submission, answer.enrollment)
     return answer.HasField("log") and all(entry.HasField("log") for entry in entries)
+
+
+def is_cosigned(answer: audit_pb2.GetReceiptResponse, witnesses: Collection[str], quorum: int) -> bool:
+    """Return whether so many of these sign its checkpoint; the signatures are not looked at."""
+    if quorum == 0:
+        return True
+    lines = parse_checkpoint(answer.log.checkpoint).signatures
+    return len({line.name for line in lines} & set(witnesses)) >= quorum
 
 
 def _decision_of(said: policy_pb2.Decision, limits: "Limits") -> FiledDecision:

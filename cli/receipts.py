@@ -56,13 +56,13 @@ def get(
     from shared.receipt_file import encode_receipt_file
 
     settings = read_settings(data_dir, target)
-    answer = fetch(settings, subject, wait)
+    trusted = _trust_or_none(settings, trust)
+    answer = fetch(settings, subject, wait, trusted)
     if answer.after_eviction:
         output.note("warning: it came after the node's identity was ended: what it says is not to be trusted")
     data = encode_receipt_file(file_of(answer))
     if out is not None:
         out.write_bytes(data)
-    trusted = _trust_or_none(settings, trust)
     if output.wants_json():
         output.message(answer)
     if trusted is None:
@@ -105,17 +105,26 @@ def read_file(file: Path) -> bytes:
     return data
 
 
-def fetch(settings: CliSettings, subject: str, wait: float = 0) -> "audit_pb2.GetReceiptResponse":
+def fetch(
+    settings: CliSettings, subject: str, wait: float = 0, trust: "ReceiptTrust | None" = None
+) -> "audit_pb2.GetReceiptResponse":
     from cli.client import call
 
-    return call(settings, lambda client: fetch_with(client, subject, wait))
+    return call(settings, lambda client: fetch_with(client, subject, wait, trust))
 
 
-async def fetch_with(client: "Client", subject: str, wait: float = 0) -> "audit_pb2.GetReceiptResponse":
-    """Fetch a receipt by its own id or its execution's; for `wait` seconds until the log covers it."""
+async def fetch_with(
+    client: "Client", subject: str, wait: float = 0, trust: "ReceiptTrust | None" = None
+) -> "audit_pb2.GetReceiptResponse":
+    """Fetch a receipt by its own id or its execution's.
+
+    For up to `wait` seconds until the log covers it and as many witnesses cosigned as are trusted to.
+    """
     from agentfactory.v1 import audit_pb2
 
-    from cli.evidence import is_complete
+    from cli.evidence import is_complete, is_cosigned
+
+    witnesses, quorum = ([], 0) if trust is None else ([one.name for one in trust.witnesses], trust.quorum)
 
     by_receipt = subject.startswith("rcp_")
     request = audit_pb2.GetReceiptRequest(
@@ -124,7 +133,8 @@ async def fetch_with(client: "Client", subject: str, wait: float = 0) -> "audit_
     end = time.monotonic() + wait
     while True:
         answer = await client.audit.GetReceipt(request, timeout=client.timeout)
-        if is_complete(answer) or time.monotonic() >= end:
+        done = is_complete(answer) and is_cosigned(answer, witnesses, quorum)
+        if done or time.monotonic() >= end:
             return answer
         await asyncio.sleep(ASK_EVERY_SECONDS)
 

@@ -49,7 +49,7 @@ def export(
         "installation": trust.installation,
         "root_key_ids": [key.key_id for key in trust.root_keys],
         "logs": [one.name for one in trust.logs],
-        "log_key_ids": [one.key.key_id for one in trust.logs],
+        "log_key_ids": [one.public.key_id for one in trust.logs],
         "witnesses": [one.name for one in trust.witnesses],
         "quorum": trust.quorum,
     }
@@ -69,11 +69,10 @@ def trust_of(paths: InstallationPaths, witnesses: list[str], quorum: int) -> "Re
         InvalidInputError: A witness is named twice, or the quorum is more than there are.
     """
     from cli.keysets import read_keyset
-    from shared.checkpoints import COSIGNATURE, log_origin
+    from shared.checkpoints import ED25519, VerifierKey, log_origin, parse_verifier_key
     from shared.keyset import KeyPurpose
     from shared.trust import read_trust
     from shared.verification.trust import ReceiptTrust
-    from shared.verification.verifier_keys import VerifierKey, parse_verifier_key
 
     roots = read_trust(paths.trust)
     keyset = read_keyset(paths.keyset, roots.root_key)
@@ -83,11 +82,11 @@ def trust_of(paths: InstallationPaths, witnesses: list[str], quorum: int) -> "Re
         root_keys=(roots.root_key,),
         minimum_keyset_version=keyset.version,
         logs=tuple(
-            VerifierKey(name=origin, key=entry.key)
+            VerifierKey(name=origin, kind=ED25519, public=entry.key)
             for entry in keyset.entries
             if entry.purpose is KeyPurpose.LOG
         ),
-        witnesses=tuple(parse_verifier_key(text, COSIGNATURE) for text in witnesses),
+        witnesses=tuple(parse_verifier_key(text) for text in witnesses),
         quorum=quorum,
     )
 

@@ -76,6 +76,7 @@ from control_plane.wiring.nodes import build_dispatch, build_node_service, build
 from control_plane.wiring.policy import build_gate, build_policy, open_policies
 from control_plane.wiring.replay import build_replay
 from control_plane.wiring.stores import Stores
+from control_plane.witnesses.http_client import HttpWitnessClient
 from shared.gathering import Gathering
 
 
@@ -93,7 +94,7 @@ class Services:
     templates: CachedTemplates
     register: Callable[[grpc.aio.Server], None]
     loops: tuple[Callable[[], Coroutine[Any, Any, NoReturn]], ...]
-    stores: tuple[PostgresExecutionStore | PostgresLeaseStore | PostgresKvStore, ...]
+    stores: tuple[PostgresExecutionStore | PostgresLeaseStore | PostgresKvStore | HttpWitnessClient, ...]
     """They keep connections of their own."""
 
 
@@ -133,7 +134,7 @@ async def build(base: Base, signer: OrderSigner) -> Services:
     halter = Halter(executions=stores.executions, placer=dispatch.placer, completions=completions)
     bodies = BodyService(store=stores.executions, clock=base.clock, random=base.random)
     access = build_access(base)
-    log = build_log(base, signer)
+    log_parts = build_log(base, signer)
     servicers = _Servicers(
         executions=ExecutionServicer(
             executions,
@@ -151,7 +152,7 @@ async def build(base: Base, signer: OrderSigner) -> Services:
                 decisions=stores.decision_reader,
                 subscribe=partial(base.subscriptions.subscribed, Channel.AUDIT),
             ),
-            log,
+            log_parts.log,
             AuditPolicyGate(gate),
         ),
         access=access.servicer,
@@ -182,10 +183,11 @@ async def build(base: Base, signer: OrderSigner) -> Services:
             base.refusals.run,
             access.run,
             signer.run,
-            log.run,
+            log_parts.log.run,
+            log_parts.witnesses.run,
             policies.active.run,
         ),
-        stores=(stores.executions, stores.leases, stores.kv),
+        stores=(stores.executions, stores.leases, stores.kv, log_parts.client),
     )
 
 

@@ -244,7 +244,7 @@ class _Work:
     def _log_keys(self, signed: SignedCheckpoint) -> tuple[str, list[PublicKey]]:
         origin = signed.checkpoint.origin
         if self._trust.logs:
-            keys = [one.key for one in self._trust.logs if one.name == origin]
+            keys = [one.public for one in self._trust.logs if one.name == origin]
             if not keys:
                 raise UnknownKeyError(f"log {origin!r} is not trusted")
             return origin, keys
@@ -254,7 +254,7 @@ class _Work:
 
     def _witnesses(self) -> str:
         trust = self._trust
-        found = verify_cosignatures(self.signed, {one.name: one.key for one in trust.witnesses})
+        found = verify_cosignatures(self.signed, {one.name: one.public for one in trust.witnesses})
         self.witnesses = tuple(sorted(found))
         if len(found) < trust.quorum:
             raise EvidenceMissingError(f"{len(found)} trusted witnesses cosigned, {trust.quorum} are needed")

@@ -10,25 +10,20 @@ from pathlib import Path
 from typing import Final
 
 from shared.canonical import parse_strict
-from shared.checkpoints import COSIGNATURE, ED25519
+from shared.checkpoints import COSIGNATURE, ED25519, VerifierKey, parse_verifier_key
 from shared.errors import InvalidInputError, KeyFormatError, MalformedError, NotFoundError
 from shared.fields import Fields
 from shared.ids import KeyId
 from shared.keyset import MAX_INSTALLATION_CHARS
 from shared.signatures import MAX_PEM_BYTES, PublicKey
 from shared.trust import FORMAT as NODE_TRUST_FORMAT
-from shared.verification.verifier_keys import (
-    MAX_VERIFIER_KEY_CHARS,
-    VerifierKey,
-    encode_verifier_key,
-    parse_verifier_key,
-)
 
 FORMAT: Final = "agentfactory.receipt-trust.v1"
 MAX_TRUST_BYTES: Final = 256 * 1024
 MAX_ROOT_KEYS: Final = 8
 MAX_LOGS: Final = 64
 MAX_WITNESSES: Final = 32
+MAX_VERIFIER_KEY_CHARS: Final = 512
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -50,13 +45,16 @@ class ReceiptTrust:
         """Refuse what could never hold, or would hold too easily.
 
         Raises:
-            InvalidInputError: There is no root key, one witness is named twice, or the quorum is more than
-                there are witnesses.
+            InvalidInputError: There is no root key, a verifier key is of the wrong kind, one witness is named
+                twice, or the quorum is more than there are witnesses.
         """
         names = {one.name for one in self.witnesses}
-        keys = {one.key.key_id for one in self.witnesses}
+        keys = {one.public.key_id for one in self.witnesses}
+        kinds = ({one.kind for one in self.logs}, {one.kind for one in self.witnesses})
         if not self.root_keys:
             raise InvalidInputError("no root key is trusted")
+        if not kinds[0] <= {ED25519} or not kinds[1] <= {COSIGNATURE}:
+            raise InvalidInputError("a log's verifier key is of type 0x01, a witness' of type 0x04")
         if len(names) != len(self.witnesses) or len(keys) != len(self.witnesses):
             raise InvalidInputError("a witness is named twice: two names or keys of one count once")
         if not 0 <= self.quorum <= len(self.witnesses) or self.minimum_keyset_version < 1:
@@ -75,8 +73,8 @@ def encode_receipt_trust(trust: ReceiptTrust) -> bytes:
         "installation": trust.installation,
         "root_keys": [key.to_pem().decode("ascii") for key in trust.root_keys],
         "minimum_keyset_version": trust.minimum_keyset_version,
-        "logs": [encode_verifier_key(one, ED25519) for one in trust.logs],
-        "witnesses": [encode_verifier_key(one, COSIGNATURE) for one in trust.witnesses],
+        "logs": [one.text for one in trust.logs],
+        "witnesses": [one.text for one in trust.witnesses],
         "quorum": trust.quorum,
     }
     return json.dumps(document, indent=2).encode() + b"\n"
@@ -101,8 +99,8 @@ def parse_receipt_trust(data: bytes) -> ReceiptTrust:
                 for pem in said.texts("root_keys", max_items=MAX_ROOT_KEYS, max_chars=MAX_PEM_BYTES)
             ),
             minimum_keyset_version=said.integer("minimum_keyset_version", minimum=1),
-            logs=_verifiers(said, "logs", MAX_LOGS, ED25519),
-            witnesses=_verifiers(said, "witnesses", MAX_WITNESSES, COSIGNATURE),
+            logs=_verifiers(said, "logs", MAX_LOGS),
+            witnesses=_verifiers(said, "witnesses", MAX_WITNESSES),
             quorum=said.integer("quorum", maximum=MAX_WITNESSES),
         )
     except (InvalidInputError, KeyFormatError) as error:
@@ -129,6 +127,6 @@ def read_receipt_trust(path: Path) -> ReceiptTrust:
     return parse_receipt_trust(data)
 
 
-def _verifiers(said: Fields, name: str, most: int, kind: int) -> tuple[VerifierKey, ...]:
+def _verifiers(said: Fields, name: str, most: int) -> tuple[VerifierKey, ...]:
     texts = said.texts(name, max_items=most, max_chars=MAX_VERIFIER_KEY_CHARS)
-    return tuple(parse_verifier_key(text, kind) for text in texts)
+    return tuple(parse_verifier_key(text) for text in texts)

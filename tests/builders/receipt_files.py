@@ -13,9 +13,11 @@ from shared import ids
 from shared.canonical import canonical_json
 from shared.checkpoints import (
     COSIGNATURE,
+    ED25519,
     Checkpoint,
     NoteSignature,
     SignedCheckpoint,
+    VerifierKey,
     cosigned_text,
     key_id,
     log_origin,
@@ -62,7 +64,6 @@ from shared.receipts import AttemptIdentity, Denial, EngineIdentity, ReceiptPred
 from shared.resources import ResourcesUsed
 from shared.signatures import PrivateKey, Signature
 from shared.verification.trust import ReceiptTrust
-from shared.verification.verifier_keys import VerifierKey
 from tests.fakes.clock import START, FakeClock, FakeRandom
 from tests.fixtures.keys import ed25519_key
 
@@ -265,8 +266,10 @@ def trust(**changes: object) -> ReceiptTrust:
     whole = ReceiptTrust(
         installation=INSTALLATION,
         root_keys=(ROOT.public,),
-        logs=(VerifierKey(name=log_origin(INSTALLATION, 1), key=LOG_KEY.public),),
-        witnesses=tuple(VerifierKey(name=name, key=key.public) for name, key in WITNESSES.items()),
+        logs=(VerifierKey(name=log_origin(INSTALLATION, 1), kind=ED25519, public=LOG_KEY.public),),
+        witnesses=tuple(
+            VerifierKey(name=name, kind=COSIGNATURE, public=key.public) for name, key in WITNESSES.items()
+        ),
     )
     return replace(whole, **changes)  # type: ignore[arg-type]
 
