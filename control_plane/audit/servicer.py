@@ -2,17 +2,19 @@
 
 from collections.abc import AsyncGenerator
 from contextlib import aclosing
-from typing import Any
+from datetime import UTC, datetime
+from typing import Any, Final
 
 from agentfactory.v1 import audit_pb2, audit_pb2_grpc
 from google.protobuf.timestamp_pb2 import Timestamp
 
-from control_plane.audit.domain import AuditEntry
+from control_plane.audit.domain import AuditEntry, AuditFilter, EntryOrder, Exported, ExportedReceipt
 from control_plane.audit.ports import AuditGate, ReceiptEvidence
 from control_plane.audit.service import AuditService
 from control_plane.log.domain import InclusionProof
 from control_plane.log.service import LogService
 from control_plane.policy.caller import calling_subject
+from shared.errors import InvalidInputError
 from shared.rpc.identity import caller
 
 
@@ -30,8 +32,8 @@ class AuditServicer(audit_pb2_grpc.AuditServiceServicer):
         await self._gate.read(calling_subject(), method="ListAuditEntries")
         page = await self._service.list(
             caller().tenant_id,
-            action=request.action,
-            subject=request.subject,
+            _filter_of_list(request),
+            order=_ORDERS[request.order],
             page_size=request.page.page_size,
             page_token=request.page.page_token,
         )
@@ -44,9 +46,22 @@ class AuditServicer(audit_pb2_grpc.AuditServiceServicer):
         self, request: audit_pb2.WatchAuditEntriesRequest, _: Any
     ) -> AsyncGenerator[audit_pb2.WatchAuditEntriesResponse]:
         await self._gate.read(calling_subject(), method="WatchAuditEntries")
-        async with aclosing(self._service.watch(caller().tenant_id, after=request.after)) as entries:
+        wanted = AuditFilter(
+            action=request.action, subject=request.subject, actor=request.actor, result=request.result
+        )
+        watching = self._service.watch(caller().tenant_id, after=request.after, wanted=wanted)
+        async with aclosing(watching) as entries:
             async for entry in entries:
                 yield audit_pb2.WatchAuditEntriesResponse(audit_entry=_entry_to_proto(entry))
+
+    async def ExportEvidence(
+        self, request: audit_pb2.ExportEvidenceRequest, _: Any
+    ) -> AsyncGenerator[audit_pb2.ExportEvidenceResponse]:
+        await self._gate.read(calling_subject(), method="ExportEvidence")
+        after = request.after_log_index if request.HasField("after_log_index") else None
+        async with aclosing(self._service.export(caller().tenant_id, after=after)) as exported:
+            async for one in exported:
+                yield _exported_to_proto(one)
 
     async def GetReceipt(self, request: audit_pb2.GetReceiptRequest, _: Any) -> audit_pb2.GetReceiptResponse:
         evidence = await self._service.get_receipt(
@@ -76,6 +91,60 @@ class AuditServicer(audit_pb2_grpc.AuditServiceServicer):
         return audit_pb2.GetConsistencyProofResponse(path=path, checkpoint=checkpoint)
 
 
+_ORDERS: Final = {
+    audit_pb2.ENTRY_ORDER_UNSPECIFIED: EntryOrder.NEWEST_FIRST,
+    audit_pb2.ENTRY_ORDER_NEWEST_FIRST: EntryOrder.NEWEST_FIRST,
+    audit_pb2.ENTRY_ORDER_OLDEST_FIRST: EntryOrder.OLDEST_FIRST,
+}
+
+
+def _filter_of_list(request: audit_pb2.ListAuditEntriesRequest) -> AuditFilter:
+    return AuditFilter(
+        action=request.action,
+        subject=request.subject,
+        actor=request.actor,
+        result=request.result,
+        recorded_from=_time_of(request, "recorded_from"),
+        recorded_before=_time_of(request, "recorded_before"),
+    )
+
+
+def _time_of(request: audit_pb2.ListAuditEntriesRequest, name: str) -> datetime | None:
+    given: Timestamp = getattr(request, name)
+    if not request.HasField(name):  # type: ignore[arg-type]  # one of its fields
+        return None
+    try:
+        return given.ToDatetime(UTC)
+    except (ValueError, OverflowError) as error:
+        raise InvalidInputError(f"{name} is no time") from error
+
+
+def _exported_to_proto(exported: Exported) -> audit_pb2.ExportEvidenceResponse:
+    answer = audit_pb2.ExportEvidenceResponse(log_index=exported.log_index, subject=exported.subject)
+    fact = exported.fact
+    if isinstance(fact, AuditEntry):
+        answer.audit_entry.CopyFrom(_entry_to_proto(fact))
+    elif isinstance(fact, ExportedReceipt):
+        answer.receipt.CopyFrom(_receipt_to_proto(fact))
+    else:
+        answer.removed = exported.kind
+    return answer
+
+
+def _receipt_to_proto(receipt: ExportedReceipt) -> audit_pb2.ExportedReceipt:
+    received_at = Timestamp()
+    received_at.FromDatetime(receipt.received_at)
+    return audit_pb2.ExportedReceipt(
+        receipt_id=receipt.receipt_id,
+        execution_id=receipt.execution_id,
+        node_id=receipt.node_id,
+        sequence=receipt.sequence,
+        received_at=received_at,
+        accepted=receipt.accepted,
+        envelope=receipt.envelope,
+    )
+
+
 def _entry_to_proto(entry: AuditEntry) -> audit_pb2.AuditEntry:
     recorded_at = Timestamp()
     recorded_at.FromDatetime(entry.recorded_at)
@@ -91,7 +160,7 @@ def _entry_to_proto(entry: AuditEntry) -> audit_pb2.AuditEntry:
 
 
 def _evidence_to_proto(evidence: ReceiptEvidence) -> audit_pb2.GetReceiptResponse:
-    return audit_pb2.GetReceiptResponse(
+    answer = audit_pb2.GetReceiptResponse(
         receipt_id=evidence.receipt_id,
         envelope=evidence.envelope,
         order=audit_pb2.SignedOrder(
@@ -105,6 +174,9 @@ def _evidence_to_proto(evidence: ReceiptEvidence) -> audit_pb2.GetReceiptRespons
         template_envelope=evidence.template_envelope,
         after_eviction=evidence.after_eviction,
     )
+    if evidence.erased_at is not None:
+        answer.erased_at.FromDatetime(evidence.erased_at)
+    return answer
 
 
 def _inclusion_to_proto(proof: InclusionProof) -> audit_pb2.LogInclusion:
