@@ -2,6 +2,7 @@
 
 from collections.abc import AsyncGenerator
 from contextlib import aclosing
+from dataclasses import asdict
 from datetime import UTC, datetime
 from typing import Any, Final
 
@@ -11,6 +12,9 @@ from google.protobuf.timestamp_pb2 import Timestamp
 from control_plane.audit.domain import AuditEntry, AuditFilter, EntryOrder, Exported, ExportedReceipt
 from control_plane.audit.ports import AuditGate, ReceiptEvidence
 from control_plane.audit.service import AuditService
+from control_plane.completeness.domain import Finding, Progress
+from control_plane.completeness.service import CompletenessService, Event
+from control_plane.erasure.service import ErasureService
 from control_plane.log.domain import InclusionProof
 from control_plane.log.service import LogService
 from control_plane.policy.caller import calling_subject
@@ -21,10 +25,20 @@ from shared.rpc.identity import caller
 class AuditServicer(audit_pb2_grpc.AuditServiceServicer):
     """Serves `AuditService`."""
 
-    def __init__(self, service: AuditService, log: LogService, gate: AuditGate) -> None:
+    def __init__(
+        self,
+        service: AuditService,
+        log: LogService,
+        gate: AuditGate,
+        *,
+        completeness: CompletenessService,
+        erasure: ErasureService,
+    ) -> None:
         self._service = service
         self._log = log
         self._gate = gate
+        self._completeness = completeness
+        self._erasure = erasure
 
     async def ListAuditEntries(
         self, request: audit_pb2.ListAuditEntriesRequest, _: Any
@@ -61,7 +75,27 @@ class AuditServicer(audit_pb2_grpc.AuditServiceServicer):
         after = request.after_log_index if request.HasField("after_log_index") else None
         async with aclosing(self._service.export(caller().tenant_id, after=after)) as exported:
             async for one in exported:
-                yield _exported_to_proto(one)
+                yield _exported_to_proto(one, self._log.origin)
+
+    async def CheckEvidence(
+        self, request: audit_pb2.CheckEvidenceRequest, _: Any
+    ) -> AsyncGenerator[audit_pb2.CheckEvidenceResponse]:
+        await self._gate.read(calling_subject(), method="CheckEvidence")
+        start = request.from_log_index if request.HasField("from_log_index") else None
+        async with aclosing(self._completeness.check(from_log_index=start)) as events:
+            async for event in events:
+                yield _event_to_proto(event)
+
+    async def EraseExecutions(
+        self, request: audit_pb2.EraseExecutionsRequest, _: Any
+    ) -> audit_pb2.EraseExecutionsResponse:
+        erased, more = await self._erasure.erase(
+            calling_subject(),
+            execution_id=request.execution_id,
+            caller=request.caller,
+            reason=request.reason,
+        )
+        return audit_pb2.EraseExecutionsResponse(erased=erased, more=more)
 
     async def GetReceipt(self, request: audit_pb2.GetReceiptRequest, _: Any) -> audit_pb2.GetReceiptResponse:
         evidence = await self._service.get_receipt(
@@ -119,8 +153,22 @@ def _time_of(request: audit_pb2.ListAuditEntriesRequest, name: str) -> datetime 
         raise InvalidInputError(f"{name} is no time") from error
 
 
-def _exported_to_proto(exported: Exported) -> audit_pb2.ExportEvidenceResponse:
-    answer = audit_pb2.ExportEvidenceResponse(log_index=exported.log_index, subject=exported.subject)
+def _event_to_proto(event: Event) -> audit_pb2.CheckEvidenceResponse:
+    if isinstance(event, Finding):
+        found = audit_pb2.EvidenceFinding(
+            check=str(event.check), subject=event.subject, message=event.message
+        )
+        return audit_pb2.CheckEvidenceResponse(finding=found)
+    if isinstance(event, Progress):
+        progress = audit_pb2.EvidenceProgress(next_log_index=event.next_log_index, tree_size=event.tree_size)
+        return audit_pb2.CheckEvidenceResponse(progress=progress)
+    return audit_pb2.CheckEvidenceResponse(summary=audit_pb2.EvidenceSummary(**asdict(event)))
+
+
+def _exported_to_proto(exported: Exported, origin: str) -> audit_pb2.ExportEvidenceResponse:
+    answer = audit_pb2.ExportEvidenceResponse(
+        log_index=exported.log_index, subject=exported.subject, origin=origin
+    )
     fact = exported.fact
     if isinstance(fact, AuditEntry):
         answer.audit_entry.CopyFrom(_entry_to_proto(fact))

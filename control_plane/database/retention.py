@@ -41,6 +41,20 @@ LOCK_TRIES: Final = 50
 _SHORT_LOCK: Final = "200ms"
 _PAUSE_SECONDS: Final = 0.2
 _BOUNDS: Final = PoolBounds(connections=1, statement=timedelta(minutes=10), lock=timedelta(minutes=1))
+RECEIPTS: Final = "receipts"
+_LOGGED: Final = {RECEIPTS: "receipt_id", AUDIT: "audit_entry_id"}
+"""Tables whose rows are leaves of the log, and the column that a leaf is about."""
+_FORGET_SALTS: Final = """
+WITH next AS MATERIALIZED (
+    SELECT {column} AS subject FROM {partition} WHERE {column} > :behind ORDER BY {column} LIMIT :limit
+), forgotten AS (
+    UPDATE log_entries e SET salt = '' FROM next n WHERE e.subject = n.subject
+)
+SELECT max(subject) FROM next"""
+_MARK_DROPPED: Final = """
+INSERT INTO receipt_marks (node_id, dropped_to)
+    SELECT node_id, max(sequence) FROM {partition} GROUP BY node_id
+ON CONFLICT (node_id) DO UPDATE SET dropped_to = greatest(receipt_marks.dropped_to, excluded.dropped_to)"""
 _DROPPING: Final = "being dropped by retention"
 
 
@@ -347,7 +361,12 @@ class _Keeper:
         return True
 
     async def _drop_detached(self, table: DividedTable, name: str) -> None:
-        await self._do("BEGIN", f"DROP TABLE {SCHEMA}.{name}")
+        if table.name in _LOGGED:
+            await self._forget_salts(_LOGGED[table.name], name)
+        await self._do("BEGIN")
+        if table.name == RECEIPTS:
+            await self._do(_MARK_DROPPED.format(partition=f"{SCHEMA}.{name}"))
+        await self._do(f"DROP TABLE {SCHEMA}.{name}")
         await self._connection.execute(
             text(
                 """INSERT INTO audit_entries (audit_entry_id, tenant_id, actor, action, subject, details)
@@ -362,6 +381,14 @@ class _Keeper:
             },
         )
         await self._do("COMMIT")
+
+    async def _forget_salts(self, column: str, name: str) -> None:
+        """Take from the log what would let somebody confirm a guess of what goes now; its leaves stay."""
+        behind: str | None = ""
+        statement = text(_FORGET_SALTS.format(column=column, partition=f"{SCHEMA}.{name}"))
+        while behind is not None:
+            given = {"behind": behind, "limit": REMOVED_AT_ONCE}
+            behind = await self._connection.scalar(statement, given)
 
     async def _input_is_needed(self, table: DividedTable, name: str) -> bool:
         if table.name != "bodies":

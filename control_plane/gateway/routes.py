@@ -28,6 +28,8 @@ NOT_FOR_CALLERS: Final = frozenset({"agentfactory.v1.NodeService"})
 
 EXCEPTIONS: Final[Mapping[str, str]] = {
     "DownloadBody": "/executions/{execution_id}/bodies/{kind}",
+    "ExportEvidence": "/evidence:export",
+    "CheckEvidence": "/evidence:check",
 }
 """RPC to path, where the rule would give a worse one."""
 

@@ -25,12 +25,8 @@ from control_plane.access.service import AccessService
 from control_plane.access.servicer import AccessServicer
 from control_plane.agents.directory import CachedAgentDirectory
 from control_plane.agents.servicer import AgentServicer
-from control_plane.audit.service import AuditService
 from control_plane.audit.servicer import AuditServicer
 from control_plane.call_turns import CallTurns
-from control_plane.database.notifications import (
-    Channel,
-)
 from control_plane.dispatch.service import Dispatch
 from control_plane.executions.admission import Admission, AdmissionBounds
 from control_plane.executions.admission_store import PostgresQueueCount
@@ -48,7 +44,7 @@ from control_plane.kv.store import PostgresKvStore
 from control_plane.metrics import MeasuredAcceptor, MeasuredCompletions
 from control_plane.nodes.servicer import FleetServicer, NodeServicer
 from control_plane.policy.active import ActivePolicy
-from control_plane.policy.gate import AuditPolicyGate, NodePolicyGate
+from control_plane.policy.gate import NodePolicyGate
 from control_plane.policy.servicer import PolicyServicer
 from control_plane.stops.servicer import StopServicer
 from control_plane.templates.cached import CachedTemplates
@@ -56,6 +52,7 @@ from control_plane.templates.catalog import TemplateCatalog
 from control_plane.templates.servicer import TemplateServicer
 from control_plane.upkeep import Housekeeping
 from control_plane.wiring.access import build_access
+from control_plane.wiring.audit import build_audit, build_completeness
 from control_plane.wiring.base import Base
 from control_plane.wiring.factory import (
     build_agents,
@@ -128,6 +125,7 @@ async def build(base: Base, signer: OrderSigner) -> Services:
     bodies = BodyService(store=stores.executions, clock=base.clock, random=base.random)
     access = build_access(base)
     log = build_log(base, signer)
+    completeness = build_completeness(base)
     servicers = _Servicers(
         executions=ExecutionServicer(
             executions,
@@ -139,11 +137,7 @@ async def build(base: Base, signer: OrderSigner) -> Services:
         nodes=build_node_servicer(base, stores, dispatch, catalog, node_gate),
         fleet=FleetServicer(nodes=build_node_service(base, stores, dispatch, node_gate)),
         stops=build_stops(base, stores, halter),
-        audit=AuditServicer(
-            AuditService(base.audit, subscribe=partial(base.subscriptions.subscribed, Channel.AUDIT)),
-            log,
-            AuditPolicyGate(gate),
-        ),
+        audit=build_audit(base, log, gate, completeness),
         access=access.servicer,
         keys=build_keys(base, signer, dispatch),
         policy=policies.servicer,
@@ -171,6 +165,7 @@ async def build(base: Base, signer: OrderSigner) -> Services:
             access.run,
             signer.run,
             log.run,
+            completeness.run,
             policies.active.run,
         ),
         stores=(stores.executions, stores.leases, stores.kv),

@@ -281,11 +281,14 @@ class ExportEvidenceResponse(_message.Message):
     RECEIPT_FIELD_NUMBER: _builtins.int
     REMOVED_FIELD_NUMBER: _builtins.int
     SUBJECT_FIELD_NUMBER: _builtins.int
+    ORIGIN_FIELD_NUMBER: _builtins.int
     log_index: _builtins.int
     removed: _builtins.str
     """The kind of a leaf that has nothing more to say: its fact was removed by retention."""
     subject: _builtins.str
     """Of the leaf."""
+    origin: _builtins.str
+    """Name of the log, as its checkpoints give it."""
     @_builtins.property
     def audit_entry(self) -> Global___AuditEntry: ...
     @_builtins.property
@@ -298,10 +301,11 @@ class ExportEvidenceResponse(_message.Message):
         receipt: Global___ExportedReceipt | None = ...,
         removed: _builtins.str = ...,
         subject: _builtins.str = ...,
+        origin: _builtins.str = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["audit_entry", b"audit_entry", "evidence", b"evidence", "receipt", b"receipt", "removed", b"removed"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["audit_entry", b"audit_entry", "evidence", b"evidence", "log_index", b"log_index", "receipt", b"receipt", "removed", b"removed", "subject", b"subject"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["audit_entry", b"audit_entry", "evidence", b"evidence", "log_index", b"log_index", "origin", b"origin", "receipt", b"receipt", "removed", b"removed", "subject", b"subject"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     _WhichOneofReturnType_evidence: _TypeAlias = _typing.Literal["audit_entry", "receipt", "removed"]  # noqa: Y015
     _WhichOneofArgType_evidence: _TypeAlias = _typing.Literal["evidence", b"evidence"]  # noqa: Y015
