@@ -72,11 +72,13 @@ def list_entries(
         actor=actor,
         subject=subject,
         result=outcome,
-        recorded_from=parse_time(since),
-        recorded_before=parse_time(until),
         order=audit_pb2.ENTRY_ORDER_OLDEST_FIRST if oldest_first else audit_pb2.ENTRY_ORDER_NEWEST_FIRST,
         page=common_pb2.PageRequest(page_size=limit, page_token=page),
     )
+
+    for given, field in ((since, request.recorded_from), (until, request.recorded_before)):
+        if given:
+            field.FromDatetime(parse_time(given))
 
     async def use(client: Client) -> audit_pb2.ListAuditEntriesResponse:
         return await client.audit.ListAuditEntries(request, timeout=client.timeout)
@@ -218,14 +220,12 @@ def settings_in(tenant: str | None, data_dir: "DataDir", target: "Target") -> Cl
     return settings if tenant is None else settings.model_copy(update={"tenant": tenant[:64]})
 
 
-def parse_time(text: str) -> datetime | None:
+def parse_time(text: str) -> datetime:
     """Return a time in UTC; a date is its midnight, and what names no zone is UTC.
 
     Raises:
         InvalidInputError: It is no time of ISO 8601.
     """
-    if not text:
-        return None
     try:
         given = datetime.fromisoformat(text)
     except ValueError as error:
@@ -241,6 +241,8 @@ def _follow(settings: CliSettings, request: "audit_pb2.WatchAuditEntriesRequest"
 
     from cli.client import call
 
+    left = 0 if not request.after else MAX_RECONNECTS
+
     async def use(client: "Client") -> None:
         nonlocal left
         async for change in client.audit.WatchAuditEntries(request, timeout=FOLLOW_TIMEOUT_SECONDS):
@@ -251,7 +253,6 @@ def _follow(settings: CliSettings, request: "audit_pb2.WatchAuditEntriesRequest"
             else:
                 print("\t".join(row(change.audit_entry)), flush=True)
 
-    left = 0 if not request.after else MAX_RECONNECTS
     while True:
         try:
             call(settings, use)

@@ -52,6 +52,8 @@ def get(
         output.message(answer)
         return
     show(evidence)
+    if answer.HasField("erased_at"):
+        output.note(f"  what the execution read and wrote was erased at {output.time(answer.erased_at)}")
 
 
 @app.command()

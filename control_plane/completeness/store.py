@@ -42,7 +42,7 @@ _OLDEST_ENTRY: Final = text(
     HAVING bool_and(pg_get_expr(c.relpartbound, c.oid) NOT LIKE '%(MINVALUE)%TO%')"""
 )
 # What waits is another finding: this one is about what nobody has announced.
-_SETTLED: Final = "least(now() - :older, (SELECT min(created_at) FROM log_pending))"
+_SETTLED: Final = "least(now() - CAST(:older AS interval), (SELECT min(created_at) FROM log_pending))"
 _UNLOGGED: Final = text(
     f"""WITH next AS MATERIALIZED (
         SELECT tenant_id, audit_entry_id, recorded_at FROM audit_entries
@@ -76,7 +76,7 @@ _NODES: Final = text(
         EXISTS (SELECT FROM receipts r WHERE r.node_id = n.node_id AND r.sequence = n.last_sequence)
             AS head_is_there,
         coalesce((SELECT r.sequence FROM receipts r
-            WHERE r.node_id = n.node_id AND r.received_at <= now() - :grace
+            WHERE r.node_id = n.node_id AND r.received_at <= now() - CAST(:grace AS interval)
             ORDER BY r.sequence DESC LIMIT 1), 0) AS settled
     FROM nodes n LEFT JOIN receipt_marks m ON m.node_id = n.node_id
     WHERE n.last_sequence > 0 ORDER BY n.node_id"""
