@@ -4,7 +4,7 @@ from collections.abc import Mapping, Sequence
 from datetime import timedelta
 from typing import Any, Final
 
-from sqlalchemy import ColumnElement, Text, cast, false, func, insert, literal_column, select, tuple_
+from sqlalchemy import ColumnElement, Text, cast, collate, false, func, insert, literal_column, select, tuple_
 
 from control_plane.audit.domain import (
     OK,
@@ -40,6 +40,9 @@ from shared.merkle import split_hashes
 
 CLOCKS_AGREE: Final = timedelta(minutes=10)
 """By which an entry's id, of a replica's clock, and its time, of Postgres', differ at most."""
+
+_BEHIND_ALL: Final = "\U0010ffff"
+"""Behind every character of an action: this one cannot be printed, and is recorded as an escape."""
 
 _c = audit_entries.c
 _ENTRY: Final = (
@@ -236,10 +239,12 @@ def _values(entry: NewAuditEntry) -> Mapping[str, Any]:
 def _conditions(wanted: AuditFilter) -> list[ColumnElement[bool]]:
     """Return what `AuditFilter.takes` says, for Postgres; and a range of ids: few partitions are read."""
     found: list[ColumnElement[bool]] = []
+    action = collate(_c.action, "C")  # as its index has it
     if wanted.action.endswith(PREFIX_MARK):
-        found.append(_c.action.startswith(wanted.action[:-1], autoescape=True))
+        first = wanted.action[:-1]
+        found += [action >= first, action < first + _BEHIND_ALL]
     elif wanted.action:
-        found.append(_c.action == wanted.action)
+        found.append(action == wanted.action)
     if wanted.subject:
         found.append(_c.subject == wanted.subject)
     if wanted.actor:

@@ -277,6 +277,7 @@ async def test_after_retention_proofs_hold_and_nothing_is_missing(world, owner_u
         findings, summary = await checked(world, start)
         assert findings == []
         assert summary.removed == 315
+    world.build.clock = later
     kept = world.build.sequences[NODE]
     world.build.sequences[NODE] = kept + 1
     await run(world)
