@@ -27,6 +27,13 @@ from control_plane.database.partitions import (
     boundaries,
     bounds_of,
 )
+from control_plane.database.removal import (
+    BodyRemoval,
+    forget_salts,
+    mark_dropped,
+    remove_bodies,
+    remove_executions,
+)
 from shared.clock import Clock, Random
 from shared.errors import ConflictError, InvalidInputError
 from shared.ids import AUDIT_ENTRY, EXECUTION, id_made_at, least_id, new_id
@@ -35,26 +42,10 @@ LEAST_AGE: Final = timedelta(hours=24)
 """Nothing younger may go: uploads nobody used yet and request ids live as long."""
 SKEW: Final = timedelta(hours=1)
 """By which ids that belong together may differ, and a clock may be ahead."""
-REMOVED_AT_ONCE: Final = 1000
-"""Executions of one statement."""
 LOCK_TRIES: Final = 50
 _SHORT_LOCK: Final = "200ms"
 _PAUSE_SECONDS: Final = 0.2
 _BOUNDS: Final = PoolBounds(connections=1, statement=timedelta(minutes=10), lock=timedelta(minutes=1))
-RECEIPTS: Final = "receipts"
-_LOGGED: Final = {RECEIPTS: "receipt_id", AUDIT: "audit_entry_id"}
-"""Tables whose rows are leaves of the log, and the column that a leaf is about."""
-_FORGET_SALTS: Final = """
-WITH next AS MATERIALIZED (
-    SELECT {column} AS subject FROM {partition} WHERE {column} > :behind ORDER BY {column} LIMIT :limit
-), forgotten AS (
-    UPDATE log_entries e SET salt = '' FROM next n WHERE e.subject = n.subject
-)
-SELECT max(subject) FROM next"""
-_MARK_DROPPED: Final = """
-INSERT INTO receipt_marks (node_id, dropped_to)
-    SELECT node_id, max(sequence) FROM {partition} GROUP BY node_id
-ON CONFLICT (node_id) DO UPDATE SET dropped_to = greatest(receipt_marks.dropped_to, excluded.dropped_to)"""
 _DROPPING: Final = "being dropped by retention"
 
 
@@ -66,6 +57,10 @@ class RetentionPlan:
     """Executions, with all they left, and what else is as old; None: all are kept."""
     audit_older_than: timedelta | None = None
     """Audit entries; None: all are kept."""
+    inputs_older_than: timedelta | None = None
+    """Inputs; None: as long as their executions."""
+    outputs_older_than: timedelta | None = None
+    """Outputs, logs and recordings; None: as long as their executions."""
     period: Period = Period.WEEK
     ahead: int = 2
     """Partitions that exist behind the one of today, before the one without end."""
@@ -77,11 +72,17 @@ class RetentionPlan:
         Raises:
             InvalidInputError: An age is below 24 hours, or audit entries would go before what they tell of.
         """
-        ages = [age for age in (self.older_than, self.audit_older_than) if age is not None]
+        given = (self.older_than, self.audit_older_than, self.inputs_older_than, self.outputs_older_than)
+        ages = [age for age in given if age is not None]
         if any(age < LEAST_AGE for age in ages):
             raise InvalidInputError("nothing younger than 24 hours can be dropped")
         if self.audit_older_than and self.older_than and self.audit_older_than < self.older_than:
             raise InvalidInputError("audit entries are kept at least as long as what they tell of")
+
+    def ages_of_bodies(self) -> list[tuple[str, timedelta]]:
+        """Return which kinds of bodies go before their executions, and when."""
+        ages = (("inputs", self.inputs_older_than), ("outputs", self.outputs_older_than))
+        return [(kind, age) for kind, age in ages if age is not None]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -92,6 +93,8 @@ class Retained:
     dropped: tuple[Partition, ...]
     executions: int
     """Removed executions."""
+    bodies: int
+    """Removed inputs, outputs, logs and recordings whose executions are kept."""
     held_back_by: str | None
     """The execution that has not ended and keeps partitions, if one does."""
 
@@ -153,6 +156,7 @@ class _Keeper:
         old = [
             one for one in wanted if one.table.name == AUDIT or oldest is None or one.ends_by(oldest - SKEW)
         ]
+        bodies = await self._remove_bodies()
         executions = await self._remove_executions(old)
         dropped = [one for one in old if self._plan.dry_run or await self._drop(one)]
         held = len(dropped) < len(wanted)
@@ -160,6 +164,7 @@ class _Keeper:
             made=tuple(made),
             dropped=tuple(dropped),
             executions=executions,
+            bodies=bodies,
             held_back_by=holder if held else None,
         )
 
@@ -319,29 +324,21 @@ class _Keeper:
         found = [(id_made_at(one), row.execution_id) for row in rows for one in row]
         return min(found, default=(None, None))
 
+    async def _remove_bodies(self) -> int:
+        removed = 0
+        for kind, age in self._plan.ages_of_bodies():
+            entry = new_id(AUDIT_ENTRY, self._clock, self._random)
+            removal = BodyRemoval(kind=kind, before=self._clock.now() - age, tenant=self._tenant)
+            removed += await remove_bodies(self._connection, removal, entry, dry_run=self._plan.dry_run)
+        return removed
+
     async def _remove_executions(self, old: Sequence[Partition]) -> int:
         """Remove executions whose evidence goes now; before it, so that no late receipt finds half of one."""
         ends = [one.upper for one in old if one.upper is not None and one.table.name != AUDIT]
         if not ends:
             return 0
         below = least_id(EXECUTION.prefix, max(ends) + SKEW)
-        ended = "execution_id < :below AND state NOT IN ('pending', 'running')"
-        if self._plan.dry_run:
-            count = text(f"SELECT count(*) FROM executions WHERE {ended}")  # noqa: S608
-            return int(await self._connection.scalar(count, {"below": below}) or 0)
-        statement = text(
-            f"""WITH old AS MATERIALIZED (
-                SELECT execution_id FROM executions WHERE {ended}
-                ORDER BY execution_id LIMIT {REMOVED_AT_ONCE} FOR UPDATE SKIP LOCKED
-            ), tries AS (
-                DELETE FROM attempts a USING old WHERE a.execution_id = old.execution_id
-            )
-            DELETE FROM executions e USING old WHERE e.execution_id = old.execution_id"""  # noqa: S608
-        )
-        removed = 0
-        while (rows := (await self._connection.execute(statement, {"below": below})).rowcount) > 0:
-            removed += rows
-        return removed
+        return await remove_executions(self._connection, below, dry_run=self._plan.dry_run)
 
     async def _drop(self, partition: Partition) -> bool:
         """Detach and drop it; put it back when something needs it after all."""
@@ -361,11 +358,9 @@ class _Keeper:
         return True
 
     async def _drop_detached(self, table: DividedTable, name: str) -> None:
-        if table.name in _LOGGED:
-            await self._forget_salts(_LOGGED[table.name], name)
+        await forget_salts(self._connection, table.name, f"{SCHEMA}.{name}")
         await self._do("BEGIN")
-        if table.name == RECEIPTS:
-            await self._do(_MARK_DROPPED.format(partition=f"{SCHEMA}.{name}"))
+        await mark_dropped(self._connection, table.name, f"{SCHEMA}.{name}")
         await self._do(f"DROP TABLE {SCHEMA}.{name}")
         await self._connection.execute(
             text(
@@ -381,14 +376,6 @@ class _Keeper:
             },
         )
         await self._do("COMMIT")
-
-    async def _forget_salts(self, column: str, name: str) -> None:
-        """Take from the log what would let somebody confirm a guess of what goes now; its leaves stay."""
-        behind: str | None = ""
-        statement = text(_FORGET_SALTS.format(column=column, partition=f"{SCHEMA}.{name}"))
-        while behind is not None:
-            given = {"behind": behind, "limit": REMOVED_AT_ONCE}
-            behind = await self._connection.scalar(statement, given)
 
     async def _input_is_needed(self, table: DividedTable, name: str) -> bool:
         if table.name != "bodies":
