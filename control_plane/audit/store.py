@@ -4,7 +4,7 @@ from collections.abc import Mapping, Sequence
 from datetime import timedelta
 from typing import Any, Final
 
-from sqlalchemy import ColumnElement, Text, cast, collate, false, func, insert, literal_column, select, tuple_
+from sqlalchemy import ColumnElement, Text, cast, collate, false, func, insert, literal_column, select, text, tuple_
 
 from control_plane.audit.domain import (
     OK,
@@ -43,6 +43,8 @@ CLOCKS_AGREE: Final = timedelta(minutes=10)
 
 _BEHIND_ALL: Final = "\U0010ffff"
 """Behind every character of an action: this one cannot be printed, and is recorded as an escape."""
+
+_PLANNED_FOR_VALUES: Final = text("SET LOCAL plan_cache_mode = force_custom_plan")
 
 _c = audit_entries.c
 _ENTRY: Final = (
@@ -97,6 +99,8 @@ class PostgresAuditStore:
         query = query.order_by(_c.audit_entry_id.desc() if newest_first else _c.audit_entry_id.asc())
         query = query.limit(page_size + 1)
         async with self._database.reading() as connection:
+            # How many entries a filter takes decides between two indexes, and depends on its values.
+            await connection.execute(_PLANNED_FOR_VALUES)
             rows = (await connection.execute(query)).mappings().all()
         items = tuple(AuditEntry(**row) for row in rows[:page_size])
         more = len(rows) > page_size
