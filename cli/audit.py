@@ -8,7 +8,7 @@ import typer
 from cli import output
 from cli.output import Json
 from cli.settings import CliSettings, DataDir, Target, read_settings
-from shared.errors import InvalidInputError, UnavailableError
+from shared.errors import DeadlineExceededError, InvalidInputError, UnavailableError
 
 if TYPE_CHECKING:
     from agentfactory.v1 import audit_pb2
@@ -256,7 +256,7 @@ def _follow(settings: CliSettings, request: "audit_pb2.WatchAuditEntriesRequest"
     while True:
         try:
             call(settings, use)
-        except UnavailableError:
+        except (UnavailableError, DeadlineExceededError):  # a stream has an end, too
             if not left:
                 raise
             left -= 1

@@ -19,6 +19,8 @@ MAX_WATCHERS: Final = 256
 
 EXPORT_BATCH: Final = 200
 """Leaves that an export reads at once."""
+MAX_EXPORTS: Final = 16
+"""Of one replica."""
 
 _ALL: Final = AuditFilter()
 
@@ -37,6 +39,7 @@ class AuditService:
         self._subscribe = subscribe
         self._poll_seconds = poll_seconds
         self._watchers = 0
+        self._exports = 0
 
     async def list(
         self,
@@ -90,15 +93,23 @@ class AuditService:
             self._watchers -= 1
 
     async def export(self, tenant_id: TenantId, *, after: int | None) -> AsyncGenerator[Exported]:
-        """Yield what every leaf of the tenant behind place `after` is about, once, up to the log's end."""
-        place = -1 if after is None else after
-        while True:
-            found, reached = await self._store.exported(tenant_id, after=place, limit=EXPORT_BATCH)
-            for one in found:
-                yield one
-            if reached == place:
-                return
-            place = reached
+        """Yield what every leaf of the tenant behind place `after` is about, once, up to the log's end.
+
+        Raises:
+            ResourceExhaustedError: Too many export already.
+        """
+        if self._exports >= MAX_EXPORTS:
+            raise ResourceExhaustedError(f"{MAX_EXPORTS} exports are running on this replica already")
+        self._exports += 1
+        try:
+            place, reached = None, -1 if after is None else after
+            while place != reached:
+                place = reached
+                found, reached = await self._store.exported(tenant_id, after=place, limit=EXPORT_BATCH)
+                for one in found:
+                    yield one
+        finally:
+            self._exports -= 1
 
     async def get_receipt(
         self, tenant_id: TenantId, *, receipt_id: str, execution_id: str

@@ -4,7 +4,19 @@ from collections.abc import Mapping, Sequence
 from datetime import timedelta
 from typing import Any, Final
 
-from sqlalchemy import ColumnElement, Text, cast, collate, false, func, insert, literal_column, select, text, tuple_
+from sqlalchemy import (
+    ColumnElement,
+    Text,
+    cast,
+    collate,
+    false,
+    func,
+    insert,
+    literal_column,
+    select,
+    text,
+    tuple_,
+)
 
 from control_plane.audit.domain import (
     OK,

@@ -8,6 +8,7 @@
 
 import asyncio
 from collections.abc import AsyncGenerator, AsyncIterator, Iterable, Sequence
+from contextlib import aclosing
 from datetime import timedelta
 from itertools import chain
 from typing import Final, NoReturn
@@ -34,7 +35,7 @@ from control_plane.database.ports import Database, Transaction
 from control_plane.log.ports import LogStore
 from shared.checkpoints import parse_checkpoint, verify_log_signature
 from shared.clock import Random
-from shared.errors import AgentFactoryError, InvalidInputError, VerificationError
+from shared.errors import AgentFactoryError, InvalidInputError, ResourceExhaustedError, VerificationError
 from shared.keyset import KeyPurpose
 from shared.logs import get_logger
 from shared.signatures import PublicKey
@@ -54,6 +55,9 @@ MAX_CHECKPOINTS: Final = 256
 """The newest of one window."""
 MAX_FINDINGS: Final = 1_000
 """Of one check on demand; then it ends."""
+
+MAX_CHECKS: Final = 2
+"""On demand, at the same time, of one replica."""
 
 Event = Finding | Progress | Summary
 
@@ -81,6 +85,7 @@ class CompletenessService:
         self._observer = observer
         self._random = random
         self._grace = grace
+        self._checks = 0
         self._place = 0
         self._wrong: dict[Check, int] = dict.fromkeys(Check, 0)
 
@@ -91,8 +96,20 @@ class CompletenessService:
 
         Raises:
             InvalidInputError: The log has no such leaf.
+            ResourceExhaustedError: Others check already.
             VerificationError, UnavailableError: There is no keyset to verify checkpoints with.
         """
+        if self._checks >= MAX_CHECKS:
+            raise ResourceExhaustedError(f"{MAX_CHECKS} checks are running on this replica already")
+        self._checks += 1
+        try:
+            async with aclosing(self._check(from_log_index)) as events:
+                async for event in events:
+                    yield event
+        finally:
+            self._checks -= 1
+
+    async def _check(self, from_log_index: int | None) -> AsyncGenerator[Event]:
         summary = Summary()
         async with self._database.transaction() as tx:
             state = await self._store.state(tx)

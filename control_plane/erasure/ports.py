@@ -21,7 +21,10 @@ class ErasureStore(Protocol):
     async def of_caller(
         self, tx: Transaction, tenant_id: TenantId, caller: str, *, limit: int
     ) -> Sequence[ExecutionId]:
-        """Return, and lock, ended executions of an identity that are not erased and that nobody locks."""
+        """Return, and lock, ended executions of an identity that are not erased and that nobody locks.
+
+        One whose input an execution reads that has not ended is left out.
+        """
 
     async def erase(
         self, tx: Transaction, tenant_id: TenantId, execution_ids: Sequence[ExecutionId]

@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 from typing import Final
 
-from sqlalchemy import bindparam, select, text
+from sqlalchemy import bindparam, exists, select, text
 from sqlalchemy.types import ARRAY, Text
 
 from control_plane.database.ports import Transaction
@@ -61,13 +61,15 @@ class PostgresErasureStore:
         self, tx: Transaction, tenant_id: TenantId, caller: str, *, limit: int
     ) -> Sequence[ExecutionId]:
         """See `ErasureStore.of_caller`."""
-        c = executions.c
+        c, live = executions.c, executions.alias()
+        in_use = exists().where(live.c.state.in_(_LIVE), live.c.input_body_id == c.input_body_id)
         query = (
             select(c.execution_id)
-            .where(c.tenant_id == tenant_id, c.caller == caller, c.erased_at.is_(None), c.state.not_in(_LIVE))
+            .where(c.tenant_id == tenant_id, c.caller == caller, c.erased_at.is_(None))
+            .where(c.state.not_in(_LIVE), ~in_use)
             .order_by(c.execution_id)
             .limit(limit)
-            .with_for_update(skip_locked=True)
+            .with_for_update(skip_locked=True, of=executions)
         )
         return list((await connection_of(tx).execute(query)).scalars())
 

@@ -9,15 +9,15 @@ from types import SimpleNamespace
 import pytest
 
 from control_plane.audit.domain import AuditFilter, EntryOrder
-from control_plane.audit.service import AuditService
+from control_plane.audit.service import MAX_EXPORTS, AuditService
 from control_plane.completeness.domain import Check, Finding, Progress, Summary
-from control_plane.completeness.service import CompletenessService
+from control_plane.completeness.service import MAX_CHECKS, CompletenessService
 from control_plane.completeness.store import PostgresCompletenessStore
 from control_plane.database import retention
 from control_plane.database.retention import RetentionPlan
 from control_plane.log.store import PostgresLogStore
 from shared.clock import SystemRandom
-from shared.errors import InvalidInputError
+from shared.errors import InvalidInputError, ResourceExhaustedError
 from shared.keyset import KeyPurpose
 from tests.builders.executions import TENANT, node
 from tests.fakes.clock import FakeClock
@@ -250,6 +250,27 @@ async def test_the_background_finds_what_is_altered_and_tells_until_a_pass_finds
     for _ in range(2):
         await background.look()
     assert gauges.wrong == dict.fromkeys(Check, 0)
+
+
+async def test_checks_and_exports_at_the_same_time_have_a_bound(world):
+    await logged(world, entries=1, receipts=0)
+    service = checker(world)
+    running = [service.check(from_log_index=0) for _ in range(MAX_CHECKS)]
+    for one in running:
+        await anext(one)
+    with pytest.raises(ResourceExhaustedError):
+        await anext(service.check(from_log_index=0))
+    for one in running:
+        await one.aclose()
+    await anext(service.check(from_log_index=0))
+    reader = AuditService(world.audit, subscribe=lambda _: None)  # type: ignore[arg-type,return-value]
+    exports = [reader.export(TENANT, after=None) for _ in range(MAX_EXPORTS)]
+    for one in exports:
+        await anext(one)
+    with pytest.raises(ResourceExhaustedError):
+        await anext(reader.export(TENANT, after=None))
+    await exports[0].aclose()
+    await anext(reader.export(TENANT, after=None))
 
 
 async def test_a_check_goes_on_where_it_was_interrupted(world):
