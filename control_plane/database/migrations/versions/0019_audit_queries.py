@@ -16,7 +16,7 @@ INDEXES = {
     "ix_audit_entries_actor": "audit_entries (tenant_id, actor, audit_entry_id)",
     # By bytes, so that beginnings of actions are found by it whatever the database's language is.
     "ix_audit_entries_action": 'audit_entries (tenant_id, action COLLATE "C", audit_entry_id)',
-    "ix_audit_entries_refused": "audit_entries (tenant_id, audit_entry_id) WHERE result <> 'ok'",
+    "ix_audit_entries_refused": "audit_entries (tenant_id, audit_entry_id, result) WHERE result <> 'ok'",
     "ix_log_entries_tenant_id_log_index": "log_entries (tenant_id, log_index)",
 }
 
