@@ -638,7 +638,13 @@ audit_entries = Table(
     Index("ix_audit_entries_actor", "tenant_id", "actor", "audit_entry_id"),
     # The action by bytes (COLLATE "C").
     Index("ix_audit_entries_action", "tenant_id", "action", "audit_entry_id"),
-    Index("ix_audit_entries_refused", "tenant_id", "audit_entry_id", postgresql_where=text("result <> 'ok'")),
+    Index(
+        "ix_audit_entries_refused",
+        "tenant_id",
+        "audit_entry_id",
+        "result",
+        postgresql_where=text("result <> 'ok'"),
+    ),
     postgresql_partition_by="RANGE (audit_entry_id)",
 )
 
