@@ -42,8 +42,8 @@ def cloud_event(answer: "audit_pb2.ExportEvidenceResponse") -> dict[str, Any]:
         return event | _of_entry(answer.audit_entry)
     if kind == "receipt":
         return event | _of_receipt(answer.receipt)
-    data = {"kind": answer.removed}
-    return event | {"type": f"{TYPE_PREFIX}.removed.v1", "datacontenttype": "application/json", "data": data}
+    data = {"kind": answer.bare_kind}
+    return event | {"type": f"{TYPE_PREFIX}.leaf.v1", "datacontenttype": "application/json", "data": data}
 
 
 def _of_entry(entry: "audit_pb2.AuditEntry") -> dict[str, Any]:

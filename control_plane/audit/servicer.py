@@ -175,7 +175,7 @@ def _exported_to_proto(exported: Exported, origin: str) -> audit_pb2.ExportEvide
     elif isinstance(fact, ExportedReceipt):
         answer.receipt.CopyFrom(_receipt_to_proto(fact))
     else:
-        answer.removed = exported.kind
+        answer.bare_kind = exported.kind
     return answer
 
 

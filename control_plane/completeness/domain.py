@@ -21,6 +21,10 @@ MAX_RANGES: Final = 20
 """Of missing numbers that one finding spells out."""
 
 
+KINDS_WITH_FACTS: Final = frozenset({LeafKind.RECEIPT, LeafKind.AUDIT_ENTRY})
+"""Leaves that can be made again of what is stored elsewhere."""
+
+
 class Check(StrEnum):
     """What is looked at."""
 
@@ -169,7 +173,7 @@ def tiles_of_window(start: int, end: int) -> frozenset[TileId]:
 def check_fact(leaf: LoggedLeaf) -> Finding | None:
     """Make a leaf again of what it is about; None: it is the same, or what it is about was removed."""
     there = leaf.entry is not None or leaf.envelope is not None
-    if was_removed(leaf) or leaf.kind not in set(LeafKind):
+    if was_removed(leaf) or leaf.kind not in KINDS_WITH_FACTS:
         return None
     if not there:
         return _wrong(leaf, "is not stored any more, and retention has not removed it")

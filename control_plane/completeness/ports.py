@@ -40,7 +40,7 @@ class CompletenessStore(Protocol):
         """Like `unlogged`, of receipts, in order of their ids."""
 
     async def newest_unlogged(self, tx: Transaction, *, older_than: timedelta, limit: int) -> list[str]:
-        """Return which of the newest entries of each tenant, and of the newest receipts, the log lacks."""
+        """Return which of the newest entries of some tenants, and of the newest receipts, the log lacks."""
 
     async def nodes(self, tx: Transaction, *, grace: timedelta) -> list[NodeNumbers]:
         """Return what numbers every node has used; settled is what came `grace` ago."""

@@ -14,6 +14,7 @@ from itertools import chain
 from typing import Final, NoReturn
 
 from control_plane.completeness.domain import (
+    KINDS_WITH_FACTS,
     MAX_MISSING,
     WINDOW_LEAVES,
     Check,
@@ -49,6 +50,8 @@ LOOK_EVERY: Final = timedelta(minutes=1)
 MAX_NUMBERS: Final = 10_000
 """Numbers of a node that are looked at together."""
 FACTS_AT_ONCE: Final = 2_000
+NEWEST_FACTS: Final = 500
+"""Of each of some tenants, and of receipts."""
 SAMPLES: Final = 8
 """Tiles at random places that a sample has beside the end of the log."""
 MAX_CHECKPOINTS: Final = 256
@@ -170,10 +173,11 @@ class CompletenessService:
         found += Window(start=start, end=end, leaves=leaves, tiles=tiles).checked().findings
         for size, note in notes:
             found += [check_root(tiles, size, self._root_of(note, size, keys), f"checkpoint {size}")]
-        removed = sum(map(was_removed, leaves))
+        with_facts = [leaf for leaf in leaves if leaf.kind in KINDS_WITH_FACTS]
+        removed = sum(map(was_removed, with_facts))
         summary.leaves += len(leaves)
         summary.removed += removed
-        summary.facts += len(leaves) - removed
+        summary.facts += len(with_facts) - removed
         summary.checkpoints += len(notes)
         return [finding for finding in found if finding is not None]
 
@@ -237,7 +241,7 @@ class CompletenessService:
 
     async def _newest_unlogged(self) -> AsyncIterator[Finding]:
         async with self._database.transaction() as tx:
-            wrong = await self._store.newest_unlogged(tx, older_than=self._grace, limit=FACTS_AT_ONCE)
+            wrong = await self._store.newest_unlogged(tx, older_than=self._grace, limit=NEWEST_FACTS)
         for subject in wrong:
             yield _unlogged(subject)
 

@@ -16,6 +16,7 @@ from shared.merkle import EMPTY_ROOT
 
 _LEAD: Final = 0x6166636865636B
 """The advisory lock of whoever checks in the background ("afcheck")."""
+SAMPLED_TENANTS: Final = 50
 _NO_TIME: Final = timedelta()
 
 _STATE: Final = text(
@@ -61,13 +62,16 @@ _UNLOGGED_RECEIPTS: Final = text(
     FROM next ORDER BY receipt_id"""  # noqa: S608 - a text of our own
 )
 _NEWEST_UNLOGGED: Final = text(
-    f"""SELECT x.id FROM (
-        (SELECT a.audit_entry_id AS id, a.recorded_at AS at FROM tenants t CROSS JOIN LATERAL (
-            SELECT audit_entry_id, recorded_at FROM audit_entries WHERE tenant_id = t.tenant_id
+    f"""WITH drawn AS MATERIALIZED (SELECT tenant_id FROM tenants ORDER BY random() LIMIT {SAMPLED_TENANTS})
+    SELECT x.id FROM (
+        (SELECT a.id FROM drawn CROSS JOIN LATERAL (
+            SELECT audit_entry_id AS id FROM audit_entries
+            WHERE tenant_id = drawn.tenant_id AND recorded_at < {_SETTLED}
             ORDER BY audit_entry_id DESC LIMIT :limit) a)
         UNION ALL
-        (SELECT receipt_id, received_at FROM receipts ORDER BY receipt_id DESC LIMIT :limit)) x
-    WHERE x.at < {_SETTLED} AND NOT EXISTS (SELECT FROM log_entries e WHERE e.subject = x.id)
+        (SELECT receipt_id FROM receipts WHERE received_at < {_SETTLED}
+            ORDER BY receipt_id DESC LIMIT :limit)) x
+    WHERE NOT EXISTS (SELECT FROM log_entries e WHERE e.subject = x.id)
     ORDER BY x.id"""  # noqa: S608 - a text of our own
 )
 _NODES: Final = text(

@@ -80,9 +80,9 @@ def receipt() -> audit_pb2.ExportedReceipt:
     [
         (leaf(audit_entry=entry()), "dev.agentfactory.audit.execution.denied.v1"),
         (leaf(receipt=receipt()), "dev.agentfactory.receipt.v1"),
-        (leaf(removed="receipt"), "dev.agentfactory.removed.v1"),
+        (leaf(bare_kind="receipt"), "dev.agentfactory.leaf.v1"),
     ],
-    ids=["entry", "receipt", "removed"],
+    ids=["entry", "receipt", "bare"],
 )
 def test_every_event_is_a_cloud_event(answer: audit_pb2.ExportEvidenceResponse, kind: str) -> None:
     event = json.loads(json.dumps(cloud_event(answer)))

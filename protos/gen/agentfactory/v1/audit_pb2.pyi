@@ -279,12 +279,12 @@ class ExportEvidenceResponse(_message.Message):
     LOG_INDEX_FIELD_NUMBER: _builtins.int
     AUDIT_ENTRY_FIELD_NUMBER: _builtins.int
     RECEIPT_FIELD_NUMBER: _builtins.int
-    REMOVED_FIELD_NUMBER: _builtins.int
+    BARE_KIND_FIELD_NUMBER: _builtins.int
     SUBJECT_FIELD_NUMBER: _builtins.int
     ORIGIN_FIELD_NUMBER: _builtins.int
     log_index: _builtins.int
-    removed: _builtins.str
-    """The kind of a leaf that has nothing more to say: its fact was removed by retention."""
+    bare_kind: _builtins.str
+    """The kind of a leaf without a fact: retention has removed it, or leaves of this kind have none here."""
     subject: _builtins.str
     """Of the leaf."""
     origin: _builtins.str
@@ -299,15 +299,15 @@ class ExportEvidenceResponse(_message.Message):
         log_index: _builtins.int = ...,
         audit_entry: Global___AuditEntry | None = ...,
         receipt: Global___ExportedReceipt | None = ...,
-        removed: _builtins.str = ...,
+        bare_kind: _builtins.str = ...,
         subject: _builtins.str = ...,
         origin: _builtins.str = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["audit_entry", b"audit_entry", "evidence", b"evidence", "receipt", b"receipt", "removed", b"removed"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["audit_entry", b"audit_entry", "bare_kind", b"bare_kind", "evidence", b"evidence", "receipt", b"receipt"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["audit_entry", b"audit_entry", "evidence", b"evidence", "log_index", b"log_index", "origin", b"origin", "receipt", b"receipt", "removed", b"removed", "subject", b"subject"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["audit_entry", b"audit_entry", "bare_kind", b"bare_kind", "evidence", b"evidence", "log_index", b"log_index", "origin", b"origin", "receipt", b"receipt", "subject", b"subject"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
-    _WhichOneofReturnType_evidence: _TypeAlias = _typing.Literal["audit_entry", "receipt", "removed"]  # noqa: Y015
+    _WhichOneofReturnType_evidence: _TypeAlias = _typing.Literal["audit_entry", "receipt", "bare_kind"]  # noqa: Y015
     _WhichOneofArgType_evidence: _TypeAlias = _typing.Literal["evidence", b"evidence"]  # noqa: Y015
     def WhichOneof(self, oneof_group: _WhichOneofArgType_evidence) -> _WhichOneofReturnType_evidence | None: ...
 
