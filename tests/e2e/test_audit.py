@@ -1,6 +1,8 @@
 """Evidence for people, from the outside: found by who and when, checked, exported, and erased with proof kept."""
 
+import asyncio
 import json
+import sys
 from datetime import timedelta
 from pathlib import Path
 from typing import Any
@@ -40,6 +42,7 @@ async def test_evidence_is_found_checked_exported_and_erased(tmp_path: Path) -> 
         assert await entries(stack, "--outcome", "refused", "--from", "2020-01-01") == []
         assert await entries(stack, "--before", "2020-01-01") == []
         await exports_and_checks(stack, tmp_path)
+        await watches_over_a_restart(stack, after=ran[0]["auditEntryId"])
         await erases(stack, first, second)
         await by_owner(stack, "UPDATE audit_entries SET actor = 'eve' WHERE action = 'agent.created'")
         found = await stack.cli("audit", "check", "--json", expect=1)
@@ -79,3 +82,29 @@ async def erases(stack: TestStack, gone: str, kept: str) -> None:
     [tombstone] = await entries(stack, "--action", "execution.erased")
     assert tombstone["subject"] == gone
     assert (await stack.cli("audit", "check")).code == 0
+
+
+async def watches_over_a_restart(stack: TestStack, *, after: str) -> None:
+    before = await entries(stack, "--action", "execution.*", "--oldest-first")
+    watching = await asyncio.create_subprocess_exec(
+        *(sys.executable, "-m", "cli.main", "audit", "watch", "--json", "--action", "execution.*"),
+        *("--after", after, "--data-dir", str(stack.paths.data_dir)),
+        *("--target", f"localhost:{stack.ports.grpc}"),
+        stdout=asyncio.subprocess.PIPE,
+    )
+    assert watching.stdout is not None
+    try:
+        async with asyncio.timeout(SOON.total_seconds()):
+            seen = [json.loads(await watching.stdout.readline()) for _ in before[1:]]
+        await stack.kill_control_plane()
+        await stack.start_control_plane()
+        await eventually(stack.list_nodes, bool, "the nodes", within=SOON)
+        newest, _ = await stack.execute("proved", b"exit 0")
+        async with asyncio.timeout(SOON.total_seconds()):
+            seen += [json.loads(await watching.stdout.readline()) for _ in range(2)]
+    finally:
+        watching.kill()
+        await watching.wait()
+    assert [one["subject"] for one in seen[-2:]] == [newest.execution_id] * 2
+    ids = [one["auditEntryId"] for one in seen]
+    assert sorted(ids[:-2]) == sorted(one["auditEntryId"] for one in before[1:])
