@@ -67,6 +67,7 @@ from control_plane.wiring.log import build_log
 from control_plane.wiring.nodes import build_dispatch, build_node_service, build_node_servicer
 from control_plane.wiring.policy import build_gate, build_policy, open_policies
 from control_plane.wiring.stores import Stores
+from control_plane.witnesses.http_client import HttpWitnessClient
 from shared.gathering import Gathering
 
 
@@ -84,7 +85,7 @@ class Services:
     templates: CachedTemplates
     register: Callable[[grpc.aio.Server], None]
     loops: tuple[Callable[[], Coroutine[Any, Any, NoReturn]], ...]
-    stores: tuple[PostgresExecutionStore | PostgresLeaseStore | PostgresKvStore, ...]
+    stores: tuple[PostgresExecutionStore | PostgresLeaseStore | PostgresKvStore | HttpWitnessClient, ...]
     """They keep connections of their own."""
 
 
@@ -124,8 +125,12 @@ async def build(base: Base, signer: OrderSigner) -> Services:
     halter = Halter(executions=stores.executions, placer=dispatch.placer, completions=completions)
     bodies = BodyService(store=stores.executions, clock=base.clock, random=base.random)
     access = build_access(base)
+<<<<<<< HEAD
     log = build_log(base, signer)
     completeness = build_completeness(base)
+=======
+    log_parts = build_log(base, signer)
+>>>>>>> main
     servicers = _Servicers(
         executions=ExecutionServicer(
             executions,
@@ -137,7 +142,15 @@ async def build(base: Base, signer: OrderSigner) -> Services:
         nodes=build_node_servicer(base, stores, dispatch, catalog, node_gate),
         fleet=FleetServicer(nodes=build_node_service(base, stores, dispatch, node_gate)),
         stops=build_stops(base, stores, halter),
+<<<<<<< HEAD
         audit=build_audit(base, log, gate, completeness),
+=======
+        audit=AuditServicer(
+            AuditService(base.audit, subscribe=partial(base.subscriptions.subscribed, Channel.AUDIT)),
+            log_parts.log,
+            AuditPolicyGate(gate),
+        ),
+>>>>>>> main
         access=access.servicer,
         keys=build_keys(base, signer, dispatch),
         policy=policies.servicer,
@@ -164,11 +177,16 @@ async def build(base: Base, signer: OrderSigner) -> Services:
             base.refusals.run,
             access.run,
             signer.run,
+<<<<<<< HEAD
             log.run,
             completeness.run,
+=======
+            log_parts.log.run,
+            log_parts.witnesses.run,
+>>>>>>> main
             policies.active.run,
         ),
-        stores=(stores.executions, stores.leases, stores.kv),
+        stores=(stores.executions, stores.leases, stores.kv, log_parts.client),
     )
 
 
