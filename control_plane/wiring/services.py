@@ -125,12 +125,8 @@ async def build(base: Base, signer: OrderSigner) -> Services:
     halter = Halter(executions=stores.executions, placer=dispatch.placer, completions=completions)
     bodies = BodyService(store=stores.executions, clock=base.clock, random=base.random)
     access = build_access(base)
-<<<<<<< HEAD
-    log = build_log(base, signer)
-    completeness = build_completeness(base)
-=======
     log_parts = build_log(base, signer)
->>>>>>> main
+    completeness = build_completeness(base)
     servicers = _Servicers(
         executions=ExecutionServicer(
             executions,
@@ -142,15 +138,7 @@ async def build(base: Base, signer: OrderSigner) -> Services:
         nodes=build_node_servicer(base, stores, dispatch, catalog, node_gate),
         fleet=FleetServicer(nodes=build_node_service(base, stores, dispatch, node_gate)),
         stops=build_stops(base, stores, halter),
-<<<<<<< HEAD
-        audit=build_audit(base, log, gate, completeness),
-=======
-        audit=AuditServicer(
-            AuditService(base.audit, subscribe=partial(base.subscriptions.subscribed, Channel.AUDIT)),
-            log_parts.log,
-            AuditPolicyGate(gate),
-        ),
->>>>>>> main
+        audit=build_audit(base, log_parts.log, gate, completeness),
         access=access.servicer,
         keys=build_keys(base, signer, dispatch),
         policy=policies.servicer,
@@ -177,13 +165,9 @@ async def build(base: Base, signer: OrderSigner) -> Services:
             base.refusals.run,
             access.run,
             signer.run,
-<<<<<<< HEAD
-            log.run,
-            completeness.run,
-=======
             log_parts.log.run,
             log_parts.witnesses.run,
->>>>>>> main
+            completeness.run,
             policies.active.run,
         ),
         stores=(stores.executions, stores.leases, stores.kv, log_parts.client),
