@@ -13,11 +13,12 @@ from control_plane.log.service import LogService
 from control_plane.log.store import PostgresLogStore
 from control_plane.policy.gate import AuditPolicyGate, PolicyGate
 from control_plane.wiring.base import Base
+from control_plane.wiring.stores import Stores
 from shared.checkpoints import log_origin
 
 
 def build_audit(
-    base: Base, log: LogService, gate: PolicyGate, completeness: CompletenessService
+    base: Base, stores: Stores, log: LogService, gate: PolicyGate, completeness: CompletenessService
 ) -> AuditServicer:
     erasure = ErasureService(
         database=base.database,
@@ -27,7 +28,11 @@ def build_audit(
         random=base.random,
     )
     return AuditServicer(
-        AuditService(base.audit, subscribe=partial(base.subscriptions.subscribed, Channel.AUDIT)),
+        AuditService(
+            base.audit,
+            decisions=stores.decision_reader,
+            subscribe=partial(base.subscriptions.subscribed, Channel.AUDIT),
+        ),
         log,
         AuditPolicyGate(gate),
         completeness=completeness,

@@ -263,7 +263,7 @@ async def test_checks_and_exports_at_the_same_time_have_a_bound(world):
     for one in running:
         await one.aclose()
     await anext(service.check(from_log_index=0))
-    reader = AuditService(world.audit, subscribe=lambda _: None)  # type: ignore[arg-type,return-value]
+    reader = AuditService(world.audit, decisions=None, subscribe=lambda _: None)  # type: ignore[arg-type,return-value]
     exports = [reader.export(TENANT, after=None) for _ in range(MAX_EXPORTS)]
     for one in exports:
         await anext(one)
@@ -310,7 +310,7 @@ async def test_after_retention_proofs_hold_and_nothing_is_missing(world, owner_u
 
 async def test_an_export_has_every_leaf_once_and_goes_on_behind_any(world):
     ids, results = await logged(world, entries=450)
-    service = AuditService(world.audit, subscribe=lambda _: None)  # type: ignore[arg-type,return-value]
+    service = AuditService(world.audit, decisions=None, subscribe=lambda _: None)  # type: ignore[arg-type,return-value]
     whole = [one async for one in service.export(TENANT, after=None)]
     assert [one.log_index for one in whole] == list(range(465))
     assert {one.subject for one in whole} >= {*ids, *(result.receipt_id for result in results)}
@@ -329,7 +329,7 @@ async def test_an_export_has_every_leaf_once_and_goes_on_behind_any(world):
 
 async def test_an_export_beside_writers_misses_nothing(world):
     log = log_of(world)
-    service = AuditService(world.audit, subscribe=lambda _: None)  # type: ignore[arg-type,return-value]
+    service = AuditService(world.audit, decisions=None, subscribe=lambda _: None)  # type: ignore[arg-type,return-value]
     recorded = []
 
     async def write():

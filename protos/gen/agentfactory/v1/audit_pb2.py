@@ -23,11 +23,12 @@ _sym_db = _symbol_database.Default()
 
 
 from agentfactory.v1 import common_pb2 as agentfactory_dot_v1_dot_common__pb2
+from agentfactory.v1 import policy_pb2 as agentfactory_dot_v1_dot_policy__pb2
 from buf.validate import validate_pb2 as buf_dot_validate_dot_validate__pb2
 from google.protobuf import timestamp_pb2 as google_dot_protobuf_dot_timestamp__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x1b\x61gentfactory/v1/audit.proto\x12\x0f\x61gentfactory.v1\x1a\x1c\x61gentfactory/v1/common.proto\x1a\x1b\x62uf/validate/validate.proto\x1a\x1fgoogle/protobuf/timestamp.proto\"\xa6\x01\n\nAuditEntry\x12\x16\n\x0e\x61udit_entry_id\x18\x01 \x01(\t\x12/\n\x0brecorded_at\x18\x02 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\r\n\x05\x61\x63tor\x18\x03 \x01(\t\x12\x0e\n\x06\x61\x63tion\x18\x04 \x01(\t\x12\x0f\n\x07subject\x18\x05 \x01(\t\x12\x0e\n\x06result\x18\x06 \x01(\t\x12\x0f\n\x07\x64\x65tails\x18\x07 \x01(\t\"\xc9\x02\n\x17ListAuditEntriesRequest\x12*\n\x04page\x18\x01 \x01(\x0b\x32\x1c.agentfactory.v1.PageRequest\x12\x17\n\x06\x61\x63tion\x18\x02 \x01(\tB\x07\xbaH\x04r\x02\x18@\x12\x19\n\x07subject\x18\x03 \x01(\tB\x08\xbaH\x05r\x03\x18\x80\x01\x12\x17\n\x05\x61\x63tor\x18\x04 \x01(\tB\x08\xbaH\x05r\x03\x18\x80\x04\x12\x17\n\x06result\x18\x05 \x01(\tB\x07\xbaH\x04r\x02\x18@\x12\x31\n\rrecorded_from\x18\x06 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\x33\n\x0frecorded_before\x18\x07 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\x34\n\x05order\x18\x08 \x01(\x0e\x32\x1b.agentfactory.v1.EntryOrderB\x08\xbaH\x05\x82\x01\x02\x10\x01\"g\n\x18ListAuditEntriesResponse\x12\x32\n\raudit_entries\x18\x01 \x03(\x0b\x32\x1b.agentfactory.v1.AuditEntry\x12\x17\n\x0fnext_page_token\x18\x02 \x01(\t\"\x98\x01\n\x18WatchAuditEntriesRequest\x12\x16\n\x05\x61\x66ter\x18\x01 \x01(\tB\x07\xbaH\x04r\x02\x18@\x12\x17\n\x06\x61\x63tion\x18\x02 \x01(\tB\x07\xbaH\x04r\x02\x18@\x12\x19\n\x07subject\x18\x03 \x01(\tB\x08\xbaH\x05r\x03\x18\x80\x01\x12\x17\n\x05\x61\x63tor\x18\x04 \x01(\tB\x08\xbaH\x05r\x03\x18\x80\x04\x12\x17\n\x06result\x18\x05 \x01(\tB\x07\xbaH\x04r\x02\x18@\"M\n\x19WatchAuditEntriesResponse\x12\x30\n\x0b\x61udit_entry\x18\x01 \x01(\x0b\x32\x1b.agentfactory.v1.AuditEntry\"Z\n\x15\x45xportEvidenceRequest\x12-\n\x0f\x61\x66ter_log_index\x18\x01 \x01(\x04\x42\x0f\xbaH\x0c\x32\n\x18\xfe\xff\xff\xff\xff\xff\xff\xff\x7fH\x00\x88\x01\x01\x42\x12\n\x10_after_log_index\"\xb3\x01\n\x0f\x45xportedReceipt\x12\x12\n\nreceipt_id\x18\x01 \x01(\t\x12\x14\n\x0c\x65xecution_id\x18\x02 \x01(\t\x12\x0f\n\x07node_id\x18\x03 \x01(\t\x12\x10\n\x08sequence\x18\x04 \x01(\x04\x12/\n\x0breceived_at\x18\x05 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\x10\n\x08\x61\x63\x63\x65pted\x18\x06 \x01(\x08\x12\x10\n\x08\x65nvelope\x18\x07 \x01(\x0c\"\xd6\x01\n\x16\x45xportEvidenceResponse\x12\x11\n\tlog_index\x18\x01 \x01(\x04\x12\x32\n\x0b\x61udit_entry\x18\x02 \x01(\x0b\x32\x1b.agentfactory.v1.AuditEntryH\x00\x12\x33\n\x07receipt\x18\x03 \x01(\x0b\x32 .agentfactory.v1.ExportedReceiptH\x00\x12\x13\n\tbare_kind\x18\x04 \x01(\tH\x00\x12\x0f\n\x07subject\x18\x05 \x01(\t\x12\x0e\n\x06origin\x18\x06 \x01(\tB\n\n\x08\x65vidence\"W\n\x14\x43heckEvidenceRequest\x12,\n\x0e\x66rom_log_index\x18\x01 \x01(\x04\x42\x0f\xbaH\x0c\x32\n\x18\xfe\xff\xff\xff\xff\xff\xff\xff\x7fH\x00\x88\x01\x01\x42\x11\n\x0f_from_log_index\"B\n\x0f\x45videnceFinding\x12\r\n\x05\x63heck\x18\x01 \x01(\t\x12\x0f\n\x07subject\x18\x02 \x01(\t\x12\x0f\n\x07message\x18\x03 \x01(\t\"=\n\x10\x45videnceProgress\x12\x16\n\x0enext_log_index\x18\x01 \x01(\x04\x12\x11\n\ttree_size\x18\x02 \x01(\x04\"\x9c\x01\n\x0f\x45videnceSummary\x12\x11\n\ttree_size\x18\x01 \x01(\x04\x12\x0e\n\x06leaves\x18\x02 \x01(\x04\x12\r\n\x05\x66\x61\x63ts\x18\x03 \x01(\x04\x12\x0f\n\x07removed\x18\x04 \x01(\x04\x12\x13\n\x0b\x63heckpoints\x18\x05 \x01(\x04\x12\r\n\x05nodes\x18\x06 \x01(\x04\x12\x10\n\x08receipts\x18\x07 \x01(\x04\x12\x10\n\x08\x66indings\x18\x08 \x01(\x04\"\xc1\x01\n\x15\x43heckEvidenceResponse\x12\x33\n\x07\x66inding\x18\x01 \x01(\x0b\x32 .agentfactory.v1.EvidenceFindingH\x00\x12\x35\n\x08progress\x18\x02 \x01(\x0b\x32!.agentfactory.v1.EvidenceProgressH\x00\x12\x33\n\x07summary\x18\x03 \x01(\x0b\x32 .agentfactory.v1.EvidenceSummaryH\x00\x42\x07\n\x05\x65vent\"m\n\x16\x45raseExecutionsRequest\x12\x1d\n\x0c\x65xecution_id\x18\x01 \x01(\tB\x07\xbaH\x04r\x02\x18@\x12\x18\n\x06\x63\x61ller\x18\x02 \x01(\tB\x08\xbaH\x05r\x03\x18\x80\x04\x12\x1a\n\x06reason\x18\x03 \x01(\tB\n\xbaH\x07r\x05\x10\x01\x18\x80\x04\"7\n\x17\x45raseExecutionsResponse\x12\x0e\n\x06\x65rased\x18\x01 \x01(\r\x12\x0c\n\x04more\x18\x02 \x01(\x08\"O\n\x11GetReceiptRequest\x12\x1b\n\nreceipt_id\x18\x01 \x01(\tB\x07\xbaH\x04r\x02\x18@\x12\x1d\n\x0c\x65xecution_id\x18\x02 \x01(\tB\x07\xbaH\x04r\x02\x18@\"Q\n\x0bSignedOrder\x12\r\n\x05order\x18\x01 \x01(\x0c\x12\r\n\x05index\x18\x02 \x01(\r\x12\x0c\n\x04path\x18\x03 \x03(\x0c\x12\x16\n\x0e\x62\x61tch_envelope\x18\x04 \x01(\x0c\"\xa1\x02\n\x12GetReceiptResponse\x12\x12\n\nreceipt_id\x18\x01 \x01(\t\x12\x10\n\x08\x65nvelope\x18\x02 \x01(\x0c\x12+\n\x05order\x18\x03 \x01(\x0b\x32\x1c.agentfactory.v1.SignedOrder\x12\x1a\n\x12receipt_public_key\x18\x04 \x01(\x0c\x12\x0e\n\x06keyset\x18\x05 \x01(\x0c\x12\x19\n\x11template_envelope\x18\x06 \x01(\x0c\x12\x16\n\x0e\x61\x66ter_eviction\x18\x07 \x01(\x08\x12*\n\x03log\x18\x14 \x01(\x0b\x32\x1d.agentfactory.v1.LogInclusion\x12-\n\terased_at\x18( \x01(\x0b\x32\x1a.google.protobuf.Timestamp\"p\n\x0cLogInclusion\x12\x11\n\tlog_index\x18\x01 \x01(\x04\x12\x0c\n\x04kind\x18\x02 \x01(\t\x12\x0f\n\x07subject\x18\x03 \x01(\t\x12\x0c\n\x04salt\x18\x04 \x01(\x0c\x12\x0c\n\x04path\x18\x05 \x03(\x0c\x12\x12\n\ncheckpoint\x18\x06 \x01(\x0c\"\x16\n\x14GetCheckpointRequest\"R\n\x15GetCheckpointResponse\x12\x12\n\ncheckpoint\x18\x01 \x01(\x0c\x12\x11\n\twitnessed\x18\x02 \x01(\x0c\x12\x12\n\nstopped_by\x18\x03 \x01(\t\"e\n\x11GetLogTileRequest\x12\x16\n\x05level\x18\x01 \x01(\rB\x07\xbaH\x04*\x02\x10\x08\x12\x1d\n\x05index\x18\x02 \x01(\x04\x42\x0e\xbaH\x0b\x32\t\x18\xff\xff\xff\xff\xff\xff\xff?\x12\x19\n\x05width\x18\x03 \x01(\rB\n\xbaH\x07*\x05\x18\x80\x02(\x01\"$\n\x12GetLogTileResponse\x12\x0e\n\x06hashes\x18\x01 \x01(\x0c\"6\n\x18GetInclusionProofRequest\x12\x1a\n\x07subject\x18\x01 \x01(\tB\t\xbaH\x06r\x04\x10\x01\x18@\"M\n\x19GetInclusionProofResponse\x12\x30\n\tinclusion\x18\x01 \x01(\x0b\x32\x1d.agentfactory.v1.LogInclusion\"N\n\x1aGetConsistencyProofRequest\x12\x1b\n\nfirst_size\x18\x01 \x01(\x04\x42\x07\xbaH\x04\x32\x02(\x01\x12\x13\n\x0bsecond_size\x18\x02 \x01(\x04\"?\n\x1bGetConsistencyProofResponse\x12\x0c\n\x04path\x18\x01 \x03(\x0c\x12\x12\n\ncheckpoint\x18\x02 \x01(\x0c*e\n\nEntryOrder\x12\x1b\n\x17\x45NTRY_ORDER_UNSPECIFIED\x10\x00\x12\x1c\n\x18\x45NTRY_ORDER_NEWEST_FIRST\x10\x01\x12\x1c\n\x18\x45NTRY_ORDER_OLDEST_FIRST\x10\x02\x32\xfe\x07\n\x0c\x41uditService\x12g\n\x10ListAuditEntries\x12(.agentfactory.v1.ListAuditEntriesRequest\x1a).agentfactory.v1.ListAuditEntriesResponse\x12l\n\x11WatchAuditEntries\x12).agentfactory.v1.WatchAuditEntriesRequest\x1a*.agentfactory.v1.WatchAuditEntriesResponse0\x01\x12\x63\n\x0e\x45xportEvidence\x12&.agentfactory.v1.ExportEvidenceRequest\x1a\'.agentfactory.v1.ExportEvidenceResponse0\x01\x12`\n\rCheckEvidence\x12%.agentfactory.v1.CheckEvidenceRequest\x1a&.agentfactory.v1.CheckEvidenceResponse0\x01\x12\x64\n\x0f\x45raseExecutions\x12\'.agentfactory.v1.EraseExecutionsRequest\x1a(.agentfactory.v1.EraseExecutionsResponse\x12U\n\nGetReceipt\x12\".agentfactory.v1.GetReceiptRequest\x1a#.agentfactory.v1.GetReceiptResponse\x12^\n\rGetCheckpoint\x12%.agentfactory.v1.GetCheckpointRequest\x1a&.agentfactory.v1.GetCheckpointResponse\x12j\n\x11GetInclusionProof\x12).agentfactory.v1.GetInclusionProofRequest\x1a*.agentfactory.v1.GetInclusionProofResponse\x12p\n\x13GetConsistencyProof\x12+.agentfactory.v1.GetConsistencyProofRequest\x1a,.agentfactory.v1.GetConsistencyProofResponse\x12U\n\nGetLogTile\x12\".agentfactory.v1.GetLogTileRequest\x1a#.agentfactory.v1.GetLogTileResponseb\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x1b\x61gentfactory/v1/audit.proto\x12\x0f\x61gentfactory.v1\x1a\x1c\x61gentfactory/v1/common.proto\x1a\x1c\x61gentfactory/v1/policy.proto\x1a\x1b\x62uf/validate/validate.proto\x1a\x1fgoogle/protobuf/timestamp.proto\"\xa6\x01\n\nAuditEntry\x12\x16\n\x0e\x61udit_entry_id\x18\x01 \x01(\t\x12/\n\x0brecorded_at\x18\x02 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\r\n\x05\x61\x63tor\x18\x03 \x01(\t\x12\x0e\n\x06\x61\x63tion\x18\x04 \x01(\t\x12\x0f\n\x07subject\x18\x05 \x01(\t\x12\x0e\n\x06result\x18\x06 \x01(\t\x12\x0f\n\x07\x64\x65tails\x18\x07 \x01(\t\"\xc9\x02\n\x17ListAuditEntriesRequest\x12*\n\x04page\x18\x01 \x01(\x0b\x32\x1c.agentfactory.v1.PageRequest\x12\x17\n\x06\x61\x63tion\x18\x02 \x01(\tB\x07\xbaH\x04r\x02\x18@\x12\x19\n\x07subject\x18\x03 \x01(\tB\x08\xbaH\x05r\x03\x18\x80\x01\x12\x17\n\x05\x61\x63tor\x18\x04 \x01(\tB\x08\xbaH\x05r\x03\x18\x80\x04\x12\x17\n\x06result\x18\x05 \x01(\tB\x07\xbaH\x04r\x02\x18@\x12\x31\n\rrecorded_from\x18\x06 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\x33\n\x0frecorded_before\x18\x07 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\x34\n\x05order\x18\x08 \x01(\x0e\x32\x1b.agentfactory.v1.EntryOrderB\x08\xbaH\x05\x82\x01\x02\x10\x01\"g\n\x18ListAuditEntriesResponse\x12\x32\n\raudit_entries\x18\x01 \x03(\x0b\x32\x1b.agentfactory.v1.AuditEntry\x12\x17\n\x0fnext_page_token\x18\x02 \x01(\t\"\x98\x01\n\x18WatchAuditEntriesRequest\x12\x16\n\x05\x61\x66ter\x18\x01 \x01(\tB\x07\xbaH\x04r\x02\x18@\x12\x17\n\x06\x61\x63tion\x18\x02 \x01(\tB\x07\xbaH\x04r\x02\x18@\x12\x19\n\x07subject\x18\x03 \x01(\tB\x08\xbaH\x05r\x03\x18\x80\x01\x12\x17\n\x05\x61\x63tor\x18\x04 \x01(\tB\x08\xbaH\x05r\x03\x18\x80\x04\x12\x17\n\x06result\x18\x05 \x01(\tB\x07\xbaH\x04r\x02\x18@\"M\n\x19WatchAuditEntriesResponse\x12\x30\n\x0b\x61udit_entry\x18\x01 \x01(\x0b\x32\x1b.agentfactory.v1.AuditEntry\"Z\n\x15\x45xportEvidenceRequest\x12-\n\x0f\x61\x66ter_log_index\x18\x01 \x01(\x04\x42\x0f\xbaH\x0c\x32\n\x18\xfe\xff\xff\xff\xff\xff\xff\xff\x7fH\x00\x88\x01\x01\x42\x12\n\x10_after_log_index\"\xb3\x01\n\x0f\x45xportedReceipt\x12\x12\n\nreceipt_id\x18\x01 \x01(\t\x12\x14\n\x0c\x65xecution_id\x18\x02 \x01(\t\x12\x0f\n\x07node_id\x18\x03 \x01(\t\x12\x10\n\x08sequence\x18\x04 \x01(\x04\x12/\n\x0breceived_at\x18\x05 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\x10\n\x08\x61\x63\x63\x65pted\x18\x06 \x01(\x08\x12\x10\n\x08\x65nvelope\x18\x07 \x01(\x0c\"\xd6\x01\n\x16\x45xportEvidenceResponse\x12\x11\n\tlog_index\x18\x01 \x01(\x04\x12\x32\n\x0b\x61udit_entry\x18\x02 \x01(\x0b\x32\x1b.agentfactory.v1.AuditEntryH\x00\x12\x33\n\x07receipt\x18\x03 \x01(\x0b\x32 .agentfactory.v1.ExportedReceiptH\x00\x12\x13\n\tbare_kind\x18\x04 \x01(\tH\x00\x12\x0f\n\x07subject\x18\x05 \x01(\t\x12\x0e\n\x06origin\x18\x06 \x01(\tB\n\n\x08\x65vidence\"W\n\x14\x43heckEvidenceRequest\x12,\n\x0e\x66rom_log_index\x18\x01 \x01(\x04\x42\x0f\xbaH\x0c\x32\n\x18\xfe\xff\xff\xff\xff\xff\xff\xff\x7fH\x00\x88\x01\x01\x42\x11\n\x0f_from_log_index\"B\n\x0f\x45videnceFinding\x12\r\n\x05\x63heck\x18\x01 \x01(\t\x12\x0f\n\x07subject\x18\x02 \x01(\t\x12\x0f\n\x07message\x18\x03 \x01(\t\"=\n\x10\x45videnceProgress\x12\x16\n\x0enext_log_index\x18\x01 \x01(\x04\x12\x11\n\ttree_size\x18\x02 \x01(\x04\"\x9c\x01\n\x0f\x45videnceSummary\x12\x11\n\ttree_size\x18\x01 \x01(\x04\x12\x0e\n\x06leaves\x18\x02 \x01(\x04\x12\r\n\x05\x66\x61\x63ts\x18\x03 \x01(\x04\x12\x0f\n\x07removed\x18\x04 \x01(\x04\x12\x13\n\x0b\x63heckpoints\x18\x05 \x01(\x04\x12\r\n\x05nodes\x18\x06 \x01(\x04\x12\x10\n\x08receipts\x18\x07 \x01(\x04\x12\x10\n\x08\x66indings\x18\x08 \x01(\x04\"\xc1\x01\n\x15\x43heckEvidenceResponse\x12\x33\n\x07\x66inding\x18\x01 \x01(\x0b\x32 .agentfactory.v1.EvidenceFindingH\x00\x12\x35\n\x08progress\x18\x02 \x01(\x0b\x32!.agentfactory.v1.EvidenceProgressH\x00\x12\x33\n\x07summary\x18\x03 \x01(\x0b\x32 .agentfactory.v1.EvidenceSummaryH\x00\x42\x07\n\x05\x65vent\"m\n\x16\x45raseExecutionsRequest\x12\x1d\n\x0c\x65xecution_id\x18\x01 \x01(\tB\x07\xbaH\x04r\x02\x18@\x12\x18\n\x06\x63\x61ller\x18\x02 \x01(\tB\x08\xbaH\x05r\x03\x18\x80\x04\x12\x1a\n\x06reason\x18\x03 \x01(\tB\n\xbaH\x07r\x05\x10\x01\x18\x80\x04\"7\n\x17\x45raseExecutionsResponse\x12\x0e\n\x06\x65rased\x18\x01 \x01(\r\x12\x0c\n\x04more\x18\x02 \x01(\x08\"O\n\x11GetReceiptRequest\x12\x1b\n\nreceipt_id\x18\x01 \x01(\tB\x07\xbaH\x04r\x02\x18@\x12\x1d\n\x0c\x65xecution_id\x18\x02 \x01(\tB\x07\xbaH\x04r\x02\x18@\"Q\n\x0bSignedOrder\x12\r\n\x05order\x18\x01 \x01(\x0c\x12\r\n\x05index\x18\x02 \x01(\r\x12\x0c\n\x04path\x18\x03 \x03(\x0c\x12\x16\n\x0e\x62\x61tch_envelope\x18\x04 \x01(\x0c\"\xce\x03\n\x12GetReceiptResponse\x12\x12\n\nreceipt_id\x18\x01 \x01(\t\x12\x10\n\x08\x65nvelope\x18\x02 \x01(\x0c\x12+\n\x05order\x18\x03 \x01(\x0b\x32\x1c.agentfactory.v1.SignedOrder\x12\x1a\n\x12receipt_public_key\x18\x04 \x01(\x0c\x12\x0e\n\x06keyset\x18\x05 \x01(\x0c\x12\x19\n\x11template_envelope\x18\x06 \x01(\x0c\x12\x16\n\x0e\x61\x66ter_eviction\x18\x07 \x01(\x08\x12+\n\x08\x64\x65\x63ision\x18\x08 \x01(\x0b\x32\x19.agentfactory.v1.Decision\x12\x1a\n\x12\x61ncestor_envelopes\x18\t \x03(\x0c\x12\x30\n\nsubmission\x18\n \x01(\x0b\x32\x1c.agentfactory.v1.LoggedEntry\x12\x30\n\nenrollment\x18\x0b \x01(\x0b\x32\x1c.agentfactory.v1.LoggedEntry\x12*\n\x03log\x18\x14 \x01(\x0b\x32\x1d.agentfactory.v1.LogInclusion\x12-\n\terased_at\x18( \x01(\x0b\x32\x1a.google.protobuf.Timestamp\"~\n\x0bLoggedEntry\x12\x30\n\x0b\x61udit_entry\x18\x01 \x01(\x0b\x32\x1b.agentfactory.v1.AuditEntry\x12\x11\n\ttenant_id\x18\x02 \x01(\t\x12*\n\x03log\x18\x03 \x01(\x0b\x32\x1d.agentfactory.v1.LogInclusion\"p\n\x0cLogInclusion\x12\x11\n\tlog_index\x18\x01 \x01(\x04\x12\x0c\n\x04kind\x18\x02 \x01(\t\x12\x0f\n\x07subject\x18\x03 \x01(\t\x12\x0c\n\x04salt\x18\x04 \x01(\x0c\x12\x0c\n\x04path\x18\x05 \x03(\x0c\x12\x12\n\ncheckpoint\x18\x06 \x01(\x0c\"\x16\n\x14GetCheckpointRequest\"R\n\x15GetCheckpointResponse\x12\x12\n\ncheckpoint\x18\x01 \x01(\x0c\x12\x11\n\twitnessed\x18\x02 \x01(\x0c\x12\x12\n\nstopped_by\x18\x03 \x01(\t\"e\n\x11GetLogTileRequest\x12\x16\n\x05level\x18\x01 \x01(\rB\x07\xbaH\x04*\x02\x10\x08\x12\x1d\n\x05index\x18\x02 \x01(\x04\x42\x0e\xbaH\x0b\x32\t\x18\xff\xff\xff\xff\xff\xff\xff?\x12\x19\n\x05width\x18\x03 \x01(\rB\n\xbaH\x07*\x05\x18\x80\x02(\x01\"$\n\x12GetLogTileResponse\x12\x0e\n\x06hashes\x18\x01 \x01(\x0c\"6\n\x18GetInclusionProofRequest\x12\x1a\n\x07subject\x18\x01 \x01(\tB\t\xbaH\x06r\x04\x10\x01\x18@\"M\n\x19GetInclusionProofResponse\x12\x30\n\tinclusion\x18\x01 \x01(\x0b\x32\x1d.agentfactory.v1.LogInclusion\"N\n\x1aGetConsistencyProofRequest\x12\x1b\n\nfirst_size\x18\x01 \x01(\x04\x42\x07\xbaH\x04\x32\x02(\x01\x12\x13\n\x0bsecond_size\x18\x02 \x01(\x04\"?\n\x1bGetConsistencyProofResponse\x12\x0c\n\x04path\x18\x01 \x03(\x0c\x12\x12\n\ncheckpoint\x18\x02 \x01(\x0c*e\n\nEntryOrder\x12\x1b\n\x17\x45NTRY_ORDER_UNSPECIFIED\x10\x00\x12\x1c\n\x18\x45NTRY_ORDER_NEWEST_FIRST\x10\x01\x12\x1c\n\x18\x45NTRY_ORDER_OLDEST_FIRST\x10\x02\x32\xfe\x07\n\x0c\x41uditService\x12g\n\x10ListAuditEntries\x12(.agentfactory.v1.ListAuditEntriesRequest\x1a).agentfactory.v1.ListAuditEntriesResponse\x12l\n\x11WatchAuditEntries\x12).agentfactory.v1.WatchAuditEntriesRequest\x1a*.agentfactory.v1.WatchAuditEntriesResponse0\x01\x12\x63\n\x0e\x45xportEvidence\x12&.agentfactory.v1.ExportEvidenceRequest\x1a\'.agentfactory.v1.ExportEvidenceResponse0\x01\x12`\n\rCheckEvidence\x12%.agentfactory.v1.CheckEvidenceRequest\x1a&.agentfactory.v1.CheckEvidenceResponse0\x01\x12\x64\n\x0f\x45raseExecutions\x12\'.agentfactory.v1.EraseExecutionsRequest\x1a(.agentfactory.v1.EraseExecutionsResponse\x12U\n\nGetReceipt\x12\".agentfactory.v1.GetReceiptRequest\x1a#.agentfactory.v1.GetReceiptResponse\x12^\n\rGetCheckpoint\x12%.agentfactory.v1.GetCheckpointRequest\x1a&.agentfactory.v1.GetCheckpointResponse\x12j\n\x11GetInclusionProof\x12).agentfactory.v1.GetInclusionProofRequest\x1a*.agentfactory.v1.GetInclusionProofResponse\x12p\n\x13GetConsistencyProof\x12+.agentfactory.v1.GetConsistencyProofRequest\x1a,.agentfactory.v1.GetConsistencyProofResponse\x12U\n\nGetLogTile\x12\".agentfactory.v1.GetLogTileRequest\x1a#.agentfactory.v1.GetLogTileResponseb\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
@@ -78,62 +79,64 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_GETINCLUSIONPROOFREQUEST'].fields_by_name['subject']._serialized_options = b'\272H\006r\004\020\001\030@'
   _globals['_GETCONSISTENCYPROOFREQUEST'].fields_by_name['first_size']._loaded_options = None
   _globals['_GETCONSISTENCYPROOFREQUEST'].fields_by_name['first_size']._serialized_options = b'\272H\0042\002(\001'
-  _globals['_ENTRYORDER']._serialized_start=3313
-  _globals['_ENTRYORDER']._serialized_end=3414
-  _globals['_AUDITENTRY']._serialized_start=141
-  _globals['_AUDITENTRY']._serialized_end=307
-  _globals['_LISTAUDITENTRIESREQUEST']._serialized_start=310
-  _globals['_LISTAUDITENTRIESREQUEST']._serialized_end=639
-  _globals['_LISTAUDITENTRIESRESPONSE']._serialized_start=641
-  _globals['_LISTAUDITENTRIESRESPONSE']._serialized_end=744
-  _globals['_WATCHAUDITENTRIESREQUEST']._serialized_start=747
-  _globals['_WATCHAUDITENTRIESREQUEST']._serialized_end=899
-  _globals['_WATCHAUDITENTRIESRESPONSE']._serialized_start=901
-  _globals['_WATCHAUDITENTRIESRESPONSE']._serialized_end=978
-  _globals['_EXPORTEVIDENCEREQUEST']._serialized_start=980
-  _globals['_EXPORTEVIDENCEREQUEST']._serialized_end=1070
-  _globals['_EXPORTEDRECEIPT']._serialized_start=1073
-  _globals['_EXPORTEDRECEIPT']._serialized_end=1252
-  _globals['_EXPORTEVIDENCERESPONSE']._serialized_start=1255
-  _globals['_EXPORTEVIDENCERESPONSE']._serialized_end=1469
-  _globals['_CHECKEVIDENCEREQUEST']._serialized_start=1471
-  _globals['_CHECKEVIDENCEREQUEST']._serialized_end=1558
-  _globals['_EVIDENCEFINDING']._serialized_start=1560
-  _globals['_EVIDENCEFINDING']._serialized_end=1626
-  _globals['_EVIDENCEPROGRESS']._serialized_start=1628
-  _globals['_EVIDENCEPROGRESS']._serialized_end=1689
-  _globals['_EVIDENCESUMMARY']._serialized_start=1692
-  _globals['_EVIDENCESUMMARY']._serialized_end=1848
-  _globals['_CHECKEVIDENCERESPONSE']._serialized_start=1851
-  _globals['_CHECKEVIDENCERESPONSE']._serialized_end=2044
-  _globals['_ERASEEXECUTIONSREQUEST']._serialized_start=2046
-  _globals['_ERASEEXECUTIONSREQUEST']._serialized_end=2155
-  _globals['_ERASEEXECUTIONSRESPONSE']._serialized_start=2157
-  _globals['_ERASEEXECUTIONSRESPONSE']._serialized_end=2212
-  _globals['_GETRECEIPTREQUEST']._serialized_start=2214
-  _globals['_GETRECEIPTREQUEST']._serialized_end=2293
-  _globals['_SIGNEDORDER']._serialized_start=2295
-  _globals['_SIGNEDORDER']._serialized_end=2376
-  _globals['_GETRECEIPTRESPONSE']._serialized_start=2379
-  _globals['_GETRECEIPTRESPONSE']._serialized_end=2668
-  _globals['_LOGINCLUSION']._serialized_start=2670
-  _globals['_LOGINCLUSION']._serialized_end=2782
-  _globals['_GETCHECKPOINTREQUEST']._serialized_start=2784
-  _globals['_GETCHECKPOINTREQUEST']._serialized_end=2806
-  _globals['_GETCHECKPOINTRESPONSE']._serialized_start=2808
-  _globals['_GETCHECKPOINTRESPONSE']._serialized_end=2890
-  _globals['_GETLOGTILEREQUEST']._serialized_start=2892
-  _globals['_GETLOGTILEREQUEST']._serialized_end=2993
-  _globals['_GETLOGTILERESPONSE']._serialized_start=2995
-  _globals['_GETLOGTILERESPONSE']._serialized_end=3031
-  _globals['_GETINCLUSIONPROOFREQUEST']._serialized_start=3033
-  _globals['_GETINCLUSIONPROOFREQUEST']._serialized_end=3087
-  _globals['_GETINCLUSIONPROOFRESPONSE']._serialized_start=3089
-  _globals['_GETINCLUSIONPROOFRESPONSE']._serialized_end=3166
-  _globals['_GETCONSISTENCYPROOFREQUEST']._serialized_start=3168
-  _globals['_GETCONSISTENCYPROOFREQUEST']._serialized_end=3246
-  _globals['_GETCONSISTENCYPROOFRESPONSE']._serialized_start=3248
-  _globals['_GETCONSISTENCYPROOFRESPONSE']._serialized_end=3311
-  _globals['_AUDITSERVICE']._serialized_start=3417
-  _globals['_AUDITSERVICE']._serialized_end=4439
+  _globals['_ENTRYORDER']._serialized_start=3644
+  _globals['_ENTRYORDER']._serialized_end=3745
+  _globals['_AUDITENTRY']._serialized_start=171
+  _globals['_AUDITENTRY']._serialized_end=337
+  _globals['_LISTAUDITENTRIESREQUEST']._serialized_start=340
+  _globals['_LISTAUDITENTRIESREQUEST']._serialized_end=669
+  _globals['_LISTAUDITENTRIESRESPONSE']._serialized_start=671
+  _globals['_LISTAUDITENTRIESRESPONSE']._serialized_end=774
+  _globals['_WATCHAUDITENTRIESREQUEST']._serialized_start=777
+  _globals['_WATCHAUDITENTRIESREQUEST']._serialized_end=929
+  _globals['_WATCHAUDITENTRIESRESPONSE']._serialized_start=931
+  _globals['_WATCHAUDITENTRIESRESPONSE']._serialized_end=1008
+  _globals['_EXPORTEVIDENCEREQUEST']._serialized_start=1010
+  _globals['_EXPORTEVIDENCEREQUEST']._serialized_end=1100
+  _globals['_EXPORTEDRECEIPT']._serialized_start=1103
+  _globals['_EXPORTEDRECEIPT']._serialized_end=1282
+  _globals['_EXPORTEVIDENCERESPONSE']._serialized_start=1285
+  _globals['_EXPORTEVIDENCERESPONSE']._serialized_end=1499
+  _globals['_CHECKEVIDENCEREQUEST']._serialized_start=1501
+  _globals['_CHECKEVIDENCEREQUEST']._serialized_end=1588
+  _globals['_EVIDENCEFINDING']._serialized_start=1590
+  _globals['_EVIDENCEFINDING']._serialized_end=1656
+  _globals['_EVIDENCEPROGRESS']._serialized_start=1658
+  _globals['_EVIDENCEPROGRESS']._serialized_end=1719
+  _globals['_EVIDENCESUMMARY']._serialized_start=1722
+  _globals['_EVIDENCESUMMARY']._serialized_end=1878
+  _globals['_CHECKEVIDENCERESPONSE']._serialized_start=1881
+  _globals['_CHECKEVIDENCERESPONSE']._serialized_end=2074
+  _globals['_ERASEEXECUTIONSREQUEST']._serialized_start=2076
+  _globals['_ERASEEXECUTIONSREQUEST']._serialized_end=2185
+  _globals['_ERASEEXECUTIONSRESPONSE']._serialized_start=2187
+  _globals['_ERASEEXECUTIONSRESPONSE']._serialized_end=2242
+  _globals['_GETRECEIPTREQUEST']._serialized_start=2244
+  _globals['_GETRECEIPTREQUEST']._serialized_end=2323
+  _globals['_SIGNEDORDER']._serialized_start=2325
+  _globals['_SIGNEDORDER']._serialized_end=2406
+  _globals['_GETRECEIPTRESPONSE']._serialized_start=2409
+  _globals['_GETRECEIPTRESPONSE']._serialized_end=2871
+  _globals['_LOGGEDENTRY']._serialized_start=2873
+  _globals['_LOGGEDENTRY']._serialized_end=2999
+  _globals['_LOGINCLUSION']._serialized_start=3001
+  _globals['_LOGINCLUSION']._serialized_end=3113
+  _globals['_GETCHECKPOINTREQUEST']._serialized_start=3115
+  _globals['_GETCHECKPOINTREQUEST']._serialized_end=3137
+  _globals['_GETCHECKPOINTRESPONSE']._serialized_start=3139
+  _globals['_GETCHECKPOINTRESPONSE']._serialized_end=3221
+  _globals['_GETLOGTILEREQUEST']._serialized_start=3223
+  _globals['_GETLOGTILEREQUEST']._serialized_end=3324
+  _globals['_GETLOGTILERESPONSE']._serialized_start=3326
+  _globals['_GETLOGTILERESPONSE']._serialized_end=3362
+  _globals['_GETINCLUSIONPROOFREQUEST']._serialized_start=3364
+  _globals['_GETINCLUSIONPROOFREQUEST']._serialized_end=3418
+  _globals['_GETINCLUSIONPROOFRESPONSE']._serialized_start=3420
+  _globals['_GETINCLUSIONPROOFRESPONSE']._serialized_end=3497
+  _globals['_GETCONSISTENCYPROOFREQUEST']._serialized_start=3499
+  _globals['_GETCONSISTENCYPROOFREQUEST']._serialized_end=3577
+  _globals['_GETCONSISTENCYPROOFRESPONSE']._serialized_start=3579
+  _globals['_GETCONSISTENCYPROOFRESPONSE']._serialized_end=3642
+  _globals['_AUDITSERVICE']._serialized_start=3748
+  _globals['_AUDITSERVICE']._serialized_end=4770
 # @@protoc_insertion_point(module_scope)

@@ -54,7 +54,7 @@ class AuditServiceStub:
     reason. FAILED_PRECONDITION while the execution has not ended. A repeat changes nothing.
     """
     GetReceipt: _grpc.UnaryUnaryMultiCallable[_audit_pb2.GetReceiptRequest, _audit_pb2.GetReceiptResponse]
-    """Returns a receipt with the order it answers and the keys that verify both. Who: every role.
+    """Returns a receipt with the order it answers, what allowed it, and all that verifies them. Who: every role.
     Required: receipt_id, or execution_id (its deciding receipt).
     """
     GetCheckpoint: _grpc.UnaryUnaryMultiCallable[_audit_pb2.GetCheckpointRequest, _audit_pb2.GetCheckpointResponse]
@@ -101,7 +101,7 @@ class AuditServiceAsyncStub(AuditServiceStub):
     reason. FAILED_PRECONDITION while the execution has not ended. A repeat changes nothing.
     """
     GetReceipt: _aio.UnaryUnaryMultiCallable[_audit_pb2.GetReceiptRequest, _audit_pb2.GetReceiptResponse]  # type: ignore[assignment]
-    """Returns a receipt with the order it answers and the keys that verify both. Who: every role.
+    """Returns a receipt with the order it answers, what allowed it, and all that verifies them. Who: every role.
     Required: receipt_id, or execution_id (its deciding receipt).
     """
     GetCheckpoint: _aio.UnaryUnaryMultiCallable[_audit_pb2.GetCheckpointRequest, _audit_pb2.GetCheckpointResponse]  # type: ignore[assignment]
@@ -181,7 +181,7 @@ class AuditServiceServicer(metaclass=_abc_1.ABCMeta):
         request: _audit_pb2.GetReceiptRequest,
         context: _ServicerContext,
     ) -> _typing.Union[_audit_pb2.GetReceiptResponse, _abc.Awaitable[_audit_pb2.GetReceiptResponse]]:
-        """Returns a receipt with the order it answers and the keys that verify both. Who: every role.
+        """Returns a receipt with the order it answers, what allowed it, and all that verifies them. Who: every role.
         Required: receipt_id, or execution_id (its deciding receipt).
         """
 
