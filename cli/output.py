@@ -102,6 +102,13 @@ def message(value: "Message") -> None:
     print(MessageToJson(value, indent=2, ensure_ascii=False))
 
 
+def line(value: "Message") -> None:
+    """Print proto3 JSON of ``value`` as one line: an item of a stream."""
+    from google.protobuf.json_format import MessageToJson
+
+    print(MessageToJson(value, indent=None, ensure_ascii=False), flush=True)
+
+
 def data(value: object) -> None:
     """Print a result that is no message of the contract as JSON."""
     print(json.dumps(value, indent=2, ensure_ascii=False, default=str))

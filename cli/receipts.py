@@ -70,6 +70,8 @@ def get(
             "not verified: nobody is trusted here. Get a trust file by another way, then: agentfactory verify"
         )
         return
+    if answer.HasField("erased_at"):
+        output.note(f"what the execution read and wrote was erased at {output.time(answer.erased_at)}")
     _tell(_verification(data, trusted))
 
 

@@ -81,6 +81,17 @@ class ControlMetrics:
         self._log_size = Gauge(
             "af_log_size", "Leaves of the log when this replica integrated last.", registry=registry
         )
+        self._receipts_missing = Gauge(
+            "af_receipts_missing", "Numbers of nodes' receipts that ought to be there.", registry=registry
+        )
+        self._log_waiting = Gauge(
+            "af_log_waiting_seconds",
+            "How long the oldest recorded fact has waited for its place in the log.",
+            registry=registry,
+        )
+        self._evidence_wrong = Gauge(
+            "af_evidence_findings", "What the checks of the evidence found.", ["check"], registry=registry
+        )
         self._template_quarantines = Counter(
             "af_template_quarantines", "Template versions on which two engines differed.", registry=registry
         )
@@ -153,6 +164,18 @@ class ControlMetrics:
     def log_size(self, tree_size: int) -> None:
         """See `LogObserver.log_size`."""
         self._log_size.set(tree_size)
+
+    def receipts_missing(self, count: int) -> None:
+        """See `EvidenceObserver.receipts_missing`."""
+        self._receipts_missing.set(count)
+
+    def log_waiting(self, seconds: float) -> None:
+        """See `EvidenceObserver.log_waiting`."""
+        self._log_waiting.set(seconds)
+
+    def evidence_wrong(self, check: str, count: int) -> None:
+        """See `EvidenceObserver.evidence_wrong`."""
+        self._evidence_wrong.labels(str(check)).set(count)
 
     def rpc(self, method: str, code: str, seconds: float) -> None:
         """See `RpcObserver.rpc`."""

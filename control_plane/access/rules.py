@@ -100,6 +100,9 @@ RULES: Final[Mapping[str, Rule]] = {
     _FLEET + "EvictNode": _change(_OPERATORS),
     _AUDIT + "ListAuditEntries": _read(_AUDITORS),
     _AUDIT + "WatchAuditEntries": _read(_AUDITORS, STREAM_DEADLINE),
+    _AUDIT + "ExportEvidence": _read(_AUDITORS, WAIT_DEADLINE),
+    _AUDIT + "CheckEvidence": _of_installation(_read(_AUDITORS, WAIT_DEADLINE)),
+    _AUDIT + "EraseExecutions": _change(_ADMINS),
     _AUDIT + "GetReceipt": _read(EVERY_ROLE),
     _ACCESS + "GetCallerIdentity": Rule(
         roles=EVERY_ROLE, deadline=READ_DEADLINE, audit=Audit.DENIALS, identified=True

@@ -6,7 +6,7 @@ from contextlib import AbstractContextManager
 from dataclasses import replace
 from typing import Final
 
-from control_plane.audit.domain import AuditEntry
+from control_plane.audit.domain import AuditEntry, AuditFilter, EntryOrder, Exported
 from control_plane.audit.ports import AuditCursor, AuditStore, Decisions, ReceiptEvidence
 from control_plane.paging import DEFAULT_PAGE_SIZE, MAX_PAGE_SIZE, Page
 from control_plane.policy.bundles import RecordedDecision
@@ -18,6 +18,13 @@ WATCH_BATCH: Final = 200
 POLL_SECONDS: Final = 1.0
 MAX_WATCHERS: Final = 256
 """Of one replica; each asks Postgres once a second at least."""
+
+EXPORT_BATCH: Final = 200
+"""Leaves that an export reads at once."""
+MAX_EXPORTS: Final = 16
+"""Of one replica."""
+
+_ALL: Final = AuditFilter()
 
 Hint = Callable[[Sequence[str]], None]
 Subscribe = Callable[[Hint], AbstractContextManager[None]]
@@ -40,11 +47,18 @@ class AuditService:
         self._subscribe = subscribe
         self._poll_seconds = poll_seconds
         self._watchers = 0
+        self._exports = 0
 
     async def list(
-        self, tenant_id: TenantId, *, action: str, subject: str, page_size: int, page_token: str
+        self,
+        tenant_id: TenantId,
+        wanted: AuditFilter,
+        *,
+        order: EntryOrder = EntryOrder.NEWEST_FIRST,
+        page_size: int,
+        page_token: str,
     ) -> Page[AuditEntry]:
-        """Return a page, newest first; a size of zero means 50.
+        """Return a page of the entries that the filter takes; a size of zero means 50.
 
         Raises:
             InvalidInputError: The page token is not one of ours, or the page is larger than 500.
@@ -53,14 +67,16 @@ class AuditService:
             raise InvalidInputError(f"page_size is {page_size}, at most {MAX_PAGE_SIZE} are possible")
         return await self._store.list(
             tenant_id,
-            action=action,
-            subject=subject,
+            wanted,
+            order=order,
             page_size=page_size or DEFAULT_PAGE_SIZE,
             page_token=page_token,
         )
 
-    async def watch(self, tenant_id: TenantId, *, after: str) -> AsyncGenerator[AuditEntry]:
-        """Yield entries as they are committed, each exactly once, from behind `after` or from now on.
+    async def watch(
+        self, tenant_id: TenantId, *, after: str, wanted: AuditFilter = _ALL
+    ) -> AsyncGenerator[AuditEntry]:
+        """Yield what the filter takes as it is committed, each exactly once, from behind `after` or now on.
 
         Raises:
             InvalidInputError: `after` is no id of an audit entry.
@@ -77,12 +93,31 @@ class AuditService:
                 while True:
                     hinted.clear()
                     entries, cursor = await self._store.after(tenant_id, cursor, limit=WATCH_BATCH)
-                    for entry in entries:
+                    for entry in filter(wanted.takes, entries):
                         yield entry
                     if not entries:
                         await _within(hinted, self._poll_seconds)
         finally:
             self._watchers -= 1
+
+    async def export(self, tenant_id: TenantId, *, after: int | None) -> AsyncGenerator[Exported]:
+        """Yield what every leaf of the tenant behind place `after` is about, once, up to the log's end.
+
+        Raises:
+            ResourceExhaustedError: Too many export already.
+        """
+        if self._exports >= MAX_EXPORTS:
+            raise ResourceExhaustedError(f"{MAX_EXPORTS} exports are running on this replica already")
+        self._exports += 1
+        try:
+            place, reached = None, -1 if after is None else after
+            while place != reached:
+                place = reached
+                found, reached = await self._store.exported(tenant_id, after=place, limit=EXPORT_BATCH)
+                for one in found:
+                    yield one
+        finally:
+            self._exports -= 1
 
     async def get_receipt(
         self, tenant_id: TenantId, *, receipt_id: str, execution_id: str

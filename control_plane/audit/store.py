@@ -1,12 +1,36 @@
 """Audit entries and receipts in Postgres. Adds and reads; nothing here can change or remove."""
 
 from collections.abc import Mapping, Sequence
+from datetime import timedelta
 from typing import Any, Final
 
-from sqlalchemy import ARRAY, ColumnElement, Text, cast, false, func, insert, literal_column, select, tuple_
+from sqlalchemy import (
+    ARRAY,
+    ColumnElement,
+    Text,
+    cast,
+    collate,
+    false,
+    func,
+    insert,
+    literal_column,
+    select,
+    text,
+    tuple_,
+)
 from sqlalchemy.ext.asyncio import AsyncConnection
 
-from control_plane.audit.domain import AuditEntry, NewAuditEntry
+from control_plane.audit.domain import (
+    OK,
+    PREFIX_MARK,
+    REFUSED,
+    AuditEntry,
+    AuditFilter,
+    EntryOrder,
+    Exported,
+    ExportedReceipt,
+    NewAuditEntry,
+)
 from control_plane.audit.ports import AuditCursor, ReceiptEvidence
 from control_plane.database.notifications import Channel
 from control_plane.database.ports import Transaction
@@ -14,6 +38,7 @@ from control_plane.database.tables import (
     audit_entries,
     executions,
     keysets,
+    log_entries,
     nodes,
     order_batches,
     orders,
@@ -23,8 +48,17 @@ from control_plane.database.tables import (
 from control_plane.database.unit_of_work import PostgresDatabase, connection_of
 from control_plane.paging import BAD_TOKEN, Page, decode_token, encode_token
 from shared.errors import InvalidInputError, NotFoundError
-from shared.ids import AUDIT_ENTRY, AuditEntryId, ExecutionId, ReceiptId, TenantId, parse_id
+from shared.ids import AUDIT_ENTRY, AuditEntryId, ExecutionId, ReceiptId, TenantId, least_id, parse_id
+from shared.log_leaf import LeafKind
 from shared.merkle import split_hashes
+
+CLOCKS_AGREE: Final = timedelta(minutes=10)
+"""By which an entry's id, of a replica's clock, and its time, of Postgres', differ at most."""
+
+_BEHIND_ALL: Final = "\U0010ffff"
+"""Behind every character of an action: this one cannot be printed, and is recorded as an escape."""
+
+_PLANNED_FOR_VALUES: Final = text("SET LOCAL plan_cache_mode = force_custom_plan")
 
 _c = audit_entries.c
 _ENTRY: Final = (
@@ -62,18 +96,25 @@ class PostgresAuditStore:
             await self.append(tx, entries)
 
     async def list(
-        self, tenant_id: TenantId, *, action: str, subject: str, page_size: int, page_token: str
+        self,
+        tenant_id: TenantId,
+        wanted: AuditFilter,
+        *,
+        order: EntryOrder,
+        page_size: int,
+        page_token: str,
     ) -> Page[AuditEntry]:
         """See `AuditStore.list`."""
-        query = select(*_ENTRY).where(_c.tenant_id == tenant_id)
-        if action:
-            query = query.where(_c.action == action)
-        if subject:
-            query = query.where(_c.subject == subject)
+        newest_first = order is EntryOrder.NEWEST_FIRST
+        query = select(*_ENTRY).where(_c.tenant_id == tenant_id, *_conditions(wanted))
         if page_token:
-            query = query.where(_c.audit_entry_id < _id_of_token(page_token))
-        query = query.order_by(_c.audit_entry_id.desc()).limit(page_size + 1)
+            last = _id_of_token(page_token)
+            query = query.where(_c.audit_entry_id < last if newest_first else _c.audit_entry_id > last)
+        query = query.order_by(_c.audit_entry_id.desc() if newest_first else _c.audit_entry_id.asc())
+        query = query.limit(page_size + 1)
         async with self._database.reading() as connection:
+            # How many entries a filter takes decides between two indexes, and depends on its values.
+            await connection.execute(_PLANNED_FOR_VALUES)
             rows = (await connection.execute(query)).mappings().all()
         items = tuple(AuditEntry(**row) for row in rows[:page_size])
         more = len(rows) > page_size
@@ -136,6 +177,7 @@ class PostgresAuditStore:
                 func.coalesce(receipts.c.received_at >= nodes.c.evicted_at, false()).label("after_eviction"),
                 func.coalesce(newest_keyset, b"").label("keyset"),
                 func.coalesce(template_versions.c.envelope, b"").label("template_envelope"),
+                executions.c.erased_at,
                 func.coalesce(template_versions.c.ancestors, cast([], ARRAY(Text))).label("ancestors"),
                 executions.c.decision_id,
                 nodes.c.node_id,
@@ -169,6 +211,38 @@ class PostgresAuditStore:
             submission=submission,
             enrollment=enrollment,
         )
+
+    async def exported(
+        self, tenant_id: TenantId, *, after: int, limit: int
+    ) -> tuple[Sequence[Exported], int]:
+        """See `AuditStore.exported`."""
+        e, r = log_entries.c, receipts.c
+        leaves = (
+            select(e.log_index, e.kind, e.subject)
+            .where(e.tenant_id == tenant_id, e.log_index > after)
+            .order_by(e.log_index)
+            .limit(limit)
+        )
+        async with self._database.reading() as connection:
+            found = (await connection.execute(leaves)).all()
+            by_kind = {kind: [row.subject for row in found if row.kind == kind] for kind in LeafKind}
+            entries = select(*_ENTRY).where(
+                _c.tenant_id == tenant_id, _c.audit_entry_id.in_(by_kind[LeafKind.AUDIT_ENTRY])
+            )
+            signed = select(
+                r.receipt_id, r.execution_id, r.node_id, r.sequence, r.received_at, r.accepted, r.envelope
+            ).where(r.tenant_id == tenant_id, r.receipt_id.in_(by_kind[LeafKind.RECEIPT]))
+            facts: dict[str, AuditEntry | ExportedReceipt] = {
+                row["audit_entry_id"]: AuditEntry(**row)
+                for row in (await connection.execute(entries)).mappings()
+            }
+            for row in (await connection.execute(signed)).mappings():
+                facts[row["receipt_id"]] = ExportedReceipt(**row)
+        exported = [
+            Exported(log_index=row.log_index, kind=row.kind, subject=row.subject, fact=facts.get(row.subject))
+            for row in found
+        ]
+        return exported, exported[-1].log_index if exported else after
 
     async def receipt_of(self, tenant_id: TenantId, execution_id: ExecutionId) -> ReceiptId:
         """See `AuditStore.receipt_of`."""
@@ -218,6 +292,34 @@ def _values(entry: NewAuditEntry) -> Mapping[str, Any]:
         "result": entry.result,
         "details": dict(entry.details),
     }
+
+
+def _conditions(wanted: AuditFilter) -> list[ColumnElement[bool]]:
+    """Return what `AuditFilter.takes` says, for Postgres; and a range of ids: few partitions are read."""
+    found: list[ColumnElement[bool]] = []
+    action = collate(_c.action, "C")  # as its index has it
+    if wanted.action.endswith(PREFIX_MARK):
+        first = wanted.action[:-1]
+        found += [action >= first, action < first + _BEHIND_ALL]
+    elif wanted.action:
+        found.append(action == wanted.action)
+    if wanted.subject:
+        found.append(_c.subject == wanted.subject)
+    if wanted.actor:
+        found.append(_c.actor == wanted.actor)
+    if wanted.result == REFUSED:
+        found.append(_c.result != OK)
+    elif wanted.result:
+        found.append(_c.result == wanted.result)
+        if wanted.result != OK:
+            found.append(_c.result != OK)  # so that the index of refusals serves
+    if wanted.recorded_from is not None:
+        found.append(_c.recorded_at >= wanted.recorded_from)
+        found.append(_c.audit_entry_id >= least_id(AUDIT_ENTRY.prefix, wanted.recorded_from - CLOCKS_AGREE))
+    if wanted.recorded_before is not None:
+        found.append(_c.recorded_at < wanted.recorded_before)
+        found.append(_c.audit_entry_id < least_id(AUDIT_ENTRY.prefix, wanted.recorded_before + CLOCKS_AGREE))
+    return found
 
 
 def _id_of_token(token: str) -> AuditEntryId:

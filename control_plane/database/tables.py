@@ -474,6 +474,8 @@ executions = Table(
     _at("created_at", now=True),
     _at("started_at", nullable=True),
     _at("ended_at", nullable=True),
+    # When what it read and wrote was removed by order of an administrator.
+    _at("erased_at", nullable=True),
     _one_of("state", EXECUTION_STATES),
     # The queue: only what waits is in it.
     Index(
@@ -669,6 +671,16 @@ audit_entries = Table(
     PrimaryKeyConstraint("tenant_id", "audit_entry_id"),
     Index("ix_audit_entries_watch", "tenant_id", "recorded_in", "audit_entry_id"),
     Index("ix_audit_entries_tenant_id_subject", "tenant_id", "subject"),
+    Index("ix_audit_entries_actor", "tenant_id", "actor", "audit_entry_id"),
+    # The action by bytes (COLLATE "C").
+    Index("ix_audit_entries_action", "tenant_id", "action", "audit_entry_id"),
+    Index(
+        "ix_audit_entries_refused",
+        "tenant_id",
+        "audit_entry_id",
+        "result",
+        postgresql_where=text("result <> 'ok'"),
+    ),
     postgresql_partition_by="RANGE (audit_entry_id)",
 )
 
@@ -696,6 +708,17 @@ log_entries = Table(
     # The leaf's data: binds kind, subject, salt and content.
     Column("commitment", LargeBinary, nullable=False),
     UniqueConstraint("subject"),
+    Index("ix_log_entries_tenant_id_log_index", "tenant_id", "log_index"),
+)
+
+# How far the numbers of a node's receipts were looked at, which are missing, up to which retention dropped.
+receipt_marks = Table(
+    "receipt_marks",
+    metadata,
+    Column("node_id", Text, primary_key=True),
+    Column("checked_to", BigInteger, nullable=False, server_default=text("0")),
+    Column("missing", ARRAY(BigInteger), nullable=False, server_default=text("'{}'")),
+    Column("dropped_to", BigInteger, nullable=False, server_default=text("0")),
 )
 
 # 256 hashes each (C2SP tlog-tiles), the last of a level fewer.

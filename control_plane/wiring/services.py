@@ -27,12 +27,8 @@ from control_plane.access.service import AccessService
 from control_plane.access.servicer import AccessServicer
 from control_plane.agents.directory import CachedAgentDirectory
 from control_plane.agents.servicer import AgentServicer
-from control_plane.audit.service import AuditService
 from control_plane.audit.servicer import AuditServicer
 from control_plane.call_turns import CallTurns
-from control_plane.database.notifications import (
-    Channel,
-)
 from control_plane.dispatch.service import Dispatch
 from control_plane.engines.servicer import EngineServicer
 from control_plane.executions.admission import Admission, AdmissionBounds
@@ -51,7 +47,7 @@ from control_plane.kv.store import PostgresKvStore
 from control_plane.metrics import MeasuredAcceptor, MeasuredCompletions
 from control_plane.nodes.servicer import FleetServicer, NodeServicer
 from control_plane.policy.active import ActivePolicy
-from control_plane.policy.gate import AuditPolicyGate, NodePolicyGate
+from control_plane.policy.gate import NodePolicyGate
 from control_plane.policy.servicer import PolicyServicer
 from control_plane.replay.servicer import ReplayServicer
 from control_plane.stops.servicer import StopServicer
@@ -60,6 +56,7 @@ from control_plane.templates.catalog import TemplateCatalog
 from control_plane.templates.servicer import TemplateServicer
 from control_plane.upkeep import Housekeeping
 from control_plane.wiring.access import build_access
+from control_plane.wiring.audit import build_audit, build_completeness
 from control_plane.wiring.base import Base
 from control_plane.wiring.engines import build_engines
 from control_plane.wiring.factory import (
@@ -136,6 +133,7 @@ async def build(base: Base, signer: OrderSigner) -> Services:
     halter = Halter(executions=stores.executions, placer=dispatch.placer, completions=completions)
     bodies = BodyService(store=stores.executions, clock=base.clock, random=base.random)
     access = build_access(base)
+    completeness = build_completeness(base)
     servicers = _Servicers(
         executions=ExecutionServicer(
             executions,
@@ -147,15 +145,7 @@ async def build(base: Base, signer: OrderSigner) -> Services:
         nodes=build_node_servicer(base, stores, dispatch, catalog, node_gate, log),
         fleet=FleetServicer(nodes=build_node_service(base, stores, dispatch, node_gate)),
         stops=build_stops(base, stores, halter),
-        audit=AuditServicer(
-            AuditService(
-                base.audit,
-                decisions=stores.decision_reader,
-                subscribe=partial(base.subscriptions.subscribed, Channel.AUDIT),
-            ),
-            log_parts.log,
-            AuditPolicyGate(gate),
-        ),
+        audit=build_audit(base, stores, log_parts.log, gate, completeness),
         access=access.servicer,
         keys=build_keys(base, signer, dispatch),
         policy=policies.servicer,
@@ -186,6 +176,7 @@ async def build(base: Base, signer: OrderSigner) -> Services:
             signer.run,
             log_parts.log.run,
             log_parts.witnesses.run,
+            completeness.run,
             policies.active.run,
         ),
         stores=(stores.executions, stores.leases, stores.kv, log_parts.client),
