@@ -123,7 +123,7 @@ async def test_what_was_there_before_the_upgrade_is_announced_once(owner_url):
     """Up, down and up again: facts of all ages have one leaf each, and nothing waits for a place twice."""
     engine = create_engine(owner_url, application="test")
     try:
-        await downgrade(owner_url, "0020")
+        await downgrade(owner_url, "0019")
         async with engine.begin() as connection:
             first = ACTIVATE.format(number=1, digest=f"'{POLICY}'")
             tenant = "INSERT INTO tenants (tenant_id) VALUES ('default')"
@@ -131,7 +131,7 @@ async def test_what_was_there_before_the_upgrade_is_announced_once(owner_url):
                 await connection.execute(text(statement))
         for _ in range(2):
             await upgrade(owner_url)
-            await downgrade(owner_url, "0020")
+            await downgrade(owner_url, "0019")
         await upgrade(owner_url)
         async with engine.connect() as connection:
             found = await connection.execute(text("SELECT kind, unnest(subjects) FROM log_pending"))
