@@ -34,6 +34,15 @@ class Audit(StrEnum):
     """Denials here, and every change by the use case, in the transaction of the change."""
 
 
+class Reach(StrEnum):
+    """Whose rows a call may see and change. Postgres holds it to that, whatever its statements say."""
+
+    OWN_TENANT = "own tenant"
+    ADMINISTERED = "administered"
+    """The caller's tenant; from the tenant `default` every one."""
+    EVERY_TENANT = "every tenant"
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Rule:
     """Who may call a method, for how long at most, and what is recorded."""
@@ -47,6 +56,7 @@ class Rule:
     """Also to an identity without a role, but no node's."""
     of_installation: bool = False
     """It concerns every tenant: the roles count in the tenant `default` only."""
+    reach: Reach = Reach.OWN_TENANT
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -5,7 +5,17 @@ from dataclasses import dataclass
 from datetime import timedelta
 from typing import Final
 
-from control_plane.access.domain import CLOCK_LEEWAY, DEFAULT_TENANT, Audit, Bound, Grant, Role, Rule, choose
+from control_plane.access.domain import (
+    CLOCK_LEEWAY,
+    DEFAULT_TENANT,
+    Audit,
+    Bound,
+    Grant,
+    Reach,
+    Role,
+    Rule,
+    choose,
+)
 from control_plane.access.ports import BreakGlassLog, DenialLog, GrantStore, TokenVerifier
 from shared.clock import Clock
 from shared.errors import (
@@ -98,7 +108,9 @@ class AccessService:
         if rule is None:
             raise PermissionDeniedError(f"no access rule for {method}: it is refused to everybody")
         if rule.anonymous:
-            return Admission(caller=_ANYBODY, deadline=rule.deadline)
+            return Admission(
+                caller=_ANYBODY, deadline=rule.deadline, beyond_tenant=_is_beyond(rule, DEFAULT_TENANT)
+            )
         try:
             known = await self._identified(rule, principal, tenant)
         except (UnauthenticatedError, PermissionDeniedError, NodeEvictedError, TenantRequiredError) as error:
@@ -114,7 +126,12 @@ class AccessService:
             raise refusal
         if principal is not None and principal.break_glass:
             await self._alarm.used(principal, tenant_id=known.caller.tenant_id, method=method)
-        return Admission(caller=known.caller, deadline=rule.deadline, identified_for=self._left(principal))
+        return Admission(
+            caller=known.caller,
+            deadline=rule.deadline,
+            identified_for=self._left(principal),
+            beyond_tenant=_is_beyond(rule, known.caller.tenant_id),
+        )
 
     def _left(self, principal: Principal | None) -> timedelta | None:
         if principal is None or principal.expires_at is None:
@@ -208,6 +225,12 @@ def _opens(rule: Rule, known: _Known) -> bool:
     if rule.of_installation and known.caller.tenant_id != DEFAULT_TENANT:
         return False
     return not known.roles.isdisjoint(rule.roles)
+
+
+def _is_beyond(rule: Rule, tenant_id: TenantId) -> bool:
+    if rule.reach is Reach.ADMINISTERED:
+        return tenant_id == DEFAULT_TENANT
+    return rule.reach is Reach.EVERY_TENANT
 
 
 _ANYBODY: Final = Caller(

@@ -561,6 +561,16 @@ nodes = Table(
     _one_of("state", ("active", "draining", "quarantined", "evicted")),
 )
 
+# A view, and no part of the schema's tables: of nodes, what tenants may know of those that others enrolled.
+fleet = Table(
+    "fleet",
+    MetaData(),
+    Column("node_id", Text, primary_key=True),
+    Column("state", Text, nullable=False),
+    Column("receipt_public_key", LargeBinary, nullable=False),
+    _at("evicted_at", nullable=True),
+)
+
 # The newest session of each node; `session_epoch` only grows and the newest wins.
 sessions = Table(
     "sessions",

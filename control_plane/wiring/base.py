@@ -3,6 +3,7 @@
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
+from typing import Final
 
 from prometheus_client import CollectorRegistry
 
@@ -15,7 +16,7 @@ from control_plane.database.notifications import (
     PostgresNotifier,
     Subscriptions,
 )
-from control_plane.database.unit_of_work import HeldConnection, PostgresDatabase
+from control_plane.database.unit_of_work import DISPATCH_ROLE, HeldConnection, PostgresDatabase
 from control_plane.installation.files import read_authority, read_root_key
 from control_plane.installation.ports import FoundInstallation
 from control_plane.keys.ca import BuiltinCertificateAuthority
@@ -26,6 +27,8 @@ from control_plane.settings import ControlSettings
 from shared.clock import SystemClock, SystemRandom
 from shared.errors import SettingsError
 from shared.paths import InstallationPaths
+
+_APPLICATION: Final = "agentfactory-control-plane"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -49,6 +52,15 @@ class Base:
     keysets: KeysetRegistry
 
 
+async def _require_current_schema(settings: ControlSettings) -> None:
+    """Ask before the role is taken: an older schema has none."""
+    engine = create_engine(settings.database_url.get_secret_value(), application=_APPLICATION)
+    try:
+        await require_current_schema(engine)
+    finally:
+        await engine.dispose()
+
+
 @asynccontextmanager
 async def open_base(settings: ControlSettings) -> AsyncIterator[Base]:
     """Open what every service stands on, for the length of the block.
@@ -58,17 +70,18 @@ async def open_base(settings: ControlSettings) -> AsyncIterator[Base]:
         SettingsError: The schema is not this build's, or there is no installation.
         NotFoundError, KeyFileModeError, KeyFormatError: A key or certificate is missing or not usable.
     """
+    await _require_current_schema(settings)
     engine = create_engine(
         settings.database_url.get_secret_value(),
-        application="agentfactory-control-plane",
+        application=_APPLICATION,
         bounds=PoolBounds(connections=settings.database_connections, wait=settings.database_wait),
+        role=DISPATCH_ROLE,
     )
     clock, random, registry = SystemClock(), SystemRandom(), CollectorRegistry()
     subscriptions = Subscriptions(replica=random.token_bytes(8).hex())
     notifier = PostgresNotifier(HeldConnection(engine), subscriptions)
     database = PostgresDatabase(engine, notifier=notifier)
     try:
-        await require_current_schema(engine)
         audit = PostgresAuditStore(database)
         paths = InstallationPaths(data_dir=settings.data_dir)
         if not paths.root_public_key.exists():
