@@ -18,6 +18,7 @@ from control_plane.gateway.metrics import GatewayMetrics
 from control_plane.gateway.server import Listen, serving
 from control_plane.gateway.settings import GatewaySettings
 from shared.admin_http import admin_server
+from shared.clock import SystemClock
 from shared.logs import get_logger
 from shared.rpc.tls import read_certificates, server_only_channel_credentials
 from shared.runtime import settle
@@ -48,7 +49,12 @@ async def run(settings: GatewaySettings, *, stop: asyncio.Event, started: Callab
         channel = open_channel(settings.control_plane, credentials, api.routes)
         stack.push_async_callback(channel.close, None)
         control_plane = ControlPlane(
-            channel=channel, routes=api.routes, deadlines=api.deadlines, name=settings.name
+            channel=channel,
+            routes=api.routes,
+            deadlines=api.deadlines,
+            name=settings.name,
+            max_calls=settings.max_calls,
+            clock=SystemClock(),
         )
         app = _application(settings, api, control_plane, closing, GatewayMetrics(registry))
         admin_port = await stack.enter_async_context(
