@@ -74,6 +74,7 @@ class AccessService:
         self._alarm = alarm
         self._clock = clock
         self._known: dict[_Key, _Known] = {}
+        self._homes: dict[str, TenantId] = {}
 
     async def authenticate(self, method: str, token: str) -> Principal:
         """See `Gatekeeper.authenticate`. A refusal is recorded as one of nobody's.
@@ -99,7 +100,7 @@ class AccessService:
         Raises:
             PermissionDeniedError: The method has no rule, or the caller none of the rule's roles, or nothing
                 in the tenant that it chose.
-            TenantRequiredError: The caller is bound in several tenants and chose none.
+            TenantRequiredError: The caller chose no tenant, and none is its home.
             UnauthenticatedError: There is no identity, or not one of this installation.
             NodeEvictedError: The node's identity was ended.
             DatabaseUnavailableError: What the identity holds cannot be read now.
@@ -154,10 +155,27 @@ class AccessService:
         kind, name, held = await self._look_up(principal)
         if isinstance(held, Grant):
             return self._remember(key, kind, name, held)
-        if rule.identified and not wanted and len(held) > 1:
+        home = None if wanted else await self._home(principal.identity, held)
+        if rule.identified and not wanted and held and home not in held:
             # It asks who it is, or brings a secret of the installation: no tenant is needed for that.
             return _known(key, kind, name, Grant(tenant_id=DEFAULT_TENANT, roles=frozenset()), 0.0)
-        return self._remember(key, kind, name, choose(principal.identity, held, wanted, DEFAULT_TENANT))
+        grant = choose(principal.identity, held, wanted, DEFAULT_TENANT, home)
+        return self._remember(key, kind, name, grant)
+
+    async def _home(self, identity: str, held: Bound) -> TenantId | None:
+        """Return where calls count that name no tenant: the only one there was at the first such call."""
+        known = self._homes.get(identity)
+        if not held or known in held:
+            return known
+        home = await self._grants.home(identity)
+        if home is None and len(held) == 1:
+            (home,) = held
+            await self._grants.settle(identity, home)
+        if home is not None:
+            if len(self._homes) >= MAX_KNOWN:
+                self._homes.pop(next(iter(self._homes)))
+            self._homes[identity] = home
+        return home
 
     async def _look_up(self, principal: Principal) -> tuple[IdentityKind, str, Grant | Bound]:
         identity = principal.identity

@@ -111,6 +111,15 @@ role_bindings = Table(
     Index("ix_role_bindings_identity", "identity"),
 )
 
+# Where calls of an identity count that name no tenant: the only one it was bound in when it first made one.
+home_tenants = Table(
+    "home_tenants",
+    metadata,
+    Column("identity", Text, primary_key=True),
+    _tenant(),
+    _at("settled_at", now=True),
+)
+
 # One-time secrets that make their bearer an administrator. Only the owner of the database adds one.
 bootstrap_secrets = Table(
     "bootstrap_secrets",

@@ -1,10 +1,11 @@
-"""Row security: a call sees and changes the rows of its tenant alone, whatever its statements say.
+"""Row security: a call sees and changes the rows of its tenant alone. And the homes of identities.
 
 Revision 0022. The service goes on to log in as af_service, and works as one of two roles that have the same
 rights: af_tenant, held to the rows of the tenant in the setting af.tenant, and af_dispatch, which works for
 all tenants at once. Expands only: the build before works as af_service itself, which no policy holds back.
 """
 
+import sqlalchemy as sa
 from alembic import op
 
 revision = "0022"
@@ -58,6 +59,17 @@ END $$"""
 
 
 def upgrade() -> None:
+    op.create_table(
+        "home_tenants",
+        sa.Column("identity", sa.Text(), nullable=False),
+        sa.Column("tenant_id", sa.Text(), nullable=False),
+        sa.Column("settled_at", sa.DateTime(timezone=True), server_default=sa.text("now()"), nullable=False),
+        sa.ForeignKeyConstraint(
+            ["tenant_id"], ["tenants.tenant_id"], name=op.f("fk_home_tenants_tenant_id_tenants")
+        ),
+        sa.PrimaryKeyConstraint("identity", name=op.f("pk_home_tenants")),
+    )
+    op.execute(f"GRANT SELECT, INSERT ON home_tenants TO {SERVICE_ROLE}")
     for role in NEW_ROLES:
         op.execute(MAKE_ROLE.format(role=role))
         op.execute(MAKE_MEMBER.format(role=role, service=SERVICE_ROLE))
@@ -88,6 +100,7 @@ def downgrade() -> None:
         op.execute(f"REVOKE ALL ON ALL SEQUENCES IN SCHEMA public FROM {role}")
         op.execute(f"REVOKE USAGE ON SCHEMA public FROM {role}")
     op.execute("DROP VIEW fleet")
+    op.drop_table("home_tenants")
 
 
 def _tables_of_tenants() -> list[str]:
