@@ -42,6 +42,10 @@ up: $(READY) ## start Postgres, control plane and one node in the foreground; Ct
 test: $(READY) $(BUF) $(OPA) ## all checks and all tests; installs the servers that they need
 	@$(BIN)/python -m tests.tools.stages
 
+.PHONY: test-platform
+test-platform: $(READY) ## what operators install, on a real Docker engine; as root on Debian it installs that engine
+	@UV=$(UV) $(BIN)/python -m tests.tools.stages --only platform
+
 .PHONY: check
 check: $(READY) $(BUF) $(OPA) ## formatting, lint, types, import rules, contract drift, Rust lint, security lint
 	@$(BIN)/python -m tests.tools.stages --only check
@@ -86,6 +90,10 @@ proto: $(READY) $(BUF) ## generate protos/gen from protos/agentfactory and lint 
 .PHONY: docs
 docs: $(READY) ## check every link and command of README.md and docs/
 	@$(BIN)/pytest -q tests/e2e/test_docs.py
+
+.PHONY: images
+images: $(READY) ## build the container images for docker compose and Helm (BASE=IMAGE for another base)
+	@$(BIN)/python docker/images.py --uv $(UV) $(if $(BASE),--base $(BASE))
 
 .PHONY: audit
 audit: $(READY) ## look the locked dependencies up in a vulnerability service (needs internet; not part of CI)

@@ -1,13 +1,17 @@
 """`agentfactory init`: makes an installation for a Postgres that is there. Starts nothing."""
 
 import asyncio
-from typing import Annotated
+from pathlib import Path
+from typing import Annotated, Final
 
 import typer
 
 from cli import output
 from cli.output import Json
 from cli.settings import DatabaseUrl, DataDir, owner_database_url, read_settings
+from shared.key_files import read_secret_file
+
+MAX_PASSWORD_BYTES: Final = 1024
 
 app = typer.Typer(add_completion=False)
 
@@ -17,6 +21,10 @@ def init(
     name: Annotated[str, typer.Option("--name", help="Name of the installation.")] = "local",
     server_name: Annotated[
         list[str] | None, typer.Option("--server-name", help="Name of the control plane; repeatable.")
+    ] = None,
+    service_password_file: Annotated[
+        Path | None,
+        typer.Option("--service-password-file", help="Holds the password that af_service gets."),
     ] = None,
     database_url: DatabaseUrl = None,
     data_dir: DataDir = None,
@@ -37,6 +45,7 @@ def init(
         installation=InstallationId(name),
         server_names=tuple(server_name) if server_name else DEFAULT_SERVER_NAMES,
         bootstrap_life=BOOTSTRAP_LIFE,
+        service_password=_password(service_password_file) if service_password_file else None,
     )
     made = asyncio.run(initialize(request))
     if output.wants_json():
@@ -68,3 +77,7 @@ def init(
             "the bootstrap secret is shown this once, makes one identity an administrator and expires in "
             "24 hours: agentfactory access bootstrap"
         )
+
+
+def _password(path: Path) -> str:
+    return read_secret_file(path, max_bytes=MAX_PASSWORD_BYTES).decode().strip()

@@ -64,5 +64,5 @@ class InstallationStore(Protocol):
             ConflictError: Its version exists: somebody else was first.
         """
 
-    async def set_service_password(self, tx: Transaction, password: str) -> None:
-        """Set the password of the service's database role."""
+    async def set_service_password(self, tx: Transaction, verifier: str) -> None:
+        """Set the password of the service's role, given as what Postgres keeps of it (`scram.py`)."""

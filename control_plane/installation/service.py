@@ -21,6 +21,7 @@ from control_plane.installation.domain import (
 )
 from control_plane.installation.keysets import first_keyset, with_log_key, with_publisher
 from control_plane.installation.ports import InstallationStore, SigningKey, StoredKeyset
+from control_plane.installation.scram import SALT_BYTES, verifier
 from shared.clock import Clock, Random
 from shared.errors import ConflictError, NotFoundError
 from shared.ids import AUDIT_ENTRY, InstallationId, new_id
@@ -85,7 +86,8 @@ class InstallationService:
                     tx, SigningKey(key_id=public.key_id, purpose=purpose, spki_der=public.spki_der)
                 )
             if request.service_password is not None:
-                await self._store.set_service_password(tx, request.service_password)
+                salt = self._random.token_bytes(SALT_BYTES)
+                await self._store.set_service_password(tx, verifier(request.service_password, salt))
             keyset = await self._first_keyset(tx, installation, keys)
             secret = await self._bootstrap_secret(tx, request.bootstrap_life) if created else None
             if created:

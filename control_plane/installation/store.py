@@ -73,11 +73,11 @@ class PostgresInstallationStore:
         # Sent with the commit: this process ends at once and has no notifier of its own.
         await connection_of(tx).execute(select(func.pg_notify(str(Channel.KEYSETS), "")))
 
-    async def set_service_password(self, tx: Transaction, password: str) -> None:
+    async def set_service_password(self, tx: Transaction, verifier: str) -> None:
         """See `InstallationStore.set_service_password`."""
         # ALTER ROLE takes no parameters: the server quotes the literal itself.
         statement = await connection_of(tx).scalar(
-            text("SELECT format('ALTER ROLE %I PASSWORD %L', :role, :password)"),
-            {"role": SERVICE_ROLE, "password": password},
+            text("SELECT format('ALTER ROLE %I PASSWORD %L', CAST(:role AS text), CAST(:verifier AS text))"),
+            {"role": SERVICE_ROLE, "verifier": verifier},
         )
         await connection_of(tx).exec_driver_sql(statement)

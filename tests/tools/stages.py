@@ -108,7 +108,16 @@ class Run:
 
 
 def check(run: Run) -> None:
-    python_files = ["shared", "control_plane", "data_plane", "cli", "tests", "examples", "protos/generate.py"]
+    python_files = [
+        "shared",
+        "control_plane",
+        "data_plane",
+        "cli",
+        "tests",
+        "examples",
+        "protos/generate.py",
+        "docker",
+    ]
     paths = [path for path in python_files if (ROOT / path).exists()]
     run.command("format", [f"{BIN}/ruff", "format", "--check", "--quiet", *paths])
     run.command("lint", [f"{BIN}/ruff", "check", "--quiet", *paths])
@@ -230,7 +239,10 @@ STAGES: dict[str, Callable[[Run], None]] = {
     "e2e": tests("tests/e2e", workers=1),
     "chaos": tests("tests/chaos", workers=1),
     "coverage": coverage,
+    "platform": tests("tests/platform", workers=1),
 }
+APART = ("platform",)
+"""Run only when they are named: they need a machine of their own."""
 
 
 def report(run: Run) -> int:
@@ -250,7 +262,7 @@ def main() -> int:
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("--only", action="append", choices=STAGES, help="run only this stage; repeatable")
-    chosen = parser.parse_args().only or list(STAGES)
+    chosen = parser.parse_args().only or [name for name in STAGES if name not in APART]
     if "coverage" in chosen:
         for old in ROOT.glob(".coverage.*"):
             old.unlink()

@@ -161,3 +161,10 @@ async def trust(request, publisher):
     return await add_publisher(
         paths=request.paths, owner_database_url=request.owner_database_url, publisher=publisher
     )
+
+
+async def test_the_password_of_the_service_reaches_postgres_as_a_verifier(request_):
+    """That it opens the door is shown on the platform, where doors are closed; here all servers trust."""
+    await initialize(replace(request_, service_password="correct-horse"))
+    with pytest.raises(InvalidInputError):
+        await initialize(replace(request_, service_password="b\u00e4d"))

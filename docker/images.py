@@ -1,0 +1,86 @@
+"""Builds the images of Agent Factory: `make images`.
+
+    python docker/images.py [--base IMAGE] [--tag TAG] [--only TARGET]...
+
+The wheels are made and fetched here, on the host, from the lock file with its hashes; the build of the images
+itself reaches no network. With them goes a CycloneDX list of what is inside (/opt/agentfactory/sbom.json).
+"""
+
+import argparse
+import json
+import os
+import shutil
+import subprocess
+import sys
+import tomllib
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Final
+
+ROOT: Final = Path(__file__).resolve().parents[1]
+DOCKER: Final = ROOT / "docker"
+CONTEXT: Final = ROOT / "build" / "images"
+TARGETS: Final = ("control-plane", "gateway", "node", "tools")
+BASE: Final = "python:3.11-slim-bookworm"
+SCRIPTS: Final = ("secrets.sh", "install.sh", "node.sh")
+
+
+def run(*arguments: str | Path, output: Path | None = None) -> None:
+    """Run a command; its failure ends this program."""
+    print("·", *(str(one) for one in arguments[:6]), flush=True)
+    if output is None:
+        subprocess.run([str(one) for one in arguments], check=True, cwd=ROOT)
+        return
+    with output.open("wb") as file:
+        subprocess.run([str(one) for one in arguments], check=True, cwd=ROOT, stdout=file)
+
+
+def wheels(uv: str) -> None:
+    """Put every wheel of the product into the context: what the lock file names, the engine's and our own."""
+    folder = CONTEXT / "wheels"
+    folder.mkdir(parents=True)
+    export = (uv, "export", "--frozen", "--no-dev", "--quiet")
+    requirements = CONTEXT / "requirements.txt"
+    run(*export, "--no-emit-workspace", "--no-header", output=requirements)
+    run(
+        *(sys.executable, "-m", "pip", "download", "--quiet", "--disable-pip-version-check", "--no-deps"),
+        *("--require-hashes", "--only-binary", ":all:", "--requirement", requirements, "--dest", folder),
+    )
+    for package in (ROOT, ROOT / "data_plane" / "engine"):
+        run(uv, "build", "--quiet", "--wheel", "--out-dir", folder, package)
+    run(
+        *export, "--format", "cyclonedx1.5", "--preview-features", "sbom-export", output=CONTEXT / "sbom.json"
+    )
+
+
+def build(base: str, tag: str, targets: Sequence[str]) -> None:
+    """Build images from the context."""
+    for name in SCRIPTS:
+        shutil.copy2(DOCKER / name, CONTEXT)
+    for target in targets:
+        run(
+            *("docker", "build", "--quiet", "--target", target, "--build-arg", f"BASE_IMAGE={base}"),
+            *("--tag", f"agentfactory/{target}:{tag}", "--file", DOCKER / "Dockerfile", CONTEXT),
+        )
+
+
+def main() -> int:
+    version = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["version"]
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--base", default=BASE, help="image with Python 3.11 (and pip while it is built)")
+    parser.add_argument("--tag", default=version)
+    parser.add_argument("--only", action="append", choices=TARGETS, help="repeatable")
+    parser.add_argument("--uv", default=os.environ.get("UV", "uv"), help="the program")
+    given = parser.parse_args()
+    shutil.rmtree(CONTEXT, ignore_errors=True)
+    CONTEXT.mkdir(parents=True)
+    wheels(given.uv)
+    build(given.base, given.tag, given.only or TARGETS)
+    print(json.dumps({"images": [f"agentfactory/{one}:{given.tag}" for one in given.only or TARGETS]}))
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

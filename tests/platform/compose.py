@@ -1,0 +1,79 @@
+"""Docker compose as the tests use it: one project of its own, every call bounded."""
+
+import json
+import os
+import socket
+import subprocess
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+ROOT = Path(__file__).resolve().parents[2]
+UP_SECONDS = 300
+CALL_SECONDS = 120
+
+
+def free_port() -> int:
+    with socket.socket() as found:
+        found.bind(("127.0.0.1", 0))
+        port: int = found.getsockname()[1]
+        return port
+
+
+@dataclass(slots=True, kw_only=True)
+class Compose:
+    project: str
+    rest_port: int = field(default_factory=free_port)
+
+    def call(self, *arguments: str, seconds: float = CALL_SECONDS, check: bool = True) -> str:
+        """Run a compose command and return what it printed."""
+        done = subprocess.run(
+            ["docker", "compose", "--ansi", "never", "--project-name", self.project, *arguments],
+            check=False,
+            cwd=ROOT,
+            capture_output=True,
+            text=True,
+            timeout=seconds,
+            env={
+                **os.environ,
+                "AF_POSTGRES_IMAGE": "agentfactory-test/postgres",
+                "AF_REST_PORT": str(self.rest_port),
+                "COMPOSE_PROFILES": "minimal",
+            },
+        )
+        if check and done.returncode != 0:
+            raise AssertionError(f"compose {' '.join(arguments)}: {done.stdout}{done.stderr}")
+        return done.stdout
+
+    def up(self) -> None:
+        """Start everything and wait until it is ready."""
+        try:
+            self.call("up", "--wait", "--quiet-pull", seconds=UP_SECONDS)
+        except AssertionError as error:
+            logs = self.call("logs", "--tail", "30", check=False)
+            raise AssertionError(f"{error}\n{logs}") from None
+
+    def down(self) -> None:
+        """Remove everything, volumes included."""
+        self.call("down", "--volumes", "--timeout", "5", "--remove-orphans")
+
+    def cli(self, *arguments: str, mount: Path | None = None) -> Any:
+        """Run a command of ours as the first administrator; returns its JSON."""
+        return self._run(("cli",), arguments, mount)
+
+    def owner(self, *arguments: str, mount: Path | None = None) -> Any:
+        """The same with the root key and the database at hand."""
+        return self._run(("--entrypoint", "agentfactory", "install"), arguments, mount)
+
+    def _run(self, service: Sequence[str], arguments: Sequence[str], mount: Path | None) -> Any:
+        folder = ("--volume", f"{mount}:/work", "--workdir", "/work") if mount is not None else ()
+        *options, name = service
+        return json.loads(
+            self.call("run", "--rm", "--no-TTY", "--no-deps", *folder, *options, name, *arguments, "--json")
+        )
+
+    def containers(self) -> list[dict[str, Any]]:
+        """Every container of the project, ended ones too."""
+        lines = self.call("ps", "--all", "--format", "json").splitlines()
+        return [json.loads(line) for line in lines]

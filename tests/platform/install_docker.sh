@@ -1,0 +1,83 @@
+#!/usr/bin/env bash
+# Makes a Docker engine with compose run on a bare Debian as root, and the images that no registry gives here.
+#
+#   tests/platform/install_docker.sh            prints nothing when all is there
+#
+# A running engine is used as it is. Local images: agentfactory-test/base (Debian with Python 3.11) and
+# agentfactory-test/postgres (Debian's server behind the variables of the official image). Packages and the unpacked
+# base are kept in AF_CACHE_DIR.
+set -euo pipefail
+cache=${AF_CACHE_DIR:-$HOME/.cache/agentfactory}/docker
+here=$(cd "$(dirname "$0")" && pwd)
+mkdir -p "$cache"
+export DEBIAN_FRONTEND=noninteractive
+plugins=${DOCKER_CONFIG:-$HOME/.docker}/cli-plugins
+suite=bookworm
+mirror=$(sed -n 's/^URIs: *//p' /etc/apt/sources.list.d/debian.sources | head -1)
+
+packages() {
+    command -v dockerd >/dev/null && command -v debootstrap >/dev/null && return
+    apt-get update -qq
+    apt-get install -y -qq --no-install-recommends docker.io debootstrap >/dev/null
+}
+
+# Compose and buildx of Debian's next release run on this one as they are; nothing of it is installed.
+compose() {
+    docker compose version >/dev/null 2>&1 && docker buildx version >/dev/null 2>&1 && return
+    local debs=$cache/debs
+    if ! ls "$debs"/docker-compose_*.deb "$debs"/docker-buildx_*.deb >/dev/null 2>&1; then
+        mkdir -p "$debs"/{lists/partial,archives/partial,parts}
+        echo "deb [signed-by=/usr/share/keyrings/debian-archive-keyring.gpg] $mirror sid main" > "$debs/sources.list"
+        cat > "$debs/apt.conf" <<-CONF
+			Dir::Etc::sourcelist "$debs/sources.list";
+			Dir::Etc::sourceparts "$debs/parts";
+			Dir::Etc::preferencesparts "$debs/parts";
+			Dir::State::lists "$debs/lists";
+			Dir::Cache::archives "$debs/archives";
+			Dir::Cache::pkgcache "";
+			Dir::Cache::srcpkgcache "";
+			APT::Sandbox::User "root";
+		CONF
+        APT_CONFIG=$debs/apt.conf apt-get update -qq
+        (cd "$debs" && APT_CONFIG=$debs/apt.conf apt-get download -qq docker-compose docker-buildx)
+    fi
+    local unpacked
+    unpacked=$(mktemp -d)
+    for package in "$debs"/docker-*.deb; do dpkg -x "$package" "$unpacked"; done
+    mkdir -p "$plugins"
+    cp "$unpacked"/usr/libexec/docker/cli-plugins/* "$plugins/"
+    rm -rf "$unpacked"
+}
+
+engine() {
+    docker info >/dev/null 2>&1 && return
+    setsid dockerd --data-root "$cache/data" --exec-root /run/agentfactory-docker > "$cache/dockerd.log" 2>&1 &
+    for _ in $(seq 150); do
+        docker info >/dev/null 2>&1 && return
+        sleep 0.2
+    done
+    tail -n 20 "$cache/dockerd.log" >&2
+    echo "the Docker engine does not start; its log is $cache/dockerd.log" >&2
+    exit 4
+}
+
+base() {
+    docker image inspect agentfactory-test/base >/dev/null 2>&1 && return
+    local root=$cache/base-$suite
+    if [ ! -e "$root.tar" ]; then
+        rm -rf "$root"
+        debootstrap --variant=minbase --include=python3-minimal,python3-pip,python3-venv,ca-certificates,postgresql \
+            "$suite" "$root" "$mirror" > "$cache/debootstrap.log" 2>&1 || { tail -n 20 "$cache/debootstrap.log" >&2; exit 4; }
+        rm -rf "$root"/var/cache/apt/archives/*.deb "$root"/var/lib/apt/lists/* "$root"/usr/share/{doc,man,locale}
+        tar -C "$root" -cf "$root.tar.new" . && mv "$root.tar.new" "$root.tar"
+        rm -rf "$root"
+    fi
+    docker import "$root.tar" agentfactory-test/base >/dev/null
+}
+
+packages
+compose
+engine
+base
+docker image inspect agentfactory-test/postgres >/dev/null 2>&1 ||
+    docker build --quiet --tag agentfactory-test/postgres "$here/images/postgres" >/dev/null

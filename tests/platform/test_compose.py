@@ -1,0 +1,104 @@
+"""docker-compose.yml as an operator uses it: up, an agent, killed containers, and up again from the volumes."""
+
+import base64
+import json
+import shutil
+import subprocess
+from pathlib import Path
+from typing import Any
+
+import httpx
+import pytest
+
+from tests.platform.compose import ROOT, Compose
+
+EXAMPLE = ROOT / "examples" / "redact"
+READY_SECONDS = 60
+
+
+@pytest.fixture(scope="module")
+def agent(compose: Compose, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A signed, published template and an agent made of it; returns the folder that the command line saw."""
+    folder = tmp_path_factory.mktemp("work")
+    shutil.copytree(EXAMPLE, folder / "redact")
+    for path in (folder, *folder.rglob("*")):
+        path.chmod(0o777 if path.is_dir() else 0o644)
+    compose.cli("keys", "init", "--out", "publisher.key", mount=folder)
+    compose.owner("keys", "trust", "publisher.pub", mount=folder)
+    compose.cli("template", "build", "redact", "--out", ".", mount=folder)
+    compose.cli("template", "sign", "redact-1.0.0.template", "--key", "publisher.key", mount=folder)
+    compose.cli("template", "publish", "redact-1.0.0.template", mount=folder)
+    compose.cli("agent", "create", "desk", "--template", "redact@1.0.0")
+    return folder
+
+
+def run(compose: Compose, folder: Path) -> dict[str, Any]:
+    """Run the agent once, by the command line; returns the execution."""
+    found: dict[str, Any] = compose.cli("run", "desk", "--input", "redact/data/tickets.jsonl", mount=folder)
+    return found
+
+
+def test_everything_is_up_and_hardened(compose: Compose) -> None:
+    found = {one["Service"]: one for one in compose.containers()}
+    jobs = {"secrets", "install", "hand-out"}
+    assert {name: found[name]["ExitCode"] for name in jobs} == dict.fromkeys(jobs, 0)
+    assert {one["Health"] for name, one in found.items() if name not in jobs} == {"healthy"}
+    for name, one in found.items():
+        if name == "postgres":
+            continue
+        inspected = json.loads(subprocess.check_output(["docker", "inspect", one["ID"]]))[0]
+        assert inspected["Config"]["User"] == "10001:10001", name
+        assert inspected["HostConfig"]["ReadonlyRootfs"], name
+        assert inspected["HostConfig"]["CapDrop"] == ["ALL"], name
+
+
+def test_no_password_is_told(compose: Compose) -> None:
+    """Neither `docker inspect` nor the logs show what the volumes keep."""
+    said = compose.call("logs", "--no-color") + subprocess.check_output(
+        ["docker", "inspect", *[one["ID"] for one in compose.containers()]], text=True
+    )
+    kept = compose.call(
+        *("run", "--rm", "--no-TTY", "--entrypoint", "cat", "install"),
+        *("/run/agentfactory/owner-password", "/run/agentfactory/service-password"),
+    )
+    assert len(kept.split()) == 2
+    assert [word for word in kept.split() if word in said] == []
+
+
+def test_an_agent_runs(compose: Compose, agent: Path) -> None:
+    nodes = compose.cli("node", "list")["nodes"]
+    assert len(nodes) == 3
+    assert run(compose, agent)["state"] == "EXECUTION_STATE_SUCCEEDED"
+
+
+def test_rest_answers_on_loopback(compose: Compose, agent: Path) -> None:
+    tickets = (agent / "redact" / "data" / "tickets.jsonl").read_bytes()
+    token = compose.cli("access", "token", "--ttl", "5")["token"]
+    answer = httpx.post(
+        f"http://127.0.0.1:{compose.rest_port}/v1/executions:execute",
+        headers={"Authorization": f"Bearer {token}", "Idempotency-Key": "1"},
+        json={"execution": {"agent": "desk", "inline": base64.b64encode(tickets).decode()}},
+        timeout=30,
+    )
+    assert answer.status_code == 200, answer.text
+    assert answer.json()["execution"]["state"] == "EXECUTION_STATE_SUCCEEDED"
+
+
+def test_a_killed_node_and_a_killed_control_plane_are_survived(compose: Compose, agent: Path) -> None:
+    compose.call("kill", "--signal", "KILL", "node-1", "control-plane-2")
+    states = {run(compose, agent)["state"] for _ in range(3)}
+    compose.call("up", "--wait", seconds=READY_SECONDS * 2)
+
+    assert states == {"EXECUTION_STATE_SUCCEEDED"}
+    assert len(compose.cli("node", "list")["nodes"]) == 3  # node-1 is who it was
+
+
+def test_down_and_up_keeps_the_installation(compose: Compose, agent: Path) -> None:
+    before = run(compose, agent)["executionId"]
+    compose.call("down", "--timeout", "30")
+    compose.up()
+
+    found = {one["executionId"] for one in compose.cli("execution", "list")["executions"]}
+    assert before in found
+    assert run(compose, agent)["state"] == "EXECUTION_STATE_SUCCEEDED"
+    assert len(compose.cli("node", "list")["nodes"]) == 3
