@@ -88,7 +88,7 @@ def choose(identity: str, bound: Bound, wanted: str, default: TenantId, home: Te
         if not roles:
             raise PermissionDeniedError(f"{identity} holds no role in tenant {wanted!r}")
         return Grant(tenant_id=TenantId(wanted), roles=roles)
-    if home in bound:
+    if home is not None and home in bound:
         return Grant(tenant_id=home, roles=bound[home])
     if not bound:
         return Grant(tenant_id=default, roles=frozenset())

@@ -17,9 +17,9 @@ from control_plane.database.notifications import (
     Subscriptions,
 )
 from control_plane.database.unit_of_work import DISPATCH_ROLE, HeldConnection, PostgresDatabase
-from control_plane.installation.files import read_authority, read_root_key
+from control_plane.installation.authorities import InstallationAuthority
+from control_plane.installation.files import read_root_key
 from control_plane.installation.ports import FoundInstallation
-from control_plane.keys.ca import BuiltinCertificateAuthority
 from control_plane.keys.registry import KeysetRegistry
 from control_plane.keys.store import PostgresKeyStore
 from control_plane.metrics import ControlMetrics
@@ -48,7 +48,7 @@ class Base:
     audit: PostgresAuditStore
     refusals: RefusalLog
     found: FoundInstallation
-    authority: BuiltinCertificateAuthority
+    authority: InstallationAuthority
     keysets: KeysetRegistry
 
 
@@ -108,7 +108,7 @@ async def open_base(settings: ControlSettings) -> AsyncIterator[Base]:
             audit=audit,
             refusals=RefusalLog(audit=audit, clock=clock, random=random),
             found=found,
-            authority=read_authority(paths, clock),
+            authority=InstallationAuthority(paths, clock),
             keysets=KeysetRegistry(
                 database=database,
                 store=store,

@@ -109,4 +109,4 @@ def _tables_of_tenants() -> list[str]:
         WHERE c.relnamespace = 'public'::regnamespace AND c.relkind IN ('r', 'p')
             AND a.attname = 'tenant_id' AND NOT a.attisdropped ORDER BY c.relname"""
     )
-    return [str(name) for name in rows.scalars()]
+    return [str(row[0]) for row in rows]
