@@ -9,6 +9,7 @@ PYTHON ?= python3
 UV_VERSION := 0.13.9
 BUF_VERSION := 1.75.0
 OPA_VERSION := 1.22.2
+HELM_VERSION := 4.3.1
 export AF_CACHE_DIR ?= $(or $(XDG_CACHE_HOME),$(HOME)/.cache)/agentfactory
 # rustup puts cargo where a plain shell of root does not look.
 export PATH := $(PATH):$(HOME)/.cargo/bin
@@ -21,6 +22,7 @@ BIN := .venv/bin
 UV := $(AF_CACHE_DIR)/uv-$(UV_VERSION)/bin/uv
 BUF := $(AF_CACHE_DIR)/buf-$(BUF_VERSION)/node_modules/.bin/buf
 OPA := $(AF_CACHE_DIR)/opa-$(OPA_VERSION)/bin/opa
+HELM := $(AF_CACHE_DIR)/helm-$(HELM_VERSION)/bin/helm
 READY := .venv/.ready
 # What a new engine depends on; its tests do not count.
 ENGINE_SOURCES := $(shell find data_plane/engine -type f \( -path '*/src/*.rs' -o -name 'Cargo.*' -o -name pyproject.toml \
@@ -43,8 +45,8 @@ test: $(READY) $(BUF) $(OPA) ## all checks and all tests; installs the servers t
 	@$(BIN)/python -m tests.tools.stages
 
 .PHONY: test-platform
-test-platform: $(READY) ## what operators install, on a real Docker engine; as root on Debian it installs that engine
-	@UV=$(UV) $(BIN)/python -m tests.tools.stages --only platform
+test-platform: $(READY) $(HELM) ## what operators install, on a real Docker engine; as root on Debian it installs that engine
+	@UV=$(UV) HELM=$(HELM) $(BIN)/python -m tests.tools.stages --only platform
 
 .PHONY: check
 check: $(READY) $(BUF) $(OPA) ## formatting, lint, types, import rules, contract drift, Rust lint, security lint
@@ -136,3 +138,9 @@ $(OPA):
 	@command -v go >/dev/null || { echo "opa is built with Go 1.24 or later: https://go.dev/dl" >&2; exit 4; }
 	@GOBIN=$(AF_CACHE_DIR)/opa-$(OPA_VERSION)/bin CGO_ENABLED=0 go install -trimpath -ldflags "-s -w" \
 		github.com/open-policy-agent/opa@v$(OPA_VERSION)
+
+$(HELM):
+	@echo "· building helm $(HELM_VERSION) into $(AF_CACHE_DIR)"
+	@command -v go >/dev/null || { echo "helm is built with Go 1.26 or later: https://go.dev/dl" >&2; exit 4; }
+	@GOBIN=$(AF_CACHE_DIR)/helm-$(HELM_VERSION)/bin CGO_ENABLED=0 go install -trimpath -ldflags "-s -w" \
+		helm.sh/helm/v4/cmd/helm@v$(HELM_VERSION)

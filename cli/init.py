@@ -13,6 +13,11 @@ from shared.key_files import read_secret_file
 
 MAX_PASSWORD_BYTES: Final = 1024
 
+PasswordFile = Annotated[
+    Path | None,
+    typer.Option("--service-password-file", help="Holds the password that af_service gets; mode 0600."),
+]
+
 app = typer.Typer(add_completion=False)
 
 
@@ -22,10 +27,7 @@ def init(
     server_name: Annotated[
         list[str] | None, typer.Option("--server-name", help="Name of the control plane; repeatable.")
     ] = None,
-    service_password_file: Annotated[
-        Path | None,
-        typer.Option("--service-password-file", help="Holds the password that af_service gets."),
-    ] = None,
+    service_password_file: PasswordFile = None,
     database_url: DatabaseUrl = None,
     data_dir: DataDir = None,
     as_json: Json = False,
@@ -45,7 +47,7 @@ def init(
         installation=InstallationId(name),
         server_names=tuple(server_name) if server_name else DEFAULT_SERVER_NAMES,
         bootstrap_life=BOOTSTRAP_LIFE,
-        service_password=_password(service_password_file) if service_password_file else None,
+        service_password=read_password(service_password_file) if service_password_file else None,
     )
     made = asyncio.run(initialize(request))
     if output.wants_json():
@@ -79,5 +81,6 @@ def init(
         )
 
 
-def _password(path: Path) -> str:
+def read_password(path: Path) -> str:
+    """Return the password that a file of mode 0600 holds."""
     return read_secret_file(path, max_bytes=MAX_PASSWORD_BYTES).decode().strip()

@@ -18,6 +18,7 @@ GROUPS = {
     "up": "cli.up",
     "status": "cli.status",
     "init": "cli.init",
+    "migrate": "cli.migrate",
     "keys": "cli.keys",
     "template": "cli.templates",
     "agent": "cli.agents",

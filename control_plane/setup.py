@@ -8,7 +8,7 @@ from contextlib import asynccontextmanager
 
 from control_plane.audit.store import PostgresAuditStore
 from control_plane.database.engine import PoolBounds, create_engine
-from control_plane.database.migrate import require_current_schema, upgrade
+from control_plane.database.migrate import newest_revision, require_current_schema, upgrade
 from control_plane.database.retention import Retained, RetentionPlan
 from control_plane.database.retention import retain as retain_in
 from control_plane.database.unit_of_work import PostgresDatabase
@@ -32,6 +32,21 @@ async def initialize(request: InitRequest, *, clock: Clock | None = None) -> Ini
     await upgrade(request.owner_database_url)
     async with _service(request.owner_database_url, clock) as service:
         return await service.initialize(request)
+
+
+async def migrate(owner_database_url: str, *, service_password: str | None = None) -> str:
+    """Bring the schema to this build's and return its revision; no key is needed. Idempotent.
+
+    Raises:
+        DatabaseUnavailableError: Postgres is away or refuses the login.
+        InvalidInputError: The password is none that Postgres takes as it is.
+        SettingsError: The database url is none.
+    """
+    await upgrade(owner_database_url)
+    if service_password is not None:
+        async with _service(owner_database_url, None) as service:
+            await service.set_service_password(service_password)
+    return newest_revision()
 
 
 async def add_publisher(

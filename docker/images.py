@@ -22,7 +22,7 @@ DOCKER: Final = ROOT / "docker"
 CONTEXT: Final = ROOT / "build" / "images"
 TARGETS: Final = ("control-plane", "gateway", "node", "tools")
 BASE: Final = "python:3.11-slim-bookworm"
-SCRIPTS: Final = ("secrets.sh", "install.sh", "node.sh")
+SCRIPTS: Final = ("*.sh", "error_rate.py")
 
 
 def run(*arguments: str | Path, output: Path | None = None) -> None:
@@ -55,8 +55,8 @@ def wheels(uv: str) -> None:
 
 def build(base: str, tag: str, targets: Sequence[str]) -> None:
     """Build images from the context."""
-    for name in SCRIPTS:
-        shutil.copy2(DOCKER / name, CONTEXT)
+    for script in (path for pattern in SCRIPTS for path in DOCKER.glob(pattern)):
+        shutil.copy2(script, CONTEXT)
     for target in targets:
         run(
             *("docker", "build", "--quiet", "--target", target, "--build-arg", f"BASE_IMAGE={base}"),

@@ -709,3 +709,12 @@ log_checkpoints = Table(
     Column("note", LargeBinary, nullable=False),
     _at("signed_at", now=True),
 )
+
+schema_support = Table(
+    "schema_support",
+    metadata,
+    Column("singleton", Boolean, primary_key=True, server_default=text("true")),
+    # Builds of an older revision than this cannot work on the schema: `migrate.require_current_schema`.
+    Column("oldest_revision", Text, nullable=False),
+    CheckConstraint("singleton", name="singleton"),
+)

@@ -88,8 +88,7 @@ class InstallationService:
                     tx, SigningKey(key_id=public.key_id, purpose=purpose, spki_der=public.spki_der)
                 )
             if request.service_password is not None:
-                salt = self._random.token_bytes(SALT_BYTES)
-                await self._store.set_service_password(tx, verifier(request.service_password, salt))
+                await self._set_service_password(tx, request.service_password)
             keyset = await self._first_keyset(tx, installation, keys)
             secret = await self._bootstrap_secret(tx, request.bootstrap_life) if created else None
             if created:
@@ -114,6 +113,19 @@ class InstallationService:
             created=created,
             bootstrap_secret=secret,
         )
+
+    async def set_service_password(self, password: str) -> None:
+        """Set what the service's database role logs in with.
+
+        Raises:
+            InvalidInputError: As `scram.verifier`.
+        """
+        async with self._database.transaction() as tx:
+            await self._set_service_password(tx, password)
+
+    async def _set_service_password(self, tx: Transaction, password: str) -> None:
+        salt = self._random.token_bytes(SALT_BYTES)
+        await self._store.set_service_password(tx, verifier(password, salt))
 
     async def add_publisher(self, paths: InstallationPaths, publisher: PublicKey) -> int:
         """Trust a publisher: sign the next keyset with the root key. Returns the keyset's version.

@@ -1,0 +1,183 @@
+"""The chart as helm renders it: closed values, restricted pods, colours that switch as they should."""
+
+import base64
+import json
+import os
+import stat
+import subprocess
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+from tests.tools import chart_readme
+
+ROOT = Path(__file__).resolve().parents[2]
+CHART = ROOT / "helm" / "agent-factory"
+GREEN_BESIDE = ("--set", "colours.green.enabled=true", "--set", "colours.green.tag=0.2.0")
+EVERYTHING = (
+    *GREEN_BESIDE,
+    *("--set", "nodes.autoscaling.enabled=true", "--set", "externalSecrets.enabled=true"),
+    *("--set", "monitoring.podMonitor=true"),
+)
+
+
+def helm(*arguments: str, check: bool = True) -> subprocess.CompletedProcess[str]:
+    done = subprocess.run(
+        [os.environ["HELM"], *arguments], check=False, capture_output=True, text=True, timeout=60
+    )
+    if check:
+        assert done.returncode == 0, done.stderr
+    return done
+
+
+def rendered(*arguments: str) -> list[dict[str, Any]]:
+    text = helm("template", "af", str(CHART), *arguments).stdout
+    return [one for one in yaml.safe_load_all(text) if one]
+
+
+def one(manifests: list[dict[str, Any]], kind: str, name: str) -> dict[str, Any]:
+    return next(found for found in manifests if (found["kind"], found["metadata"]["name"]) == (kind, name))
+
+
+def pods(manifests: list[dict[str, Any]]) -> Iterator[tuple[str, dict[str, Any]]]:
+    for found in manifests:
+        if found["kind"] in {"Deployment", "StatefulSet", "Job"}:
+            yield found["metadata"]["name"], found["spec"]["template"]["spec"]
+
+
+def hooks(manifests: list[dict[str, Any]]) -> dict[str, str]:
+    return {
+        found["metadata"]["name"]: found["metadata"]["annotations"]["helm.sh/hook"]
+        for found in manifests
+        if found["kind"] == "Job"
+    }
+
+
+def test_it_lints_and_its_readme_is_its_values():
+    helm("lint", str(CHART), "--strict")
+    assert (CHART / "README.md").read_text() == chart_readme.readme()
+
+
+@pytest.mark.parametrize(
+    "given",
+    [
+        "active=red",
+        "controlPlane.replica=3",
+        "nodes.pools.default.slots=0",
+        "nodes.settings.AF_CONTROL_PORT=1",
+        "nodes.require={seccomp,everything}",
+        "colours.blue.tag=not a tag",
+    ],
+)
+def test_values_are_closed(given):
+    assert helm("template", "af", str(CHART), "--set", given, check=False).returncode != 0
+
+
+def test_every_pod_is_restricted():
+    found = dict(pods(rendered("--is-upgrade", *EVERYTHING)))
+    assert {"af-control-plane-blue", "af-gateway-green", "af-node-default", "af-migrate"} <= found.keys()
+    for name, pod in found.items():
+        security = pod["securityContext"]
+        assert security["runAsNonRoot"], name
+        assert security["seccompProfile"] == {"type": "RuntimeDefault"}, name
+        assert pod["automountServiceAccountToken"] is False, name
+        assert {"hostNetwork", "hostPID", "hostIPC"}.isdisjoint(pod), name
+        for container in [*pod["containers"], *pod.get("initContainers", [])]:
+            assert container["securityContext"] == {
+                "allowPrivilegeEscalation": False,
+                "readOnlyRootFilesystem": True,
+                "capabilities": {"drop": ["ALL"]},
+            }, name
+            assert {"requests", "limits"} <= container["resources"].keys(), name
+        assert all("hostPath" not in volume for volume in pod["volumes"]), name
+
+
+def test_every_pod_is_under_the_policy_that_denies():
+    manifests = rendered("--is-upgrade", *EVERYTHING)
+    selector = one(manifests, "NetworkPolicy", "af-deny")["spec"]
+    assert selector["policyTypes"] == ["Ingress", "Egress"]
+    assert {"ingress", "egress"}.isdisjoint(selector)
+    wanted = selector["podSelector"]["matchLabels"].items()
+    for found in manifests:
+        if found["kind"] in {"Deployment", "StatefulSet", "Job"}:
+            labels = found["spec"]["template"]["metadata"]["labels"]
+            assert wanted <= labels.items(), found["metadata"]["name"]
+
+
+def test_services_lead_to_the_active_colour_alone():
+    for active in ("blue", "green"):
+        manifests = rendered(*GREEN_BESIDE, "--set", f"active={active}")
+        for name in ("af-control-plane", "af-gateway"):
+            selector = one(manifests, "Service", name)["spec"]["selector"]
+            assert selector["agentfactory.dev/colour"] == active
+            for colour in ("blue", "green"):
+                preview = one(manifests, "Service", f"{name}-{colour}")["spec"]["selector"]
+                assert preview["agentfactory.dev/colour"] == colour
+        node = one(manifests, "StatefulSet", "af-node-default")["spec"]["template"]["spec"]["containers"][0]
+        assert node["image"].endswith({"blue": ":0.1.0", "green": ":0.2.0"}[active])
+
+
+def test_the_newest_enabled_version_migrates_whichever_colour_it_is():
+    def image(*arguments: str) -> str:
+        job = one(rendered(*arguments), "Job", "af-migrate")
+        found: str = job["spec"]["template"]["spec"]["containers"][0]["image"]
+        return found
+
+    assert image().endswith("tools:0.1.0")
+    assert image(*GREEN_BESIDE).endswith("tools:0.2.0")
+    assert image(*GREEN_BESIDE, "--set", "active=green").endswith("tools:0.2.0")
+    assert image(*GREEN_BESIDE, "--set", "colours.blue.tag=0.10.0").endswith("tools:0.10.0")
+
+
+def test_a_change_is_tested_before_and_watched_after():
+    manifests = rendered("--is-upgrade", *GREEN_BESIDE, "--set", "active=green")
+    assert hooks(manifests) == {
+        "af-migrate": "pre-install,pre-upgrade",
+        "af-smoke-test": "pre-upgrade",
+        "af-error-rate": "post-upgrade",
+    }
+    job = one(manifests, "Job", "af-smoke-test")["spec"]
+    assert job["backoffLimit"] == 0
+    assert job["template"]["spec"]["containers"][0]["command"][1] == "af-control-plane-green"
+    assert "af-smoke-test" not in hooks(rendered())  # nothing served before an installation
+
+
+def test_a_colour_that_does_not_run_cannot_serve():
+    done = helm("template", "af", str(CHART), "--set", "active=green", check=False)
+    assert done.returncode != 0
+    assert "set colours.green.enabled=true" in done.stderr
+
+
+def test_secrets_have_all_but_the_root_key_and_become_files_again(tmp_path):
+    """The folder that init made goes through the manifests and the init container, and comes out the same."""
+    folder = tmp_path / "installation"
+    for name in (
+        *("installation.json", "trust.json", "ca.crt", "server.key"),
+        *("keys/root.key", "keys/order.key", "clients/admin.key"),
+    ):
+        (folder / name).parent.mkdir(parents=True, exist_ok=True)
+        (folder / name).write_text(name)
+    printed = subprocess.check_output(["python3", ROOT / "helm" / "secrets.py", folder, "-"], text=True)
+    keys, nodes = json.loads(printed)["items"]
+    assert set(nodes["data"]) == {"trust.json", "ca.crt", "token"}
+
+    mounted, placed = tmp_path / "mounted", tmp_path / "placed"
+    (mounted / "..data").mkdir(parents=True)
+    placed.mkdir()
+    for name, value in keys["data"].items():
+        (mounted / "..data" / name).write_bytes(base64.b64decode(value))
+        (mounted / name).symlink_to(f"..data/{name}")
+    subprocess.run([ROOT / "docker" / "place-keys.sh", mounted, placed], check=True)
+
+    found = {str(path.relative_to(placed)): path for path in placed.rglob("*") if path.is_file()}
+    assert {name: path.read_text() for name, path in found.items()} == {
+        name: name
+        for name in (
+            *("installation.json", "trust.json", "ca.crt", "server.key"),
+            *("keys/order.key", "clients/admin.key"),
+        )
+    }
+    assert {stat.S_IMODE(path.stat().st_mode) for path in found.values()} == {0o600}
