@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 import pytest_asyncio
-from agentfactory.v1 import audit_pb2
+from agentfactory.v1 import audit_pb2, executions_pb2
 
 from shared.errors import UnknownPublisherError
 from shared.key_files import read_private_key, write_private_key
@@ -103,7 +103,9 @@ async def test_rotating_a_publishers_key_refuses_nobody_until_its_end(
             await asyncio.sleep(0.05)
         stop.set()
     async with signed_by(stack, new):
-        await stack.publish("fresh")
+        await stack.make_agent("fresh")
+    for agent in ("actor", "fresh"):
+        assert (await stack.execute(agent, b"exit 0"))[0].state == SUCCEEDED
 
     versions = itertools.count()
 
@@ -115,9 +117,9 @@ async def test_rotating_a_publishers_key_refuses_nobody_until_its_end(
         return False
 
     await eventually(refused, bool, "the end of the old key", within=SOON)
-    # What it signed while it counted still runs.
-    execution, _ = await stack.execute("actor", b"exit 0")
-    assert execution.state == SUCCEEDED
+    # Nodes ask the same: what it signed has to be signed again by the new one before that.
+    assert (await stack.execute("actor", b"exit 0"))[0].state == executions_pb2.EXECUTION_STATE_REJECTED
+    assert (await stack.execute("fresh", b"exit 0"))[0].state == SUCCEEDED
 
 
 async def test_rotating_the_authority_leaves_nodes_and_callers_where_they_are(stack: TestStack) -> None:
