@@ -122,6 +122,11 @@ def tiles_of_edge(size: int) -> frozenset[TileId]:
 MAX_LEVELS: Final = 8
 
 
+def hashes_of(tile: TileId, size: int) -> int:
+    """Return how many hashes a tile has in a tree of `size`; none or fewer: it is not there yet."""
+    return min(TILE_WIDTH, (size >> TILE_HEIGHT * tile.level) - tile.place * TILE_WIDTH)
+
+
 def range_root(tiles: Tiles, start: int, end: int) -> bytes:
     """Return the root of leaves ``[start, end)``, a range as proofs have them.
 

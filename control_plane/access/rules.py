@@ -127,7 +127,9 @@ RULES: Final[Mapping[str, Rule]] = {
     _ACCESS + "UpdateTenant": _administered(_change(_ADMINS)),
     _KEYS + "ListKeys": _of_installation(_read(_FLEET_READERS)),
     _KEYS + "GetKeyset": _read(EVERY_ROLE),
-    _AUDIT + "GetCheckpoint": _read(EVERY_ROLE),
+    # Public: whoever checks the log need not be known to the installation.
+    _AUDIT + "GetCheckpoint": replace(_read(EVERY_ROLE), anonymous=True),
+    _AUDIT + "GetLogTile": replace(_read(EVERY_ROLE), anonymous=True),
     _AUDIT + "GetInclusionProof": _read(EVERY_ROLE),
     _AUDIT + "GetConsistencyProof": _read(EVERY_ROLE),
     _KEYS + "PublishKeyset": _of_installation(_change(_ADMINS)),

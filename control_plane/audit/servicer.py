@@ -14,6 +14,7 @@ from control_plane.log.domain import InclusionProof
 from control_plane.log.service import LogService
 from control_plane.policy.caller import calling_subject
 from shared.rpc.identity import caller
+from shared.tiles import TileId
 
 
 class AuditServicer(audit_pb2_grpc.AuditServiceServicer):
@@ -61,7 +62,16 @@ class AuditServicer(audit_pb2_grpc.AuditServiceServicer):
     async def GetCheckpoint(
         self, _request: audit_pb2.GetCheckpointRequest, _: Any
     ) -> audit_pb2.GetCheckpointResponse:
-        return audit_pb2.GetCheckpointResponse(checkpoint=await self._log.checkpoint())
+        published = await self._log.published()
+        return audit_pb2.GetCheckpointResponse(
+            checkpoint=published.checkpoint,
+            witnessed=published.witnessed,
+            stopped_by=published.stopped_by,
+        )
+
+    async def GetLogTile(self, request: audit_pb2.GetLogTileRequest, _: Any) -> audit_pb2.GetLogTileResponse:
+        tile = TileId(request.level, request.index)
+        return audit_pb2.GetLogTileResponse(hashes=await self._log.tile(tile, request.width))
 
     async def GetInclusionProof(
         self, request: audit_pb2.GetInclusionProofRequest, _: Any

@@ -85,6 +85,15 @@ installation = Table(
     CheckConstraint("singleton", name="singleton"),
 )
 
+schema_support = Table(
+    "schema_support",
+    metadata,
+    Column("singleton", Boolean, primary_key=True, server_default=text("true")),
+    # Builds of an older revision than this cannot work on the schema: `migrate.require_current_schema`.
+    Column("oldest_revision", Text, nullable=False),
+    CheckConstraint("singleton", name="singleton"),
+)
+
 # Quotas: null means what the settings say for every tenant.
 tenants = Table(
     "tenants",
@@ -710,11 +719,33 @@ log_checkpoints = Table(
     _at("signed_at", now=True),
 )
 
-schema_support = Table(
-    "schema_support",
+# Of witnesses, as signature lines of a note.
+log_cosignatures = Table(
+    "log_cosignatures",
     metadata,
-    Column("singleton", Boolean, primary_key=True, server_default=text("true")),
-    # Builds of an older revision than this cannot work on the schema: `migrate.require_current_schema`.
-    Column("oldest_revision", Text, nullable=False),
-    CheckConstraint("singleton", name="singleton"),
+    Column("origin", Text, nullable=False),
+    Column("tree_size", BigInteger, nullable=False),
+    # Name and key id.
+    Column("witness", Text, nullable=False),
+    Column("signature", LargeBinary, nullable=False),
+    Column("cosigned_at", DateTime(timezone=True), nullable=False),
+    PrimaryKeyConstraint("origin", "tree_size", "witness"),
+)
+
+log_witnesses = Table(
+    "log_witnesses",
+    metadata,
+    Column("origin", Text, nullable=False),
+    Column("witness", Text, nullable=False),
+    # The largest head that it is known to have seen.
+    Column("tree_size", BigInteger, nullable=False, server_default=text("0")),
+    Column("failures", Integer, nullable=False, server_default=text("0")),
+    _at("next_at", now=True),
+    # Until then somebody asks, or nobody needs to.
+    _at("round_until", now=True),
+    Column("cosigned_at", DateTime(timezone=True)),
+    # What it saw that the log is not; signing stops.
+    Column("fork", Text, nullable=False, server_default=text("''")),
+    Column("forked_at", DateTime(timezone=True)),
+    PrimaryKeyConstraint("origin", "witness"),
 )

@@ -107,6 +107,10 @@ class ControlPlane:
             found.append((TENANT, tenant))
         return found
 
+    def anonymous(self) -> Metadata:
+        """Return what is passed on where the caller need not be anybody."""
+        return [(FORWARDED_BY, self._forwarded)]
+
     async def unary(self, route: Route, request: Message, metadata: Metadata) -> Message:
         """Return the answer of an RPC with one request and one answer.
 

@@ -15,6 +15,7 @@ from control_plane.gateway.app import Front, build_app
 from control_plane.gateway.calls import ControlPlane, open_channel
 from control_plane.gateway.handlers import Bounds, Handlers
 from control_plane.gateway.metrics import GatewayMetrics
+from control_plane.gateway.public_log import PublicLog
 from control_plane.gateway.server import Listen, serving
 from control_plane.gateway.settings import GatewaySettings
 from shared.admin_http import admin_server
@@ -88,8 +89,9 @@ def _application(
         heartbeat_every=settings.heartbeat_every,
     )
     handlers = Handlers(control_plane=control_plane, bounds=bounds, deadlines=api.deadlines, closing=closing)
+    public = PublicLog(control_plane=control_plane, routes=api.routes, clock=SystemClock())
     return Front(
-        build_app(api.served_by(handlers), api.document(RULES)),
+        build_app([*api.served_by(handlers), *public.served()], api.document(RULES)),
         metrics=metrics,
         max_requests=settings.max_requests,
         write_timeout=settings.write_timeout,

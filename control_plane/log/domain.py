@@ -55,6 +55,18 @@ class InclusionProof:
     """Signed note."""
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Published:
+    """What the log shows of its head."""
+
+    checkpoint: bytes
+    """The newest signed note."""
+    witnessed: bytes = b""
+    """The newest note with the quorum of cosignatures; empty: there is none."""
+    stopped_by: str = ""
+    """Why nothing is signed any more; empty: it is."""
+
+
 def checkpoint_of(origin: str, head: Head) -> Checkpoint:
     """Return what is signed of a head."""
     return Checkpoint(origin=origin, size=head.tree_size, root=head.root)

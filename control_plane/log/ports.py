@@ -63,6 +63,22 @@ class LogKeys(Signer, Protocol):
         """
 
 
+class Witnesses(Protocol):
+    """Who cosigns the log's head. Every method runs in the caller's transaction."""
+
+    async def may_sign(self, tx: Transaction) -> bool:
+        """Whether heads may be signed: the log was found whole, and `stopped_by` says nothing."""
+
+    async def stopped_by(self, tx: Transaction) -> str:
+        """Return why nothing is signed any more: a witness saw another log; empty: none did."""
+
+    async def newest(self, tx: Transaction) -> tuple[int, bytes] | None:
+        """Return size and note, with cosignatures, of the newest checkpoint that has the quorum.
+
+        None: there is none yet, or no quorum is asked for.
+        """
+
+
 class LogObserver(Protocol):
     """Counts; cheap and never raises."""
 

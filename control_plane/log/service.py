@@ -16,18 +16,29 @@ from control_plane.log.domain import (
     InclusionProof,
     LogEntry,
     Pending,
+    Published,
     checkpoint_of,
     group_of,
 )
-from control_plane.log.ports import LogKeys, LogObserver, LogStore
+from control_plane.log.ports import LogKeys, LogObserver, LogStore, Witnesses
+from control_plane.log.unwitnessed import Unwitnessed
 from shared.checkpoints import parse_checkpoint, sign_checkpoint
 from shared.clock import Random
 from shared.errors import AgentFactoryError, InvalidInputError, NotFoundError
 from shared.ids import TenantId
 from shared.log_leaf import SALT_BYTES, commitment
 from shared.logs import get_logger
-from shared.merkle import leaf_hash
-from shared.tiles import Proof, consistency, grown, inclusion, range_root, tiles_of_edge
+from shared.merkle import HASH_BYTES, leaf_hash
+from shared.tiles import (
+    Proof,
+    TileId,
+    consistency,
+    grown,
+    hashes_of,
+    inclusion,
+    range_root,
+    tiles_of_edge,
+)
 
 logger = get_logger(__name__)
 
@@ -47,6 +58,7 @@ class LogService:
         keys: LogKeys,
         observer: LogObserver,
         random: Random,
+        witnesses: Witnesses | None = None,
     ) -> None:
         self._database = database
         self._store = store
@@ -54,6 +66,7 @@ class LogService:
         self._keys = keys
         self._observer = observer
         self._random = random
+        self._witnesses = witnesses or Unwitnessed()
 
     @property
     def origin(self) -> str:
@@ -96,7 +109,9 @@ class LogService:
         return len(entries)
 
     async def sign(self) -> bytes | None:
-        """Sign the committed head if no checkpoint says it yet; returns the new note, if there is a log key.
+        """Sign the committed head if no checkpoint says it yet; returns the new note.
+
+        None: there is nothing new or no log key, or witnesses stop it (see `Witnesses.may_sign`).
 
         Raises:
             KeyUnavailableError: The key's custodian does not answer.
@@ -105,8 +120,10 @@ class LogService:
         async with self._database.transaction() as tx:
             head = await self._store.head(tx)
             newest = await self._store.newest_checkpoint(tx)
-        if newest is not None and newest[0] >= head.tree_size:
-            return None
+            if newest is not None and newest[0] >= head.tree_size:
+                return None
+            if not await self._witnesses.may_sign(tx):
+                return None
         public = await self._keys.public()
         if public is None:
             return None
@@ -127,6 +144,43 @@ class LogService:
             raise NotFoundError("the log has no checkpoint yet", hint="try again in a second")
         return newest[1]
 
+    async def published(self) -> Published:
+        """Return the newest signed checkpoint and the newest witnessed one.
+
+        Raises:
+            NotFoundError: None was signed yet.
+        """
+        async with self._database.transaction() as tx:
+            newest = await self._store.newest_checkpoint(tx)
+            witnessed = await self._witnesses.newest(tx)
+            stopped_by = await self._witnesses.stopped_by(tx)
+        if newest is None:
+            raise NotFoundError(
+                f"the log has no checkpoint{' and signs none: ' if stopped_by else ' yet'}{stopped_by}",
+                hint="see docs/log.md" if stopped_by else "try again in a second",
+            )
+        return Published(
+            checkpoint=newest[1],
+            witnessed=b"" if witnessed is None else witnessed[1],
+            stopped_by=stopped_by,
+        )
+
+    async def tile(self, tile: TileId, width: int) -> bytes:
+        """Return the first hashes of a tile, as far as a checkpoint covers them.
+
+        Raises:
+            NotFoundError: No checkpoint covers so many of it.
+        """
+        async with self._database.transaction() as tx:
+            newest = await self._store.newest_checkpoint(tx)
+            covered = 0 if newest is None else hashes_of(tile, newest[0])
+            if width > covered:
+                raise NotFoundError(
+                    f"tile {tile.level}/{tile.place} has {max(covered, 0)} hashes under a checkpoint"
+                )
+            found = await self._store.tiles(tx, {tile})
+        return found[tile][: width * HASH_BYTES]
+
     async def prove_inclusion(self, tenant_id: TenantId, subject: str) -> InclusionProof:
         """Return the proof that a receipt or audit entry of the tenant is in the newest checkpoint.
 
@@ -142,8 +196,8 @@ class LogService:
         """Return what `prove_inclusion` does, None where that finds nothing."""
         async with self._database.transaction() as tx:
             entry = await self._store.entry_of(tx, tenant_id, subject)
-            newest = await self._store.newest_checkpoint(tx)
-            if entry is None or newest is None or newest[0] <= entry.log_index:
+            newest = None if entry is None else await self._checkpoint_over(tx, entry.log_index)
+            if entry is None or newest is None:
                 return None
             path = await self._hashes(tx, inclusion(entry.log_index, newest[0]))
         return InclusionProof(entry=entry, path=path, checkpoint=newest[1])
@@ -164,6 +218,14 @@ class LogService:
             raise InvalidInputError(f"the log has {newest} leaves under a checkpoint, not {second}")
         async with self._database.transaction() as tx:
             return await self._hashes(tx, consistency(first_size, second)), note
+
+    async def _checkpoint_over(self, tx: Transaction, log_index: int) -> tuple[int, bytes] | None:
+        """Return a checkpoint that covers a leaf: a witnessed one where there is one."""
+        witnessed = await self._witnesses.newest(tx)
+        if witnessed is not None and witnessed[0] > log_index:
+            return witnessed
+        newest = await self._store.newest_checkpoint(tx)
+        return newest if newest is not None and newest[0] > log_index else None
 
     async def _hashes(self, tx: Transaction, proof: Proof) -> tuple[bytes, ...]:
         return proof.hashes(await self._store.tiles(tx, proof.tiles()))

@@ -70,6 +70,7 @@ from control_plane.wiring.log import build_log
 from control_plane.wiring.nodes import build_dispatch, build_node_service, build_node_servicer
 from control_plane.wiring.policy import build_gate, build_policy, open_policies
 from control_plane.wiring.stores import Stores
+from control_plane.witnesses.http_client import HttpWitnessClient
 from shared.gathering import Gathering
 
 
@@ -87,7 +88,7 @@ class Services:
     templates: CachedTemplates
     register: Callable[[grpc.aio.Server], None]
     loops: tuple[Callable[[], Coroutine[Any, Any, NoReturn]], ...]
-    stores: tuple[PostgresExecutionStore | PostgresLeaseStore | PostgresKvStore, ...]
+    stores: tuple[PostgresExecutionStore | PostgresLeaseStore | PostgresKvStore | HttpWitnessClient, ...]
     """They keep connections of their own."""
 
 
@@ -127,7 +128,7 @@ async def build(base: Base, signer: OrderSigner) -> Services:
     halter = Halter(executions=stores.executions, placer=dispatch.placer, completions=completions)
     bodies = BodyService(store=stores.executions, clock=base.clock, random=base.random)
     access = build_access(base)
-    log = build_log(base, signer)
+    log_parts = build_log(base, signer)
     servicers = _Servicers(
         executions=ExecutionServicer(
             executions,
@@ -141,7 +142,7 @@ async def build(base: Base, signer: OrderSigner) -> Services:
         stops=build_stops(base, stores, halter),
         audit=AuditServicer(
             AuditService(base.audit, subscribe=partial(base.subscriptions.subscribed, Channel.AUDIT)),
-            log,
+            log_parts.log,
             AuditPolicyGate(gate),
         ),
         access=access.servicer,
@@ -170,10 +171,11 @@ async def build(base: Base, signer: OrderSigner) -> Services:
             base.refusals.run,
             access.run,
             signer.run,
-            log.run,
+            log_parts.log.run,
+            log_parts.witnesses.run,
             policies.active.run,
         ),
-        stores=(stores.executions, stores.leases, stores.kv),
+        stores=(stores.executions, stores.leases, stores.kv, log_parts.client),
     )
 
 

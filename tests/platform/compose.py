@@ -25,6 +25,7 @@ def free_port() -> int:
 class Compose:
     project: str
     rest_port: int = field(default_factory=free_port)
+    prometheus_port: int = field(default_factory=free_port)
 
     def call(self, *arguments: str, seconds: float = CALL_SECONDS, check: bool = True) -> str:
         """Run a compose command and return what it printed."""
@@ -39,7 +40,9 @@ class Compose:
                 **os.environ,
                 "AF_POSTGRES_IMAGE": "agentfactory-test/postgres",
                 "AF_REST_PORT": str(self.rest_port),
-                "COMPOSE_PROFILES": "minimal",
+                "AF_PROMETHEUS_IMAGE": "agentfactory-test/prometheus",
+                "AF_PROMETHEUS_PORT": str(self.prometheus_port),
+                "COMPOSE_PROFILES": "full",
             },
         )
         if check and done.returncode != 0:

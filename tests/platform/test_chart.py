@@ -20,7 +20,7 @@ GREEN_BESIDE = ("--set", "colours.green.enabled=true", "--set", "colours.green.t
 EVERYTHING = (
     *GREEN_BESIDE,
     *("--set", "nodes.autoscaling.enabled=true", "--set", "externalSecrets.enabled=true"),
-    *("--set", "monitoring.podMonitor=true"),
+    *("--set", "monitoring.podMonitor=true", "--set", "monitoring.rules=true"),
 )
 
 
@@ -105,6 +105,18 @@ def test_every_pod_is_under_the_policy_that_denies():
         if found["kind"] in {"Deployment", "StatefulSet", "Job"}:
             labels = found["spec"]["template"]["metadata"]["labels"]
             assert wanted <= labels.items(), found["metadata"]["name"]
+
+
+def test_the_rules_are_in_it_with_links_to_where_the_runbook_is():
+    manifests = rendered(
+        "--set", "monitoring.rules=true", "--set", "monitoring.runbook=https://x.test/runbook"
+    )
+    groups = one(manifests, "PrometheusRule", "af")["spec"]["groups"]
+    links = [
+        rule["annotations"]["runbook_url"] for group in groups for rule in group["rules"] if "alert" in rule
+    ]
+    assert links
+    assert all(link.startswith("https://x.test/runbook#") for link in links)
 
 
 def test_services_lead_to_the_active_colour_alone():

@@ -65,6 +65,11 @@ class AuditServiceStub:
                 request_serializer=agentfactory_dot_v1_dot_audit__pb2.GetConsistencyProofRequest.SerializeToString,
                 response_deserializer=agentfactory_dot_v1_dot_audit__pb2.GetConsistencyProofResponse.FromString,
                 _registered_method=True)
+        self.GetLogTile = channel.unary_unary(
+                '/agentfactory.v1.AuditService/GetLogTile',
+                request_serializer=agentfactory_dot_v1_dot_audit__pb2.GetLogTileRequest.SerializeToString,
+                response_deserializer=agentfactory_dot_v1_dot_audit__pb2.GetLogTileResponse.FromString,
+                _registered_method=True)
 
 
 class AuditServiceServicer:
@@ -94,7 +99,8 @@ class AuditServiceServicer:
         raise NotImplementedError('Method not implemented!')
 
     def GetCheckpoint(self, request, context):
-        """Returns the newest signed head of the transparency log. Who: every role.
+        """Returns the newest signed head of the transparency log, and the newest that witnesses have cosigned.
+        Who: everybody, also without an identity: a checkpoint is public.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -111,6 +117,15 @@ class AuditServiceServicer:
     def GetConsistencyProof(self, request, context):
         """Proves that an earlier log is the beginning of a later one. Who: every role.
         Required: first_size.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def GetLogTile(self, request, context):
+        """Returns hashes of the log's tree, as C2SP tlog-tiles cuts it: what a checkpoint covers, nothing else.
+        Who: everybody, also without an identity: leaves are salted commitments. Required: width.
+        NOT_FOUND until a checkpoint covers so many hashes of the tile; afterwards always the same.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -148,6 +163,11 @@ def add_AuditServiceServicer_to_server(servicer, server):
                     servicer.GetConsistencyProof,
                     request_deserializer=agentfactory_dot_v1_dot_audit__pb2.GetConsistencyProofRequest.FromString,
                     response_serializer=agentfactory_dot_v1_dot_audit__pb2.GetConsistencyProofResponse.SerializeToString,
+            ),
+            'GetLogTile': grpc.unary_unary_rpc_method_handler(
+                    servicer.GetLogTile,
+                    request_deserializer=agentfactory_dot_v1_dot_audit__pb2.GetLogTileRequest.FromString,
+                    response_serializer=agentfactory_dot_v1_dot_audit__pb2.GetLogTileResponse.SerializeToString,
             ),
     }
     generic_handler = grpc.method_handlers_generic_handler(
@@ -313,6 +333,33 @@ class AuditService:
             '/agentfactory.v1.AuditService/GetConsistencyProof',
             agentfactory_dot_v1_dot_audit__pb2.GetConsistencyProofRequest.SerializeToString,
             agentfactory_dot_v1_dot_audit__pb2.GetConsistencyProofResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def GetLogTile(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/agentfactory.v1.AuditService/GetLogTile',
+            agentfactory_dot_v1_dot_audit__pb2.GetLogTileRequest.SerializeToString,
+            agentfactory_dot_v1_dot_audit__pb2.GetLogTileResponse.FromString,
             options,
             channel_credentials,
             insecure,

@@ -42,7 +42,9 @@ class AuditServiceStub:
     Required: receipt_id, or execution_id (its deciding receipt).
     """
     GetCheckpoint: _grpc.UnaryUnaryMultiCallable[_audit_pb2.GetCheckpointRequest, _audit_pb2.GetCheckpointResponse]
-    """Returns the newest signed head of the transparency log. Who: every role."""
+    """Returns the newest signed head of the transparency log, and the newest that witnesses have cosigned.
+    Who: everybody, also without an identity: a checkpoint is public.
+    """
     GetInclusionProof: _grpc.UnaryUnaryMultiCallable[_audit_pb2.GetInclusionProofRequest, _audit_pb2.GetInclusionProofResponse]
     """Proves that a receipt or an audit entry of the caller's tenant is in the log. Who: every role.
     NOT_FOUND until a checkpoint covers it, within a second of its commit.
@@ -50,6 +52,11 @@ class AuditServiceStub:
     GetConsistencyProof: _grpc.UnaryUnaryMultiCallable[_audit_pb2.GetConsistencyProofRequest, _audit_pb2.GetConsistencyProofResponse]
     """Proves that an earlier log is the beginning of a later one. Who: every role.
     Required: first_size.
+    """
+    GetLogTile: _grpc.UnaryUnaryMultiCallable[_audit_pb2.GetLogTileRequest, _audit_pb2.GetLogTileResponse]
+    """Returns hashes of the log's tree, as C2SP tlog-tiles cuts it: what a checkpoint covers, nothing else.
+    Who: everybody, also without an identity: leaves are salted commitments. Required: width.
+    NOT_FOUND until a checkpoint covers so many hashes of the tile; afterwards always the same.
     """
 
 @_typing.type_check_only
@@ -66,7 +73,9 @@ class AuditServiceAsyncStub(AuditServiceStub):
     Required: receipt_id, or execution_id (its deciding receipt).
     """
     GetCheckpoint: _aio.UnaryUnaryMultiCallable[_audit_pb2.GetCheckpointRequest, _audit_pb2.GetCheckpointResponse]  # type: ignore[assignment]
-    """Returns the newest signed head of the transparency log. Who: every role."""
+    """Returns the newest signed head of the transparency log, and the newest that witnesses have cosigned.
+    Who: everybody, also without an identity: a checkpoint is public.
+    """
     GetInclusionProof: _aio.UnaryUnaryMultiCallable[_audit_pb2.GetInclusionProofRequest, _audit_pb2.GetInclusionProofResponse]  # type: ignore[assignment]
     """Proves that a receipt or an audit entry of the caller's tenant is in the log. Who: every role.
     NOT_FOUND until a checkpoint covers it, within a second of its commit.
@@ -74,6 +83,11 @@ class AuditServiceAsyncStub(AuditServiceStub):
     GetConsistencyProof: _aio.UnaryUnaryMultiCallable[_audit_pb2.GetConsistencyProofRequest, _audit_pb2.GetConsistencyProofResponse]  # type: ignore[assignment]
     """Proves that an earlier log is the beginning of a later one. Who: every role.
     Required: first_size.
+    """
+    GetLogTile: _aio.UnaryUnaryMultiCallable[_audit_pb2.GetLogTileRequest, _audit_pb2.GetLogTileResponse]  # type: ignore[assignment]
+    """Returns hashes of the log's tree, as C2SP tlog-tiles cuts it: what a checkpoint covers, nothing else.
+    Who: everybody, also without an identity: leaves are salted commitments. Required: width.
+    NOT_FOUND until a checkpoint covers so many hashes of the tile; afterwards always the same.
     """
 
 class AuditServiceServicer(metaclass=_abc_1.ABCMeta):
@@ -111,7 +125,9 @@ class AuditServiceServicer(metaclass=_abc_1.ABCMeta):
         request: _audit_pb2.GetCheckpointRequest,
         context: _ServicerContext,
     ) -> _typing.Union[_audit_pb2.GetCheckpointResponse, _abc.Awaitable[_audit_pb2.GetCheckpointResponse]]:
-        """Returns the newest signed head of the transparency log. Who: every role."""
+        """Returns the newest signed head of the transparency log, and the newest that witnesses have cosigned.
+        Who: everybody, also without an identity: a checkpoint is public.
+        """
 
     @_abc_1.abstractmethod
     def GetInclusionProof(
@@ -131,6 +147,17 @@ class AuditServiceServicer(metaclass=_abc_1.ABCMeta):
     ) -> _typing.Union[_audit_pb2.GetConsistencyProofResponse, _abc.Awaitable[_audit_pb2.GetConsistencyProofResponse]]:
         """Proves that an earlier log is the beginning of a later one. Who: every role.
         Required: first_size.
+        """
+
+    @_abc_1.abstractmethod
+    def GetLogTile(
+        self,
+        request: _audit_pb2.GetLogTileRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_audit_pb2.GetLogTileResponse, _abc.Awaitable[_audit_pb2.GetLogTileResponse]]:
+        """Returns hashes of the log's tree, as C2SP tlog-tiles cuts it: what a checkpoint covers, nothing else.
+        Who: everybody, also without an identity: leaves are salted commitments. Required: width.
+        NOT_FOUND until a checkpoint covers so many hashes of the tile; afterwards always the same.
         """
 
 def add_AuditServiceServicer_to_server(servicer: AuditServiceServicer, server: _typing.Union[_grpc.Server, _aio.Server]) -> None: ...

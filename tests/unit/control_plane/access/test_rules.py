@@ -30,9 +30,11 @@ def test_every_service_of_the_contract_is_named_to_health_and_reflection():
     assert set(SERVICES) == {service.full_name for service in SERVICE_DESCRIPTORS}
 
 
-def test_only_enrollment_is_open_to_strangers():
+def test_only_enrollment_and_the_public_log_are_open_to_strangers():
     assert [method for method, rule in OURS.items() if rule.anonymous] == [
-        "/agentfactory.v1.NodeService/EnrollNode"
+        "/agentfactory.v1.NodeService/EnrollNode",
+        "/agentfactory.v1.AuditService/GetCheckpoint",
+        "/agentfactory.v1.AuditService/GetLogTile",
     ]
 
 
