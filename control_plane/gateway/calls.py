@@ -7,8 +7,8 @@ the token that is passed on.
 import asyncio
 import json
 import re
-from collections.abc import AsyncGenerator, Coroutine, Mapping, Sequence
-from contextlib import aclosing
+from collections.abc import AsyncGenerator, AsyncIterator, Coroutine, Mapping, Sequence
+from contextlib import aclosing, asynccontextmanager
 from dataclasses import dataclass
 from datetime import timedelta
 from http import HTTPStatus
@@ -119,7 +119,7 @@ class ControlPlane:
             ResourceExhaustedError: The caller's tenant has its share of calls under way.
         """
         method = self._methods[route.rpc]
-        with self._shares.of(await self._tenants.of(metadata)):
+        async with self._share(metadata):
             try:
                 answer: Message = await method.start(request, timeout=method.deadline, metadata=metadata)
             except grpc.aio.AioRpcError as error:
@@ -134,7 +134,7 @@ class ControlPlane:
             ResourceExhaustedError: The caller's tenant has its share of calls under way.
         """
         method = self._methods[route.rpc]
-        with self._shares.of(await self._tenants.of(metadata)):
+        async with self._share(metadata):
             call: Call = method.start(request, timeout=method.deadline, metadata=metadata)
             try:
                 async for answer in call:
@@ -152,7 +152,7 @@ class ControlPlane:
             ResourceExhaustedError: The caller's tenant has its share of calls under way.
             ProblemError: As `messages` does.
         """
-        with self._shares.of(await self._tenants.of(metadata)):
+        async with self._share(metadata):
             return await self._upload(self._methods[route.rpc], messages, metadata)
 
     async def _upload(
@@ -175,6 +175,16 @@ class ControlPlane:
         finally:
             call.cancel()
         return answer
+
+    @asynccontextmanager
+    async def _share(self, metadata: Metadata) -> AsyncIterator[None]:
+        """Count one call, of its tenant or of nobody, for the length of the block."""
+        if all(name != AUTHORIZATION for name, _ in metadata):
+            async with self._shares.of_stranger():
+                yield
+            return
+        with self._shares.of(await self._tenants.of(metadata)):
+            yield
 
     async def _ask_tenant(self, metadata: Metadata) -> str:
         try:

@@ -17,7 +17,7 @@ from shared.clock import Clock
 from shared.errors import ResourceExhaustedError
 
 STRANGERS: Final = 8
-"""One call in so many may be one that asks whose a token is; more of those wait for their turn."""
+"""One call in so many may be nobody's, or one that asks whose a token is; more wait for their turn."""
 
 STRANGERS_WAIT: Final = timedelta(seconds=5)
 
@@ -69,7 +69,7 @@ class CallShares:
 
     @asynccontextmanager
     async def of_stranger(self) -> AsyncIterator[None]:
-        """Count one call that asks whose a token is, for the length of the block.
+        """Count one call of nobody, or one that asks whose a token is, for the length of the block.
 
         Raises:
             ResourceExhaustedError: So many ask that its turn did not come.
@@ -79,7 +79,9 @@ class CallShares:
                 await self._strangers.acquire()
         except TimeoutError:
             raise ResourceExhaustedError(
-                "too many come with a token that is not known here", hint="try again", retry_after=RETRY_AFTER
+                "too many come without a token, or with one that is not known here",
+                hint="try again",
+                retry_after=RETRY_AFTER,
             ) from None
         try:
             yield
