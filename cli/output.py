@@ -31,6 +31,7 @@ EXIT_CODES: tuple[tuple[type[errors.AgentFactoryError], int], ...] = (
     (errors.EnrollmentTokenInvalidError, REFUSED),
     (errors.NodeQuarantinedError, REFUSED),
     (errors.NodeEvictedError, REFUSED),
+    (errors.EngineDeniedError, REFUSED),
     (errors.TemplateRetiredError, REFUSED),
     (errors.TemplateRevokedError, REFUSED),
     (errors.StoppedError, REFUSED),

@@ -81,6 +81,9 @@ class ControlMetrics:
         self._log_size = Gauge(
             "af_log_size", "Leaves of the log when this replica integrated last.", registry=registry
         )
+        self._template_quarantines = Counter(
+            "af_template_quarantines", "Template versions on which two engines differed.", registry=registry
+        )
         self._lease_expiries = Counter("af_lease_expiries", "Leases that ran out.", registry=registry)
         self._sessions_opened = Counter("af_sessions_opened", "Sessions that began.", registry=registry)
         self._sessions_closed = Counter("af_sessions_closed", "Sessions that ended.", registry=registry)
@@ -110,6 +113,10 @@ class ControlMetrics:
     def watch_caches(self, caches: Mapping[str, Callable[[], CacheStats]]) -> None:
         """Read what caches do whenever somebody asks for the metrics."""
         self._registry.register(CacheCollector(caches))
+
+    def template_quarantined(self) -> None:
+        """Two engines came to different results: see `StopObserver`."""
+        self._template_quarantines.inc()
 
     def queue_depth(self, count: int) -> None:
         """So many executions wait for a node, in all replicas."""

@@ -152,6 +152,13 @@ class NodeQuarantinedError(AgentFactoryError):
     hint = "look at the node's receipts, then evict it and enroll it anew"
 
 
+class EngineDeniedError(AgentFactoryError):
+    """The node runs agents with an engine that the installation denies; the message says why."""
+
+    reason = "ENGINE_DENIED"
+    hint = "upgrade the node; 'agentfactory engine list' shows what is denied"
+
+
 class NodeEvictedError(AgentFactoryError):
     """The node's identity was ended by an operator or by a lost spool."""
 
@@ -347,6 +354,18 @@ class ProofInvalidError(VerificationError):
     reason = "PROOF_INVALID"
 
 
+class EvidenceMismatchError(VerificationError):
+    """Two parts of a receipt file, each well signed, are not about the same."""
+
+    reason = "EVIDENCE_MISMATCH"
+
+
+class EvidenceMissingError(VerificationError):
+    """A receipt file lacks a part that would prove what it says."""
+
+    reason = "EVIDENCE_MISSING"
+
+
 class RollbackError(VerificationError):
     """A version, epoch or checkpoint is older than one already seen."""
 
@@ -515,6 +534,13 @@ class OrderRejectedError(AgentFactoryError):
         super().__init__(f"check {check}: {message}", hint=hint)
         self.check = check
         self.rejection = rejection
+
+
+class NotReplayableError(AgentFactoryError):
+    """Running the execution again would prove nothing; the message says why."""
+
+    reason = "NOT_REPLAYABLE"
+    hint = "docs/replay.md says what can be replayed"
 
 
 class ReceiptInvalidError(VerificationError):

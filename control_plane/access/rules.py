@@ -66,6 +66,8 @@ _AUDIT: Final = "/agentfactory.v1.AuditService/"
 _ACCESS: Final = "/agentfactory.v1.AccessService/"
 _KEYS: Final = "/agentfactory.v1.KeyService/"
 _POLICY: Final = "/agentfactory.v1.PolicyService/"
+_ENGINES: Final = "/agentfactory.v1.EngineService/"
+_REPLAY: Final = "/agentfactory.v1.ReplayService/"
 
 RULES: Final[Mapping[str, Rule]] = {
     _TEMPLATES + "PublishTemplate": _change(_AUTHORS, TRANSFER_DEADLINE),
@@ -146,8 +148,13 @@ RULES: Final[Mapping[str, Rule]] = {
     _POLICY + "ListDecisions": _read(_AUDITORS),
     _POLICY + "ReevaluateDecision": _read(_AUDITORS),
     _STOPS + "CreateStop": _administered(_change(_OPERATORS)),
+    _STOPS + "GetStop": _administered(_read(_FLEET_READERS)),
     _STOPS + "ListStops": _administered(_read(_FLEET_READERS)),
     _STOPS + "DeleteStop": _administered(_change(_OPERATORS)),
+    _REPLAY + "DownloadReplayMaterial": _read(_WITH_CONTENTS, TRANSFER_DEADLINE),
+    _ENGINES + "CreateEngineDenial": _of_installation(_change(_OPERATORS)),
+    _ENGINES + "ListEngineDenials": _of_installation(_read(_FLEET_READERS)),
+    _ENGINES + "DeleteEngineDenial": _of_installation(_change(_OPERATORS)),
     # Not ours, but served beside them.
     "/grpc.health.v1.Health/Check": Rule(
         roles=_NOBODY, deadline=READ_DEADLINE, audit=Audit.NONE, anonymous=True

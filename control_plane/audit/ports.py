@@ -7,8 +7,9 @@ from typing import Protocol
 from control_plane.audit.domain import AuditEntry, NewAuditEntry
 from control_plane.database.ports import Transaction
 from control_plane.paging import Page
+from control_plane.policy.bundles import RecordedDecision
 from control_plane.policy.domain import Subject
-from shared.ids import AuditEntryId, ExecutionId, OrderId, ReceiptId, TenantId
+from shared.ids import AuditEntryId, DecisionId, ExecutionId, OrderId, ReceiptId, TenantId
 
 
 class AuditLog(Protocol):
@@ -37,6 +38,15 @@ class ReceiptEvidence:
     keyset: bytes
     """The newest keyset."""
     template_envelope: bytes
+    ancestor_envelopes: tuple[bytes, ...]
+    """Of the templates that the template extends, the nearest first."""
+    decision_id: DecisionId
+    decision: RecordedDecision | None = None
+    """What allowed the execution; None: it is not kept any more."""
+    submission: AuditEntry | None
+    """That the execution was accepted."""
+    enrollment: AuditEntry | None
+    """That the node was admitted; of the node's own tenant."""
 
 
 class AuditStore(AuditLog, Protocol):
@@ -91,6 +101,17 @@ class AuditCursor:
     position: int
     """Every transaction older than this was visible when the cursor was made."""
     last_id: AuditEntryId | None = None
+
+
+class Decisions(Protocol):
+    """Reads decisions."""
+
+    async def get(self, tenant_id: TenantId, decision_id: DecisionId) -> RecordedDecision:
+        """Return a decision.
+
+        Raises:
+            NotFoundError: The tenant has no such decision.
+        """
 
 
 class AuditGate(Protocol):

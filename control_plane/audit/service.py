@@ -3,13 +3,15 @@
 import asyncio
 from collections.abc import AsyncGenerator, Callable, Sequence
 from contextlib import AbstractContextManager
+from dataclasses import replace
 from typing import Final
 
 from control_plane.audit.domain import AuditEntry
-from control_plane.audit.ports import AuditCursor, AuditStore, ReceiptEvidence
+from control_plane.audit.ports import AuditCursor, AuditStore, Decisions, ReceiptEvidence
 from control_plane.paging import DEFAULT_PAGE_SIZE, MAX_PAGE_SIZE, Page
-from shared.errors import InvalidInputError, ResourceExhaustedError
-from shared.ids import AUDIT_ENTRY, EXECUTION, RECEIPT, TenantId, parse_id
+from control_plane.policy.bundles import RecordedDecision
+from shared.errors import InvalidInputError, NotFoundError, ResourceExhaustedError
+from shared.ids import AUDIT_ENTRY, EXECUTION, RECEIPT, DecisionId, TenantId, parse_id
 
 WATCH_BATCH: Final = 200
 """Entries that a watcher reads at once."""
@@ -26,9 +28,15 @@ class AuditService:
     """Reads what was recorded. Recording is what the use cases do that change something."""
 
     def __init__(
-        self, store: AuditStore, *, subscribe: Subscribe, poll_seconds: float = POLL_SECONDS
+        self,
+        store: AuditStore,
+        *,
+        decisions: Decisions,
+        subscribe: Subscribe,
+        poll_seconds: float = POLL_SECONDS,
     ) -> None:
         self._store = store
+        self._decisions = decisions
         self._subscribe = subscribe
         self._poll_seconds = poll_seconds
         self._watchers = 0
@@ -88,9 +96,17 @@ class AuditService:
         if bool(receipt_id) == bool(execution_id):
             raise InvalidInputError("name either receipt_id or execution_id")
         if receipt_id:
-            return await self._store.get_receipt(tenant_id, parse_id(RECEIPT, receipt_id))
-        deciding = await self._store.receipt_of(tenant_id, parse_id(EXECUTION, execution_id))
-        return await self._store.get_receipt(tenant_id, deciding)
+            wanted = parse_id(RECEIPT, receipt_id)
+        else:
+            wanted = await self._store.receipt_of(tenant_id, parse_id(EXECUTION, execution_id))
+        evidence = await self._store.get_receipt(tenant_id, wanted)
+        return replace(evidence, decision=await self._decision(tenant_id, evidence.decision_id))
+
+    async def _decision(self, tenant_id: TenantId, decision_id: DecisionId) -> RecordedDecision | None:
+        try:
+            return await self._decisions.get(tenant_id, decision_id)
+        except NotFoundError:
+            return None
 
     async def _start(self, tenant_id: TenantId, after: str) -> AuditCursor:
         if not after:

@@ -1,6 +1,6 @@
 """gRPC adapter of the audit log: parse, one use case, convert."""
 
-from collections.abc import AsyncGenerator
+from collections.abc import AsyncGenerator, Mapping, Sequence
 from contextlib import aclosing
 from typing import Any
 
@@ -13,6 +13,8 @@ from control_plane.audit.service import AuditService
 from control_plane.log.domain import InclusionProof
 from control_plane.log.service import LogService
 from control_plane.policy.caller import calling_subject
+from control_plane.policy.convert import decision_to_proto
+from shared.ids import TenantId
 from shared.rpc.identity import caller
 from shared.tiles import TileId
 
@@ -53,11 +55,7 @@ class AuditServicer(audit_pb2_grpc.AuditServiceServicer):
         evidence = await self._service.get_receipt(
             caller().tenant_id, receipt_id=request.receipt_id, execution_id=request.execution_id
         )
-        answer = _evidence_to_proto(evidence)
-        proof = await self._log.find_inclusion(caller().tenant_id, evidence.receipt_id)
-        if proof is not None:
-            answer.log.CopyFrom(_inclusion_to_proto(proof))
-        return answer
+        return _evidence_to_proto(evidence, await self._log.find_inclusions(_logged(evidence)))
 
     async def GetCheckpoint(
         self, _request: audit_pb2.GetCheckpointRequest, _: Any
@@ -100,7 +98,20 @@ def _entry_to_proto(entry: AuditEntry) -> audit_pb2.AuditEntry:
     )
 
 
-def _evidence_to_proto(evidence: ReceiptEvidence) -> audit_pb2.GetReceiptResponse:
+def _logged(evidence: ReceiptEvidence) -> list[tuple[TenantId, str]]:
+    """Return what is to be found in the log: the receipt, and the entries that go with it."""
+    entries = [entry for entry in (evidence.submission, evidence.enrollment) if entry is not None]
+    return [
+        (caller().tenant_id, evidence.receipt_id),
+        *((entry.tenant_id, entry.audit_entry_id) for entry in entries),
+    ]
+
+
+def _evidence_to_proto(
+    evidence: ReceiptEvidence, proofs: Sequence[InclusionProof | None]
+) -> audit_pb2.GetReceiptResponse:
+    found = {proof.entry.subject: _inclusion_to_proto(proof) for proof in proofs if proof is not None}
+    decision = evidence.decision
     return audit_pb2.GetReceiptResponse(
         receipt_id=evidence.receipt_id,
         envelope=evidence.envelope,
@@ -113,7 +124,22 @@ def _evidence_to_proto(evidence: ReceiptEvidence) -> audit_pb2.GetReceiptRespons
         receipt_public_key=evidence.receipt_public_key,
         keyset=evidence.keyset,
         template_envelope=evidence.template_envelope,
+        ancestor_envelopes=evidence.ancestor_envelopes,
         after_eviction=evidence.after_eviction,
+        decision=None if decision is None else decision_to_proto(decision, content=decision.input),
+        submission=_logged_to_proto(evidence.submission, found),
+        enrollment=_logged_to_proto(evidence.enrollment, found),
+        log=found.get(evidence.receipt_id),
+    )
+
+
+def _logged_to_proto(
+    entry: AuditEntry | None, found: Mapping[str, audit_pb2.LogInclusion]
+) -> audit_pb2.LoggedEntry | None:
+    if entry is None:
+        return None
+    return audit_pb2.LoggedEntry(
+        audit_entry=_entry_to_proto(entry), tenant_id=entry.tenant_id, log=found.get(entry.audit_entry_id)
     )
 
 

@@ -3,7 +3,8 @@
 from collections.abc import Mapping, Sequence
 from typing import Any, Final
 
-from sqlalchemy import ColumnElement, Text, cast, false, func, insert, literal_column, select, tuple_
+from sqlalchemy import ARRAY, ColumnElement, Text, cast, false, func, insert, literal_column, select, tuple_
+from sqlalchemy.ext.asyncio import AsyncConnection
 
 from control_plane.audit.domain import AuditEntry, NewAuditEntry
 from control_plane.audit.ports import AuditCursor, ReceiptEvidence
@@ -135,6 +136,10 @@ class PostgresAuditStore:
                 func.coalesce(receipts.c.received_at >= fleet.c.evicted_at, false()).label("after_eviction"),
                 func.coalesce(newest_keyset, b"").label("keyset"),
                 func.coalesce(template_versions.c.envelope, b"").label("template_envelope"),
+                func.coalesce(template_versions.c.ancestors, cast([], ARRAY(Text))).label("ancestors"),
+                executions.c.decision_id,
+                fleet.c.node_id,
+                fleet.c.tenant_id.label("node_tenant_id"),
             )
             .join(orders, orders.c.order_id == receipts.c.order_id)
             .join(fleet, fleet.c.node_id == receipts.c.node_id)
@@ -149,11 +154,21 @@ class PostgresAuditStore:
         )
         async with self._database.reading() as connection:
             row = (await connection.execute(query)).mappings().one_or_none()
-        if row is None:
-            raise NotFoundError(f"there is no receipt {receipt_id}")
-        values = dict(row)
+            if row is None:
+                raise NotFoundError(f"there is no receipt {receipt_id}")
+            values = dict(row)
+            ancestors = await _envelopes(connection, tenant_id, values.pop("ancestors"))
+            submission = await _first(connection, tenant_id, "execution.submitted", row["execution_id"])
+            node = (values.pop("node_tenant_id"), "node.enrolled", values.pop("node_id"))
+            enrollment = await _first(connection, *node)
         path = split_hashes(values.pop("proof"))
-        return ReceiptEvidence(**values, path=path)
+        return ReceiptEvidence(
+            **values,
+            path=path,
+            ancestor_envelopes=ancestors,
+            submission=submission,
+            enrollment=enrollment,
+        )
 
     async def receipt_of(self, tenant_id: TenantId, execution_id: ExecutionId) -> ReceiptId:
         """See `AuditStore.receipt_of`."""
@@ -165,6 +180,32 @@ class PostgresAuditStore:
         if receipt_id is None:
             raise NotFoundError(f"no receipt has decided execution {execution_id}, or there is no such one")
         return ReceiptId(receipt_id)
+
+
+async def _envelopes(
+    connection: AsyncConnection, tenant_id: TenantId, digests: Sequence[str]
+) -> tuple[bytes, ...]:
+    """Return the envelopes of these template versions, in this order."""
+    if not digests:
+        return ()
+    c = template_versions.c
+    query = select(c.digest, c.envelope).where(c.tenant_id == tenant_id, c.digest.in_(digests))
+    found = {row.digest: row.envelope for row in await connection.execute(query)}
+    return tuple(found[digest] for digest in digests if digest in found)
+
+
+async def _first(
+    connection: AsyncConnection, tenant_id: TenantId, action: str, subject: str
+) -> AuditEntry | None:
+    """Return the oldest entry of an action on a subject."""
+    query = (
+        select(*_ENTRY)
+        .where(_c.tenant_id == tenant_id, _c.subject == subject, _c.action == action)
+        .order_by(_c.audit_entry_id)
+        .limit(1)
+    )
+    row = (await connection.execute(query)).mappings().one_or_none()
+    return None if row is None else AuditEntry(**row)
 
 
 def _values(entry: NewAuditEntry) -> Mapping[str, Any]:

@@ -68,7 +68,7 @@ async def require_current_schema(engine: AsyncEngine) -> None:
     if oldest is None:
         raise SettingsError(
             f"the database has schema {found or 'none'}, this build needs {expected}",
-            hint="run 'agentfactory migrate' of this version with the owner's database url",
+            hint=f"run 'agentfactory {'migrate' if found else 'init'}' of this version, with the owner's url",
         )
     if expected < oldest:
         raise SettingsError(

@@ -251,6 +251,8 @@ stops = Table(
     Column("lifted_by", Text, nullable=True),
     Column("lift_reason", Text, nullable=True),
     _at("lifted_at", nullable=True),
+    # Of a quarantine: the receipt, and what running it again came to (canonical JSON).
+    Column("evidence", LargeBinary, nullable=True),
     Index(
         "uq_stops_live_scope",
         "tenant_id",
@@ -259,6 +261,19 @@ stops = Table(
         unique=True,
         postgresql_where=text("lifted_at IS NULL"),
     ),
+)
+
+# Engines that nodes must not run agents with. An empty version or configuration: all of them.
+engine_denials = Table(
+    "engine_denials",
+    metadata,
+    Column("engine_name", Text, nullable=False),
+    Column("engine_version", Text, nullable=False, server_default=text("''")),
+    Column("engine_config_digest", Text, nullable=False, server_default=text("''")),
+    Column("reason", Text, nullable=False),
+    Column("denied_by", Text, nullable=False),
+    _at("denied_at", now=True),
+    PrimaryKeyConstraint("engine_name", "engine_version", "engine_config_digest"),
 )
 
 agents = Table(
@@ -584,6 +599,7 @@ fleet = Table(
     "fleet",
     MetaData(),
     Column("node_id", Text, primary_key=True),
+    Column("tenant_id", Text, nullable=False),
     Column("state", Text, nullable=False),
     Column("receipt_public_key", LargeBinary, nullable=False),
     _at("evicted_at", nullable=True),

@@ -4,6 +4,7 @@ from collections.abc import Sequence
 from datetime import datetime
 from typing import Protocol
 
+from control_plane.engines.domain import EngineDenial
 from control_plane.executions.domain import StoredBody, UnsignedOrder
 from control_plane.executions.lifecycle import Execution
 from control_plane.nodes.domain import NodeState
@@ -32,6 +33,17 @@ class Keysets(Protocol):
 
     async def order_keys(self, at: datetime) -> dict[KeyId, PublicKey]:
         """Return the keys that may sign orders at this time.
+
+        Raises:
+            DatabaseUnavailableError: They cannot be read now.
+        """
+
+
+class Engines(Protocol):
+    """Engines that the installation denies. Implemented by the store of denials."""
+
+    async def denials(self) -> Sequence[EngineDenial]:
+        """Return all.
 
         Raises:
             DatabaseUnavailableError: They cannot be read now.

@@ -119,6 +119,8 @@ class LiveSession:
     """An operator wants it empty."""
     node_is_draining: bool = False
     """The node itself takes no more."""
+    engine_is_denied: bool = False
+    """The installation trusts its engine no more: no further orders."""
     keyset_version: int = 0
     """What the node has acknowledged."""
     keyset_sent: int = 0
@@ -170,7 +172,8 @@ class LiveSession:
 
     def free_slots(self, now: float) -> int:
         """Return how many orders it may get at monotonic second `now`, its queue included."""
-        if self.draining or self.node_is_draining or self.outbox.is_closed or self.heartbeat_at is None:
+        is_closed = self.draining or self.node_is_draining or self.engine_is_denied or self.outbox.is_closed
+        if is_closed or self.heartbeat_at is None:
             return 0
         if now - self.heartbeat_at >= MAX_OFFER_AGE.total_seconds():
             return 0

@@ -194,13 +194,28 @@ class LogService:
 
     async def find_inclusion(self, tenant_id: TenantId, subject: str) -> InclusionProof | None:
         """Return what `prove_inclusion` does, None where that finds nothing."""
+        return (await self.find_inclusions([(tenant_id, subject)]))[0]
+
+    async def find_inclusions(
+        self, wanted: Sequence[tuple[TenantId, str]]
+    ) -> Sequence[InclusionProof | None]:
+        """Return the proof of each tenant's subject, all under one checkpoint; None: there is none yet."""
         async with self._database.transaction() as tx:
-            entry = await self._store.entry_of(tx, tenant_id, subject)
-            newest = None if entry is None else await self._checkpoint_over(tx, entry.log_index)
-            if entry is None or newest is None:
-                return None
-            path = await self._hashes(tx, inclusion(entry.log_index, newest[0]))
-        return InclusionProof(entry=entry, path=path, checkpoint=newest[1])
+            entries = [await self._store.entry_of(tx, *one) for one in wanted]
+            last = max((entry.log_index for entry in entries if entry is not None), default=0)
+            newest = await self._checkpoint_over(tx, last) or await self._store.newest_checkpoint(tx)
+            if newest is None:
+                return [None] * len(wanted)
+            return [await self._inclusion(tx, newest, entry) for entry in entries]
+
+    async def _inclusion(
+        self, tx: Transaction, checkpoint: tuple[int, bytes], entry: LogEntry | None
+    ) -> InclusionProof | None:
+        size, note = checkpoint
+        if entry is None or size <= entry.log_index:
+            return None
+        path = await self._hashes(tx, inclusion(entry.log_index, size))
+        return InclusionProof(entry=entry, path=path, checkpoint=note)
 
     async def prove_consistency(self, first_size: int, second_size: int) -> tuple[Sequence[bytes], bytes]:
         """Return the proof that `first_size` leaves begin the log of `second_size`, and the newest note.

@@ -109,6 +109,7 @@ def build_stops(base: Base, stores: Stores, halting: Halter) -> StopServicer:
         audit=base.audit,
         clock=base.clock,
         random=base.random,
+        observer=base.metrics,
     )
     return StopServicer(service)
 

@@ -2,6 +2,7 @@
 
 from control_plane.dispatch.options import DispatchOptions
 from control_plane.dispatch.service import Dispatch
+from control_plane.engines.store import PostgresEngineDenialStore
 from control_plane.executions.completions import Completions
 from control_plane.installation.domain import DEFAULT_TENANT
 from control_plane.nodes.service import NodeService
@@ -24,6 +25,7 @@ def build_dispatch(base: Base, stores: Stores, completions: Completions, signer:
         nodes=stores.nodes,
         orders=stores.nodes,
         keysets=base.keysets,
+        engines=PostgresEngineDenialStore(base.database),
         signer=signer,
         completions=completions,
         options=_dispatch_options(base),

@@ -13,10 +13,12 @@ from agentfactory.v1 import (
     access_pb2_grpc,
     agents_pb2_grpc,
     audit_pb2_grpc,
+    engines_pb2_grpc,
     executions_pb2_grpc,
     keys_pb2_grpc,
     nodes_pb2_grpc,
     policy_pb2_grpc,
+    replay_pb2_grpc,
     stops_pb2_grpc,
     templates_pb2_grpc,
 )
@@ -32,6 +34,7 @@ from control_plane.database.notifications import (
     Channel,
 )
 from control_plane.dispatch.service import Dispatch
+from control_plane.engines.servicer import EngineServicer
 from control_plane.executions.admission import Admission, AdmissionBounds
 from control_plane.executions.admission_store import PostgresQueueCount
 from control_plane.executions.bodies import BodyService
@@ -50,6 +53,7 @@ from control_plane.nodes.servicer import FleetServicer, NodeServicer
 from control_plane.policy.active import ActivePolicy
 from control_plane.policy.gate import AuditPolicyGate, NodePolicyGate
 from control_plane.policy.servicer import PolicyServicer
+from control_plane.replay.servicer import ReplayServicer
 from control_plane.stops.servicer import StopServicer
 from control_plane.templates.cached import CachedTemplates
 from control_plane.templates.catalog import TemplateCatalog
@@ -57,6 +61,7 @@ from control_plane.templates.servicer import TemplateServicer
 from control_plane.upkeep import Housekeeping
 from control_plane.wiring.access import build_access
 from control_plane.wiring.base import Base
+from control_plane.wiring.engines import build_engines
 from control_plane.wiring.factory import (
     build_agents,
     build_cached_templates,
@@ -69,6 +74,7 @@ from control_plane.wiring.keys import build_keys
 from control_plane.wiring.log import build_log
 from control_plane.wiring.nodes import build_dispatch, build_node_service, build_node_servicer
 from control_plane.wiring.policy import build_gate, build_policy, open_policies
+from control_plane.wiring.replay import build_replay
 from control_plane.wiring.stores import Stores
 from control_plane.witnesses.http_client import HttpWitnessClient
 from shared.gathering import Gathering
@@ -141,13 +147,19 @@ async def build(base: Base, signer: OrderSigner) -> Services:
         fleet=FleetServicer(nodes=build_node_service(base, stores, dispatch, node_gate)),
         stops=build_stops(base, stores, halter),
         audit=AuditServicer(
-            AuditService(base.audit, subscribe=partial(base.subscriptions.subscribed, Channel.AUDIT)),
+            AuditService(
+                base.audit,
+                decisions=stores.decision_reader,
+                subscribe=partial(base.subscriptions.subscribed, Channel.AUDIT),
+            ),
             log_parts.log,
             AuditPolicyGate(gate),
         ),
         access=access.servicer,
         keys=build_keys(base, signer, dispatch),
         policy=policies.servicer,
+        replay=build_replay(base, stores, catalog),
+        engines=build_engines(base),
     )
     return Services(
         access=access.gatekeeper,
@@ -191,6 +203,8 @@ class _Servicers:
     access: AccessServicer
     keys: KeyServicer
     policy: PolicyServicer
+    replay: ReplayServicer
+    engines: EngineServicer
 
     def register(self, server: grpc.aio.Server) -> None:
         executions_pb2_grpc.add_ExecutionServiceServicer_to_server(self.executions, server)
@@ -203,6 +217,8 @@ class _Servicers:
         access_pb2_grpc.add_AccessServiceServicer_to_server(self.access, server)
         keys_pb2_grpc.add_KeyServiceServicer_to_server(self.keys, server)
         policy_pb2_grpc.add_PolicyServiceServicer_to_server(self.policy, server)
+        engines_pb2_grpc.add_EngineServiceServicer_to_server(self.engines, server)
+        replay_pb2_grpc.add_ReplayServiceServicer_to_server(self.replay, server)
 
 
 def build_admission(base: Base) -> Admission:

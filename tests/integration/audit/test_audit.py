@@ -8,6 +8,7 @@ import pytest
 from control_plane.audit.domain import NewAuditEntry
 from control_plane.audit.service import AuditService
 from control_plane.database.unit_of_work import connection_of
+from control_plane.policy.store import PostgresDecisionReader
 from shared.errors import InvalidInputError, NotFoundError
 from shared.ids import AUDIT_ENTRY, TenantId, new_id
 from tests.builders.executions import TENANT
@@ -55,7 +56,12 @@ def hints():
 
 @pytest.fixture
 def service(world, hints):
-    return AuditService(world.audit, subscribe=hints.subscribe, poll_seconds=60)
+    return AuditService(
+        world.audit,
+        decisions=PostgresDecisionReader(world.database),
+        subscribe=hints.subscribe,
+        poll_seconds=60,
+    )
 
 
 async def test_an_entry_is_as_it_was_recorded(world, service):

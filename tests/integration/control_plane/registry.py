@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from datetime import timedelta
 from pathlib import Path
 
+from prometheus_client import CollectorRegistry
 from sqlalchemy import text
 from sqlalchemy.ext.asyncio import AsyncEngine
 
@@ -19,6 +20,7 @@ from control_plane.channels.store import PostgresChannelStore
 from control_plane.database.engine import create_engine
 from control_plane.database.unit_of_work import PostgresDatabase
 from control_plane.kv.store import PostgresKvStore
+from control_plane.metrics import ControlMetrics
 from control_plane.policy.active import FixedPolicy
 from control_plane.policy.builtin import builtin_policy
 from control_plane.policy.domain import Subject
@@ -221,6 +223,7 @@ async def registry_over(database: PostgresDatabase, owner: AsyncEngine, owner_ur
             audit=audit,
             clock=clock,
             random=random,
+            observer=ControlMetrics(CollectorRegistry()),
         ),
         watch=StopWatch(database=database, store=PostgresStopStore(), halting=stopped),
         stopped=stopped,

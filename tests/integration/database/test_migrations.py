@@ -137,7 +137,7 @@ async def test_a_database_without_our_schema_is_refused_with_what_to_do(empty_ur
     try:
         with pytest.raises(SettingsError, match="has schema none") as refused:
             await require_current_schema(engine)
-        assert "agentfactory migrate" in (refused.value.hint or "")
+        assert "agentfactory init" in (refused.value.hint or "")
     finally:
         await engine.dispose()
 

@@ -17,6 +17,7 @@ from control_plane.database.notifications import Channel, Notifications, Postgre
 from control_plane.database.unit_of_work import PostgresDatabase
 from control_plane.dispatch.ports import SilentObserver
 from control_plane.dispatch.service import Dispatch
+from control_plane.engines.store import PostgresEngineDenialStore
 from control_plane.executions.domain import (
     Accepted,
     DecisionRecord,
@@ -263,6 +264,7 @@ async def replica(database_url: str, *, name: str = "replica-1", **options: Any)
         nodes=nodes,
         orders=nodes,
         keysets=keysets,
+        engines=PostgresEngineDenialStore(database),
         signer=signer(rsa_key("orders")),
         completions=waiting,
         options=replace(build.options(), replica_id=name, **options),

@@ -74,7 +74,9 @@ def upgrade() -> None:
         op.execute(MAKE_ROLE.format(role=role))
         op.execute(MAKE_MEMBER.format(role=role, service=SERVICE_ROLE))
     # Nodes run for every tenant: what a tenant has to know of those that others enrolled.
-    op.execute("CREATE VIEW fleet AS SELECT node_id, state, receipt_public_key, evicted_at FROM nodes")
+    op.execute(
+        "CREATE VIEW fleet AS SELECT node_id, tenant_id, state, receipt_public_key, evicted_at FROM nodes"
+    )
     op.execute(f"GRANT SELECT ON fleet TO {SERVICE_ROLE}")
     for role in NEW_ROLES:
         op.execute(f"GRANT USAGE ON SCHEMA public TO {role}")

@@ -23,11 +23,12 @@ _sym_db = _symbol_database.Default()
 
 
 from agentfactory.v1 import common_pb2 as agentfactory_dot_v1_dot_common__pb2
+from agentfactory.v1 import policy_pb2 as agentfactory_dot_v1_dot_policy__pb2
 from buf.validate import validate_pb2 as buf_dot_validate_dot_validate__pb2
 from google.protobuf import timestamp_pb2 as google_dot_protobuf_dot_timestamp__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x1b\x61gentfactory/v1/audit.proto\x12\x0f\x61gentfactory.v1\x1a\x1c\x61gentfactory/v1/common.proto\x1a\x1b\x62uf/validate/validate.proto\x1a\x1fgoogle/protobuf/timestamp.proto\"\xa6\x01\n\nAuditEntry\x12\x16\n\x0e\x61udit_entry_id\x18\x01 \x01(\t\x12/\n\x0brecorded_at\x18\x02 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\r\n\x05\x61\x63tor\x18\x03 \x01(\t\x12\x0e\n\x06\x61\x63tion\x18\x04 \x01(\t\x12\x0f\n\x07subject\x18\x05 \x01(\t\x12\x0e\n\x06result\x18\x06 \x01(\t\x12\x0f\n\x07\x64\x65tails\x18\x07 \x01(\t\"y\n\x17ListAuditEntriesRequest\x12*\n\x04page\x18\x01 \x01(\x0b\x32\x1c.agentfactory.v1.PageRequest\x12\x17\n\x06\x61\x63tion\x18\x02 \x01(\tB\x07\xbaH\x04r\x02\x18@\x12\x19\n\x07subject\x18\x03 \x01(\tB\x08\xbaH\x05r\x03\x18\x80\x01\"g\n\x18ListAuditEntriesResponse\x12\x32\n\raudit_entries\x18\x01 \x03(\x0b\x32\x1b.agentfactory.v1.AuditEntry\x12\x17\n\x0fnext_page_token\x18\x02 \x01(\t\"2\n\x18WatchAuditEntriesRequest\x12\x16\n\x05\x61\x66ter\x18\x01 \x01(\tB\x07\xbaH\x04r\x02\x18@\"M\n\x19WatchAuditEntriesResponse\x12\x30\n\x0b\x61udit_entry\x18\x01 \x01(\x0b\x32\x1b.agentfactory.v1.AuditEntry\"O\n\x11GetReceiptRequest\x12\x1b\n\nreceipt_id\x18\x01 \x01(\tB\x07\xbaH\x04r\x02\x18@\x12\x1d\n\x0c\x65xecution_id\x18\x02 \x01(\tB\x07\xbaH\x04r\x02\x18@\"Q\n\x0bSignedOrder\x12\r\n\x05order\x18\x01 \x01(\x0c\x12\r\n\x05index\x18\x02 \x01(\r\x12\x0c\n\x04path\x18\x03 \x03(\x0c\x12\x16\n\x0e\x62\x61tch_envelope\x18\x04 \x01(\x0c\"\xf2\x01\n\x12GetReceiptResponse\x12\x12\n\nreceipt_id\x18\x01 \x01(\t\x12\x10\n\x08\x65nvelope\x18\x02 \x01(\x0c\x12+\n\x05order\x18\x03 \x01(\x0b\x32\x1c.agentfactory.v1.SignedOrder\x12\x1a\n\x12receipt_public_key\x18\x04 \x01(\x0c\x12\x0e\n\x06keyset\x18\x05 \x01(\x0c\x12\x19\n\x11template_envelope\x18\x06 \x01(\x0c\x12\x16\n\x0e\x61\x66ter_eviction\x18\x07 \x01(\x08\x12*\n\x03log\x18\x14 \x01(\x0b\x32\x1d.agentfactory.v1.LogInclusion\"p\n\x0cLogInclusion\x12\x11\n\tlog_index\x18\x01 \x01(\x04\x12\x0c\n\x04kind\x18\x02 \x01(\t\x12\x0f\n\x07subject\x18\x03 \x01(\t\x12\x0c\n\x04salt\x18\x04 \x01(\x0c\x12\x0c\n\x04path\x18\x05 \x03(\x0c\x12\x12\n\ncheckpoint\x18\x06 \x01(\x0c\"\x16\n\x14GetCheckpointRequest\"R\n\x15GetCheckpointResponse\x12\x12\n\ncheckpoint\x18\x01 \x01(\x0c\x12\x11\n\twitnessed\x18\x02 \x01(\x0c\x12\x12\n\nstopped_by\x18\x03 \x01(\t\"e\n\x11GetLogTileRequest\x12\x16\n\x05level\x18\x01 \x01(\rB\x07\xbaH\x04*\x02\x10\x08\x12\x1d\n\x05index\x18\x02 \x01(\x04\x42\x0e\xbaH\x0b\x32\t\x18\xff\xff\xff\xff\xff\xff\xff?\x12\x19\n\x05width\x18\x03 \x01(\rB\n\xbaH\x07*\x05\x18\x80\x02(\x01\"$\n\x12GetLogTileResponse\x12\x0e\n\x06hashes\x18\x01 \x01(\x0c\"6\n\x18GetInclusionProofRequest\x12\x1a\n\x07subject\x18\x01 \x01(\tB\t\xbaH\x06r\x04\x10\x01\x18@\"M\n\x19GetInclusionProofResponse\x12\x30\n\tinclusion\x18\x01 \x01(\x0b\x32\x1d.agentfactory.v1.LogInclusion\"N\n\x1aGetConsistencyProofRequest\x12\x1b\n\nfirst_size\x18\x01 \x01(\x04\x42\x07\xbaH\x04\x32\x02(\x01\x12\x13\n\x0bsecond_size\x18\x02 \x01(\x04\"?\n\x1bGetConsistencyProofResponse\x12\x0c\n\x04path\x18\x01 \x03(\x0c\x12\x12\n\ncheckpoint\x18\x02 \x01(\x0c\x32\xd1\x05\n\x0c\x41uditService\x12g\n\x10ListAuditEntries\x12(.agentfactory.v1.ListAuditEntriesRequest\x1a).agentfactory.v1.ListAuditEntriesResponse\x12l\n\x11WatchAuditEntries\x12).agentfactory.v1.WatchAuditEntriesRequest\x1a*.agentfactory.v1.WatchAuditEntriesResponse0\x01\x12U\n\nGetReceipt\x12\".agentfactory.v1.GetReceiptRequest\x1a#.agentfactory.v1.GetReceiptResponse\x12^\n\rGetCheckpoint\x12%.agentfactory.v1.GetCheckpointRequest\x1a&.agentfactory.v1.GetCheckpointResponse\x12j\n\x11GetInclusionProof\x12).agentfactory.v1.GetInclusionProofRequest\x1a*.agentfactory.v1.GetInclusionProofResponse\x12p\n\x13GetConsistencyProof\x12+.agentfactory.v1.GetConsistencyProofRequest\x1a,.agentfactory.v1.GetConsistencyProofResponse\x12U\n\nGetLogTile\x12\".agentfactory.v1.GetLogTileRequest\x1a#.agentfactory.v1.GetLogTileResponseb\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x1b\x61gentfactory/v1/audit.proto\x12\x0f\x61gentfactory.v1\x1a\x1c\x61gentfactory/v1/common.proto\x1a\x1c\x61gentfactory/v1/policy.proto\x1a\x1b\x62uf/validate/validate.proto\x1a\x1fgoogle/protobuf/timestamp.proto\"\xa6\x01\n\nAuditEntry\x12\x16\n\x0e\x61udit_entry_id\x18\x01 \x01(\t\x12/\n\x0brecorded_at\x18\x02 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\r\n\x05\x61\x63tor\x18\x03 \x01(\t\x12\x0e\n\x06\x61\x63tion\x18\x04 \x01(\t\x12\x0f\n\x07subject\x18\x05 \x01(\t\x12\x0e\n\x06result\x18\x06 \x01(\t\x12\x0f\n\x07\x64\x65tails\x18\x07 \x01(\t\"y\n\x17ListAuditEntriesRequest\x12*\n\x04page\x18\x01 \x01(\x0b\x32\x1c.agentfactory.v1.PageRequest\x12\x17\n\x06\x61\x63tion\x18\x02 \x01(\tB\x07\xbaH\x04r\x02\x18@\x12\x19\n\x07subject\x18\x03 \x01(\tB\x08\xbaH\x05r\x03\x18\x80\x01\"g\n\x18ListAuditEntriesResponse\x12\x32\n\raudit_entries\x18\x01 \x03(\x0b\x32\x1b.agentfactory.v1.AuditEntry\x12\x17\n\x0fnext_page_token\x18\x02 \x01(\t\"2\n\x18WatchAuditEntriesRequest\x12\x16\n\x05\x61\x66ter\x18\x01 \x01(\tB\x07\xbaH\x04r\x02\x18@\"M\n\x19WatchAuditEntriesResponse\x12\x30\n\x0b\x61udit_entry\x18\x01 \x01(\x0b\x32\x1b.agentfactory.v1.AuditEntry\"O\n\x11GetReceiptRequest\x12\x1b\n\nreceipt_id\x18\x01 \x01(\tB\x07\xbaH\x04r\x02\x18@\x12\x1d\n\x0c\x65xecution_id\x18\x02 \x01(\tB\x07\xbaH\x04r\x02\x18@\"Q\n\x0bSignedOrder\x12\r\n\x05order\x18\x01 \x01(\x0c\x12\r\n\x05index\x18\x02 \x01(\r\x12\x0c\n\x04path\x18\x03 \x03(\x0c\x12\x16\n\x0e\x62\x61tch_envelope\x18\x04 \x01(\x0c\"\x9f\x03\n\x12GetReceiptResponse\x12\x12\n\nreceipt_id\x18\x01 \x01(\t\x12\x10\n\x08\x65nvelope\x18\x02 \x01(\x0c\x12+\n\x05order\x18\x03 \x01(\x0b\x32\x1c.agentfactory.v1.SignedOrder\x12\x1a\n\x12receipt_public_key\x18\x04 \x01(\x0c\x12\x0e\n\x06keyset\x18\x05 \x01(\x0c\x12\x19\n\x11template_envelope\x18\x06 \x01(\x0c\x12\x16\n\x0e\x61\x66ter_eviction\x18\x07 \x01(\x08\x12+\n\x08\x64\x65\x63ision\x18\x08 \x01(\x0b\x32\x19.agentfactory.v1.Decision\x12\x1a\n\x12\x61ncestor_envelopes\x18\t \x03(\x0c\x12\x30\n\nsubmission\x18\n \x01(\x0b\x32\x1c.agentfactory.v1.LoggedEntry\x12\x30\n\nenrollment\x18\x0b \x01(\x0b\x32\x1c.agentfactory.v1.LoggedEntry\x12*\n\x03log\x18\x14 \x01(\x0b\x32\x1d.agentfactory.v1.LogInclusion\"~\n\x0bLoggedEntry\x12\x30\n\x0b\x61udit_entry\x18\x01 \x01(\x0b\x32\x1b.agentfactory.v1.AuditEntry\x12\x11\n\ttenant_id\x18\x02 \x01(\t\x12*\n\x03log\x18\x03 \x01(\x0b\x32\x1d.agentfactory.v1.LogInclusion\"p\n\x0cLogInclusion\x12\x11\n\tlog_index\x18\x01 \x01(\x04\x12\x0c\n\x04kind\x18\x02 \x01(\t\x12\x0f\n\x07subject\x18\x03 \x01(\t\x12\x0c\n\x04salt\x18\x04 \x01(\x0c\x12\x0c\n\x04path\x18\x05 \x03(\x0c\x12\x12\n\ncheckpoint\x18\x06 \x01(\x0c\"\x16\n\x14GetCheckpointRequest\"R\n\x15GetCheckpointResponse\x12\x12\n\ncheckpoint\x18\x01 \x01(\x0c\x12\x11\n\twitnessed\x18\x02 \x01(\x0c\x12\x12\n\nstopped_by\x18\x03 \x01(\t\"e\n\x11GetLogTileRequest\x12\x16\n\x05level\x18\x01 \x01(\rB\x07\xbaH\x04*\x02\x10\x08\x12\x1d\n\x05index\x18\x02 \x01(\x04\x42\x0e\xbaH\x0b\x32\t\x18\xff\xff\xff\xff\xff\xff\xff?\x12\x19\n\x05width\x18\x03 \x01(\rB\n\xbaH\x07*\x05\x18\x80\x02(\x01\"$\n\x12GetLogTileResponse\x12\x0e\n\x06hashes\x18\x01 \x01(\x0c\"6\n\x18GetInclusionProofRequest\x12\x1a\n\x07subject\x18\x01 \x01(\tB\t\xbaH\x06r\x04\x10\x01\x18@\"M\n\x19GetInclusionProofResponse\x12\x30\n\tinclusion\x18\x01 \x01(\x0b\x32\x1d.agentfactory.v1.LogInclusion\"N\n\x1aGetConsistencyProofRequest\x12\x1b\n\nfirst_size\x18\x01 \x01(\x04\x42\x07\xbaH\x04\x32\x02(\x01\x12\x13\n\x0bsecond_size\x18\x02 \x01(\x04\"?\n\x1bGetConsistencyProofResponse\x12\x0c\n\x04path\x18\x01 \x03(\x0c\x12\x12\n\ncheckpoint\x18\x02 \x01(\x0c\x32\xd1\x05\n\x0c\x41uditService\x12g\n\x10ListAuditEntries\x12(.agentfactory.v1.ListAuditEntriesRequest\x1a).agentfactory.v1.ListAuditEntriesResponse\x12l\n\x11WatchAuditEntries\x12).agentfactory.v1.WatchAuditEntriesRequest\x1a*.agentfactory.v1.WatchAuditEntriesResponse0\x01\x12U\n\nGetReceipt\x12\".agentfactory.v1.GetReceiptRequest\x1a#.agentfactory.v1.GetReceiptResponse\x12^\n\rGetCheckpoint\x12%.agentfactory.v1.GetCheckpointRequest\x1a&.agentfactory.v1.GetCheckpointResponse\x12j\n\x11GetInclusionProof\x12).agentfactory.v1.GetInclusionProofRequest\x1a*.agentfactory.v1.GetInclusionProofResponse\x12p\n\x13GetConsistencyProof\x12+.agentfactory.v1.GetConsistencyProofRequest\x1a,.agentfactory.v1.GetConsistencyProofResponse\x12U\n\nGetLogTile\x12\".agentfactory.v1.GetLogTileRequest\x1a#.agentfactory.v1.GetLogTileResponseb\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
@@ -54,40 +55,42 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_GETINCLUSIONPROOFREQUEST'].fields_by_name['subject']._serialized_options = b'\272H\006r\004\020\001\030@'
   _globals['_GETCONSISTENCYPROOFREQUEST'].fields_by_name['first_size']._loaded_options = None
   _globals['_GETCONSISTENCYPROOFREQUEST'].fields_by_name['first_size']._serialized_options = b'\272H\0042\002(\001'
-  _globals['_AUDITENTRY']._serialized_start=141
-  _globals['_AUDITENTRY']._serialized_end=307
-  _globals['_LISTAUDITENTRIESREQUEST']._serialized_start=309
-  _globals['_LISTAUDITENTRIESREQUEST']._serialized_end=430
-  _globals['_LISTAUDITENTRIESRESPONSE']._serialized_start=432
-  _globals['_LISTAUDITENTRIESRESPONSE']._serialized_end=535
-  _globals['_WATCHAUDITENTRIESREQUEST']._serialized_start=537
-  _globals['_WATCHAUDITENTRIESREQUEST']._serialized_end=587
-  _globals['_WATCHAUDITENTRIESRESPONSE']._serialized_start=589
-  _globals['_WATCHAUDITENTRIESRESPONSE']._serialized_end=666
-  _globals['_GETRECEIPTREQUEST']._serialized_start=668
-  _globals['_GETRECEIPTREQUEST']._serialized_end=747
-  _globals['_SIGNEDORDER']._serialized_start=749
-  _globals['_SIGNEDORDER']._serialized_end=830
-  _globals['_GETRECEIPTRESPONSE']._serialized_start=833
-  _globals['_GETRECEIPTRESPONSE']._serialized_end=1075
-  _globals['_LOGINCLUSION']._serialized_start=1077
-  _globals['_LOGINCLUSION']._serialized_end=1189
-  _globals['_GETCHECKPOINTREQUEST']._serialized_start=1191
-  _globals['_GETCHECKPOINTREQUEST']._serialized_end=1213
-  _globals['_GETCHECKPOINTRESPONSE']._serialized_start=1215
-  _globals['_GETCHECKPOINTRESPONSE']._serialized_end=1297
-  _globals['_GETLOGTILEREQUEST']._serialized_start=1299
-  _globals['_GETLOGTILEREQUEST']._serialized_end=1400
-  _globals['_GETLOGTILERESPONSE']._serialized_start=1402
-  _globals['_GETLOGTILERESPONSE']._serialized_end=1438
-  _globals['_GETINCLUSIONPROOFREQUEST']._serialized_start=1440
-  _globals['_GETINCLUSIONPROOFREQUEST']._serialized_end=1494
-  _globals['_GETINCLUSIONPROOFRESPONSE']._serialized_start=1496
-  _globals['_GETINCLUSIONPROOFRESPONSE']._serialized_end=1573
-  _globals['_GETCONSISTENCYPROOFREQUEST']._serialized_start=1575
-  _globals['_GETCONSISTENCYPROOFREQUEST']._serialized_end=1653
-  _globals['_GETCONSISTENCYPROOFRESPONSE']._serialized_start=1655
-  _globals['_GETCONSISTENCYPROOFRESPONSE']._serialized_end=1718
-  _globals['_AUDITSERVICE']._serialized_start=1721
-  _globals['_AUDITSERVICE']._serialized_end=2442
+  _globals['_AUDITENTRY']._serialized_start=171
+  _globals['_AUDITENTRY']._serialized_end=337
+  _globals['_LISTAUDITENTRIESREQUEST']._serialized_start=339
+  _globals['_LISTAUDITENTRIESREQUEST']._serialized_end=460
+  _globals['_LISTAUDITENTRIESRESPONSE']._serialized_start=462
+  _globals['_LISTAUDITENTRIESRESPONSE']._serialized_end=565
+  _globals['_WATCHAUDITENTRIESREQUEST']._serialized_start=567
+  _globals['_WATCHAUDITENTRIESREQUEST']._serialized_end=617
+  _globals['_WATCHAUDITENTRIESRESPONSE']._serialized_start=619
+  _globals['_WATCHAUDITENTRIESRESPONSE']._serialized_end=696
+  _globals['_GETRECEIPTREQUEST']._serialized_start=698
+  _globals['_GETRECEIPTREQUEST']._serialized_end=777
+  _globals['_SIGNEDORDER']._serialized_start=779
+  _globals['_SIGNEDORDER']._serialized_end=860
+  _globals['_GETRECEIPTRESPONSE']._serialized_start=863
+  _globals['_GETRECEIPTRESPONSE']._serialized_end=1278
+  _globals['_LOGGEDENTRY']._serialized_start=1280
+  _globals['_LOGGEDENTRY']._serialized_end=1406
+  _globals['_LOGINCLUSION']._serialized_start=1408
+  _globals['_LOGINCLUSION']._serialized_end=1520
+  _globals['_GETCHECKPOINTREQUEST']._serialized_start=1522
+  _globals['_GETCHECKPOINTREQUEST']._serialized_end=1544
+  _globals['_GETCHECKPOINTRESPONSE']._serialized_start=1546
+  _globals['_GETCHECKPOINTRESPONSE']._serialized_end=1628
+  _globals['_GETLOGTILEREQUEST']._serialized_start=1630
+  _globals['_GETLOGTILEREQUEST']._serialized_end=1731
+  _globals['_GETLOGTILERESPONSE']._serialized_start=1733
+  _globals['_GETLOGTILERESPONSE']._serialized_end=1769
+  _globals['_GETINCLUSIONPROOFREQUEST']._serialized_start=1771
+  _globals['_GETINCLUSIONPROOFREQUEST']._serialized_end=1825
+  _globals['_GETINCLUSIONPROOFRESPONSE']._serialized_start=1827
+  _globals['_GETINCLUSIONPROOFRESPONSE']._serialized_end=1904
+  _globals['_GETCONSISTENCYPROOFREQUEST']._serialized_start=1906
+  _globals['_GETCONSISTENCYPROOFREQUEST']._serialized_end=1984
+  _globals['_GETCONSISTENCYPROOFRESPONSE']._serialized_start=1986
+  _globals['_GETCONSISTENCYPROOFRESPONSE']._serialized_end=2049
+  _globals['_AUDITSERVICE']._serialized_start=2052
+  _globals['_AUDITSERVICE']._serialized_end=2773
 # @@protoc_insertion_point(module_scope)

@@ -4,6 +4,7 @@ isort:skip_file
 """
 
 from agentfactory.v1 import common_pb2 as _common_pb2
+from agentfactory.v1 import policy_pb2 as _policy_pb2
 from collections import abc as _abc
 from google.protobuf import descriptor as _descriptor
 from google.protobuf import message as _message
@@ -213,6 +214,10 @@ class GetReceiptResponse(_message.Message):
     KEYSET_FIELD_NUMBER: _builtins.int
     TEMPLATE_ENVELOPE_FIELD_NUMBER: _builtins.int
     AFTER_EVICTION_FIELD_NUMBER: _builtins.int
+    DECISION_FIELD_NUMBER: _builtins.int
+    ANCESTOR_ENVELOPES_FIELD_NUMBER: _builtins.int
+    SUBMISSION_FIELD_NUMBER: _builtins.int
+    ENROLLMENT_FIELD_NUMBER: _builtins.int
     LOG_FIELD_NUMBER: _builtins.int
     receipt_id: _builtins.str
     envelope: _builtins.bytes
@@ -225,6 +230,22 @@ class GetReceiptResponse(_message.Message):
     """It came after the node's identity was ended: what it says is not to be trusted."""
     @_builtins.property
     def order(self) -> Global___SignedOrder: ...
+    @_builtins.property
+    def decision(self) -> _policy_pb2.Decision:
+        """The decision that allowed the execution, with its input. Absent where it is no longer kept."""
+
+    @_builtins.property
+    def ancestor_envelopes(self) -> _containers.RepeatedScalarFieldContainer[_builtins.bytes]:
+        """Envelopes of the templates that the template extends, the nearest first."""
+
+    @_builtins.property
+    def submission(self) -> Global___LoggedEntry:
+        """That the execution was accepted, by which decision."""
+
+    @_builtins.property
+    def enrollment(self) -> Global___LoggedEntry:
+        """That the node was admitted, with which receipt key."""
+
     @_builtins.property
     def log(self) -> Global___LogInclusion:
         """Absent until a checkpoint of the log covers the receipt."""
@@ -239,15 +260,50 @@ class GetReceiptResponse(_message.Message):
         keyset: _builtins.bytes = ...,
         template_envelope: _builtins.bytes = ...,
         after_eviction: _builtins.bool = ...,
+        decision: _policy_pb2.Decision | None = ...,
+        ancestor_envelopes: _abc.Iterable[_builtins.bytes] | None = ...,
+        submission: Global___LoggedEntry | None = ...,
+        enrollment: Global___LoggedEntry | None = ...,
         log: Global___LogInclusion | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["log", b"log", "order", b"order"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["decision", b"decision", "enrollment", b"enrollment", "log", b"log", "order", b"order", "submission", b"submission"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["after_eviction", b"after_eviction", "envelope", b"envelope", "keyset", b"keyset", "log", b"log", "order", b"order", "receipt_id", b"receipt_id", "receipt_public_key", b"receipt_public_key", "template_envelope", b"template_envelope"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["after_eviction", b"after_eviction", "ancestor_envelopes", b"ancestor_envelopes", "decision", b"decision", "enrollment", b"enrollment", "envelope", b"envelope", "keyset", b"keyset", "log", b"log", "order", b"order", "receipt_id", b"receipt_id", "receipt_public_key", b"receipt_public_key", "submission", b"submission", "template_envelope", b"template_envelope"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___GetReceiptResponse: _TypeAlias = GetReceiptResponse  # noqa: Y015
+
+@_typing.final
+class LoggedEntry(_message.Message):
+    """An audit entry exactly as it is in the log."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    AUDIT_ENTRY_FIELD_NUMBER: _builtins.int
+    TENANT_ID_FIELD_NUMBER: _builtins.int
+    LOG_FIELD_NUMBER: _builtins.int
+    tenant_id: _builtins.str
+    @_builtins.property
+    def audit_entry(self) -> Global___AuditEntry: ...
+    @_builtins.property
+    def log(self) -> Global___LogInclusion:
+        """Under the checkpoint of the receipt. Absent until that covers it."""
+
+    def __init__(
+        self,
+        *,
+        audit_entry: Global___AuditEntry | None = ...,
+        tenant_id: _builtins.str = ...,
+        log: Global___LogInclusion | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["audit_entry", b"audit_entry", "log", b"log"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["audit_entry", b"audit_entry", "log", b"log", "tenant_id", b"tenant_id"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___LoggedEntry: _TypeAlias = LoggedEntry  # noqa: Y015
 
 @_typing.final
 class LogInclusion(_message.Message):

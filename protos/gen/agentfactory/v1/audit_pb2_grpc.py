@@ -91,7 +91,7 @@ class AuditServiceServicer:
         raise NotImplementedError('Method not implemented!')
 
     def GetReceipt(self, request, context):
-        """Returns a receipt with the order it answers and the keys that verify both. Who: every role.
+        """Returns a receipt with the order it answers, what allowed it, and all that verifies them. Who: every role.
         Required: receipt_id, or execution_id (its deciding receipt).
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)

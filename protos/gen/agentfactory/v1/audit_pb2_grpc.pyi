@@ -38,7 +38,7 @@ class AuditServiceStub:
     WatchAuditEntries: _grpc.UnaryStreamMultiCallable[_audit_pb2.WatchAuditEntriesRequest, _audit_pb2.WatchAuditEntriesResponse]
     """Sends entries as they are committed, oldest first, from `after` on. Who: auditor, operator, admin."""
     GetReceipt: _grpc.UnaryUnaryMultiCallable[_audit_pb2.GetReceiptRequest, _audit_pb2.GetReceiptResponse]
-    """Returns a receipt with the order it answers and the keys that verify both. Who: every role.
+    """Returns a receipt with the order it answers, what allowed it, and all that verifies them. Who: every role.
     Required: receipt_id, or execution_id (its deciding receipt).
     """
     GetCheckpoint: _grpc.UnaryUnaryMultiCallable[_audit_pb2.GetCheckpointRequest, _audit_pb2.GetCheckpointResponse]
@@ -69,7 +69,7 @@ class AuditServiceAsyncStub(AuditServiceStub):
     WatchAuditEntries: _aio.UnaryStreamMultiCallable[_audit_pb2.WatchAuditEntriesRequest, _audit_pb2.WatchAuditEntriesResponse]  # type: ignore[assignment]
     """Sends entries as they are committed, oldest first, from `after` on. Who: auditor, operator, admin."""
     GetReceipt: _aio.UnaryUnaryMultiCallable[_audit_pb2.GetReceiptRequest, _audit_pb2.GetReceiptResponse]  # type: ignore[assignment]
-    """Returns a receipt with the order it answers and the keys that verify both. Who: every role.
+    """Returns a receipt with the order it answers, what allowed it, and all that verifies them. Who: every role.
     Required: receipt_id, or execution_id (its deciding receipt).
     """
     GetCheckpoint: _aio.UnaryUnaryMultiCallable[_audit_pb2.GetCheckpointRequest, _audit_pb2.GetCheckpointResponse]  # type: ignore[assignment]
@@ -115,7 +115,7 @@ class AuditServiceServicer(metaclass=_abc_1.ABCMeta):
         request: _audit_pb2.GetReceiptRequest,
         context: _ServicerContext,
     ) -> _typing.Union[_audit_pb2.GetReceiptResponse, _abc.Awaitable[_audit_pb2.GetReceiptResponse]]:
-        """Returns a receipt with the order it answers and the keys that verify both. Who: every role.
+        """Returns a receipt with the order it answers, what allowed it, and all that verifies them. Who: every role.
         Required: receipt_id, or execution_id (its deciding receipt).
         """
 
