@@ -20,6 +20,7 @@ app.add_typer(keyset.app, name="keyset")
 app.add_typer(freshness.app, name="freshness")
 app.command("list")(rotation.list_keys)
 app.command()(rotation.rotate)
+app.command()(rotation.rotate_authority)
 app.command()(rotation.revoke)
 
 

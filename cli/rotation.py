@@ -186,6 +186,37 @@ async def wait_until_signing(client: "Client", key_id: KeyId) -> None:
     )
 
 
+def rotate_authority(
+    overlap_hours: Annotated[
+        float,
+        typer.Option(
+            "--overlap-hours", min=24, max=8760, help="How long what the old one issued counts yet."
+        ),
+    ] = 720,
+    data_dir: DataDir = None,
+    as_json: Json = False,
+) -> None:
+    """Replace the authority that issues certificates, in this data folder. Running control planes follow.
+
+    Example: agentfactory keys rotate-authority --overlap-hours 720
+    """
+    from control_plane.installation.authorities import rotate_authority as rotate_files
+    from shared.clock import SystemClock
+    from shared.trust import read_trust
+
+    paths = _paths(read_settings(data_dir, None))
+    trust = read_trust(paths.trust)
+    until = datetime.now(UTC) + timedelta(hours=overlap_hours)
+    moved_at = rotate_files(paths, trust.installation, trust.root_key, until=until, clock=SystemClock())
+    if output.wants_json():
+        output.data({"servers_move_at": moved_at.isoformat(), "old_until": until.isoformat()})
+        return
+    output.note("nodes and callers get certificates of the new authority from now on")
+    output.note(f"those of the old one count until {until:%Y-%m-%d %H:%M} UTC")
+    output.note(f"before {moved_at:%Y-%m-%d %H:%M} UTC, copy {paths.trust} to every node")
+    output.note(f"and {paths.ca_certificate} to every gateway, and restart them")
+
+
 def _endings(purpose: KeyPurpose, new: PublicKey, replaces: str | None, at: datetime) -> list[Change]:
     if replaces is not None:
         return [end_key(KeyId(replaces), at=at)]

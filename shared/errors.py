@@ -112,7 +112,7 @@ class PermissionDeniedError(AgentFactoryError):
 
 
 class TenantRequiredError(InvalidInputError):
-    """The caller is bound in several tenants and chose none; the message names them."""
+    """The caller chose no tenant, and none is its home; the message names those that it is bound in."""
 
     reason = "TENANT_REQUIRED"
     hint = "name one of them: metadata 'af-tenant', or --tenant on the command line"

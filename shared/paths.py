@@ -60,6 +60,24 @@ class InstallationPaths:
         return self.data_dir / "ca.crt"
 
     @property
+    def next_ca_key(self) -> Path:
+        """Of the authority that is about to take the place of the one in use."""
+        return self.data_dir / "keys" / "ca-next.key"
+
+    @property
+    def next_ca_certificate(self) -> Path:
+        return self.data_dir / "ca-next.crt"
+
+    @property
+    def retiring_ca_key(self) -> Path:
+        """Of the authority that was replaced last."""
+        return self.data_dir / "keys" / "ca-retiring.key"
+
+    @property
+    def retiring_ca_certificate(self) -> Path:
+        return self.data_dir / "ca-retiring.crt"
+
+    @property
     def server_certificate(self) -> Path:
         """Leaf and authority, PEM."""
         return self.data_dir / "server.crt"

@@ -26,6 +26,20 @@ class GrantStore(Protocol):
             DatabaseUnavailableError: It cannot be read now.
         """
 
+    async def home(self, identity: str) -> TenantId | None:
+        """Return where its calls count that choose no tenant. None: there was no such call yet.
+
+        Raises:
+            DatabaseUnavailableError: It cannot be read now.
+        """
+
+    async def settle(self, identity: str, tenant_id: TenantId) -> None:
+        """Make a tenant the home of an identity that has none.
+
+        Raises:
+            DatabaseUnavailableError: It cannot be written now.
+        """
+
 
 class TokenVerifier(Protocol):
     """Knows whose tokens count."""

@@ -35,7 +35,7 @@ class AccessServicer(access_pb2_grpc.AccessServiceServicer):
         return access_pb2.GetCallerIdentityResponse(
             identity=who.identity,
             groups=sorted(who.groups),
-            tenant_id=who.tenant_id if who.roles or len(held) <= 1 else "",
+            tenant_id=who.tenant_id if who.roles or not held else "",
             held=[
                 access_pb2.TenantRoles(tenant_id=tenant_id, roles=_roles(held[tenant_id]))
                 for tenant_id in sorted(held)

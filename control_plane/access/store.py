@@ -10,7 +10,7 @@ from sqlalchemy.exc import IntegrityError
 
 from control_plane.access.domain import Bound, Grant, Role, RoleBinding, Tenant
 from control_plane.database.ports import Transaction
-from control_plane.database.tables import bootstrap_secrets, nodes, role_bindings, tenants
+from control_plane.database.tables import bootstrap_secrets, home_tenants, nodes, role_bindings, tenants
 from control_plane.database.unit_of_work import PostgresDatabase, connection_of
 from shared.errors import NotFoundError
 from shared.ids import TenantId
@@ -49,6 +49,19 @@ class PostgresGrantStore:
             tenant_id = TenantId(row.tenant_id)
             held[tenant_id] = held.get(tenant_id, frozenset()) | {Role(row.role)}
         return held
+
+    async def home(self, identity: str) -> TenantId | None:
+        """See `GrantStore.home`."""
+        query = select(home_tenants.c.tenant_id).where(home_tenants.c.identity == identity)
+        async with self._database.reading() as connection:
+            home = await connection.scalar(query)
+        return None if home is None else TenantId(home)
+
+    async def settle(self, identity: str, tenant_id: TenantId) -> None:
+        """See `GrantStore.settle`."""
+        row = upsert(home_tenants).values(identity=identity, tenant_id=tenant_id)
+        async with self._database.transaction() as tx:
+            await tx.connection.execute(row.on_conflict_do_nothing())
 
 
 class PostgresAccessStore:

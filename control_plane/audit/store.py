@@ -37,9 +37,9 @@ from control_plane.database.ports import Transaction
 from control_plane.database.tables import (
     audit_entries,
     executions,
+    fleet,
     keysets,
     log_entries,
-    nodes,
     order_batches,
     orders,
     receipts,
@@ -173,18 +173,18 @@ class PostgresAuditStore:
                 func.coalesce(orders.c.leaf_index, 0).label("leaf_index"),
                 func.coalesce(orders.c.proof, b"").label("proof"),
                 func.coalesce(order_batches.c.envelope, b"").label("batch_envelope"),
-                nodes.c.receipt_public_key,
-                func.coalesce(receipts.c.received_at >= nodes.c.evicted_at, false()).label("after_eviction"),
+                fleet.c.receipt_public_key,
+                func.coalesce(receipts.c.received_at >= fleet.c.evicted_at, false()).label("after_eviction"),
                 func.coalesce(newest_keyset, b"").label("keyset"),
                 func.coalesce(template_versions.c.envelope, b"").label("template_envelope"),
                 executions.c.erased_at,
                 func.coalesce(template_versions.c.ancestors, cast([], ARRAY(Text))).label("ancestors"),
                 executions.c.decision_id,
-                nodes.c.node_id,
-                nodes.c.tenant_id.label("node_tenant_id"),
+                fleet.c.node_id,
+                fleet.c.tenant_id.label("node_tenant_id"),
             )
             .join(orders, orders.c.order_id == receipts.c.order_id)
-            .join(nodes, nodes.c.node_id == receipts.c.node_id)
+            .join(fleet, fleet.c.node_id == receipts.c.node_id)
             .join(executions, executions.c.execution_id == receipts.c.execution_id)
             .outerjoin(order_batches, order_batches.c.batch_id == orders.c.batch_id)
             .outerjoin(

@@ -120,6 +120,15 @@ role_bindings = Table(
     Index("ix_role_bindings_identity", "identity"),
 )
 
+# Where calls of an identity count that name no tenant: the only one it was bound in when it first made one.
+home_tenants = Table(
+    "home_tenants",
+    metadata,
+    Column("identity", Text, primary_key=True),
+    _tenant(),
+    _at("settled_at", now=True),
+)
+
 # One-time secrets that make their bearer an administrator. Only the owner of the database adds one.
 bootstrap_secrets = Table(
     "bootstrap_secrets",
@@ -593,6 +602,17 @@ nodes = Table(
     _at("last_seen_at", nullable=True),
     _at("evicted_at", nullable=True),
     _one_of("state", ("active", "draining", "quarantined", "evicted")),
+)
+
+# A view, and no part of the schema's tables: of nodes, what tenants may know of those that others enrolled.
+fleet = Table(
+    "fleet",
+    MetaData(),
+    Column("node_id", Text, primary_key=True),
+    Column("tenant_id", Text, nullable=False),
+    Column("state", Text, nullable=False),
+    Column("receipt_public_key", LargeBinary, nullable=False),
+    _at("evicted_at", nullable=True),
 )
 
 # The newest session of each node; `session_epoch` only grows and the newest wins.

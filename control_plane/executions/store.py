@@ -19,8 +19,8 @@ from control_plane.database.tables import (
     bodies,
     decisions,
     executions,
+    fleet,
     idempotency_keys,
-    nodes,
     sessions,
 )
 from control_plane.database.unit_of_work import (
@@ -273,7 +273,7 @@ def _waits_for_nobody() -> ColumnElement[bool]:
     """Whether it waits, and no node that may run it is connected."""
     eligible = (
         exists()
-        .where(sessions.c.node_id == nodes.c.node_id, nodes.c.state == "active")
+        .where(sessions.c.node_id == fleet.c.node_id, fleet.c.state == "active")
         .where(sessions.c.replica_id != "", sessions.c.last_heartbeat_at > func.now() - _LIVE_SESSION)
     )
     return and_(executions.c.claimable_at.is_not(None), ~eligible)

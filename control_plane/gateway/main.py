@@ -50,7 +50,12 @@ async def run(settings: GatewaySettings, *, stop: asyncio.Event, started: Callab
         channel = open_channel(settings.control_plane, credentials, api.routes)
         stack.push_async_callback(channel.close, None)
         control_plane = ControlPlane(
-            channel=channel, routes=api.routes, deadlines=api.deadlines, name=settings.name
+            channel=channel,
+            routes=api.routes,
+            deadlines=api.deadlines,
+            name=settings.name,
+            max_calls=settings.max_calls,
+            clock=SystemClock(),
         )
         app = _application(settings, api, control_plane, closing, GatewayMetrics(registry))
         admin_port = await stack.enter_async_context(

@@ -12,6 +12,7 @@ from control_plane.audit.domain import SYSTEM_ACTOR, NewAuditEntry
 from control_plane.audit.ports import AuditLog
 from control_plane.database.ports import Database, Transaction
 from control_plane.installation import files
+from control_plane.installation.authorities import InstallationAuthority, pinned_pem
 from control_plane.installation.domain import (
     BOOTSTRAP_PREFIX,
     BOOTSTRAP_SECRET_BYTES,
@@ -61,15 +62,16 @@ class InstallationService:
         paths, installation = request.paths, request.installation
         await self._refuse_foreign(paths, installation)
         keys = files.ensure_keys(paths)
-        authority = files.ensure_authority(paths, installation, self._clock)
+        files.ensure_authority(paths, installation, self._clock)
+        authority = InstallationAuthority(paths, self._clock)
         files.ensure_server_certificate(
-            paths, installation, authority, server_names=request.server_names, clock=self._clock
+            paths, installation, authority.of_server(), server_names=request.server_names, clock=self._clock
         )
         admin = files.ensure_client_certificate(
-            paths, installation, authority, name=request.admin, clock=self._clock
+            paths, installation, authority.issuing(), name=request.admin, clock=self._clock
         )
         files.ensure_token_issuer(paths)
-        files.write_trust(paths, installation, keys.root.public, authority.certificate_pem)
+        files.write_trust(paths, installation, keys.root.public, pinned_pem(paths))
         async with self._database.transaction() as tx:
             created = await self._store.found(tx) is None
             await self._store.create(tx, installation, DEFAULT_TENANT)

@@ -223,6 +223,22 @@ async def test_pages_of_bindings_hold_each_once(plane):
             await call(Access(admin).ListRoleBindings, access_pb2.ListRoleBindingsRequest(page=page))
 
 
+async def test_an_administrator_elsewhere_cannot_change_where_a_caller_works(plane):
+    for tenant in ("red", "blue"):
+        await plane.make_tenant(tenant)
+    await plane.bind("alice", "viewer", "red")
+    await plane.bind("mallory", "admin", "blue")
+    async with plane.person("alice") as alice, plane.person("mallory") as mallory:
+        assert (await whoami(alice)).tenant_id == "red"
+        await bind(mallory, "alice", ADMIN)
+        answer = await whoami(alice)
+        assert ([one.tenant_id for one in answer.held], answer.tenant_id) == (["blue", "red"], "red")
+        with pytest.raises(NotFoundError):
+            await get_agent(alice)
+    async with plane.person("alice", "blue") as alice:
+        assert (await whoami(alice)).tenant_id == "blue"
+
+
 async def test_who_is_bound_in_two_tenants_chooses_one(plane):
     for tenant in ("red", "blue"):
         await plane.make_tenant(tenant)

@@ -12,7 +12,8 @@ down_revision = "0022"
 branch_labels = None
 depends_on = None
 
-SERVICE_ROLE = "af_service"
+# The service's login, and what it works as (revision 0022).
+SERVICE_ROLES = "af_service, af_tenant, af_dispatch"
 
 
 def upgrade() -> None:
@@ -25,7 +26,7 @@ def upgrade() -> None:
     )
     # Builds of earlier revisions ask for exactly their own.
     op.execute("INSERT INTO schema_support (oldest_revision) VALUES ('0023')")
-    op.execute(f"GRANT SELECT ON schema_support TO {SERVICE_ROLE}")
+    op.execute(f"GRANT SELECT ON schema_support TO {SERVICE_ROLES}")
 
 
 def downgrade() -> None:
