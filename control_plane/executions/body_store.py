@@ -3,7 +3,7 @@
 from datetime import timedelta
 from typing import Any, Final
 
-from sqlalchemy import delete, func, select
+from sqlalchemy import ColumnElement, delete, func, select
 from sqlalchemy.dialects.postgresql import insert
 
 from control_plane.database.tables import bodies, executions
@@ -87,13 +87,17 @@ class PostgresBodyStore:
 
     async def find_uploaded_body(self, tenant_id: TenantId, commitment: Digest) -> StoredBody | None:
         """See `ExecutionStore.find_uploaded_body`."""
+        return await self._uploaded(bodies.c.tenant_id == tenant_id, commitment)
+
+    async def find_output(self, execution_id: ExecutionId, commitment: Digest) -> StoredBody | None:
+        """See `ExecutionStore.find_output`."""
+        owner = select(executions.c.tenant_id).where(executions.c.execution_id == execution_id)
+        return await self._uploaded(bodies.c.tenant_id == owner.scalar_subquery(), commitment)
+
+    async def _uploaded(self, whose: ColumnElement[bool], commitment: Digest) -> StoredBody | None:
         row = await self._one(
             select(*_COLUMNS)
-            .where(
-                bodies.c.tenant_id == tenant_id,
-                bodies.c.commitment == commitment,
-                bodies.c.expires_at.is_not(None),
-            )
+            .where(whose, bodies.c.commitment == commitment, bodies.c.expires_at.is_not(None))
             .limit(1)
         )
         return None if row is None else body_of_row(row)

@@ -133,6 +133,9 @@ class ExecutionStore(Protocol):
     async def find_uploaded_body(self, tenant_id: TenantId, commitment: Digest) -> StoredBody | None:
         """Return the unused uploaded body with this commitment, without its content."""
 
+    async def find_output(self, execution_id: ExecutionId, commitment: Digest) -> StoredBody | None:
+        """Return the same of the tenant that an execution belongs to."""
+
     async def body_of(self, tenant_id: TenantId, execution_id: ExecutionId, kind: BodyKind) -> StoredBody:
         """Return one body of an execution, without its content.
 

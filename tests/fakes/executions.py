@@ -242,6 +242,10 @@ class FakeExecutionStore:
                 return replace(one.body, content=None)
         return None
 
+    async def find_output(self, execution_id: ExecutionId, commitment: Digest) -> StoredBody | None:
+        found = self._executions.get(execution_id)
+        return None if found is None else await self.find_uploaded_body(found.tenant_id, commitment)
+
     async def body_of(self, tenant_id: TenantId, execution_id: ExecutionId, kind: BodyKind) -> StoredBody:
         execution = await self.get(tenant_id, execution_id)
         body_id = {
