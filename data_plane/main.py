@@ -129,9 +129,7 @@ async def build_node(settings: NodeSettings, stack: AsyncExitStack) -> tuple[Nod
     registry = CollectorRegistry()
     metrics = NodeMetrics(registry, clock)
     metrics.show_layers(layers)
-    keyset = NodeKeyset(
-        root_keys=trust.root_keys, installation=trust.installation, path=paths.data_dir / "keyset.dsse"
-    )
+    keyset = NodeKeyset(root_keys=trust.root_keys, installation=trust.installation, path=paths.keyset)
     keyset.load()
     freshness = Freshness(
         keyset=keyset,
