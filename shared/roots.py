@@ -65,6 +65,7 @@ class RootedKeyset:
     root_keys: Mapping[KeyId, PublicKey]
     """What is believed from now on: the last root of the chain, or the same keys when none was followed."""
     relayed: RelayedKeyset
+    """How it is kept and passed on: with every handover that led here, so that it can be verified again."""
     followed: tuple[bytes, ...]
     """The handovers from what was believed before to `root_keys`."""
 
@@ -72,16 +73,6 @@ class RootedKeyset:
     def root(self) -> PublicKey:
         """The root key that signed it."""
         return self.root_keys[self.keyset.root_key_id]
-
-    def after(self, held: Sequence[bytes]) -> RelayedKeyset:
-        """Return it with the handovers that led to what was believed before: how it is kept and passed on.
-
-        Whoever passes a keyset on may leave them out; whoever kept it without them could not verify it again.
-
-        Raises:
-            InvalidInputError: They are too many.
-        """
-        return RelayedKeyset(envelope=self.relayed.envelope, handovers=(*held, *self.followed))
 
 
 async def sign_handover(handover: Handover, *, old: Signer, new: Signer) -> bytes:
@@ -150,12 +141,15 @@ def verify_relayed(
     root_keys: Mapping[KeyId, PublicKey],
     minimum_version: int,
     installation: str | None = None,
+    held: Sequence[bytes] = (),
 ) -> RootedKeyset:
     """Return a keyset by a root that is believed, or by one to which such a root has handed over.
 
+    `held` are the handovers that led to the believed root; the data need not repeat them.
+
     1. The parts are in their one form (`decode_relayed`).
     2. Handovers lead from a believed root to the next, none left out and none back (`_follow`). Those before
-       the believed root are passed over: nothing is concluded from them.
+       the believed root are passed over: all that they say is which keys do not come back.
     3. The last root signed the keyset, and `verify_keyset` holds for it. An earlier one counts no more.
     4. The handovers are of the keyset's installation.
 
@@ -163,10 +157,10 @@ def verify_relayed(
         VerificationError: Checks 2 to 4, as its kinds that `verify_keyset` names; MalformedError: check 1.
         RollbackError: A chain leads back to an earlier root, or the keyset is older than the newest one seen.
     """
-    relayed = decode_relayed(data)
-    believed, followed = _follow(relayed.handovers, root_keys)
+    offered = decode_relayed(data)
+    believed, followed = _follow(offered.handovers, root_keys, held)
     keyset = verify_keyset(
-        relayed.envelope, root_keys=believed, minimum_version=minimum_version, installation=installation
+        offered.envelope, root_keys=believed, minimum_version=minimum_version, installation=installation
     )
     for handover in followed.values():
         if handover.installation != keyset.installation:
@@ -174,22 +168,29 @@ def verify_relayed(
                 f"check 4: a root key was handed over in installation {handover.installation!r},"
                 f" the keyset is of {keyset.installation!r}"
             )
+    try:
+        chain = (*held, *followed) if held else offered.handovers
+        relayed = RelayedKeyset(envelope=offered.envelope, handovers=chain)
+    except InvalidInputError as error:
+        raise VerificationError(f"check 2: {error}", hint=error.hint) from error
     return RootedKeyset(keyset=keyset, root_keys=believed, relayed=relayed, followed=tuple(followed))
 
 
 def _follow(
-    envelopes: Sequence[bytes], pinned: Mapping[KeyId, PublicKey]
+    envelopes: Sequence[bytes], pinned: Mapping[KeyId, PublicKey], held: Sequence[bytes]
 ) -> tuple[Mapping[KeyId, PublicKey], dict[bytes, Handover]]:
     """Return the root that counts at the end, and the handovers by which it was reached."""
-    believed, passed = dict(pinned), set(pinned)
+    believed, passed = dict(pinned), set(pinned).union(*map(_signers, held))
     followed: dict[bytes, Handover] = {}
     for envelope in envelopes:
-        signers = {one.key_id for one in decode_envelope(envelope, max_bytes=MAX_HANDOVER_BYTES).signatures}
+        signers = _signers(envelope)
         if not followed and signers.isdisjoint(believed):
+            passed |= signers
             continue
         handover = _verify_handover(envelope, believed)
         new = handover.new_root
         if not followed and new.key_id in believed:
+            passed |= signers
             continue
         if new.key_id in passed:
             raise RollbackError(f"check 2: root key {new.key_id} has handed over, and does not come back")
@@ -197,6 +198,11 @@ def _follow(
         passed.add(new.key_id)
         followed[envelope] = handover
     return believed, followed
+
+
+def _signers(envelope: bytes) -> set[KeyId]:
+    """Return who claims to have signed: the root that hands over, and the one that takes over."""
+    return {one.key_id for one in decode_envelope(envelope, max_bytes=MAX_HANDOVER_BYTES).signatures}
 
 
 def _verify_handover(envelope: bytes, believed: Mapping[KeyId, PublicKey]) -> Handover:

@@ -129,14 +129,18 @@ class KeyService:
             held = await self._newest(tx)
             newest = held.keyset
             found = verify_relayed(
-                envelope, root_keys=held.root_keys, minimum_version=1, installation=self._installation
+                envelope,
+                root_keys=held.root_keys,
+                minimum_version=1,
+                installation=self._installation,
+                held=held.relayed.handovers,
             )
             offered = found.keyset
             if held.relayed.envelope == found.relayed.envelope:
                 return newest.version
             _require_next(newest, offered)
             # Whoever signs may leave out how the root came to be in force: nodes may pin an earlier one.
-            relayed = encode_relayed(found.after(held.relayed.handovers))
+            relayed = encode_relayed(found.relayed)
             await self._store.add_keyset(tx, StoredKeyset(version=offered.version, envelope=relayed))
             for entry in offered.entries:
                 await self._store.add_key(tx, _signing_key(entry.purpose, entry.key))

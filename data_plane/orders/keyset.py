@@ -46,7 +46,7 @@ class NodeKeyset:
         except FileNotFoundError:
             return
         found = self._verify(envelope, minimum_version=1)
-        self._take(found, found.relayed.handovers, envelope)
+        self._take(found, envelope)
 
     def offer(self, envelope: bytes) -> bool:
         """Verify a keyset and, when it is newer, keep it for good. Returns whether it was newer.
@@ -67,13 +67,12 @@ class NodeKeyset:
                 return False
             raise RollbackError(f"a second, different keyset of version {version} was offered")
         # With the handovers that this node has followed: without them it could not read it again.
-        kept = found.after(self._handovers)
-        data = encode_relayed(kept)
+        data = encode_relayed(found.relayed)
         try:
             replace_file(self._path, data)
         except OSError as error:
             raise UnavailableError(f"keyset {version} cannot be kept: {error.strerror}") from error
-        self._take(found, kept.handovers, data)
+        self._take(found, data)
         logger.info("a newer keyset is in force", keyset_version=version)
         if found.followed:
             logger.warning("a new root key is in force", root_key_id=found.keyset.root_key_id)
@@ -121,9 +120,9 @@ class NodeKeyset:
             raise UnknownKeyError(f"key {key_id} cannot be looked up: this node has no keyset yet")
         return self._keyset.require(purpose, key_id, at)
 
-    def _take(self, found: RootedKeyset, handovers: tuple[bytes, ...], envelope: bytes) -> None:
+    def _take(self, found: RootedKeyset, envelope: bytes) -> None:
         self._keyset, self._root_keys = found.keyset, found.root_keys
-        self._handovers, self._envelope = handovers, envelope
+        self._handovers, self._envelope = found.relayed.handovers, envelope
 
     def _verify(self, envelope: bytes, *, minimum_version: int) -> RootedKeyset:
         return verify_relayed(
@@ -131,4 +130,5 @@ class NodeKeyset:
             root_keys=self._root_keys,
             minimum_version=minimum_version,
             installation=self._installation,
+            held=self._handovers,
         )

@@ -8,7 +8,6 @@ import pytest
 from shared.canonical import canonical_json
 from shared.dsse import decode_envelope, encode_envelope, sign_envelope
 from shared.errors import (
-    InvalidInputError,
     MalformedError,
     PayloadTypeError,
     RollbackError,
@@ -22,36 +21,28 @@ from shared.keyset import KEYSET_TYPE, sign_keyset
 from shared.roots import (
     HANDOVER_TYPE,
     MAX_HANDOVERS,
-    Handover,
-    RelayedKeyset,
     decode_relayed,
-    encode_relayed,
-    sign_handover,
     verify_relayed,
 )
-from tests.fakes.clock import START
+from tests.builders.roots import handover, with_chain
 from tests.fixtures.keys import ed25519_key, rsa_key, signer, trusting
 from tests.unit.shared.builders import INSTALLATION, a_keyset
 
 FIRST, SECOND, THIRD, THIEF = (ed25519_key(name) for name in ("root", "root 2", "root 3", "thief"))
 
 
-async def handover(old, new, *, by=None, installation=INSTALLATION):
-    statement = Handover(
-        installation=installation, old_root_key_id=old.key_id, new_root=new.public, issued_at=START
-    )
-    first, second = by or (old, new)
-    return await sign_handover(statement, old=signer(first), new=signer(second))
-
-
 async def relayed(root, *handovers, **changes):
     envelope = await sign_keyset(a_keyset(root, **changes), [signer(root)])
-    return encode_relayed(RelayedKeyset(envelope=envelope, handovers=handovers))
+    return with_chain(envelope, *handovers)
 
 
-def verify(data, *, pinned=FIRST, minimum_version=1, installation=INSTALLATION):
+def verify(data, *, pinned=FIRST, minimum_version=1, installation=INSTALLATION, held=()):
     return verify_relayed(
-        data, root_keys=trusting(pinned), minimum_version=minimum_version, installation=installation
+        data,
+        root_keys=trusting(pinned),
+        minimum_version=minimum_version,
+        installation=installation,
+        held=held,
     )
 
 
@@ -88,7 +79,7 @@ async def test_a_new_root_without_a_chain_counts_nothing():
 async def test_root_rollback():
     """The old root signs nothing any more, in the same message or once the new one is believed."""
     old = await sign_keyset(a_keyset(FIRST, version=9), [signer(FIRST)])
-    chained = encode_relayed(RelayedKeyset(envelope=old, handovers=(await handover(FIRST, SECOND),)))
+    chained = with_chain(old, await handover(FIRST, SECOND))
 
     with pytest.raises(UnknownKeyError):
         verify(chained)
@@ -103,6 +94,14 @@ async def test_a_chain_that_leads_back_is_refused():
         verify(await relayed(FIRST, *chain))
     with pytest.raises(RollbackError, match="check 2"):
         verify(await relayed(SECOND, chain[0], chain[0]))
+    # Nor for those who believe the later one: the others could not follow.
+    with pytest.raises(RollbackError, match="check 2"):
+        verify(await relayed(FIRST, *chain), pinned=SECOND)
+    with pytest.raises(RollbackError, match="check 2"):
+        verify(await relayed(FIRST, chain[1]), pinned=SECOND, held=chain[:1])
+    longer = [chain[0], await handover(SECOND, THIRD), await handover(THIRD, FIRST)]
+    with pytest.raises(RollbackError, match="check 2"):
+        verify(await relayed(FIRST, *longer), pinned=THIRD)
 
 
 async def test_a_skipped_link_is_refused():
@@ -113,7 +112,7 @@ async def test_a_skipped_link_is_refused():
 
 
 async def test_links_in_another_order_are_refused():
-    with pytest.raises(UnknownKeyError):
+    with pytest.raises(RollbackError):
         verify(await relayed(THIRD, await handover(SECOND, THIRD), await handover(FIRST, SECOND)))
 
 
@@ -204,9 +203,9 @@ async def test_parts_have_one_form():
 
 
 async def test_a_chain_has_an_end():
-    link = await handover(FIRST, SECOND)
-    found = verify(await relayed(SECOND, link))
+    earlier = [await handover(ed25519_key(str(n)), FIRST) for n in range(MAX_HANDOVERS)]
+    data = await relayed(SECOND, await handover(FIRST, SECOND))
 
-    assert found.after([]).handovers == (link,)
-    with pytest.raises(InvalidInputError, match="bound"):
-        found.after([link] * MAX_HANDOVERS)
+    assert len(verify(data, held=earlier[1:]).relayed.handovers) == MAX_HANDOVERS
+    with pytest.raises(VerificationError, match="bound"):
+        verify(data, held=earlier)
