@@ -5,6 +5,7 @@ Serves nothing. The command line calls these; the running control plane is `main
 
 from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
+from datetime import datetime
 
 from control_plane.audit.store import PostgresAuditStore
 from control_plane.database.engine import PoolBounds, create_engine
@@ -85,6 +86,19 @@ async def replace_root(
     """
     async with _service(owner_database_url, clock) as service:
         return await service.replace_root(paths, root)
+
+
+async def record_new_authority(
+    owner_database_url: str, *, fingerprint: str, old_until: datetime, clock: Clock | None = None
+) -> None:
+    """Say in the audit log that another authority issues certificates from now on.
+
+    Raises:
+        NotFoundError: There is no installation in this database.
+        DatabaseUnavailableError: Postgres is away or refuses the login.
+    """
+    async with _service(owner_database_url, clock) as service:
+        await service.record_new_authority(fingerprint, old_until)
 
 
 async def retain(owner_database_url: str, plan: RetentionPlan, *, clock: Clock | None = None) -> Retained:

@@ -65,7 +65,7 @@ from shared.logs import get_logger
 from shared.manifest import Profile
 from shared.runtime import settle
 from shared.telemetry import make_tracer_provider
-from shared.trust import read_trust
+from shared.trust import FollowedAuthority, read_trust
 from shared.vault import VaultAccess, VaultClient
 
 logger = get_logger(__name__)
@@ -142,7 +142,7 @@ async def build_node(settings: NodeSettings, stack: AsyncExitStack) -> tuple[Nod
     cache = _cache(settings, engines, random)
     link = ControlPlaneLink(
         targets=settings.control_planes,
-        trust=trust,
+        authority=FollowedAuthority(paths.trust, trust).read,
         tls_key_pem=identity.tls_key_pem,
         certificate=identity.certificate,
     )

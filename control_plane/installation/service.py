@@ -7,7 +7,7 @@ rows. Called by the command line through `control_plane/setup.py`, never by the 
 import base64
 import hashlib
 from dataclasses import replace
-from datetime import timedelta
+from datetime import datetime, timedelta
 
 from control_plane.audit.domain import SYSTEM_ACTOR, NewAuditEntry
 from control_plane.audit.ports import AuditLog
@@ -204,6 +204,19 @@ class InstallationService:
         files.write_trust(paths, found.installation, root.public, pinned_pem(paths))
         paths.node.keyset.unlink(missing_ok=True)
         return stored.version
+
+    async def record_new_authority(self, fingerprint: str, old_until: datetime) -> None:
+        """Record that another authority issues certificates, and until when what the old one issued counts.
+
+        Raises:
+            NotFoundError: There is no installation in this database.
+        """
+        async with self._database.transaction() as tx:
+            found = await self._store.found(tx)
+            if found is None:
+                raise NotFoundError("the database holds no installation", hint="name the right database")
+            facts = {"certificate_sha256": fingerprint, "old_until": old_until.isoformat()}
+            await self._record(tx, "authority.rotated", found.installation, facts)
 
     async def _bootstrap_secret(self, tx: Transaction, life: timedelta | None) -> str | None:
         if life is None:

@@ -52,7 +52,7 @@ def build_log(base: Base, signer: OrderSigner) -> LogParts:
         database=base.database,
         store=store,
         origin=origin,
-        keys=CustodyLogKeys(custody=signer.custody, keysets=base.keysets, clock=base.clock),
+        keys=CustodyLogKeys(custody=signer.custody, keysets=base.keysets, sessions=signer, clock=base.clock),
         observer=base.metrics,
         random=base.random,
         witnesses=witnesses,
