@@ -41,11 +41,11 @@ async def checkpoint_signer(stack: TestStack) -> bytes:
 
 async def evidence_of(stack: TestStack, execution_id: str, file: Path) -> Path:
     async def get() -> dict[str, object]:
-        return (await stack.cli("receipt", "get", execution_id, "--json")).json()
+        await stack.cli("receipt", "get", execution_id, "-o", str(file))
+        found: dict[str, object] = json.loads(file.read_bytes())
+        return found
 
-    file.write_text(
-        json.dumps(await eventually(get, lambda answer: "log" in answer, "the receipt in the log"))
-    )
+    await eventually(get, lambda answer: "log" in answer, "the receipt in the log")
     return file
 
 
