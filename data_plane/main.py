@@ -13,6 +13,7 @@ from prometheus_client import CollectorRegistry
 from data_plane.artifacts.cache import ArtifactCache
 from data_plane.artifacts.seal import KEY_BYTES
 from data_plane.artifacts.service import ArtifactService
+from data_plane.authority import FollowedAuthority
 from data_plane.carrier import OrderCarrier
 from data_plane.host_calls.http_client import DirectHttp, make_tls
 from data_plane.host_calls.ports import SecretStore
@@ -65,7 +66,7 @@ from shared.logs import get_logger
 from shared.manifest import Profile
 from shared.runtime import settle
 from shared.telemetry import make_tracer_provider
-from shared.trust import FollowedAuthority, read_trust
+from shared.trust import read_trust
 from shared.vault import VaultAccess, VaultClient
 
 logger = get_logger(__name__)

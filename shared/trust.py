@@ -10,17 +10,14 @@ from pathlib import Path
 from typing import Final
 
 from shared.canonical import parse_strict
-from shared.errors import AgentFactoryError, MalformedError, NotFoundError
+from shared.errors import MalformedError, NotFoundError
 from shared.fields import Fields
 from shared.ids import InstallationId, KeyId
-from shared.logs import get_logger
 from shared.signatures import PublicKey
 
 FORMAT: Final = "agentfactory.trust.v1"
 MAX_TRUST_BYTES: Final = 64 * 1024
 MAX_PEM_CHARS: Final = 16 * 1024
-
-logger = get_logger(__name__)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -76,30 +73,3 @@ def read_trust(path: Path) -> TrustRoots:
     )
     fields.end()
     return roots
-
-
-class FollowedAuthority:
-    """The authority that a running node pins, as its file says now: a new one needs no restart.
-
-    The installation and the root key stay what they were at the start: a new root comes by a keyset.
-    """
-
-    def __init__(self, path: Path, roots: TrustRoots) -> None:
-        self._path = path
-        self._installation = roots.installation
-        self._known = roots.ca_certificate_pem
-
-    def read(self) -> bytes:
-        """Return the authority's certificates; the ones before while the file is not usable."""
-        try:
-            found = read_trust(self._path)
-        except AgentFactoryError as error:
-            logger.warning("the trust roots cannot be read again", error=str(error))
-            return self._known
-        if found.installation != self._installation:
-            logger.warning("the trust roots are of another installation now", installation=found.installation)
-            return self._known
-        if found.ca_certificate_pem != self._known:
-            logger.info("another authority is pinned")
-            self._known = found.ca_certificate_pem
-        return self._known

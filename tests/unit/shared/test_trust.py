@@ -1,12 +1,10 @@
 """The file that a node pins."""
 
-from dataclasses import replace
-
 import pytest
 
 from shared.errors import MalformedError, NotFoundError, VerificationError
 from shared.ids import InstallationId
-from shared.trust import FollowedAuthority, TrustRoots, encode_trust, read_trust
+from shared.trust import TrustRoots, encode_trust, read_trust
 from tests.fixtures.keys import ed25519_key
 
 ROOTS = TrustRoots(
@@ -35,19 +33,3 @@ def test_another_format_or_an_unknown_field_is_refused(tmp_path, old, new):
     path.write_bytes(encode_trust(ROOTS).replace(old, new, 1))
     with pytest.raises((MalformedError, VerificationError)):
         read_trust(path)
-
-
-def test_a_new_authority_is_followed_and_nothing_else(tmp_path):
-    path = tmp_path / "trust.json"
-    path.write_bytes(encode_trust(ROOTS))
-    followed = FollowedAuthority(path, ROOTS)
-    assert followed.read() == b"PEM"
-
-    path.write_bytes(encode_trust(replace(ROOTS, ca_certificate_pem=b"NEW")))
-    assert followed.read() == b"NEW"
-    other = replace(ROOTS, installation=InstallationId("other"), ca_certificate_pem=b"THEIRS")
-    for content in (encode_trust(other), b"{", b""):
-        path.write_bytes(content)
-        assert followed.read() == b"NEW"
-    path.unlink()
-    assert followed.read() == b"NEW"
