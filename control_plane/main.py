@@ -72,6 +72,8 @@ async def _serve(
     )
     renewal.renew_if_due()
     base.metrics.watch_dispatch(services.dispatch.stats)
+    files = {"server": base.paths.server_certificate, "authority": base.paths.ca_certificate}
+    base.metrics.watch_certificates(files, base.clock)
     admin = admin_server(
         host=settings.admin_host,
         port=settings.admin_port,
