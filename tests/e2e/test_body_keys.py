@@ -21,8 +21,8 @@ from tests.fixtures.vault_roles import make_custody_role
 AGENT = "actor"
 LARGE = 200_000
 SUCCEEDED = executions_pb2.EXECUTION_STATE_SUCCEEDED
-KEY_LIFE = "10"
-"""Seconds: the least that the setting takes."""
+KEY_LIFE = "PT10S"
+"""The least that the setting takes."""
 
 READABLE = """
 SELECT count(*) FROM bodies b JOIN executions e ON b.body_id IN (e.input_body_id, e.output_body_id)
