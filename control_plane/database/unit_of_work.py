@@ -116,6 +116,10 @@ class PostgresDatabase:
         """Where stores leave what others shall hear after a commit."""
         return self._notifier
 
+    def of_every_tenant(self) -> "PostgresDatabase":
+        """Return the same for what is the installation's own, within a call too: no wall of tenants."""
+        return PostgresDatabase(self._engine, notifier=self._notifier, confined_to=lambda: None)
+
     @asynccontextmanager
     async def transaction(self) -> AsyncIterator[PostgresTransaction]:
         """See `Database.transaction`."""

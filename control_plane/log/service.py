@@ -31,7 +31,6 @@ from shared.ids import TenantId
 from shared.log_leaf import SALT_BYTES, commitment
 from shared.logs import get_logger
 from shared.merkle import HASH_BYTES, leaf_hash
-from shared.rpc.identity import beyond_tenant
 from shared.tiles import (
     NO_PROOF,
     Proof,
@@ -106,17 +105,15 @@ class LogService:
             ConflictError: The head moved although nobody may move it: nothing was written.
         """
         started = time.perf_counter()
-        # Of all tenants, also when a call waits for what it recorded itself.
-        with beyond_tenant():
-            async with self._database.transaction() as tx:
-                if not await self._store.take_lead(tx):
-                    return 0
-                group = group_of(await self._store.pending(tx, limit=MAX_GROUP_ROWS))
-                if not group:
-                    return 0
-                before = await self._store.head(tx)
-                entries = self._entries(before.tree_size, group)
-                after = await self._grow(tx, before, entries, group)
+        async with self._database.transaction() as tx:
+            if not await self._store.take_lead(tx):
+                return 0
+            group = group_of(await self._store.pending(tx, limit=MAX_GROUP_ROWS))
+            if not group:
+                return 0
+            before = await self._store.head(tx)
+            entries = self._entries(before.tree_size, group)
+            after = await self._grow(tx, before, entries, group)
         self._observer.log_integrated(len(entries), time.perf_counter() - started)
         self._observer.log_size(after.tree_size)
         return len(entries)

@@ -49,7 +49,8 @@ def build_log(base: Base, signer: OrderSigner) -> LogParts:
         random=base.random,
     )
     log = LogService(
-        database=base.database,
+        # One log for all: a call that publishes integrates what waits of everybody.
+        database=base.database.of_every_tenant(),
         store=store,
         origin=origin,
         keys=CustodyLogKeys(custody=signer.custody, keysets=base.keysets, clock=base.clock),

@@ -4,8 +4,6 @@ The interceptor in `shared/rpc/server.py` sets the caller; servicers read it wit
 """
 
 import re
-from collections.abc import Iterator
-from contextlib import contextmanager
 from contextvars import ContextVar, Token
 from dataclasses import dataclass
 from datetime import datetime, timedelta
@@ -133,16 +131,6 @@ def caller() -> Caller:
 def confined_to() -> TenantId | None:
     """Return the tenant whose rows alone the current RPC may see; None: those of all, or no RPC runs here."""
     return _confined_to.get()
-
-
-@contextmanager
-def beyond_tenant() -> Iterator[None]:
-    """Work for all tenants within the block, whoever called: for what a call sets off and gets no row of."""
-    token = _confined_to.set(None)
-    try:
-        yield
-    finally:
-        _confined_to.reset(token)
 
 
 def forwarder() -> str:
