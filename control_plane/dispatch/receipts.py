@@ -64,6 +64,7 @@ class ReceiptIntake:
         batches: Batches,
         returned: ReturnedSignatures,
         finish: Callable[[AttemptResult], Awaitable[Finished]],
+        protect: Callable[[Sequence[AttemptResult]], Awaitable[Sequence[AttemptResult]]],
         bodies: BodyStore,
         orders: OrderLookup,
         nodes: NodeStore,
@@ -77,6 +78,7 @@ class ReceiptIntake:
         self._batches = batches
         self._returned = returned
         self._finish = finish
+        self._protect = protect
         self._bodies = bodies
         self._orders = orders
         self._nodes = nodes
@@ -292,8 +294,10 @@ class ReceiptIntake:
     ) -> None:
         started = self._clock.monotonic()
         results = await self._returned.add_to(results, returned, node_id=session.node_id)
-        recording = Recording(self._finish, results)
+        recording = Recording(self._finish, ())
         try:
+            # What has no key is not acknowledged: the node keeps it and sends it again in its next session.
+            recording.add(await retrying(lambda: self._protect(results), what="seal results"))
             await retrying(recording.go_on, what="record receipts")
         except AgentFactoryError as error:
             session.end(error)  # the node comes back and sends what is not acknowledged

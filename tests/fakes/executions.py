@@ -220,6 +220,12 @@ class FakeExecutionStore:
 
     # --- bodies
 
+    async def protect(self, tenant_id: TenantId, body: StoredBody) -> StoredBody:
+        return body
+
+    async def protect_results(self, results: Sequence[AttemptResult]) -> Sequence[AttemptResult]:
+        return results
+
     async def add_body(self, tenant_id: TenantId, body: StoredBody, *, quota: UploadQuota) -> None:
         unused = [
             one.body.size_bytes

@@ -159,6 +159,7 @@ def door(parts: Parts) -> Door:
                 observer=SilentObserver(),
             ),
             finish=_finish_one(parts),
+            protect=parts.leases.protect_results,
             bodies=NothingUploaded(),
             orders=nodes,
             completions=NobodyWaits(),
