@@ -135,7 +135,9 @@ async def test_a_revoked_key_is_refused_by_every_node_within_seconds_and_what_it
     assert again.attempts[0].state != executions_pb2.ATTEMPT_STATE_RUNNING
     assert again.state != executions_pb2.EXECUTION_STATE_REJECTED
     # For a moment nothing signs: a successor is taken up only once every session knows the keyset that lists it.
-    signs = await eventually(lambda: signing_keys(stack), lambda found: len(found) == 1, "the successor to sign")
+    signs = await eventually(
+        lambda: signing_keys(stack), lambda found: len(found) == 1, "the successor to sign"
+    )
     assert signs != [old]
     execution, _ = await stack.execute("actor", b"exit 0")
     assert execution.state == SUCCEEDED
