@@ -97,6 +97,12 @@ proto: $(READY) $(BUF) ## generate protos/gen from protos/agentfactory and lint 
 docs: $(READY) ## check every link and command of README.md and docs/
 	@$(BIN)/pytest -q tests/e2e/test_docs.py
 
+.PHONY: guests
+guests: $(READY) ## build the runtimes of agents in Python and JavaScript once (CPython takes minutes) and install them here
+	@mkdir -p build/guests
+	@$(BIN)/python guests/build.py --wheel build/guests javascript python
+	@$(UV) pip install --quiet --no-deps --reinstall --python $(BIN)/python build/guests/*.whl
+
 .PHONY: images
 images: $(READY) ## build the container images for docker compose and Helm (BASE=IMAGE for another base)
 	@$(BIN)/python docker/images.py --uv $(UV) $(if $(BASE),--base $(BASE))

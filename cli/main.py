@@ -24,6 +24,8 @@ GROUPS = {
     "build": "cli.guests.make",
     "test": "cli.guests.check",
     "dev": "cli.guests.dev",
+    "sign": "cli.guests.sign",
+    "publish": "cli.guests.publish",
     "template": "cli.templates",
     "agent": "cli.agents",
     "run": "cli.run",

@@ -1,1 +1,1 @@
-"""What turns an author's folder into a module: collects, starts the runtime once, saves it with the agent loaded."""
+"""What turns an author's folder into a module: starts the runtime once and saves it with the agent loaded."""

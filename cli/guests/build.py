@@ -1,4 +1,4 @@
-"""Makes a module of an author's folder: the same bytes for the same files, and at once when nothing has changed."""
+"""Makes a module of an author's folder: the same bytes for the same files, at once when nothing changed."""
 
 import json
 import os
@@ -16,6 +16,7 @@ from cli.guests.project import Language, Project
 from cli.guests.runtimes import Runtime, find_runtime
 from shared.errors import AgentBuildError, ModuleInvalidError, UnavailableError
 from shared.inheritance import Parent
+from shared.limits import grant_limits
 from shared.manifest import MAX_MODULE_BYTES
 from shared.package_files import build_package_of, read_author
 from shared.packages import UnsignedPackage
@@ -86,7 +87,7 @@ class Workshop:
         if project.language is Language.PYTHON:
             from cli.guests.python_bundle import bundle
 
-            files = runtime.files | bundle(sources)
+            files = bundle(runtime.files, sources)
         else:
             files = runtime.files | {f"agent/{name}": data for name, data in sources.items()}
         self.progress("starting the runtime with the agent")
@@ -95,7 +96,7 @@ class Workshop:
 
 
 def package_of(project: Project, built: Built, parent: Parent | None) -> UnsignedPackage:
-    """Return the unsigned package: agent.toml, the module, and the schemas that agent.toml does not name itself.
+    """Return the unsigned package: agent.toml, the module, and schemas that agent.toml does not name itself.
 
     Raises:
         ManifestInvalidError, NotFoundError: As `build_package`.
@@ -115,7 +116,24 @@ def package_of(project: Project, built: Built, parent: Parent | None) -> Unsigne
         assert author.module is not None or author.extends is not None
         module = author.module or f"{author.name}.wasm"
         (staged / module).write_bytes(built.module)
-        return build_package_of(replace(author, module=module), staged, parent)
+        package = build_package_of(replace(author, module=module), staged, parent)
+    _require_room(package, built.module)
+    return package
+
+
+def _require_room(package: UnsignedPackage, module: bytes) -> None:
+    import agentfactory_engine
+
+    needed = sum(
+        each.minimum_bytes
+        for each in agentfactory_engine.inspect_module(module, max_bytes=MAX_MODULE_BYTES).memories
+    )
+    granted = grant_limits(package.manifest.limits).memory_bytes
+    if needed > granted:
+        raise AgentBuildError(
+            f"the agent has {needed} bytes of memory before it runs, and its manifest grants {granted}",
+            hint=f"set memory_bytes in [limits] of agent.toml to {2 * needed} or so",
+        )
 
 
 def _key(*parts: str | Mapping[str, bytes]) -> str:
@@ -177,10 +195,10 @@ def _compile_c(project: Project, sources: Mapping[str, bytes]) -> bytes:
                 command, cwd=folder, capture_output=True, text=True, timeout=COMPILE_TIMEOUT_S, check=False
             )
         except subprocess.TimeoutExpired as error:
-            raise AgentBuildError(f"{project.main_file} does not compile within {COMPILE_TIMEOUT_S} s") from error
+            raise AgentBuildError(
+                f"{project.main_file} does not compile within {COMPILE_TIMEOUT_S} s"
+            ) from error
         if done.returncode:
             errors = [line for line in done.stderr.splitlines() if ": error:" in line] or [done.stderr[-300:]]
             raise AgentBuildError(errors[0].strip())
         return (folder / "agent.wasm").read_bytes()
-
-

@@ -1,4 +1,4 @@
-"""The world that a runtime sees while it starts at build time: a few files in memory, and nothing of this machine.
+"""The world that a runtime sees while it starts at build time: a few files in memory, nothing of this machine.
 
 No environment, no folder of the author's, a clock that stands still, random numbers that are always the same:
 so the saved start is the same wherever it was made, and nothing of whoever builds can be frozen into it.
@@ -21,7 +21,6 @@ MAX_FILES: Final = 64
 _CHARACTER_DEVICE, _DIRECTORY, _REGULAR_FILE = 2, 3, 4
 _ROOT_FD, _FIRST_FD = 3, 4
 _ALL_RIGHTS: Final = (1 << 30) - 1
-
 
 
 class Phase(StrEnum):
@@ -129,9 +128,7 @@ class BuildWasi:
         size = len(self._open[fd].data) if fd in self._open else 0
         return _filestat(memory, to, kind, size)
 
-    def path_filestat_get(
-        self, memory: memoryview, fd: int, flags: int, at: int, size: int, to: int
-    ) -> int:
+    def path_filestat_get(self, memory: memoryview, fd: int, flags: int, at: int, size: int, to: int) -> int:
         del flags
         path = _path(memory, at, size)
         if fd != _ROOT_FD:

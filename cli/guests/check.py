@@ -44,7 +44,7 @@ class Case:
 def check(
     folder: Folder = Path(), secrets: Secrets = None, data_dir: DataDir = None, as_json: Json = False
 ) -> None:
-    """Build an agent and run its cases in the sandbox, with the limits and capabilities of its manifest.
+    """Build an agent and run its cases in the sandbox with the limits and capabilities of its manifest.
 
     A case is tests/NAME.input.json with tests/NAME.output.json beside it. With tests/NAME.http.json, a list of
     {"method", "url", "status", "body"}, host calls get those answers and no network is used.
@@ -135,7 +135,9 @@ def resources(ran: Ran) -> dict[str, Any]:
         "cpu_ms": used.cpu.total_seconds() * 1e3,
         "peak_memory_bytes": used.peak_memory_bytes,
         "host_calls": used.host_calls,
-        "denials": [{"method": each.method, "reason": each.reason, "count": each.count} for each in ran.denials],
+        "denials": [
+            {"method": each.method, "reason": each.reason, "count": each.count} for each in ran.denials
+        ],
     }
 
 
@@ -146,7 +148,7 @@ def summary(ran: Ran) -> str:
         f"{used.wall.total_seconds() * 1e3:.1f} ms, cpu {used.cpu.total_seconds() * 1e3:.1f} ms, "
         f"{used.peak_memory_bytes / 2**20:.1f} MiB, {used.host_calls} host calls"
     )
-    denied = "; ".join(f"denied {each.method} ({each.reason}) ×{each.count}" for each in ran.denials)
+    denied = "; ".join(f"denied {each.method} ({each.reason}) x{each.count}" for each in ran.denials)
     return f"{line}; {denied}" if denied else line
 
 

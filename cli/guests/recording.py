@@ -1,7 +1,7 @@
 """Answers of the outside that a test brings along, so that an agent's checks run and no network is needed.
 
-A file is a JSON list of `{"method": "GET", "url": "https://…", "status": 200, "headers": {…}, "body": …}`; a body that
-is no text is sent as JSON. Every check of a node still runs before an answer is looked up.
+A file is a JSON list of `{"method": "GET", "url": "https://…", "status": 200, "headers": {…}, "body": …}`; a
+body that is no text is sent as JSON. Every check of a node still runs before an answer is looked up.
 """
 
 import ipaddress

@@ -1,4 +1,4 @@
-"""Where the runtimes are: the installed distributions agentfactory-python and agentfactory-javascript, or a folder."""
+"""Where runtimes are: the distributions agentfactory-python and agentfactory-javascript, or a folder."""
 
 import importlib.util
 from dataclasses import dataclass

@@ -1,4 +1,4 @@
-"""Runs a built module here as a node would: the manifest's limits, profile and capabilities, a real worker."""
+"""Runs a built module here as a node would: the manifest's limits and capabilities, a real worker."""
 
 import os
 from contextlib import AbstractContextManager, AsyncExitStack

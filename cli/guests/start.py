@@ -22,8 +22,8 @@ PREPARE: Final = "agentfactory_prepare"
 RUN: Final = "agentfactory_run"
 STACK: Final = "agentfactory_stack"
 MAX_START_MEMORY_BYTES: Final = 256 * 1024 * 1024
-START_FUEL: Final = 50_000_000_000
-"""Instructions; a start takes under two thousand million. Loading must end."""
+START_FUEL: Final = 5_000_000_000
+"""Instructions; a start takes under a tenth of it. Loading must end."""
 MAX_REQUEST_BYTES: Final = 512 * 1024
 _WASI: Final = "wasi_snapshot_preview1"
 
@@ -59,7 +59,7 @@ class Start:
         """Run the start to its end and return it saved.
 
         Raises:
-            AgentBuildError: The agent cannot be loaded, or something would be frozen into it; says what and where.
+            AgentBuildError: The agent cannot be loaded, or something would be frozen into it; says what.
         """
         engine = wasmtime.Engine(_config())
         store = wasmtime.Store(engine)
@@ -90,6 +90,8 @@ class Start:
         except Exited as ended:
             raise self._error(f"the runtime ended with code {ended.code}") from ended
         except wasmtime.Trap as trap:
+            if trap.trap_code is wasmtime.TrapCode.OUT_OF_FUEL:
+                raise self._error("loading the agent does not come to an end") from trap
             raise self._error(f"the runtime trapped: {trap.message.splitlines()[0][:200]}") from trap
         if self._told.refusal or self._wasi.frozen:
             raise self._error("")

@@ -133,9 +133,7 @@ def mutable_globals(sections: Sections) -> list[int]:
 def with_globals_exported(module: bytes) -> bytes:
     """Return the module with each mutable global exported, to be read after the start."""
     sections = split(module)
-    more = [
-        Export(name=f"{GLOBAL_EXPORT}{n}", kind=_KIND_GLOBAL, index=n) for n in mutable_globals(sections)
-    ]
+    more = [Export(name=f"{GLOBAL_EXPORT}{n}", kind=_KIND_GLOBAL, index=n) for n in mutable_globals(sections)]
     exports = [*_exports(_section(sections, _EXPORT)), *more]
     return join(_replaced(sections, {_EXPORT: _vector([each.encode() for each in exports])}))
 
@@ -197,7 +195,7 @@ def _globals(body: bytes) -> Iterator[tuple[int, bool, bytes]]:
         kind, is_mutable = reader.byte(), reader.byte() == 1
         start = reader.at
         while reader.byte() != _END:
-            # Operands of constants could hold the byte of an end: they are numbers, which `number` passes over.
+            # An operand could hold the byte of an end: it is a number, which `number` passes over.
             reader.number()
         yield kind, is_mutable, body[start : reader.at]
 

@@ -41,14 +41,14 @@ for module in _codecs_cn _codecs_hk _codecs_iso2022 _codecs_jp _codecs_kr _codec
     _interpqueues _interpreters xxlimited xxlimited_35 xxsubtype; do
     export "py_cv_module_$module=n/a"
 done
-export CONFIG_SITE=../python/Tools/wasm/config.site-wasm32-wasi HOSTRUNNER=true PKG_CONFIG_PATH='' PKG_CONFIG_LIBDIR=/nonexistent
+export CONFIG_SITE="$here/config.site ../python/Tools/wasm/config.site-wasm32-wasi" HOSTRUNNER=true PKG_CONFIG_PATH='' PKG_CONFIG_LIBDIR=/nonexistent
 export CC=$work/bin/cc CPP="$work/bin/cc -E" CXX=/bin/false AR=$work/bin/ar RANLIB=$work/bin/ranlib
 export CFLAGS="-O2 -g0 -ffile-prefix-map=$work=." ZLIB_CFLAGS="-I../zlib" ZLIB_LIBS="-L../zlib -lz"
 cd "$work/wasi"
 [ -e Makefile ] || ../python/configure -q --host=wasm32-wasip1 --build=x86_64-pc-linux-gnu --with-build-python="$work/host/python" \
     --disable-test-modules --without-doc-strings --with-pymalloc=yes > configure.log 2>&1 || { tail -30 configure.log >&2; exit 1; }
 make -s -j"$jobs" libpython3.13.a > make.log 2>&1 || { tail -30 make.log >&2; exit 1; }
-make -s -j"$jobs" Modules/_hacl/libHacl_Hash_SHA2.a Modules/_decimal/libmpdec/libmpdec.a Modules/expat/libexpat.a > make.log 2>&1 \
+make -s -j"$jobs" Modules/_hacl/libHacl_Hash_SHA2.a Modules/_decimal/libmpdec/libmpdec.a Modules/expat/libexpat.a >> make.log 2>&1 \
     || { tail -30 make.log >&2; exit 1; }
 
 echo "· the reactor"
