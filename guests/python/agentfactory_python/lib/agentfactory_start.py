@@ -28,7 +28,7 @@ from agentfactory_guest import Host, call
 
 BUNDLE = "/agent/bundle.json"
 EXIT_FAILED = 1
-_READERS = {__name__, "os", "_collections_abc"}
+_READERS = {__name__, "os", "collections.abc", "_collections_abc"}
 """Modules between whoever reads the environment and the environment."""
 _loaded: set[str] = set()
 """Files of the agent and its dependencies that were imported."""
