@@ -1,4 +1,4 @@
-"""The world that a runtime sees while it starts at build time: a few files in memory, nothing of this machine.
+"""What a runtime sees while it starts at build time: a few files in memory, and nothing of this machine.
 
 No environment, no folder of the author's, a clock that stands still, random numbers that are always the same:
 so the saved start is the same wherever it was made, and nothing of whoever builds can be frozen into it.

@@ -46,8 +46,8 @@ def check(
 ) -> None:
     """Build an agent and run its cases in the sandbox with the limits and capabilities of its manifest.
 
-    A case is tests/NAME.input.json with tests/NAME.output.json beside it. With tests/NAME.http.json, a list of
-    {"method", "url", "status", "body"}, host calls get those answers and no network is used.
+    A case is tests/NAME.input.json with tests/NAME.output.json beside it. With tests/NAME.http.json, a list
+    of {"method", "url", "status", "body"}, host calls get those answers and no network is used.
 
     Exit codes: 0 all hold, 1 one does not, 2 wrong use, 3 the module is refused, 4 no sandbox here.
 

@@ -31,7 +31,7 @@ _LINE: Final = re.compile(
 
 
 def dependencies(folder: Path, cache: Path, progress: Callable[[str], None]) -> dict[str, bytes]:
-    """Return the Python files of what requirements.txt names, under `DEPENDENCIES`; nothing without such a file.
+    """Return the Python files of what requirements.txt names, under `DEPENDENCIES`; without it nothing.
 
     Raises:
         AgentBuildError: A line is not locked with hashes, a dependency has native code, or all is too large.

@@ -1,7 +1,8 @@
 """Runs a built module here as a node would: the manifest's limits and capabilities, a real worker."""
 
 import os
-from contextlib import AbstractContextManager, AsyncExitStack
+from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import AbstractContextManager, asynccontextmanager
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from pathlib import Path
@@ -46,6 +47,14 @@ class Bench:
             ModuleInvalidError: It does not compile.
             UnavailableError, WorkerCrashedError: The sandbox is not available here.
         """
+        async with self.opened(manifest, module, recording=recording) as run:
+            return await run(body)
+
+    @asynccontextmanager
+    async def opened(
+        self, manifest: Manifest, module: bytes, *, recording: Recorded | None = None
+    ) -> AsyncIterator[Callable[[bytes], Awaitable[Ran]]]:
+        """Yield what runs the module with one input after the other, in one worker; raises as `run`."""
         from agentfactory_engine import worker_path
 
         from data_plane.sandbox.engine import read_engines
@@ -53,28 +62,28 @@ class Bench:
 
         worker = worker_path()
         engines = await read_engines(worker)
-        request = _request(manifest, body)
-        digest = sha256_digest(module)
-        path = await self._artifact(module, request.profile, engines[request.profile].config_digest)
+        path = await self._artifact(module, manifest.profile, engines[manifest.profile].config_digest)
 
         async def artifact() -> int:
             return os.open(path, os.O_RDONLY | os.O_CLOEXEC)
 
-        async with AsyncExitStack() as stack:
-            pool = await stack.enter_async_context(
-                WorkerPool(
-                    worker_path=worker, engine=engines[Profile.DEFAULT], engines=engines, slots=1, spares=0
-                )
-            )
-            calls = stack.enter_context(self._calls(manifest, request, recording))
-            result = await pool.run(
-                tenant_id=TENANT,
-                module_digest=digest,
-                artifact=artifact,
-                request=request,
-                host_calls=calls,
-            )
-            return Ran(result=result, denials=tuple(calls.conclude().denials))
+        async with WorkerPool(
+            worker_path=worker, engine=engines[Profile.DEFAULT], engines=engines, slots=1, spares=0
+        ) as pool:
+
+            async def run(body: bytes) -> Ran:
+                request = _request(manifest, body)
+                with self._calls(manifest, request, recording) as calls:
+                    result = await pool.run(
+                        tenant_id=TENANT,
+                        module_digest=sha256_digest(module),
+                        artifact=artifact,
+                        request=request,
+                        host_calls=calls,
+                    )
+                return Ran(result=result, denials=tuple(calls.conclude().denials))
+
+            yield run
 
     async def _artifact(self, module: bytes, profile: Profile, config_digest: str) -> Path:
         """Return the compiled module, from the cache, which belongs to whoever builds."""

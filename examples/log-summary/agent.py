@@ -79,5 +79,9 @@ def figures(path: str, times: list[float], errors: int) -> PathFigures:
     """Return the figures of one path; of a single request every figure is its time."""
     p95 = statistics.quantiles(times, n=20, method="inclusive")[-1] if len(times) > 1 else times[0]
     return PathFigures(
-        path=path, requests=len(times), errors=errors, median_ms=statistics.median(times), p95_ms=round(p95, 3)
+        path=path,
+        requests=len(times),
+        errors=errors,
+        median_ms=statistics.median(times),
+        p95_ms=round(p95, 3),
     )

@@ -1,4 +1,4 @@
-"""Packs the standard library that agents can import: byte code in a stored zip. Run by the host's Python 3.13.
+"""Packs the standard library that agents can import, as byte code in a stored zip. Run by Python 3.13.
 
 standard_library.py LIB OUT.zip
 """
@@ -11,7 +11,8 @@ from pathlib import Path
 # Needs threads, processes, sockets, a terminal or a display, or is for people who develop Python.
 LEFT_OUT = {
     "__pycache__", "_pyrepl", "ctypes", "curses", "dbm", "ensurepip", "idlelib", "lib2to3", "multiprocessing",
-    "pydoc_data", "site-packages", "sqlite3", "test", "tests", "tkinter", "turtledemo", "venv", "wsgiref", "xmlrpc",
+    "pydoc_data", "site-packages", "sqlite3", "test", "tests", "tkinter", "turtledemo", "venv", "wsgiref",
+    "xmlrpc",
 }  # fmt: skip
 LEFT_OUT_FILES = {"antigravity.py", "doctest.py", "pydoc.py", "this.py", "turtle.py"}
 EPOCH = (1980, 1, 1, 0, 0, 0)
@@ -24,7 +25,7 @@ def pack(library: Path, target: Path) -> None:
             if LEFT_OUT.intersection(name.parts) or name.name in LEFT_OUT_FILES:
                 continue
             code = compile(path.read_bytes(), f"<python>/{name}", "exec", dont_inherit=True)
-            data = bootstrap._code_to_hash_pyc(code, b"\0" * 8, checked=False)  # type: ignore[attr-defined]  # noqa: SLF001
+            data = bootstrap._code_to_hash_pyc(code, b"\0" * 8, checked=False)
             archive.writestr(zipfile.ZipInfo(f"{name}c", EPOCH), data)
 
 

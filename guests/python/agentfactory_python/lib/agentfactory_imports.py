@@ -12,12 +12,14 @@ NO_PROCESSES = "the sandbox has no processes and no threads: an agent is one run
 REFUSED = {
     **dict.fromkeys(
         (
-            "aiohttp", "ftplib", "http.client", "http.server", "httpx", "imaplib", "poplib", "requests", "select",
-            "selectors", "smtplib", "socket", "socketserver", "ssl", "urllib.request", "urllib3", "xmlrpc",
+            "aiohttp", "ftplib", "http.client", "http.server", "httpx", "imaplib", "poplib", "requests",
+            "select", "selectors", "smtplib", "socket", "socketserver", "ssl", "urllib.request", "urllib3", "xmlrpc",
         ),
         NO_NETWORK,
     ),
-    **dict.fromkeys(("subprocess", "multiprocessing", "threading", "concurrent.futures", "_thread"), NO_PROCESSES),
+    **dict.fromkeys(
+        ("_thread", "concurrent.futures", "multiprocessing", "subprocess", "threading"), NO_PROCESSES
+    ),
     "ctypes": "the sandbox has no native code beside the runtime's own",
     "sqlite3": "the runtime has no sqlite3: keep values with host.kv",
 }  # fmt: skip

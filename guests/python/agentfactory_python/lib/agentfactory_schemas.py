@@ -24,7 +24,7 @@ MAX_DEPTH = 16
 
 
 def of(function: Callable[..., Any]) -> tuple[dict[str, Schema], Callable[[Any], Any]]:
-    """Return the schemas of input and output as far as their types say something, and what makes the input."""
+    """Return the schemas of input and output where their types say something, and what makes the input."""
     hints = typing.get_type_hints(function, include_extras=True)
     names = list(inspect.signature(function).parameters)
     taken = hints.get(names[0]) if names else None

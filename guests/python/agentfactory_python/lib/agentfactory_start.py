@@ -34,13 +34,13 @@ _loaded: set[str] = set()
 """Files of the agent and its dependencies that were imported."""
 
 
-class _Refused(Exception):
+class _RefusedError(Exception):
     """The agent cannot be built."""
 
 
 def _refuse(message: str, hint: str = "") -> None:
     call("build.refuse", {"message": message, "hint": hint})
-    raise _Refused(message)
+    raise _RefusedError(message)
 
 
 class _Files:
@@ -70,7 +70,7 @@ class _Files:
         # A traceback at run time shows the author's lines: there is no file to read them from then.
         _loaded.add(file)
         linecache.cache[file] = (len(source), None, source.splitlines(keepends=True), file)
-        exec(compile(source, file, "exec", dont_inherit=True), module.__dict__)  # noqa: S102 - that is its job
+        exec(compile(source, file, "exec", dont_inherit=True), module.__dict__)
 
     def get_code(self, name: str) -> CodeType | None:
         return None
@@ -81,7 +81,7 @@ class _Files:
 
 
 class _Environment(dict[str, str]):
-    """Stands for os.environ's data while the agent is loaded: what it read would be in everybody's template."""
+    """Stands for os.environ's data while the agent is loaded: what it read would be in the template."""
 
     def __getitem__(self, key: Any) -> str:
         _refuse_reading(key)
@@ -102,7 +102,7 @@ def _refuse_reading(key: object) -> None:
     if file:
         name = key.decode() if isinstance(key, bytes) else str(key)
         _refuse(
-            f"{file}:{line}: reads the environment{' variable ' + name if name else ''} while the agent is loaded: "
+            f"{file}:{line}: reads the environment{' variable ' + name if name else ''} while it is loaded: "
             "what it read would be in the template",
             "read it in run(); parameters and secrets come with host",
         )
@@ -127,7 +127,7 @@ def _where(error: BaseException, own: Mapping[str, str]) -> str:
 
 
 def _import_if_there(names: tuple[str, ...]) -> None:
-    """Load what is imported within functions too; what is missing the agent's own import says, with its line."""
+    """Load what is imported within functions too; of what is missing the agent's own import says the line."""
     for name in names:
         with contextlib.suppress(ImportError):
             importlib.import_module(name)
@@ -150,7 +150,7 @@ def _load() -> tuple[Callable[..., Any], Any]:
     try:
         agent = importlib.import_module("agent")
         _import_if_there(finding.later)
-    except _Refused:
+    except _RefusedError:
         raise
     except BaseException as error:
         _refuse(*agentfactory_imports.explain(error, _where(error, own)))
@@ -225,7 +225,7 @@ _HOST = Host()
 sys.stdout = sys.stderr
 try:
     _function, _make_input = _load()
-except _Refused:
+except _RefusedError:
     sys.stderr.flush()
     os._exit(EXIT_FAILED)
 if "asyncio" in sys.modules:

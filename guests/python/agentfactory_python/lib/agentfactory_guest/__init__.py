@@ -1,7 +1,7 @@
 """What an agent written in Python may ask of its host.
 
-An agent is a module `agent` with `def run(input, host)`; the host is given to it, never imported. What needs a
-capability of agent.toml says so: without it the call raises `HostError` with the reason `NOT_GRANTED`.
+An agent is a module `agent` with `def run(input, host)`; the host is given to it, never imported. Some calls
+need a capability of agent.toml: without it the call raises `HostError` with the reason `NOT_GRANTED`.
 """
 
 import base64
@@ -153,7 +153,7 @@ def _log(level: str, message: str, fields: Mapping[str, Any]) -> None:
 
 @dataclass(frozen=True, slots=True)
 class Budget:
-    """What is left of the run's limits, by their names in docs/sandbox.md; times only under profile `default`."""
+    """What is left of the run's limits, by their names; times only under profile `default`."""
 
     left: Mapping[str, int]
 
