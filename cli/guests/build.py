@@ -1,5 +1,6 @@
 """Makes a module of an author's folder: the same bytes for the same files, at once when nothing changed."""
 
+import importlib.util
 import json
 import os
 import subprocess
@@ -82,6 +83,8 @@ class Workshop:
         if runtime is None:
             self.progress("compiling")
             return Built(module=_compile_c(project, sources), schemas={}, is_new=True)
+        if importlib.util.find_spec("wasmtime") is None:
+            raise UnavailableError("wasmtime is not installed", hint="pip install 'agentfactory[replay]'")
         from cli.guests.start import Start
 
         if project.language is Language.PYTHON:
@@ -172,8 +175,6 @@ def _keep(kept: Path, built: Built) -> None:
 
 
 def _has_zig() -> bool:
-    import importlib.util
-
     return importlib.util.find_spec("ziglang") is not None
 
 

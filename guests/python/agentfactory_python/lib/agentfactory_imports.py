@@ -13,7 +13,8 @@ REFUSED = {
     **dict.fromkeys(
         (
             "aiohttp", "ftplib", "http.client", "http.server", "httpx", "imaplib", "poplib", "requests",
-            "select", "selectors", "smtplib", "socket", "socketserver", "ssl", "urllib.request", "urllib3", "xmlrpc",
+            "select", "selectors", "smtplib", "socket", "socketserver", "ssl", "urllib.request", "urllib3",
+            "xmlrpc",
         ),
         NO_NETWORK,
     ),
