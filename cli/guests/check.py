@@ -15,7 +15,8 @@ from cli.guests.recording import Recorded
 from cli.guests.sandbox import Bench, Ran
 from cli.output import Json
 from cli.settings import DataDir, read_settings
-from shared.errors import NotFoundError
+from shared.errors import InvalidInputError, NotFoundError
+from shared.manifest import Manifest
 from shared.outcomes import Outcome
 from shared.schemas import JsonSchema
 
@@ -60,18 +61,39 @@ def check(
     bench = Bench(cache=settings.cache_dir, secrets=secrets)
     told: list[dict[str, Any]] = []
     for case in cases:
-        ran = asyncio.run(bench.run(package.manifest, built.module, case.body, recording=case.recording))
-        wrong = verdict(case, ran, package.manifest.output_schema)
-        told.append({"case": case.name, "ok": not wrong, "wrong": wrong, **resources(ran)})
-        if not output.wants_json():
-            output.note(f"{'ok  ' if not wrong else 'FAIL'} {case.name}  {summary(ran)}")
-            if wrong:
-                show_log(ran)
-                output.note(f"     {wrong}")
+        told.append(tell(case, bench, package.manifest, built.module))
     if output.wants_json():
         output.data({"cases": told})
     if any(not each["ok"] for each in told):
         raise typer.Exit(output.NOT_SUCCEEDED)
+
+
+def tell(case: Case, bench: Bench, manifest: Manifest, module: bytes) -> dict[str, Any]:
+    """Run one case, print how it went for people, and return it for programs."""
+    wrong = broken(manifest.input_schema, json_of(case.body, f"tests/{case.name}{INPUT}"), "input")
+    if wrong:
+        output.note(f"FAIL {case.name}\n     {wrong}")
+        return {"case": case.name, "ok": False, "wrong": wrong}
+    ran = asyncio.run(bench.run(manifest, module, case.body, recording=case.recording))
+    wrong = verdict(case, ran, manifest.output_schema)
+    if not output.wants_json():
+        output.note(f"{'FAIL' if wrong else 'ok  '} {case.name}  {summary(ran)}")
+        if wrong:
+            show_log(ran)
+            output.note(f"     {wrong}")
+    return {"case": case.name, "ok": not wrong, "wrong": wrong, **resources(ran)}
+
+
+def json_of(data: bytes, name: str) -> Any:
+    """Return a file's JSON.
+
+    Raises:
+        InvalidInputError: It is none.
+    """
+    try:
+        return json.loads(data)
+    except ValueError as error:
+        raise InvalidInputError(f"{name} is no JSON: {error}") from error
 
 
 def find_cases(folder: Path) -> list[Case]:
@@ -89,7 +111,9 @@ def find_cases(folder: Path) -> list[Case]:
             Case(
                 name=name,
                 body=path.read_bytes(),
-                expected=json.loads(expected.read_bytes()) if expected.exists() else None,
+                expected=json_of(expected.read_bytes(), f"tests/{expected.name}")
+                if expected.exists()
+                else None,
                 has_expected=expected.exists(),
                 recording=Recorded.read(answers) if answers.exists() else None,
             )
@@ -111,8 +135,17 @@ def verdict(case: Case, ran: Ran, schema: JsonSchema | None) -> str:
         return f"the output is no JSON: {ran.result.stdout[:80]!r}"
     if case.has_expected and found != case.expected:
         return f"expected {short(case.expected)}, found {short(found)}"
-    broken = schema.check(found) if schema is not None else ()
-    return f"the output breaks its schema: {broken[0]}" if broken else ""
+    return broken(schema, found, "output")
+
+
+def broken(schema: JsonSchema | None, value: Any, what: str) -> str:
+    """Return what of a schema a value breaks; empty where it holds, or there is none."""
+    try:
+        if schema is not None:
+            schema.check(value, what)
+    except InvalidInputError as error:
+        return str(error)
+    return ""
 
 
 def how_it_ended(ran: Ran) -> str:

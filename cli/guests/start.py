@@ -2,6 +2,7 @@
 
 import json
 import os
+import struct
 import tempfile
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -93,6 +94,8 @@ class Start:
             if trap.trap_code is wasmtime.TrapCode.OUT_OF_FUEL:
                 raise self._error("loading the agent does not come to an end") from trap
             raise self._error(f"the runtime trapped: {trap.message.splitlines()[0][:200]}") from trap
+        except (struct.error, ValueError, IndexError) as error:
+            raise self._error("the runtime gave a call a range that is not in its memory") from error
         if self._told.refusal or self._wasi.frozen:
             raise self._error("")
 
