@@ -59,9 +59,7 @@ def check(
     cases = find_cases(folder)
     built, package = build_project(settings, project)
     bench = Bench(cache=settings.cache_dir, secrets=secrets)
-    told: list[dict[str, Any]] = []
-    for case in cases:
-        told.append(tell(case, bench, package.manifest, built.module))
+    told = [tell(case, bench, package.manifest, built.module) for case in cases]
     if output.wants_json():
         output.data({"cases": told})
     if any(not each["ok"] for each in told):
@@ -72,7 +70,8 @@ def tell(case: Case, bench: Bench, manifest: Manifest, module: bytes) -> dict[st
     """Run one case, print how it went for people, and return it for programs."""
     wrong = broken(manifest.input_schema, json_of(case.body, f"tests/{case.name}{INPUT}"), "input")
     if wrong:
-        output.note(f"FAIL {case.name}\n     {wrong}")
+        if not output.wants_json():
+            output.note(f"FAIL {case.name}\n     {wrong}")
         return {"case": case.name, "ok": False, "wrong": wrong}
     ran = asyncio.run(bench.run(manifest, module, case.body, recording=case.recording))
     wrong = verdict(case, ran, manifest.output_schema)
