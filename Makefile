@@ -98,9 +98,9 @@ docs: $(READY) ## check every link and command of README.md and docs/
 	@$(BIN)/pytest -q tests/e2e/test_docs.py
 
 .PHONY: guests
-guests: $(READY) ## build the runtimes of agents in Python and JavaScript once (CPython takes minutes) and install them here
+guests: $(READY) ## build the runtime of JavaScript agents and install it here; ARGS="javascript python" also CPython, which takes long
 	@mkdir -p build/guests
-	@$(BIN)/python guests/build.py --wheel build/guests javascript python
+	@$(BIN)/python guests/build.py --wheel build/guests $(or $(ARGS),javascript)
 	@$(UV) pip install --quiet --no-deps --reinstall --python $(BIN)/python build/guests/*.whl
 
 .PHONY: images

@@ -54,9 +54,14 @@ def build(language: str, target: Path) -> None:
     print(f"· built in {time.monotonic() - began:.0f} s", file=sys.stderr)
 
 
+def place(language: str) -> Path:
+    """Return where a build of these sources is kept."""
+    return cache() / f"{language}-{key(language)}"
+
+
 def kept(language: str) -> Path:
     """Return the folder with what was built, building it where it is not there."""
-    folder = cache() / f"{language}-{key(language)}"
+    folder = place(language)
     if not folder.is_dir():
         folder.parent.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryDirectory(dir=folder.parent, prefix=".new-") as name:
@@ -142,7 +147,10 @@ def main() -> None:
     parser.add_argument("languages", nargs="+", choices=LANGUAGES)
     parser.add_argument("--wheel", type=Path, metavar="DIR")
     parser.add_argument("--twice", action="store_true")
+    parser.add_argument("--is-kept", action="store_true", help="exit code 1 unless all are in the cache")
     asked = parser.parse_args()
+    if asked.is_kept:
+        sys.exit(0 if all(place(language).is_dir() for language in asked.languages) else 1)
     for language in asked.languages:
         if asked.twice:
             check_twice(language)

@@ -115,6 +115,7 @@ def check(run: Run) -> None:
         "cli",
         "tests",
         "examples",
+        "guests",
         "protos/generate.py",
         "docker",
     ]
@@ -195,6 +196,14 @@ def servers(run: Run) -> None:
     run.command("PostgreSQL 15", ["bash", "tests/tools/install_postgres_15.sh"])
 
 
+def runtimes(run: Run) -> None:
+    """The runtimes of agents. CPython's takes minutes, and nothing waits for it: who wants it builds it before."""
+    run.command("runtime of JavaScript agents", [sys.executable, "guests/build.py", "javascript"])
+    found = subprocess.run([sys.executable, "guests/build.py", "--is-kept", "python"], check=False, cwd=ROOT)
+    if found.returncode:
+        run.notes.append("the runtime of Python agents is not built (make guests): it was not tested")
+
+
 def tests(*folders: str, workers: int) -> Callable[[Run], None]:
     """Tests that mostly wait for servers take half as long in two processes."""
 
@@ -232,6 +241,7 @@ STAGES: dict[str, Callable[[Run], None]] = {
     "rust": rust,
     "fuzz": fuzz,
     "servers": servers,
+    "runtimes": runtimes,
     "unit": tests("tests/unit", "tests/property", workers=1),
     "simulation": simulation,
     "contract": tests("tests/contract", workers=1),

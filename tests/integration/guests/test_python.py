@@ -1,13 +1,16 @@
-"""Agents in Python, from the author's folder to a run in the real sandbox. Needs the runtime: `make guests`."""
+"""Agents in Python, from the author's folder to a run in the real sandbox.
+
+Where the runtime is built: that takes minutes, so no test begins it, and `make test` says so at its end.
+"""
 
 import json
 from pathlib import Path
 
 import pytest
 
-from tests.fixtures.runtimes import ROOT, Author, runtime_folder
+from tests.fixtures.runtimes import ROOT, Author, is_built, runtime_folder
 
-pytestmark = pytest.mark.timeout(3700)  # where the runtime has to be built first
+pytestmark = pytest.mark.skipif(not is_built("python"), reason="the runtime of Python agents is not built")
 
 
 @pytest.fixture(scope="module")
@@ -71,8 +74,14 @@ def test_two_runs_draw_other_random_numbers_and_see_the_clock_of_now(author: Aut
         ("def run(input, host):\n    return {\n", "agent.py:2: SyntaxError"),
         ("import socket\ndef run(input, host): ...\n", "agent.py:1: import socket"),
         ("import numpy\ndef run(input, host): ...\n", "agent.py:1: import numpy: there is no such module"),
-        ("import os\nKEY = os.environ['KEY']\ndef run(input, host): ...\n", "agent.py:2: reads the environment"),
-        ("import os\nKEY = os.getenv('KEY')\ndef run(input, host): ...\n", "agent.py:2: reads the environment"),
+        (
+            "import os\nKEY = os.environ['KEY']\ndef run(input, host): ...\n",
+            "agent.py:2: reads the environment",
+        ),
+        (
+            "import os\nKEY = os.getenv('KEY')\ndef run(input, host): ...\n",
+            "agent.py:2: reads the environment",
+        ),
         ("import time\nNOW = time.time()\ndef run(input, host): ...\n", "reads the clock while it is loaded"),
         ("import random\nX = random.random()\ndef run(input, host): ...\n", "draws random numbers"),
         ("import random\nX = random.Random()\ndef run(input, host): ...\n", "draws random numbers"),
