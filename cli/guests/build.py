@@ -107,7 +107,7 @@ def package_of(project: Project, built: Built, parent: Parent | None) -> Unsigne
     author = read_author(project.folder)
     with tempfile.TemporaryDirectory(prefix="agentfactory-build-") as name:
         staged = Path(name)
-        changes: dict[str, str] = {}
+        changes: dict[str, Any] = {}
         for which in ("parameters", "input", "output"):
             chosen = getattr(author, f"{which}_schema")
             if chosen is not None:
@@ -115,7 +115,7 @@ def package_of(project: Project, built: Built, parent: Parent | None) -> Unsigne
             elif which in built.schemas and author.extends is None:
                 changes[f"{which}_schema"] = f"{which}.schema.json"
                 (staged / f"{which}.schema.json").write_text(json.dumps(built.schemas[which]))
-        author = replace(author, **changes)  # type: ignore[arg-type] # all of them are names of files
+        author = replace(author, **changes)
         assert author.module is not None or author.extends is not None
         module = author.module or f"{author.name}.wasm"
         (staged / module).write_bytes(built.module)

@@ -189,7 +189,8 @@ def _forget_stack(memory: bytearray, low: int, pointer: int) -> None:
 def _called(exports: Any, name: str, store: wasmtime.Store) -> int:
     function = exports[name]
     assert isinstance(function, wasmtime.Func)
-    return function(store) or 0
+    answer = function(store)
+    return answer if isinstance(answer, int) else 0
 
 
 def _global(value: Any, store: wasmtime.Store) -> int:

@@ -100,7 +100,8 @@ def split(module: bytes) -> Sections:
     """
     if module[:8] != _HEADER:
         raise ModuleInvalidError("this is no WebAssembly module")
-    reader, sections = Reader(module), []
+    reader = Reader(module)
+    sections: list[tuple[int, bytes]] = []
     reader.take(8)
     while reader.at < len(module):
         number = reader.byte()
