@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import struct
 import tempfile
 from collections.abc import Mapping
@@ -26,6 +27,8 @@ MAX_START_MEMORY_BYTES: Final = 256 * 1024 * 1024
 START_FUEL: Final = 5_000_000_000
 """Instructions; a start takes under a tenth of it. Loading must end."""
 MAX_REQUEST_BYTES: Final = 512 * 1024
+_PLACE: Final = re.compile(r"\bat (?:.*\()?([\w./-]+\.js:\d+)")
+"""In QuickJS's stacks: the innermost is the first."""
 _WASI: Final = "wasi_snapshot_preview1"
 
 
@@ -106,7 +109,9 @@ class Start:
         if self._told.refusal:
             return AgentBuildError(self._told.refusal, hint=self._told.hint or None)
         lines = self._log().strip().splitlines()
-        return AgentBuildError(" · ".join(line.strip() for line in lines[-3:]) or how)
+        where = next(filter(None, map(_PLACE.search, lines)), None)
+        said = " · ".join(line.strip() for line in lines[-1:]) or how
+        return AgentBuildError(f"{where[1]}: {said}" if where else said)
 
     def _log(self) -> str:
         return self._wasi.log.decode("utf-8", "replace")

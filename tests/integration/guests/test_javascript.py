@@ -72,11 +72,11 @@ def test_two_runs_draw_other_random_numbers_and_see_the_clock_of_now(author: Aut
 @pytest.mark.parametrize(
     ("source", "words"),
     [
-        ("export function run( {", "agent.js:1"),
+        ("export function run( {", "agent.js:1: SyntaxError"),
         ("import { x } from './missing.js';\nexport const run = () => x;", "cannot find module 'missing.js'"),
         ("import fs from 'fs';\nexport const run = () => 1;", "cannot find module 'fs'"),
         ("const x = 1;\n", "exports no function named run"),
-        ("null.x;\nexport const run = () => 1;", "agent.js:1"),
+        ("null.x;\nexport const run = () => 1;", "agent.js:1: TypeError"),
         ("const now = Date.now();\nexport const run = () => now;", "reads the clock while it is loaded"),
         ("const x = Math.random();\nexport const run = () => x;", "random numbers while it is loaded"),
         ("for (;;) {}\nexport const run = () => 1;", "does not come to an end"),
