@@ -26,7 +26,8 @@ done
 
 echo "· the build machine's own Python $VERSION, which freezes the modules that a start needs"
 if ! [ -x "$work/host/python" ]; then
-    (cd "$work/host" && ../python/configure -q --disable-test-modules --without-ensurepip CFLAGS="-O1 -g0" > configure.log 2>&1 \
+    # Its extension modules are in it: the standard library is packed with struct and binascii.
+    (cd "$work/host" && MODULE_BUILDTYPE=static ../python/configure -q --disable-test-modules --without-ensurepip CFLAGS="-O1 -g0" > configure.log 2>&1 \
         && make -s -j"$jobs" python > make.log 2>&1) || { tail -30 "$work"/host/{configure,make}.log >&2; exit 1; }
 fi
 
