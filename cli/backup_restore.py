@@ -1,6 +1,5 @@
-"""The way of a restore: verify, sign, load, begin the epoch, put files back. Loading changes the first thing."""
+"""The way of a restore: verify, sign, load, begin the epoch, put files back. Until it loads, nothing changes."""
 
-from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -22,6 +21,8 @@ from shared.paths import InstallationPaths
 from shared.roots import encode_relayed
 
 if TYPE_CHECKING:
+    from collections.abc import Callable, Mapping
+
     from shared.signatures import PublicKey
 
 

@@ -1,6 +1,7 @@
 """Postgres behind `BackupStore`, as the schema's owner; and the age of the newest backup, as the service."""
 
 from collections.abc import Sequence
+from datetime import timedelta
 from typing import Final
 
 from sqlalchemy import bindparam, delete, func, insert, select, text
@@ -8,7 +9,7 @@ from sqlalchemy import bindparam, delete, func, insert, select, text
 from control_plane.backup.domain import BackupHeader
 from control_plane.backup.ports import DatabaseFacts
 from control_plane.database.ports import Transaction
-from control_plane.database.tables import backups
+from control_plane.database.tables import backups, installation
 from control_plane.database.unit_of_work import PostgresDatabase, connection_of
 from shared.errors import ConflictError, NotFoundError, SettingsError
 from shared.ids import InstallationId
@@ -145,13 +146,14 @@ class BackupAge:
     def __init__(self, database: PostgresDatabase) -> None:
         self._database = database
 
-    async def seconds(self) -> float | None:
-        """Return how old the newest backup's snapshot is; None: there is none.
+    async def age(self) -> timedelta:
+        """Return how old the newest backup's snapshot is; without any, how old the installation.
 
         Raises:
             DatabaseUnavailableError: Postgres does not answer.
         """
-        age = func.extract("epoch", func.now() - func.max(backups.c.snapshot_at))
+        newest = select(func.max(backups.c.snapshot_at)).scalar_subquery()
+        made = select(installation.c.created_at).scalar_subquery()
+        seconds = func.extract("epoch", func.now() - func.coalesce(newest, made))
         async with self._database.reading() as connection:
-            found = await connection.scalar(select(age))
-        return None if found is None else float(found)
+            return timedelta(seconds=float(await connection.scalar(select(seconds)) or 0))

@@ -45,7 +45,7 @@ def refused(check: Check, reason: RejectionReason):
 
 
 def root_of(envelope, *, keys=KEYS, epoch=1, installation=INSTALLATION):
-    return verify_root(envelope, keys=keys, installation=installation, minimum_epoch=epoch)
+    return verify_root(envelope, keys=keys, installation=installation, epoch=epoch)
 
 
 async def verified(one, *, now=START, batch_epoch=1, **changes):
