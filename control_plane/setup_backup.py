@@ -1,14 +1,17 @@
 """Composition root of `agentfactory backup`: the adapters of backups, as the owner of the schema."""
 
+import re
 from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
 from datetime import timedelta
 from pathlib import Path
+from typing import Final
 
 from control_plane.audit.store import PostgresAuditStore
 from control_plane.backup.directory import DirectoryPlace
 from control_plane.backup.ports import ArchivePlace
 from control_plane.backup.postgres_tools import Login
+from control_plane.backup.s3 import S3Place
 from control_plane.backup.service import BackupService
 from control_plane.backup.store import PostgresBackupStore
 from control_plane.database.engine import PoolBounds, create_engine
@@ -16,8 +19,12 @@ from control_plane.database.unit_of_work import PostgresDatabase
 from control_plane.installation.store import PostgresInstallationStore
 from control_plane.setup import NobodyListens
 from shared.clock import Clock, SystemClock, SystemRandom
+from shared.errors import SettingsError
 
-_BOUNDS = PoolBounds(connections=2, statement=timedelta(minutes=30), lock=timedelta(seconds=30))
+_S3: Final = "s3://"
+_BUCKET: Final = re.compile(r"[a-z0-9][a-z0-9.-]{1,61}[a-z0-9]")
+_PREFIX: Final = re.compile(r"[A-Za-z0-9._/-]{0,512}")
+_BOUNDS: Final = PoolBounds(connections=2, statement=timedelta(minutes=30), lock=timedelta(seconds=30))
 """Of a restore: it writes audit entries anew, which are many."""
 
 
@@ -27,7 +34,12 @@ def archive_place(name: str) -> ArchivePlace:
     Raises:
         SettingsError: The S3 client is not installed, or the name is none of a bucket.
     """
-    return DirectoryPlace(Path(name))
+    if not name.startswith(_S3):
+        return DirectoryPlace(Path(name))
+    bucket, _, prefix = name.removeprefix(_S3).partition("/")
+    if not _BUCKET.fullmatch(bucket) or not _PREFIX.fullmatch(prefix):
+        raise SettingsError(f"{name[:80]!r} names no bucket", hint="write s3://bucket or s3://bucket/prefix")
+    return S3Place(bucket, prefix.strip("/"))
 
 
 @asynccontextmanager

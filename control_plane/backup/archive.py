@@ -8,7 +8,7 @@ import hashlib
 import io
 import struct
 import tarfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from typing import IO, Final
 
@@ -41,7 +41,7 @@ from shared.signatures import Signature
 
 _LENGTH: Final = struct.Struct(">I")
 _LEVEL: Final = 3
-_CHECKSUMS: Final = {CompressionParameter.compression_level: _LEVEL, CompressionParameter.checksum_flag: 1}
+_CHECKSUMS: Final[Mapping[int, int]] = {CompressionParameter.compression_level: _LEVEL, CompressionParameter.checksum_flag: 1}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -100,7 +100,7 @@ class Login:
 
     def environment(self) -> dict[str, str]:
         """Return what a program is started with."""
-        kept = {name: os.environ[name] for name in ("HOME", "LD_LIBRARY_PATH") if name in os.environ}
+        kept = {name: os.environ[name] for name in ("HOME", "LD_LIBRARY_PATH", "PGPASSFILE") if name in os.environ}
         fixed = {"PATH": "/usr/bin:/bin", "LC_ALL": "C", "PGTZ": "UTC", "PGCONNECT_TIMEOUT": "10"}
         return kept | fixed | self.variables
 

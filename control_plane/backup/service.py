@@ -141,7 +141,7 @@ class BackupService:
         async with self._database.transaction() as tx:
             await self._store.record(tx, header, place=place.name, size_bytes=size_bytes)
             await self._store.forget(tx, names, place=place.name)
-            details = {
+            details: dict[str, str | int] = {
                 "name": header.name,
                 "place": place.name,
                 "size_bytes": size_bytes,

@@ -274,10 +274,10 @@ class _Judge:
             said += _require_said(leaf)
             edge += tree.add(leaf.commitment)
             if tree.size % TILE_WIDTH == 0:
-                self._require_tile(tree.size // TILE_WIDTH - 1, edge)
+                self._require_tile(tree.size // TILE_WIDTH - 1, bytes(edge))
                 edge.clear()
         if edge:
-            self._require_tile(tree.size // TILE_WIDTH, edge)
+            self._require_tile(tree.size // TILE_WIDTH, bytes(edge))
         size, root = self.facts.head or (0, tree.root)
         if (size, root) != (tree.size, tree.root):
             raise EvidenceMismatchError(
