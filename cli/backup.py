@@ -333,8 +333,6 @@ def _about_kept(size: int, lost: int) -> str:
 
 
 def _say_epoch(begun: "Begun", paths: InstallationPaths) -> None:
-    output.note(
-        f"epoch {begun.epoch} of {begun.installation} has begun, keyset {begun.keyset_version}"
-    )
+    output.note(f"epoch {begun.epoch} of {begun.installation} has begun, keyset {begun.keyset_version}")
     output.note(f"it is {paths.keyset}")
     output.note("start the control planes; nodes follow by themselves. Verifiers need a new trust file")

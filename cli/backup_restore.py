@@ -1,4 +1,4 @@
-"""The way of a restore: verify, sign, load, begin the epoch, put files back. Before it loads, nothing changes."""
+"""The way of a restore: verify, sign, load, begin the epoch, put files back. Loading is the first change."""
 
 from dataclasses import dataclass, field
 from pathlib import Path

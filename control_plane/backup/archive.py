@@ -41,7 +41,10 @@ from shared.signatures import Signature
 
 _LENGTH: Final = struct.Struct(">I")
 _LEVEL: Final = 3
-_CHECKSUMS: Final[Mapping[int, int]] = {CompressionParameter.compression_level: _LEVEL, CompressionParameter.checksum_flag: 1}
+_CHECKSUMS: Final[Mapping[int, int]] = {
+    CompressionParameter.compression_level: _LEVEL,
+    CompressionParameter.checksum_flag: 1,
+}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

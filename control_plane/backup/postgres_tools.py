@@ -20,6 +20,7 @@ from shared.errors import InternalError, SettingsError, UnavailableError
 _VERSION: Final = re.compile(r"\(PostgreSQL\) (\d+)")
 _VERSION_SECONDS: Final = 20
 _MAX_ERROR_BYTES: Final = 4096
+_KEPT: Final = ("HOME", "LD_LIBRARY_PATH", "PGPASSFILE")
 _QUERY: Final = {
     "host": "PGHOST",
     "port": "PGPORT",
@@ -100,7 +101,7 @@ class Login:
 
     def environment(self) -> dict[str, str]:
         """Return what a program is started with."""
-        kept = {name: os.environ[name] for name in ("HOME", "LD_LIBRARY_PATH", "PGPASSFILE") if name in os.environ}
+        kept = {name: os.environ[name] for name in _KEPT if name in os.environ}
         fixed = {"PATH": "/usr/bin:/bin", "LC_ALL": "C", "PGTZ": "UTC", "PGCONNECT_TIMEOUT": "10"}
         return kept | fixed | self.variables
 

@@ -99,7 +99,7 @@ async def empty_postgres(stack: TestStack) -> None:
     stack.postgres = await postgres.start(stack.database)
 
 
-async def test_what_was_acknowledged_before_a_backup_under_load_is_there_after_the_restore():
+async def test_what_was_acknowledged_before_a_backup_under_load_is_there_after_the_restore(record_property):
     async with running_stack(nodes=1) as stack:
         await stack.make_agent("actor", limits="wall_ms = 20000")
         await make_keys(stack)
@@ -107,7 +107,7 @@ async def test_what_was_acknowledged_before_a_backup_under_load_is_there_after_t
             await eventually(lambda: asyncio.sleep(0, len(load.acknowledged)), lambda n: n > 20, "load")
             before = await checkpoint(stack, "before.note")
             began_at = time.time()
-            made = await create(stack)
+            await create(stack)
             taken = time.time() - began_at
             promised = {one for one, (at, _) in load.acknowledged.items() if at < began_at}
             already = len(load.acknowledged)
@@ -145,7 +145,8 @@ async def test_what_was_acknowledged_before_a_backup_under_load_is_there_after_t
             assert found.state == SUCCEEDED
             assert found.receipt_id
         assert len(promised) >= 20
-        print(f"backup {taken:.1f} s, restore to first execution {serving:.1f} s, {made['size_bytes']} bytes")
+        record_property("seconds_of_backup", round(taken, 1))
+        record_property("seconds_to_first_execution", round(serving, 1))
 
         # The node went on with the same spool, and what it did before the restore is proved as before.
         nodes = await stack.list_nodes()
