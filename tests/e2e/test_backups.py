@@ -1,11 +1,10 @@
 """Backups of a running system: made under load, everything destroyed, restored into another epoch; and tampering."""
 
 import asyncio
-import json
-import shutil
 import time
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
+from dataclasses import replace
 from pathlib import Path
 
 import asyncpg
@@ -14,7 +13,14 @@ from agentfactory.v1 import audit_pb2, executions_pb2
 
 from cli.stack import postgres
 from cli.stack.children import stop
+from control_plane.backup.directory import DirectoryPlace
+from control_plane.backup.keys import read_create_key, read_restore_key, write_keys
+from control_plane.backup.service import verify_backup
+from control_plane.backup.verification import VerifiedBackup
+from control_plane.setup_backup import backup_service
 from shared.checkpoints import parse_checkpoint
+from shared.errors import UnknownKeyError, VerificationError
+from shared.key_files import read_public_key
 from tests.e2e.stack import Finished, TestStack, command, eventually, running_stack
 
 pytestmark = pytest.mark.timeout(420)
@@ -178,8 +184,14 @@ async def test_a_restore_overwrites_nothing_and_needs_the_root_key_or_a_keyset_t
     async with running_stack(nodes=1) as stack:
         await stack.make_agent("actor", limits="wall_ms = 20000")
         await make_keys(stack)
-        assert (await stack.execute("actor", b"exit 0"))[0].state == SUCCEEDED
+        await stack.publish("actor", version="1.1.0")
+        await stack.cli("template", "channel", "set", "actor@stable", "--to", "1.0.0")
+        await stack.cli("agent", "create", "follower", "--template", "actor@stable")
+        assert (await stack.execute("follower", b"exit 0"))[0].state == SUCCEEDED
         await create(stack)
+        await stack.cli("template", "channel", "set", "actor@stable", "--to", "1.1.0")
+        await stack.cli("agent", "rollout", "actor", "--to", "1.1.0", "--percent", "100")
+        assert await version_of(stack, "follower") == await version_of(stack, "actor") == "1.1.0"
         url = ["--database-url", stack.database.url()]
         refused = await backup(stack, "restore", "latest", *opens(stack), *url)
         assert (refused.code, refused.json()["error"]["reason"]) == (2, "CONFLICT")
@@ -208,47 +220,168 @@ async def test_a_restore_overwrites_nothing_and_needs_the_root_key_or_a_keyset_t
         assert done.code == 0, done.err
         await stack.start_control_plane()
         assert (await stack.execute("actor", b"exit 0", timeout_seconds=60))[0].state == SUCCEEDED
+        # What was moved behind the backup is moved again, and back, by the same single commands.
+        assert await version_of(stack, "follower") == await version_of(stack, "actor") == "1.0.0"
+        await stack.cli("template", "channel", "set", "actor@stable", "--to", "1.1.0")
+        await stack.cli("agent", "rollout", "actor", "--to", "1.1.0", "--percent", "100")
+        assert await version_of(stack, "follower") == await version_of(stack, "actor") == "1.1.0"
+        await stack.cli("template", "channel", "set", "actor@stable", "--to", "1.0.0")
+        await stack.cli("agent", "rollback", "actor", "--reason", "worse")
+        assert await version_of(stack, "follower") == await version_of(stack, "actor") == "1.0.0"
+        ended = (await stack.execute("follower", b"exit 0"))[0]
+        assert ended.state == SUCCEEDED
+
+
+async def version_of(stack: TestStack, agent: str) -> str:
+    shown = await stack.cli("agent", "show", agent, "--json")
+    return shown.json()["templateVersion"]
 
 
 def flipped(archive: bytes, at: int) -> bytes:
     return archive[:at] + bytes([archive[at] ^ 1]) + archive[at + 1 :]
 
 
-async def test_whatever_is_changed_in_an_archive_verification_says_which_check_failed():
+async def verified(stack: TestStack, name: str) -> VerifiedBackup:
+    return await verify_backup(
+        DirectoryPlace(stack.folder / "backups"),
+        name,
+        read_restore_key(stack.folder / "backup-restore.key"),
+        programs=[stack.database.programs / "bin"],
+        root=lambda _: read_public_key(stack.paths.root_public_key),
+        kept=(),
+        told=lambda _: None,
+    )
+
+
+async def made_now(stack: TestStack) -> str:
+    """Make a backup as the command does, without a process of its own."""
+    async with backup_service(stack.database.url(), [stack.database.programs / "bin"]) as service:
+        made = await service.create(
+            DirectoryPlace(stack.folder / "backups"),
+            read_create_key(stack.folder / "backup-create.key"),
+            files={},
+            keep=1,
+            told=lambda _: None,
+        )
+    return made.header.name
+
+
+LIES = {
+    # What the owner of the database may do, and how it is taken back: which check tells.
+    "check 5": (
+        "UPDATE installation SET installation = 'other'",
+        "UPDATE installation SET installation = 'local'",
+    ),
+    "check 6": (
+        "UPDATE keysets SET envelope = set_byte(envelope, 40, get_byte(envelope, 40) # 1) WHERE version = 1",
+        "UPDATE keysets SET envelope = set_byte(envelope, 40, get_byte(envelope, 40) # 1) WHERE version = 1",
+    ),
+    "check 7": (
+        "UPDATE artifacts SET module = set_byte(module, 99, get_byte(module, 99) # 1)",
+        "UPDATE artifacts SET module = set_byte(module, 99, get_byte(module, 99) # 1)",
+    ),
+    "check 8": (
+        "UPDATE template_versions SET envelope = set_byte(envelope, 60, get_byte(envelope, 60) # 1)",
+        "UPDATE template_versions SET envelope = set_byte(envelope, 60, get_byte(envelope, 60) # 1)",
+    ),
+    "check 10: audit_entry": (
+        "UPDATE audit_entries SET actor = actor || 'x' WHERE action = 'installation.initialized'",
+        "UPDATE audit_entries SET actor = left(actor, -1) WHERE action = 'installation.initialized'",
+    ),
+    "check 10: receipt": (
+        "UPDATE receipts SET hash = sha256(envelope || '1'), envelope = envelope || '1'",
+        (
+            "UPDATE receipts SET hash = sha256(substr(envelope, 1, length(envelope) - 1)),"
+            " envelope = substr(envelope, 1, length(envelope) - 1)"
+        ),
+    ),
+    "check 11: tile": (
+        "UPDATE log_tiles SET hashes = set_byte(hashes, 1, get_byte(hashes, 1) # 1) WHERE level = 0",
+        "UPDATE log_tiles SET hashes = set_byte(hashes, 1, get_byte(hashes, 1) # 1) WHERE level = 0",
+    ),
+    "check 11: the log's head": (
+        "UPDATE log_head SET root = set_byte(root, 1, get_byte(root, 1) # 1)",
+        "UPDATE log_head SET root = set_byte(root, 1, get_byte(root, 1) # 1)",
+    ),
+    "check 12": (
+        (
+            "UPDATE log_checkpoints SET note = set_byte(note, 45, get_byte(note, 45) # 1) WHERE tree_size ="
+            " (SELECT min(tree_size) FROM log_checkpoints)"
+        ),
+        (
+            "UPDATE log_checkpoints SET note = set_byte(note, 45, get_byte(note, 45) # 1) WHERE tree_size ="
+            " (SELECT min(tree_size) FROM log_checkpoints)"
+        ),
+    ),
+}
+
+
+async def test_whatever_was_changed_in_the_database_before_a_backup_verification_says_which_check_failed():
     async with running_stack(nodes=1) as stack:
         await stack.make_agent("actor", limits="wall_ms = 20000")
         await make_keys(stack)
         assert (await stack.execute("actor", b"exit 0"))[0].state == SUCCEEDED
+        await eventually(
+            lambda: owner_says(stack, "SELECT count(*) FROM log_pending"), lambda left: left == 0, "the log"
+        )
+        await stack.kill_control_plane()
+        connection = await asyncpg.connect(stack.database.url())
+        try:
+            fine = await verified(stack, await made_now(stack))
+            assert fine.counts["receipts"] == 1
+            assert fine.log_size > 0
+            for said, (lie, truth) in LIES.items():
+                await connection.execute(lie)
+                name = await made_now(stack)
+                # What is signed in the header is what the database says: a lie about it is found by the root key.
+                wanted = "check" if said == "check 5" else said
+                with pytest.raises(VerificationError, match=wanted):
+                    await verified(stack, name)
+                await connection.execute(truth)
+            assert (await verified(stack, await made_now(stack))).counts == fine.counts | {
+                "audit_entries": fine.counts["audit_entries"] + len(LIES) + 1
+            }
+        finally:
+            await connection.close()
+
+
+async def test_whatever_is_changed_in_an_archive_verification_refuses_it():
+    async with running_stack(nodes=0) as stack:
+        await make_keys(stack)
         made = await create(stack)
         path = stack.folder / "backups" / made["name"]
         whole = path.read_bytes()
         fine = await backup(stack, "verify", made["name"], *opens(stack))
         assert fine.code == 0, fine.err
-        assert fine.json()["rows"]["receipts"] == 1
+        listed = await backup(stack, "list", *where(stack))
+        assert [one["backup_id"] for one in listed.json()["backups"]] == [made["backup_id"]]
 
         wrong = {
             "the magic": (flipped(whole, 3), "check 1"),
-            "the header": (flipped(whole, 200), "check"),
+            "the header": (flipped(whole, 200), ""),
             "the first segment": (flipped(whole, 3000), "segment 0"),
             "the end": (flipped(whole, len(whole) - 1), "segment"),
             "what is cut off": (whole[:-40], "segment"),
             "what is added": (whole + b"x", "segment"),
-            "two headers": (whole[:10] + whole[:10] + whole[10:], "check 1"),
+            "two beginnings": (whole[:10] + whole, "check 1"),
         }
         for what, (data, said) in wrong.items():
             path.write_bytes(data)
-            found = await backup(stack, "verify", made["name"], *opens(stack))
-            assert found.code == 3, (what, found.out, found.err)
-            error = json.loads(found.out)["error"]
-            assert said in error["message"] or error["reason"] in {"MALFORMED", "SIGNATURE_INVALID"}, what
-        path.write_bytes(whole)
+            with pytest.raises(VerificationError) as raised:
+                await verified(stack, made["name"])
+            assert said in str(raised.value), what
+        found = await backup(stack, "verify", made["name"], *opens(stack))
+        assert found.code == 3, found.out
 
         # Whoever can write to the place and knows how to encrypt for the recipient forges nothing.
         forged = stack.folder / "forged"
-        other = await command("backup", "keys", "--out", str(forged))
-        assert other.code == 0
-        shutil.rmtree(stack.folder / "backups")
-        key = ["--key", str(forged / "backup-create.key"), "--database-url", stack.database.url()]
-        assert (await backup(stack, "create", *key, *where(stack))).code == 0
-        found = await backup(stack, "verify", "latest", *opens(stack))
-        assert (found.code, found.json()["error"]["reason"]) == (3, "UNKNOWN_KEY")
+        write_keys(forged / "backup-create.key", forged / "backup-restore.key")
+        forger = replace(
+            read_create_key(forged / "backup-create.key"),
+            recipient=read_create_key(stack.folder / "backup-create.key").recipient,
+        )
+        place = DirectoryPlace(stack.folder / "backups")
+        async with backup_service(stack.database.url(), [stack.database.programs / "bin"]) as service:
+            made_by_other = await service.create(place, forger, files={}, keep=None, told=lambda _: None)
+        with pytest.raises(UnknownKeyError):
+            await verified(stack, made_by_other.header.name)
