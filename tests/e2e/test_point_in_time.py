@@ -1,6 +1,8 @@
 """Recovery to a point in time by Postgres' own means, and the new epoch that has to begin after it."""
 
 import asyncio
+import base64
+import json
 import os
 import shutil
 import time
@@ -32,6 +34,16 @@ async def sql(stack: TestStack, statement: str) -> object:
 
 async def said_by_node(stack: TestStack) -> str:
     return stack.nodes[0].log.read_text(errors="replace")
+
+
+async def refused_orders(stack: TestStack) -> int:
+    """Return how many receipts say that an order's facts are not proved to be in the log."""
+    connection = await asyncpg.connect(stack.database.url())
+    try:
+        rows = await connection.fetch("SELECT envelope FROM receipts")
+    finally:
+        await connection.close()
+    return sum(b"check 20" in base64.b64decode(json.loads(row["envelope"])["payload"]) for row in rows)
 
 
 def folder_of_postgres(stack: TestStack, name: str) -> Path:
@@ -70,7 +82,7 @@ async def base_backup(stack: TestStack) -> Path:
 
 @pytest.mark.timeout(420)
 async def test_a_database_of_an_earlier_time_runs_on_only_as_another_epoch(record_property):
-    async with running_stack(nodes=1) as stack:
+    async with running_stack(nodes=1, AF_NODE_MAX_LOG_AGE_S="5") as stack:
         archive = await archive_wal(stack)
         await stack.kill_control_plane()
         await stack.start_control_plane()
@@ -115,12 +127,14 @@ async def test_a_database_of_an_earlier_time_runs_on_only_as_another_epoch(recor
         await eventually(
             lambda: sql(stack, "SELECT NOT pg_is_in_recovery()"), bool, "the end of the recovery"
         )
-        # Without another epoch the node takes no order: the log that it has seen has become shorter.
+        # Without another epoch the node takes no order: the log that it has seen has become shorter, and what it
+        # knows of it gets too old.
         await stack.start_control_plane()
-        waiting = await stack.submit("actor", b"exit 0")
         await eventually(
             lambda: said_by_node(stack), lambda text: SHORTER in text, "that the node sees a shorter log"
         )
+        waiting = await stack.submit("actor", b"exit 0")
+        await eventually(lambda: refused_orders(stack), lambda count: count > 0, "a refusal of the node")
         assert (await stack.get(waiting)).state not in ENDED
         await stack.kill_control_plane()
         done = await command(

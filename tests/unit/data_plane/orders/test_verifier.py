@@ -82,6 +82,14 @@ async def test_root_of_another_installation():
         root_of(envelope)
 
 
+async def test_rule_16_root_of_an_epoch_that_no_keyset_has_begun():
+    envelope, _ = await signed(order(epoch=2), epoch=2)
+
+    root_of(envelope, epoch=2)
+    with refused(Check.ROOT_SIGNATURE, RejectionReason.SIGNATURE):
+        root_of(envelope, epoch=1)
+
+
 async def test_root_of_an_epoch_before_the_restore():
     envelope, _ = await signed(order())
 
