@@ -132,12 +132,21 @@ class BackupService:
         )
         told(f"copying {facts.installation}, epoch {facts.epoch}, to {place.name}")
         dump_bytes = await asyncio.to_thread(self._write, place, key, header, files, tools)
+        size_bytes, removed = await self._keep(place, header, keep)
+        return Made(header=header, size_bytes=size_bytes, dump_bytes=dump_bytes, removed=removed)
+
+    async def _keep(
+        self, place: ArchivePlace, header: BackupHeader, keep: int | None
+    ) -> tuple[int, tuple[str, ...]]:
+        """Remove what is too much now that a new one is there, and put both on record."""
         stored = await asyncio.to_thread(place.all)
         size_bytes = next((one.size_bytes for one in stored if one.name == header.name), 0)
-        removed = surplus(stored, keep) if keep is not None else []
-        for one in removed:
-            await asyncio.to_thread(place.remove, one.name)
-        names = [one.name for one in removed]
+        names: list[str] = []
+        if keep is not None:
+            mine = await asyncio.to_thread(_of, place, stored, header.installation)
+            names = [one.name for one in surplus(mine, keep)]
+        for name in names:
+            await asyncio.to_thread(place.remove, name)
         async with self._database.transaction() as tx:
             await self._store.record(tx, header, place=place.name, size_bytes=size_bytes)
             await self._store.forget(tx, names, place=place.name)
@@ -148,7 +157,7 @@ class BackupService:
                 "removed": len(names),
             }
             await self._record(tx, "backup.created", header.backup_id, details)
-        return Made(header=header, size_bytes=size_bytes, dump_bytes=dump_bytes, removed=tuple(names))
+        return size_bytes, tuple(names)
 
     def _write(
         self,
@@ -320,6 +329,12 @@ async def list_backups(place: ArchivePlace, *, after: str, limit: int) -> tuple[
     stored = [one for one in await asyncio.to_thread(place.all) if not after or one.name < after]
     page = [await asyncio.to_thread(_look, place, one) for one in stored[:limit]]
     return page, len(stored) > limit
+
+
+def _of(place: ArchivePlace, stored: Sequence[Stored], installation: InstallationId) -> list[Stored]:
+    """Return those of an installation: others may use the place too, and what cannot be read is left alone."""
+    looked = [_look(place, one) for one in stored]
+    return [one.stored for one in looked if one.header and one.header.installation == installation]
 
 
 def _look(place: ArchivePlace, stored: Stored) -> Listed:
