@@ -332,7 +332,7 @@ async def list_backups(place: ArchivePlace, *, after: str, limit: int) -> tuple[
 
 
 def _of(place: ArchivePlace, stored: Sequence[Stored], installation: InstallationId) -> list[Stored]:
-    """Return those of an installation: others may use the place too, and what cannot be read is left alone."""
+    """Return those of an installation: others may use the place too; what cannot be read is left alone."""
     looked = [_look(place, one) for one in stored]
     return [one.stored for one in looked if one.header and one.header.installation == installation]
 
