@@ -127,7 +127,7 @@ def dumping(tools: PostgresTools, login: Login) -> Iterator[IO[bytes]]:
     Raises:
         UnavailableError: pg_dump failed; its last words are in the message.
     """
-    arguments = ["--format=custom", "--compress=none", "--no-owner", "--no-password"]
+    arguments = ["--format=custom", "--compress=0", "--no-owner", "--no-password"]
     arguments += ["--lock-wait-timeout=30s", "--load-via-partition-root"]
     command = [str(tools.folder / "pg_dump"), *arguments]
     with _running(command, login.environment(), stdin=subprocess.DEVNULL) as child:
