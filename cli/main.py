@@ -37,6 +37,7 @@ GROUPS = {
     "trust": "cli.trust",
     "sandbox": "cli.sandbox",
     "retention": "cli.retention",
+    "backup": "cli.backup",
 }
 
 

@@ -60,6 +60,11 @@ class ControlMetrics:
             "How long the oldest claimable execution has waited for a node.",
             registry=registry,
         )
+        self._backup_age = Gauge(
+            "af_backup_age_seconds",
+            "How old the newest backup is; without any, how old the installation.",
+            registry=registry,
+        )
         self._signature_failures = Counter(
             "af_signature_failures", "Signatures that did not verify.", ["kind"], registry=registry
         )
@@ -143,6 +148,10 @@ class ControlMetrics:
     def template_quarantined(self) -> None:
         """Two engines came to different results: see `StopObserver`."""
         self._template_quarantines.inc()
+
+    def backup_age(self, age: timedelta) -> None:
+        """The newest backup is so old."""
+        self._backup_age.set(age.total_seconds())
 
     def queue_depth(self, count: int) -> None:
         """So many executions wait for a node, in all replicas."""

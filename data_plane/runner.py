@@ -173,7 +173,7 @@ class OrderRunner:
                 envelope,
                 keys=keys,
                 installation=self._facts.installation,
-                minimum_epoch=self._keyset.epoch,
+                epoch=self._keyset.epoch,
             )
             self._roots[name] = root
             while len(self._roots) > REMEMBERED_ROOTS:

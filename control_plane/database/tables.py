@@ -803,6 +803,29 @@ log_checkpoints = Table(
     _at("signed_at", now=True),
 )
 
+# Those of earlier epochs, before a restore: the same leaves under another origin.
+log_past_checkpoints = Table(
+    "log_past_checkpoints",
+    metadata,
+    Column("epoch", BigInteger, primary_key=True, autoincrement=False),
+    Column("tree_size", BigInteger, primary_key=True, autoincrement=False),
+    Column("note", LargeBinary, nullable=False),
+    _at("signed_at"),
+)
+
+# Archives that were made and not removed since. The service reads the time of the newest alone.
+backups = Table(
+    "backups",
+    metadata,
+    Column("backup_id", Text, primary_key=True),
+    Column("name", Text, nullable=False),
+    # Folder or bucket.
+    Column("place", Text, nullable=False),
+    Column("size_bytes", BigInteger, nullable=False),
+    _at("snapshot_at"),
+    _at("finished_at", now=True),
+)
+
 # Of witnesses, as signature lines of a note.
 log_cosignatures = Table(
     "log_cosignatures",
