@@ -64,7 +64,9 @@ def read() -> list[Source]:
 
 def _comments(file: descriptor_pb2.FileDescriptorProto) -> dict[Path_, str]:
     return {
-        tuple(place.path): "\n".join(line.strip() for line in place.leading_comments.strip().splitlines())
+        tuple(place.path): "\n".join(
+            line.strip() for line in place.leading_comments.strip().splitlines()
+        ).replace("<", "&lt;")
         for place in file.source_code_info.location
         if place.leading_comments
     }

@@ -4,6 +4,7 @@ README.md and whatever else a page links to is in the site as well, below `sourc
 repository and in the site. A link that leads nowhere stays as it is, and mkdocs refuses it.
 """
 
+import json
 import posixpath
 import re
 from pathlib import Path
@@ -12,6 +13,9 @@ from typing import Any, Final
 from mkdocs.config.defaults import MkDocsConfig
 from mkdocs.structure.files import File, Files
 from mkdocs.structure.pages import Page
+
+from control_plane.access.rules import RULES
+from control_plane.gateway.api import Api
 
 ROOT: Final = Path(__file__).resolve().parents[2]
 DOCS: Final = "docs/"
@@ -46,6 +50,8 @@ def on_files(files: Files, config: MkDocsConfig) -> Files:
             files.append(File.generated(config, OUTSIDE + path, abs_src_path=str(ROOT / path)))
             if path.endswith(".md"):
                 waiting.append(path)
+    openapi = json.dumps(Api.of_contract().document(RULES), indent=1)
+    files.append(File.generated(config, "reference/openapi.json", content=openapi))
     return files
 
 
