@@ -51,7 +51,10 @@ def audit_python() -> tuple[int, list[str]]:
         for number, names in enumerate(_files(packages)):
             requirements = Path(folder) / f"{number}.txt"
             requirements.write_text("".join(f"{one.name}=={one.version}\n" for one in names))
-            found += _pip_audit(requirements, rules["accepted"])
+            try:
+                found += _pip_audit(requirements, rules["accepted"])
+            except RuntimeError as error:
+                return NOT_AUDITED, [f"not audited: {len(packages)} Python packages: {error}"]
     return judge(found, rules["not_audited"])
 
 
