@@ -29,7 +29,9 @@ PAGES = sorted(
 )
 BLOCK = re.compile(r"^```console\n(.*?)^```$", re.MULTILINE | re.DOTALL)
 FENCE = re.compile(r"^(```+)([^\n`]*)\n(.*?)^\1$", re.MULTILINE | re.DOTALL)
-DATA = frozenset({"c", "hcl", "json", "python", "rego", "rust", "sql", "text", "toml", "yaml"})
+DATA = frozenset(
+    ["c", "go", "hcl", "json", "python", "rego", "rust", "sql", "text", "toml", "typescript", "yaml"]
+)
 """Languages that show something; `python` may also be tagged."""
 TAGS = frozenset({"console", "sh test", "sh by-hand", "python test"}) | DATA
 TOUR = ("start", "authors", "callers")
