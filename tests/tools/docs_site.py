@@ -16,6 +16,7 @@ from tests.tools import reference
 from tests.tools.locked import ROOT
 
 SITE: Final = ROOT / "build" / "site"
+LONGEST_SECONDS: Final = 300
 LOADED: Final = re.compile(
     r"""<(?:script|img|iframe|source)\b[^>]*\ssrc=["']?(?:https?:)?//[^"'>\s]+"""
     r"""|<link\b(?![^>]*rel=["']?canonical)[^>]*\shref=["']?(?:https?:)?//[^"'>\s]+"""
@@ -31,12 +32,21 @@ def loaded_from_elsewhere(site: Path) -> Iterator[str]:
 
 
 def build(config: Path, site: Path) -> int:
-    """Run mkdocs; every warning is an error."""
-    arguments = [sys.executable, "-m", "mkdocs", "build", "--strict", "--quiet", "--config-file", str(config)]
+    """Run mkdocs; every warning is an error. Not with its `--quiet`: that hides warnings from `--strict` as well."""
+    arguments = [sys.executable, "-m", "mkdocs", "build", "--strict", "--config-file", str(config)]
     environment = {**environ, "NO_MKDOCS_2_WARNING": "1", "PYTHONPATH": str(ROOT)}
-    return subprocess.run(
-        [*arguments, "--site-dir", str(site)], check=False, cwd=ROOT, env=environment, timeout=120
-    ).returncode
+    done = subprocess.run(
+        [*arguments, "--site-dir", str(site)],
+        check=False,
+        cwd=ROOT,
+        env=environment,
+        timeout=LONGEST_SECONDS,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+    if done.returncode:
+        print("".join(line for line in done.stderr.splitlines(keepends=True) if not line.startswith("INFO")))
+    return done.returncode
 
 
 def main() -> int:

@@ -71,7 +71,7 @@ def metadata(*lines: tuple[str, str]) -> Message:
 
 def test_a_committed_secret_is_found_and_not_printed(tmp_path: Path):
     (tmp_path / "config.py").write_text(f"first = 1\ntoken = '{GITHUB_TOKEN}'\n")
-    (tmp_path / "key.pem").write_text(PEM.format("MHcCAQEEIOne"))
+    (tmp_path / "key.pem").write_text(PEM.format("MHcCAQEEIOne" * 12))
     found = committed_secrets.scan(["config.py", "key.pem"], tmp_path)
     lines = list(committed_secrets.not_allowed(found, set()))
     assert [line.partition(": ")[0] for line in lines] == ["config.py:2", "key.pem:1"]
@@ -79,9 +79,9 @@ def test_a_committed_secret_is_found_and_not_printed(tmp_path: Path):
 
 
 def test_another_key_in_an_allowed_file_is_found(tmp_path: Path):
-    (tmp_path / "key.pem").write_text(PEM.format("MHcCAQEEIOne"))
+    (tmp_path / "key.pem").write_text(PEM.format("MHcCAQEEIOne" * 12))
     allowed = {(name, digest) for name, digest, _ in committed_secrets.scan(["key.pem"], tmp_path)}
-    (tmp_path / "key.pem").write_text(PEM.format("MHcCAQEEIOne") + PEM.format("MHcCAQEEIOther"))
+    (tmp_path / "key.pem").write_text(PEM.format("MHcCAQEEIOne" * 12) + PEM.format("MHcCAQEEIOther" * 12))
     found = committed_secrets.scan(["key.pem"], tmp_path)
     assert [line.partition(": ")[0] for line in committed_secrets.not_allowed(found, allowed)] == [
         "key.pem:4"
