@@ -125,7 +125,7 @@ async def test_the_tour_of_the_readme_works(tmp_path: Path) -> None:
 @pytest.mark.timeout(300)
 async def test_blocks_tagged_test_do_what_they_say(tmp_path: Path) -> None:
     """Each block as a program of its own, in a folder like a checkout, against a system as `up` leaves it."""
-    for name in (".venv", "examples", "protos"):
+    for name in (".venv", "examples"):
         (tmp_path / name).symlink_to(ROOT / name)
     async with running_stack() as stack, running_gateway(stack) as gateway:
         write_secret_file(stack.paths.token, gateway.token.encode())
@@ -140,10 +140,12 @@ async def test_blocks_tagged_test_do_what_they_say(tmp_path: Path) -> None:
 
 def as_up_leaves_it(stack: TestStack, gateway: TestGateway) -> dict[str, str]:
     ours = {name: value for name, value in os.environ.items() if not name.startswith("AF_")}
+    cache = os.environ.get("AF_CACHE_DIR") or str(Path.home() / ".cache" / "agentfactory")
     return ours | {
+        "AF_CACHE_DIR": cache,
+        "ZIG_GLOBAL_CACHE_DIR": f"{cache}/zig",  # its libc is compiled once for all of us
         "AF_CLI_DATA_DIR": str(stack.paths.data_dir),
         "AF_CLI_TARGET": f"localhost:{stack.ports.grpc}",
-        "AF_CACHE_DIR": os.environ.get("AF_CACHE_DIR") or str(Path.home() / ".cache" / "agentfactory"),
         "DATA": str(stack.paths.data_dir),
         "CONTROL_PLANE": f"localhost:{stack.ports.enroll}",
         "API": gateway.url,
