@@ -53,7 +53,7 @@ def audit_python() -> tuple[int, list[str]]:
             requirements.write_text("".join(f"{one.name}=={one.version}\n" for one in names))
             try:
                 found += _pip_audit(requirements, rules["accepted"])
-            except RuntimeError as error:
+            except (RuntimeError, subprocess.TimeoutExpired) as error:
                 return NOT_AUDITED, [f"not audited: {len(packages)} Python packages: {error}"]
     return judge(found, rules["not_audited"])
 
