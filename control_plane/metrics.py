@@ -21,6 +21,7 @@ from control_plane.nodes.domain import NodeState
 from shared.cache import CacheStats
 from shared.gathering import Gathering
 from shared.ids import NodeId
+from shared.telemetry import sampled_trace_id
 
 LATENCY_BUCKETS: Final = (
     0.0005, 0.001, 0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 60.0, 600.0,
@@ -184,11 +185,11 @@ class ControlMetrics:
             cell = self._rpc_cells[(method, code)] = self._rpcs.labels(method.rpartition(".")[2], code)
         cell.observe(seconds)
 
-    def stage(self, name: str, seconds: float) -> None:
+    def stage(self, name: str, seconds: float, trace_id: str = "") -> None:
         """See `Observer.stage`."""
         cell = self._stages.get(name)
         if cell is not None:
-            cell.observe(seconds)
+            cell.observe(seconds, {"trace_id": trace_id} if trace_id else None)
 
     def signature_failure(self, kind: str) -> None:
         """See `Observer.signature_failure`."""
@@ -274,7 +275,8 @@ class MeasuredAcceptor(Acceptor):
 
         def measure(answer: "asyncio.Future[Accepted]") -> None:
             if not answer.cancelled() and answer.exception() is None:
-                self._metrics.stage("accept", time.perf_counter() - started)
+                trace_id = sampled_trace_id(item.run.traceparent)
+                self._metrics.stage("accept", time.perf_counter() - started, trace_id)
 
         answer = super().enqueue(item)
         answer.add_done_callback(measure)

@@ -41,6 +41,7 @@ from control_plane.executions.lease_store import PostgresLeaseStore
 from control_plane.executions.service import ExecutionOptions, ExecutionService
 from control_plane.executions.servicer import ExecutionServicer
 from control_plane.executions.store import PostgresExecutionStore
+from control_plane.executions.trails import ExecutionTrails
 from control_plane.keys.servicer import KeyServicer
 from control_plane.keys.signer import OrderSigner
 from control_plane.kv.store import PostgresKvStore
@@ -129,6 +130,7 @@ async def build(base: Base, signer: OrderSigner) -> Services:
         clock=base.clock,
         random=base.random,
         options=ExecutionOptions(run_deadline=base.settings.default_run_deadline),
+        trails=ExecutionTrails(base.tracer),
     )
     halter = Halter(executions=stores.executions, placer=dispatch.placer, completions=completions)
     bodies = BodyService(store=stores.executions, clock=base.clock, random=base.random)
