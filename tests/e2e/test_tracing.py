@@ -55,8 +55,8 @@ async def traced_stack(ratio: str = "0") -> AsyncIterator[tuple[TestStack, Colle
             yield stack, collector
 
 
-def run_of(agent: str, body: bytes) -> dict[str, str]:
-    return {"agent": agent, "inline": base64.b64encode(body).decode()}
+def run_of(agent: str, body: bytes) -> dict[str, dict[str, str]]:
+    return {"execution": {"agent": agent, "inline": base64.b64encode(body).decode()}}
 
 
 def new_parent(flags: str = "01") -> tuple[bytes, str]:
