@@ -116,7 +116,7 @@ async def run(story: Story, stack: LocalStack) -> "tuple[executions_pb2.Executio
 async def verify(story: Story, stack: LocalStack, execution_id: str) -> tuple[str, ...]:
     from cli.client import connect
     from cli.evidence import file_of
-    from cli.receipts import fetch_with, local_trust
+    from cli.receipt_source import fetch_with, local_trust
     from shared.receipt_file import encode_receipt_file
     from shared.verification.checks import verify_receipt_file
 

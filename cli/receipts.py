@@ -1,7 +1,5 @@
 """`agentfactory receipt …`: fetch a receipt with all that proves it, and verify it offline."""
 
-import asyncio
-import time
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Final
 
@@ -9,27 +7,20 @@ import typer
 
 from cli import output
 from cli.output import Json
+from cli.receipt_source import Trust, fetch, trust_of, trust_or_none
+from cli.replay_material import bundle
 from cli.resources import used_fields
-from cli.settings import CliSettings, DataDir, Target, read_settings
+from cli.settings import DataDir, Target, read_settings
 from shared.errors import MalformedError, NotFoundError
-from shared.paths import InstallationPaths
 
 if TYPE_CHECKING:
-    from agentfactory.v1 import audit_pb2
-
-    from cli.client import Client
     from shared.verification.report import Proved, Verification
     from shared.verification.trust import ReceiptTrust
 
 app = typer.Typer(no_args_is_help=True, add_completion=False, help="Fetch and verify receipts.")
 
-ASK_EVERY_SECONDS: Final = 0.1
 MAX_WAIT_SECONDS: Final = 3600
 
-Trust = Annotated[
-    Path | None,
-    typer.Option("--trust", help="Whom to trust (`trust export`); absent: what the data folder says."),
-]
 File = Annotated[Path, typer.Argument(help="Receipt file that `receipt get --out` wrote.")]
 
 
@@ -56,7 +47,7 @@ def get(
     from shared.receipt_file import encode_receipt_file
 
     settings = read_settings(data_dir, target)
-    trusted = _trust_or_none(settings, trust)
+    trusted = trust_or_none(settings, trust)
     answer = fetch(settings, subject, wait, trusted)
     if answer.after_eviction:
         output.note("warning: it came after the node's identity was ended: what it says is not to be trusted")
@@ -107,52 +98,6 @@ def read_file(file: Path) -> bytes:
     return data
 
 
-def fetch(
-    settings: CliSettings, subject: str, wait: float = 0, trust: "ReceiptTrust | None" = None
-) -> "audit_pb2.GetReceiptResponse":
-    from cli.client import call
-
-    return call(settings, lambda client: fetch_with(client, subject, wait, trust))
-
-
-async def fetch_with(
-    client: "Client", subject: str, wait: float = 0, trust: "ReceiptTrust | None" = None
-) -> "audit_pb2.GetReceiptResponse":
-    """Fetch a receipt by its own id or its execution's.
-
-    For up to `wait` seconds until the log covers it and as many witnesses cosigned as are trusted to.
-    """
-    from agentfactory.v1 import audit_pb2
-
-    from cli.evidence import is_complete, is_cosigned
-
-    witnesses, quorum = ([], 0) if trust is None else ([one.name for one in trust.witnesses], trust.quorum)
-
-    by_receipt = subject.startswith("rcp_")
-    request = audit_pb2.GetReceiptRequest(
-        receipt_id=subject if by_receipt else "", execution_id="" if by_receipt else subject
-    )
-    end = time.monotonic() + wait
-    while True:
-        answer = await client.audit.GetReceipt(request, timeout=client.timeout)
-        done = is_complete(answer) and is_cosigned(answer, witnesses, quorum)
-        if done or time.monotonic() >= end:
-            return answer
-        await asyncio.sleep(ASK_EVERY_SECONDS)
-
-
-def local_trust(settings: CliSettings) -> "ReceiptTrust | None":
-    """Return what the installation in the data folder trusts in receipts; None: there is none."""
-    from shared.trust import read_trust
-    from shared.verification.trust import ReceiptTrust
-
-    path = InstallationPaths(data_dir=settings.data_dir).trust
-    if not path.exists():
-        return None
-    roots = read_trust(path)
-    return ReceiptTrust(installation=roots.installation, root_keys=(roots.root_key,))
-
-
 def show(proved: "Proved") -> None:
     """Print what was proved."""
     receipt, order = proved.receipt, proved.order
@@ -184,27 +129,6 @@ def show(proved: "Proved") -> None:
             ("witnesses", ", ".join(proved.witnesses)),
         ]
     )
-
-
-def trust_of(settings: CliSettings, path: Path | None) -> "ReceiptTrust":
-    """Return whom to trust: as the file says, or the installation in the data folder.
-
-    Raises:
-        NotFoundError: There is neither.
-    """
-    trusted = _trust_or_none(settings, path)
-    if trusted is None:
-        raise NotFoundError(
-            f"nobody is trusted: {settings.data_dir} is no installation",
-            hint="name a trust file with --trust; its operator makes one with: agentfactory trust export",
-        )
-    return trusted
-
-
-def _trust_or_none(settings: CliSettings, path: Path | None) -> "ReceiptTrust | None":
-    from shared.verification.trust import read_receipt_trust
-
-    return local_trust(settings) if path is None else read_receipt_trust(path)
 
 
 def _verification(data: bytes, trust: "ReceiptTrust") -> "Verification":
@@ -253,10 +177,4 @@ def _as_data(verification: "Verification") -> dict[str, object]:
     return said
 
 
-def _register() -> None:
-    from cli.replay_material import bundle
-
-    app.command()(bundle)
-
-
-_register()
+app.command()(bundle)

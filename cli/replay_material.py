@@ -8,7 +8,7 @@ import typer
 
 from cli import output
 from cli.output import Json
-from cli.receipts import Trust, fetch_with
+from cli.receipt_source import Trust, fetch_with
 from cli.settings import DataDir, Target, read_settings
 from shared.errors import (
     InvalidInputError,

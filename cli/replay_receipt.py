@@ -4,7 +4,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from cli.receipts import trust_of
+from cli.receipt_source import trust_of
 from cli.settings import CliSettings
 from shared.errors import VerificationError
 from shared.verification.checks import verify_receipt_file

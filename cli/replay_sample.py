@@ -12,10 +12,10 @@ from typing import TYPE_CHECKING, Any, Final
 import typer
 
 from cli import output
-from cli.receipts import fetch_with
-from cli.replay import Outcome, as_data, run_again, tell
+from cli.receipt_source import fetch_with
 from cli.replay_material import WAIT_SECONDS, fetch_bundle, receipt_file_of
 from cli.replay_receipt import verified
+from cli.replay_run import Outcome, as_data, run_again, tell
 from shared.canonical import canonical_json
 from shared.digests import commit_body
 from shared.errors import NotReplayableError, VerificationError

@@ -11,7 +11,7 @@ import asyncpg
 import pytest
 from agentfactory.v1 import audit_pb2, engines_pb2
 
-from cli.receipts import fetch_with
+from cli.receipt_source import fetch_with
 from shared.digests import commit_body, sha256_digest
 from shared.dsse import IN_TOTO_TYPE, encode_envelope, envelope_of, pae
 from shared.ids import NodeId

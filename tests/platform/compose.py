@@ -42,7 +42,7 @@ class Compose:
                 "AF_REST_PORT": str(self.rest_port),
                 "AF_PROMETHEUS_IMAGE": "agentfactory-test/prometheus",
                 "AF_PROMETHEUS_PORT": str(self.prometheus_port),
-                "COMPOSE_PROFILES": "full",
+                "COMPOSE_PROFILES": "metrics",
             },
         )
         if check and done.returncode != 0:

@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 import yaml
 
-from tests.tools import chart_readme
+from tests.tools import chart_readme, dashboards
 
 ROOT = Path(__file__).resolve().parents[2]
 CHART = ROOT / "helm" / "agent-factory"
@@ -20,7 +20,14 @@ GREEN_BESIDE = ("--set", "colours.green.enabled=true", "--set", "colours.green.t
 EVERYTHING = (
     *GREEN_BESIDE,
     *("--set", "nodes.autoscaling.enabled=true", "--set", "externalSecrets.enabled=true"),
-    *("--set", "monitoring.podMonitor=true", "--set", "monitoring.rules=true"),
+    *(
+        "--set",
+        "monitoring.podMonitor=true",
+        "--set",
+        "monitoring.rules=true",
+        "--set",
+        "monitoring.dashboards=true",
+    ),
 )
 
 
@@ -117,6 +124,15 @@ def test_the_rules_are_in_it_with_links_to_where_the_runbook_is():
     ]
     assert links
     assert all(link.startswith("https://x.test/runbook#") for link in links)
+
+
+def test_the_dashboards_are_in_it():
+    manifests = rendered("--set", "monitoring.dashboards=true")
+    maps = {found["metadata"]["name"]: found for found in manifests if found["kind"] == "ConfigMap"}
+    assert {f"af-dashboard-{name.removesuffix('.json')}" for name in dashboards.files()} == maps.keys()
+    for found in maps.values():
+        (text,) = found["data"].values()
+        assert json.loads(text)["panels"]
 
 
 def test_services_lead_to_the_active_colour_alone():

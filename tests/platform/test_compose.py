@@ -2,17 +2,19 @@
 
 import base64
 import json
+import re
 import shutil
 import subprocess
 import time
 from pathlib import Path
 from typing import Any
+from urllib.parse import quote
 
 import httpx
 import pytest
 
 from tests.platform.compose import ROOT, Compose
-from tests.platform.test_rules import METRIC, SUFFIX, rules
+from tests.platform.test_rules import METRIC, SUFFIX, expressions, rules
 
 EXAMPLE = ROOT / "examples" / "redact"
 READY_SECONDS = 60
@@ -99,6 +101,18 @@ def test_prometheus_sees_every_process_and_every_metric_that_alerts_name(
     found = [rule for group in rules for rule in group["rules"]]
     assert {rule["health"] for rule in found} <= {"ok", "unknown"}
     assert len(found) > 30
+    for expression in expressions():
+        asked = expression.replace("$__rate_interval", "1m")
+        assert ask(compose, f"query?query={quote(asked)}")["resultType"] == "vector", expression
+        for metric in METRIC.findall(expression):
+            series = ask(compose, f"series?match[]={quote(metric)}")
+            given = {label for one in series for label in one}
+            assert not series or labels_of(expression) <= given | {"le"}, expression
+
+
+def labels_of(expression: str) -> set[str]:
+    """Return the labels that an expression divides by."""
+    return {name.strip() for found in re.findall(r"by \(([^)]*)\)", expression) for name in found.split(",")}
 
 
 def not_seen(compose: Compose) -> set[str]:

@@ -10,6 +10,8 @@ from typing import Any
 import pytest
 import yaml
 
+from tests.tools import dashboards
+
 ROOT = Path(__file__).resolve().parents[2]
 RULES = ROOT / "helm" / "agent-factory" / "files" / "rules.yaml"
 LABEL = re.compile(r"\{\{ \$labels\.([a-z_]+) \}\}")
@@ -119,6 +121,20 @@ def rules() -> list[dict[str, Any]]:
     return [rule for group in yaml.safe_load(RULES.read_text())["groups"] for rule in group["rules"]]
 
 
+def expressions() -> list[str]:
+    """Return what the dashboards ask."""
+    panels = [panel for _, shown in dashboards.DASHBOARDS.values() for panel in shown]
+    return [query for panel in panels for query in panel.queries.values()]
+
+
+def ours() -> set[str]:
+    """Return the names of metrics in our sources."""
+    sources = "".join(
+        path.read_text() for plane in ("control_plane", "data_plane") for path in (ROOT / plane).rglob("*.py")
+    )
+    return set(re.findall(r'"((?:af|agentfactory)_[a-z_]+)"', sources))
+
+
 def alerts() -> dict[str, dict[str, Any]]:
     return {rule["alert"]: rule for rule in rules() if "alert" in rule}
 
@@ -143,12 +159,19 @@ def test_every_alert_has_a_case_and_a_page():
 
 
 def test_every_metric_is_one_that_our_processes_show():
-    sources = "".join(
-        path.read_text() for plane in ("control_plane", "data_plane") for path in (ROOT / plane).rglob("*.py")
-    )
-    ours = set(re.findall(r'"((?:af|agentfactory)_[a-z_]+)"', sources))
     named = {metric for rule in rules() for metric in METRIC.findall(rule["expr"])}
-    assert {metric for metric in named if SUFFIX.sub("", metric) not in ours and metric not in ours} == set()
+    assert {
+        metric for metric in named if SUFFIX.sub("", metric) not in ours() and metric not in ours()
+    } == set()
+
+
+def test_the_dashboards_are_as_made_and_show_metrics_that_there_are():
+    folder = RULES.parent / "dashboards"
+    assert {path.name: path.read_text() for path in folder.iterdir()} == dashboards.files()
+    named = {metric for expression in expressions() for metric in METRIC.findall(expression)}
+    assert {
+        metric for metric in named if SUFFIX.sub("", metric) not in ours() and metric not in ours()
+    } == set()
 
 
 @pytest.mark.parametrize("name", CASES)

@@ -7,9 +7,9 @@ import grpc
 import pytest
 from agentfactory.v1 import executions_pb2
 
-from cli.agents import MAX_PARAMETERS_BYTES, read_parameters
 from cli.client import Client
 from cli.executions import parse_state
+from cli.parameters import MAX_PARAMETERS_BYTES, read_parameters
 from cli.receipts import read_file
 from cli.run import MAX_BODY_BYTES, Priority, Request, outcome, read_input, to_message
 from cli.settings import owner_database_url, read_settings
