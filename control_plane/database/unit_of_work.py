@@ -157,6 +157,10 @@ class PostgresDatabase:
                 finally:
                     await self._give_back(connection, raw)
 
+    def of_all_tenants(self) -> "PostgresDatabase":
+        """Return the same database without the wall: for work that a call sets off and that is nobody's own."""
+        return PostgresDatabase(self._engine, notifier=self._notifier, confined_to=lambda: None)
+
     def held(self) -> "HeldConnection":
         """Return a connection that its user keeps. Close it before the database."""
         return HeldConnection(self._engine)
