@@ -127,6 +127,9 @@ class OtlpExporter:
                 logger.warning("spans cannot be sent", code=error.code().name, spans=len(group))
             self._is_away = True
             return
+        except asyncio.CancelledError:
+            self._dropped.inc(len(group))  # nobody knows whether it arrived
+            raise
         self._is_away = False
         refused = min(answer.partial_success.rejected_spans, len(group))
         self._failed.inc(refused)

@@ -158,7 +158,7 @@ class PostgresDatabase:
                     await self._give_back(connection, raw)
 
     def of_all_tenants(self) -> "PostgresDatabase":
-        """Return the same database without the wall: for work that a call sets off and that is nobody's own."""
+        """Return the same database without the wall: for what a call sets off for all."""
         return PostgresDatabase(self._engine, notifier=self._notifier, confined_to=lambda: None)
 
     def held(self) -> "HeldConnection":
