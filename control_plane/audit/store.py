@@ -7,6 +7,7 @@ from typing import Any, Final
 from sqlalchemy import (
     ARRAY,
     ColumnElement,
+    Table,
     Text,
     cast,
     collate,
@@ -36,6 +37,7 @@ from control_plane.database.notifications import Channel
 from control_plane.database.ports import Transaction
 from control_plane.database.tables import (
     audit_entries,
+    enrollments,
     executions,
     fleet,
     keysets,
@@ -61,16 +63,15 @@ _BEHIND_ALL: Final = "\U0010ffff"
 _PLANNED_FOR_VALUES: Final = text("SET LOCAL plan_cache_mode = force_custom_plan")
 
 _c = audit_entries.c
-_ENTRY: Final = (
-    _c.audit_entry_id,
-    _c.tenant_id,
-    _c.actor,
-    _c.action,
-    _c.subject,
-    _c.result,
-    cast(_c.details, Text).label("details"),
-    _c.recorded_at,
-)
+
+
+def _entry(of: Table) -> tuple[ColumnElement[Any], ...]:
+    """Return what an entry is read from: a row of the table or of the view of enrollments."""
+    plain = ("audit_entry_id", "tenant_id", "actor", "action", "subject", "result", "recorded_at")
+    return (*(of.c[name] for name in plain), cast(of.c.details, Text).label("details"))
+
+
+_ENTRY: Final = _entry(audit_entries)
 # Transactions below this number have all ended: what they recorded is visible and nothing more will come.
 _SETTLED: Final[ColumnElement[int]] = literal_column(
     "(pg_snapshot_xmin(pg_current_snapshot())::text)::bigint"
@@ -200,9 +201,11 @@ class PostgresAuditStore:
                 raise NotFoundError(f"there is no receipt {receipt_id}")
             values = dict(row)
             ancestors = await _envelopes(connection, tenant_id, values.pop("ancestors"))
-            submission = await _first(connection, tenant_id, "execution.submitted", row["execution_id"])
+            submission = await _first(
+                connection, audit_entries, tenant_id, "execution.submitted", row["execution_id"]
+            )
             node = (values.pop("node_tenant_id"), "node.enrolled", values.pop("node_id"))
-            enrollment = await _first(connection, *node)
+            enrollment = await _first(connection, enrollments, *node)
         path = split_hashes(values.pop("proof"))
         return ReceiptEvidence(
             **values,
@@ -269,13 +272,13 @@ async def _envelopes(
 
 
 async def _first(
-    connection: AsyncConnection, tenant_id: TenantId, action: str, subject: str
+    connection: AsyncConnection, of: Table, tenant_id: TenantId, action: str, subject: str
 ) -> AuditEntry | None:
     """Return the oldest entry of an action on a subject."""
     query = (
-        select(*_ENTRY)
-        .where(_c.tenant_id == tenant_id, _c.subject == subject, _c.action == action)
-        .order_by(_c.audit_entry_id)
+        select(*_entry(of))
+        .where(of.c.tenant_id == tenant_id, of.c.subject == subject, of.c.action == action)
+        .order_by(of.c.audit_entry_id)
         .limit(1)
     )
     row = (await connection.execute(query)).mappings().one_or_none()

@@ -615,6 +615,20 @@ fleet = Table(
     _at("evicted_at", nullable=True),
 )
 
+# A view as well: that a node was enrolled is part of what proves its receipts, whoever's executions it ran.
+enrollments = Table(
+    "enrollments",
+    MetaData(),
+    Column("audit_entry_id", Text, primary_key=True),
+    Column("tenant_id", Text, nullable=False),
+    Column("actor", Text, nullable=False),
+    Column("action", Text, nullable=False),
+    Column("subject", Text, nullable=False),
+    Column("result", Text, nullable=False),
+    Column("details", JSONB, nullable=False),
+    _at("recorded_at"),
+)
+
 # The newest session of each node; `session_epoch` only grows and the newest wins.
 sessions = Table(
     "sessions",

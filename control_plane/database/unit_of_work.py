@@ -116,6 +116,10 @@ class PostgresDatabase:
         """Where stores leave what others shall hear after a commit."""
         return self._notifier
 
+    def of_every_tenant(self) -> "PostgresDatabase":
+        """Return the same for what is the installation's own, within a call too: no wall of tenants."""
+        return PostgresDatabase(self._engine, notifier=self._notifier, confined_to=lambda: None)
+
     @asynccontextmanager
     async def transaction(self) -> AsyncIterator[PostgresTransaction]:
         """See `Database.transaction`."""
@@ -156,10 +160,6 @@ class PostgresDatabase:
                     raise
                 finally:
                     await self._give_back(connection, raw)
-
-    def of_all_tenants(self) -> "PostgresDatabase":
-        """Return the same database without the wall: for what a call sets off for all."""
-        return PostgresDatabase(self._engine, notifier=self._notifier, confined_to=lambda: None)
 
     def held(self) -> "HeldConnection":
         """Return a connection that its user keeps. Close it before the database."""

@@ -49,8 +49,8 @@ def build_log(base: Base, signer: OrderSigner) -> LogParts:
         random=base.random,
     )
     log = LogService(
-        # Whoever publishes waits for the log, which takes in what all tenants have recorded until then.
-        database=base.database.of_all_tenants(),
+        # One log for all: a call that publishes integrates what waits of everybody.
+        database=base.database.of_every_tenant(),
         store=store,
         origin=origin,
         keys=CustodyLogKeys(custody=signer.custody, keysets=base.keysets, clock=base.clock),

@@ -299,7 +299,7 @@ async def replica(database_url: str, *, name: str = "replica-1", **options: Any)
         random=RANDOM,
     )
     log = LogService(
-        database=database,
+        database=database.of_every_tenant(),
         store=PostgresLogStore(),
         origin=log_origin(INSTALLATION, 1),
         keys=LogKey(key=ed25519_key("log")),

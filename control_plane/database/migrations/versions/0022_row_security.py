@@ -17,6 +17,7 @@ SERVICE_ROLE = "af_service"
 TENANT_ROLE = "af_tenant"
 DISPATCH_ROLE = "af_dispatch"
 NEW_ROLES = (TENANT_ROLE, DISPATCH_ROLE)
+VIEWS = ("fleet", "enrollments")
 OWN_ROWS = "tenant_id = current_setting('af.tenant', true)"
 # Says in an array whom its rows concern, and only the log's integration has to do with it.
 OF_ALL_TENANTS = ("log_pending",)
@@ -73,11 +74,16 @@ def upgrade() -> None:
     for role in NEW_ROLES:
         op.execute(MAKE_ROLE.format(role=role))
         op.execute(MAKE_MEMBER.format(role=role, service=SERVICE_ROLE))
-    # Nodes run for every tenant: what a tenant has to know of those that others enrolled.
+    # Nodes run for every tenant: what a tenant has to know of those that others enrolled, and may prove.
     op.execute(
         "CREATE VIEW fleet AS SELECT node_id, tenant_id, state, receipt_public_key, evicted_at FROM nodes"
     )
-    op.execute(f"GRANT SELECT ON fleet TO {SERVICE_ROLE}")
+    op.execute(
+        "CREATE VIEW enrollments AS SELECT audit_entry_id, tenant_id, actor, action, subject, result,"
+        " details, recorded_at FROM audit_entries WHERE action = 'node.enrolled'"
+    )
+    for view in VIEWS:
+        op.execute(f"GRANT SELECT ON {view} TO {SERVICE_ROLE}")
     for role in NEW_ROLES:
         op.execute(f"GRANT USAGE ON SCHEMA public TO {role}")
         op.execute(COPY_RIGHTS.format(service=SERVICE_ROLE, role=role))
@@ -101,7 +107,8 @@ def downgrade() -> None:
         op.execute(f"REVOKE ALL ON ALL TABLES IN SCHEMA public FROM {role}")
         op.execute(f"REVOKE ALL ON ALL SEQUENCES IN SCHEMA public FROM {role}")
         op.execute(f"REVOKE USAGE ON SCHEMA public FROM {role}")
-    op.execute("DROP VIEW fleet")
+    for view in VIEWS:
+        op.execute(f"DROP VIEW {view}")
     op.drop_table("home_tenants")
 
 
