@@ -247,6 +247,7 @@ class Dispatcher:
             content = build_order(work, session, parts, self._options)
         except (InvalidInputError, ValueError) as error:
             # One such execution must not stand in the way of the queue.
+            self._trails.unmade(work)
             logger.exception("no order can be made", execution_id=work.run.execution_id, error=str(error))
             return None
         digest = sha256_digest(content)

@@ -60,6 +60,10 @@ class AttemptTrails:
         trail.part("sign", since=signing_from).end(at=signing_to, batch_id=placement.batch.batch_id)
         trail.part("send", since=signing_to).end(order_bytes=len(placement.order_content))
 
+    def unmade(self, work: Claimable) -> None:
+        """There is no order for an attempt after all."""
+        self._open.forget((work.run.execution_id, work.fencing_token))
+
     def unsent(self, placements: Iterable[Placement]) -> None:
         """Orders did not leave: what was begun did not come to be."""
         for one in placements:
