@@ -7,7 +7,7 @@ from datetime import timedelta
 import pytest
 
 from control_plane.agents.store import PostgresAgentStore
-from control_plane.audit.domain import NewAuditEntry
+from control_plane.audit.domain import AuditFilter, EntryOrder, NewAuditEntry
 from control_plane.executions.domain import BodyKind
 from shared.errors import NotFoundError
 from shared.ids import AUDIT_ENTRY, new_id
@@ -50,7 +50,9 @@ async def _listed(world, tenant):
 
 
 async def _audited(world, tenant):
-    page = await world.audit.list(tenant, action="", subject="", page_size=10, page_token="")
+    page = await world.audit.list(
+        tenant, AuditFilter(), order=EntryOrder.NEWEST_FIRST, page_size=10, page_token=""
+    )
     return page.items
 
 
