@@ -61,14 +61,17 @@ async def fetch_with(
 
 def local_trust(settings: CliSettings) -> "ReceiptTrust | None":
     """Return what the installation in the data folder trusts in receipts; None: there is none."""
+    from cli.keysets import read_bounded, rooted
     from shared.trust import read_trust
     from shared.verification.trust import ReceiptTrust
 
     path = InstallationPaths(data_dir=settings.data_dir).trust
     if not path.exists():
         return None
-    roots = read_trust(path)
-    return ReceiptTrust(installation=roots.installation, root_keys=(roots.root_key,))
+    roots, keyset = read_trust(path), InstallationPaths(data_dir=settings.data_dir).keyset
+    # The root in force may be a later one than the pinned one.
+    root = rooted(read_bounded(keyset), roots.root_key).root if keyset.exists() else roots.root_key
+    return ReceiptTrust(installation=roots.installation, root_keys=(root,))
 
 
 def trust_of(settings: CliSettings, path: Path | None) -> "ReceiptTrust":

@@ -61,25 +61,27 @@ def export(
 
 
 def trust_of(paths: InstallationPaths, witnesses: list[str], quorum: int) -> "ReceiptTrust":
-    """Return what the installation's folder says: the pinned root, and the logs of the keyset beside it.
+    """Return what the installation's folder says: the root in force, and the logs of the keyset beside it.
 
     Raises:
         NotFoundError: There is no installation in the folder.
-        VerificationError: Its keyset is not signed by its root key, or a witness' key is malformed.
+        VerificationError: Its keyset is not signed by its root key or one that followed; or a witness' key is
+            malformed.
         InvalidInputError: A witness is named twice, or the quorum is more than there are.
     """
-    from cli.keysets import read_keyset
+    from cli.keysets import read_bounded, rooted
     from shared.checkpoints import ED25519, VerifierKey, log_origin, parse_verifier_key
     from shared.keyset import KeyPurpose
     from shared.trust import read_trust
     from shared.verification.trust import ReceiptTrust
 
     roots = read_trust(paths.trust)
-    keyset = read_keyset(paths.keyset, roots.root_key)
+    found = rooted(read_bounded(paths.keyset), roots.root_key)
+    keyset = found.keyset
     origin = log_origin(keyset.installation, keyset.epoch)
     return ReceiptTrust(
         installation=roots.installation,
-        root_keys=(roots.root_key,),
+        root_keys=(found.root,),
         minimum_keyset_version=keyset.version,
         logs=tuple(
             VerifierKey(name=origin, kind=ED25519, public=entry.key)

@@ -4,6 +4,8 @@ import asyncio  # noqa: TC003 - imports stay in one place
 import time
 from collections.abc import Callable, Iterable, Mapping
 from datetime import timedelta
+from functools import partial
+from pathlib import Path
 from typing import Final
 
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, Metric
@@ -19,6 +21,8 @@ from control_plane.executions.lifecycle import Execution
 from control_plane.executions.ports import ExecutionStore, Placer
 from control_plane.nodes.domain import NodeState
 from shared.cache import CacheStats
+from shared.certificates import seconds_left
+from shared.clock import Clock
 from shared.gathering import Gathering
 from shared.ids import NodeId
 from shared.telemetry import sampled_trace_id
@@ -111,6 +115,17 @@ class ControlMetrics:
         )
         self._rpc_cells: dict[tuple[str, str], Histogram] = {}
         self._registry = registry
+
+    def watch_certificates(self, files: Mapping[str, Path], clock: Clock) -> None:
+        """Show how long the certificates in these files count yet, by what they are."""
+        left = Gauge(
+            "af_certificate_seconds",
+            "How long a certificate counts yet; below 0: no more, or it cannot be read.",
+            ["certificate"],
+            registry=self._registry,
+        )
+        for name, path in files.items():
+            left.labels(name).set_function(partial(seconds_left, path, clock))
 
     def watch_dispatch(self, stats: Callable[[], DispatchStats]) -> None:
         """Read sessions and slots from dispatch whenever somebody asks for the metrics."""

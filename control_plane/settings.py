@@ -163,6 +163,13 @@ class ControlSettings(TracedSettings):
     vault_key_prefix: str = Field(default="agentfactory", pattern=r"^[a-z0-9][a-z0-9-]{0,62}$")
     vault_timeout: timedelta = Field(default=3 * _SECOND, gt=timedelta(0), le=60 * _SECOND)
 
+    body_key_life: timedelta = Field(
+        default=timedelta(minutes=5),
+        ge=10 * _SECOND,
+        le=timedelta(hours=1),
+        description="How long keys of tenants' bodies serve new inputs while their custodian is away.",
+    )
+
     log_witnesses: tuple[WitnessSettings, ...] = Field(
         default=(), max_length=16, description="Who cosigns the checkpoints of the log."
     )

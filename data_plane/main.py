@@ -12,6 +12,7 @@ from prometheus_client import CollectorRegistry
 from data_plane.artifacts.cache import ArtifactCache
 from data_plane.artifacts.seal import KEY_BYTES
 from data_plane.artifacts.service import ArtifactService
+from data_plane.authority import FollowedAuthority
 from data_plane.carrier import OrderCarrier
 from data_plane.host_calls.http_client import DirectHttp, make_tls
 from data_plane.host_calls.ports import SecretStore
@@ -129,9 +130,7 @@ async def build_node(settings: NodeSettings, stack: AsyncExitStack) -> tuple[Nod
     tracer = await stack.enter_async_context(_tracing(settings, identity, registry, clock, random))
     metrics = NodeMetrics(registry, clock)
     metrics.show_layers(layers)
-    keyset = NodeKeyset(
-        root_keys=trust.root_keys, installation=trust.installation, path=paths.data_dir / "keyset.dsse"
-    )
+    keyset = NodeKeyset(root_keys=trust.root_keys, installation=trust.installation, path=paths.keyset)
     keyset.load()
     freshness = Freshness(
         keyset=keyset,
@@ -144,7 +143,7 @@ async def build_node(settings: NodeSettings, stack: AsyncExitStack) -> tuple[Nod
     cache = _cache(settings, engines, random)
     link = ControlPlaneLink(
         targets=settings.control_planes,
-        trust=trust,
+        authority=FollowedAuthority(paths.trust, trust).read,
         tls_key_pem=identity.tls_key_pem,
         certificate=identity.certificate,
     )

@@ -123,6 +123,11 @@ class NodeMetrics:
         self.sessions = Counter(
             "agentfactory_node_sessions", "Sessions opened since start", registry=registry
         )
+        self.certificate_seconds = Gauge(
+            "agentfactory_node_certificate_seconds",
+            "How long this node's certificate counts yet; below 0: no more",
+            registry=registry,
+        )
         self.connected = Gauge("agentfactory_node_connected", "Whether a session is open", registry=registry)
         self.slots = Gauge("agentfactory_node_slots", "Slots of this node", registry=registry)
         self.free_slots = Gauge(

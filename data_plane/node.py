@@ -125,6 +125,8 @@ class Node:
         """Bring the gauges up to date."""
         stats, metrics = self.sandbox.stats(), self.metrics
         metrics.slots.set(self.admissions.slots)
+        left = self.link.certificate.not_after - self.clock.now()
+        metrics.certificate_seconds.set(left.total_seconds())
         seen = self.log.seen()
         metrics.log_size.set(0 if seen is None else seen.size)
         metrics.log_forked.set(bool(self.log.problem()))

@@ -131,6 +131,11 @@ class NodePaths:
         return self.data_dir / "trust.json"
 
     @property
+    def keyset(self) -> Path:
+        """The newest keyset that the node has seen, as it was relayed: removed only with new trust roots."""
+        return self.data_dir / "keyset.dsse"
+
+    @property
     def identity(self) -> Path:
         """Node id and installation, written at enrollment, as JSON."""
         return self.data_dir / "node.json"

@@ -151,6 +151,7 @@ class Tenant:
     """None: what the settings say."""
     executions_per_minute: int | None = None
     created_at: datetime | None = None
+    encrypt_bodies: bool = False
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -160,6 +161,7 @@ class TenantChange:
     display_name: str | None = None
     max_pending: int | None = None
     executions_per_minute: int | None = None
+    encrypt_bodies: bool | None = None
 
     def apply(self, tenant: Tenant) -> Tenant:
         """Return the tenant as it becomes."""
@@ -170,6 +172,7 @@ class TenantChange:
             executions_per_minute=tenant.executions_per_minute
             if self.executions_per_minute is None
             else self.executions_per_minute or None,
+            encrypt_bodies=tenant.encrypt_bodies if self.encrypt_bodies is None else self.encrypt_bodies,
         )
 
 

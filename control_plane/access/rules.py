@@ -131,6 +131,8 @@ RULES: Final[Mapping[str, Rule]] = {
     _ACCESS + "GetTenant": _administered(_read(EVERY_ROLE)),
     _ACCESS + "ListTenants": _administered(_read(_ADMINS)),
     _ACCESS + "UpdateTenant": _administered(_change(_ADMINS)),
+    _ACCESS + "RotateBodyKey": _administered(_change(_ADMINS)),
+    _ACCESS + "EraseBodyKeys": _administered(_change(_ADMINS)),
     _KEYS + "ListKeys": _of_installation(_read(_FLEET_READERS)),
     _KEYS + "GetKeyset": _read(EVERY_ROLE),
     # Public: whoever checks the log need not be known to the installation.

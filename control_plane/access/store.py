@@ -17,7 +17,14 @@ from shared.ids import TenantId
 
 _b, _t, _s = role_bindings.c, tenants.c, bootstrap_secrets.c
 _BINDING = (_b.tenant_id, _b.identity, _b.role, _b.created_at, _b.created_by)
-_TENANT = (_t.tenant_id, _t.display_name, _t.max_pending, _t.executions_per_minute, _t.created_at)
+_TENANT = (
+    _t.tenant_id,
+    _t.display_name,
+    _t.max_pending,
+    _t.executions_per_minute,
+    _t.created_at,
+    _t.encrypt_bodies,
+)
 
 
 class PostgresGrantStore:
@@ -153,6 +160,7 @@ class PostgresAccessStore:
                 display_name=tenant.display_name,
                 max_pending=tenant.max_pending,
                 executions_per_minute=tenant.executions_per_minute,
+                encrypt_bodies=tenant.encrypt_bodies,
             )
         )
 
@@ -187,4 +195,5 @@ def _tenant(row: Row[Any]) -> Tenant:
         max_pending=row.max_pending,
         executions_per_minute=row.executions_per_minute,
         created_at=row.created_at,
+        encrypt_bodies=row.encrypt_bodies,
     )

@@ -21,6 +21,7 @@ from control_plane.policy.caller import calling_subject
 from control_plane.policy.convert import decision_to_proto
 from shared.errors import InvalidInputError
 from shared.ids import TenantId
+from shared.roots import decode_relayed
 from shared.rpc.identity import caller
 from shared.tiles import TileId
 
@@ -239,7 +240,7 @@ def _evidence_to_proto(
             batch_envelope=evidence.batch_envelope,
         ),
         receipt_public_key=evidence.receipt_public_key,
-        keyset=evidence.keyset,
+        keyset=decode_relayed(evidence.keyset).envelope if evidence.keyset else b"",
         template_envelope=evidence.template_envelope,
         ancestor_envelopes=evidence.ancestor_envelopes,
         after_eviction=evidence.after_eviction,

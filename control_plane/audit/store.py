@@ -7,8 +7,10 @@ from typing import Any, Final
 from sqlalchemy import (
     ARRAY,
     ColumnElement,
+    ScalarSelect,
     Table,
     Text,
+    case,
     cast,
     collate,
     false,
@@ -33,10 +35,13 @@ from control_plane.audit.domain import (
     NewAuditEntry,
 )
 from control_plane.audit.ports import AuditCursor, ReceiptEvidence
+from control_plane.body_keys.sealing import KEY_ID_BYTES
 from control_plane.database.notifications import Channel
 from control_plane.database.ports import Transaction
 from control_plane.database.tables import (
     audit_entries,
+    bodies,
+    body_keys,
     enrollments,
     executions,
     fleet,
@@ -178,7 +183,7 @@ class PostgresAuditStore:
                 func.coalesce(receipts.c.received_at >= fleet.c.evicted_at, false()).label("after_eviction"),
                 func.coalesce(newest_keyset, b"").label("keyset"),
                 func.coalesce(template_versions.c.envelope, b"").label("template_envelope"),
-                executions.c.erased_at,
+                func.coalesce(executions.c.erased_at, _keys_destroyed_at()).label("erased_at"),
                 func.coalesce(template_versions.c.ancestors, cast([], ARRAY(Text))).label("ancestors"),
                 executions.c.decision_id,
                 fleet.c.node_id,
@@ -257,6 +262,20 @@ class PostgresAuditStore:
         if receipt_id is None:
             raise NotFoundError(f"no receipt has decided execution {execution_id}, or there is no such one")
         return ReceiptId(receipt_id)
+
+
+def _keys_destroyed_at() -> ScalarSelect[Any]:
+    """When the key of what the execution read or wrote was destroyed: it is erased, though its bytes stay."""
+    e, b, k = executions.c, bodies.c, body_keys.c
+    named = func.encode(func.substring(b.content, 2, KEY_ID_BYTES), "escape")
+    sealed_by = case((func.octet_length(b.content) > b.size_bytes, named))
+    return (
+        select(func.min(k.destroyed_at))
+        .select_from(bodies.join(body_keys, (k.body_key_id == sealed_by) & (k.tenant_id == b.tenant_id)))
+        .where(b.body_id.in_([e.input_body_id, e.output_body_id, e.log_body_id, e.recording_body_id]))
+        .correlate(executions)
+        .scalar_subquery()
+    )
 
 
 async def _envelopes(

@@ -103,7 +103,25 @@ tenants = Table(
     Column("max_pending", Integer),
     Column("executions_per_minute", Integer),
     Column("display_name", Text, nullable=False, server_default=text("''")),
+    Column("encrypt_bodies", Boolean, nullable=False, server_default=text("false")),
+    # Of the key-encryption key; each erasure of the keys below begins another.
+    Column("body_key_generation", Integer, nullable=False, server_default=text("0")),
     CheckConstraint("max_pending > 0 AND executions_per_minute > 0", name="quotas"),
+)
+
+# Data keys of bodies, wrapped; empty once destroyed. Bodies that are encrypted name theirs.
+body_keys = Table(
+    "body_keys",
+    metadata,
+    Column("body_key_id", Text, primary_key=True),
+    _tenant(),
+    Column("generation", Integer, nullable=False),
+    Column("wrapped", LargeBinary, nullable=False),
+    _at("created_at", now=True),
+    _at("retired_at", nullable=True),
+    _at("destroyed_at", nullable=True),
+    Index("uq_body_keys_newest", "tenant_id", unique=True, postgresql_where=text("retired_at IS NULL")),
+    Index("ix_body_keys_tenant_id", "tenant_id"),
 )
 
 role_bindings = Table(
@@ -343,8 +361,9 @@ bodies = Table(
     Column("salt", LargeBinary, nullable=False),
     Column("commitment", Text, nullable=False),
     Column("size_bytes", BigInteger, nullable=False),
+    # Encrypted exactly if it is longer than size_bytes: control_plane/body_keys/sealing.py.
     Column("content", LargeBinary, nullable=False),
-    # SHA-256 of the content, for idempotency while the body lives.
+    # SHA-256 of the plain content, for idempotency while the body lives.
     Column("digest", Text, nullable=False),
     _at("created_at", now=True),
     # Set on an upload, cleared by the first execution that uses it; an unused one is removed after this.

@@ -149,6 +149,7 @@ class Dispatch:
                     orders=orders, keysets=keysets, options=options, clock=clock, observer=observer
                 ),
                 finish=self._finishing.enqueue,
+                protect=leases.protect_results,
                 bodies=bodies,
                 orders=orders,
                 nodes=nodes,

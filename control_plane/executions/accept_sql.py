@@ -220,7 +220,7 @@ def _values(item: NewExecution, placement: Placement | None) -> tuple[Any, ...]:
         body.salt,
         body.commitment,
         body.size_bytes,
-        body.content,
+        body.stored,
         body.digest,
         run.media_type,
         run.profile,

@@ -60,7 +60,10 @@ async def run(settings: GatewaySettings, *, stop: asyncio.Event, started: Callab
             max_calls=settings.max_calls,
             clock=SystemClock(),
         )
-        app = _application(settings, api, control_plane, closing, GatewayMetrics(registry), tracer)
+        metrics = GatewayMetrics(registry)
+        if settings.certificate is not None:
+            metrics.watch_certificate(settings.certificate, SystemClock())
+        app = _application(settings, api, control_plane, closing, metrics, tracer)
         admin_port = await stack.enter_async_context(
             admin_server(
                 host=settings.admin_host,

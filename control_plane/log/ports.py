@@ -59,10 +59,10 @@ class LogStore(Protocol):
 
 
 class LogKeys(Signer, Protocol):
-    """What signs checkpoints: the newest log key in custody that the keyset lists."""
+    """What signs checkpoints: the newest log key in custody of a keyset that every live session has."""
 
     async def public(self) -> PublicKey | None:
-        """Return the public half of what `sign` signs with from now on; None: the keyset lists no such key.
+        """Return the public half of what `sign` signs with from now on; None: there is no such key.
 
         Raises:
             KeyUnavailableError: The custodian does not answer.

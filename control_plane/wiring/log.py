@@ -53,7 +53,7 @@ def build_log(base: Base, signer: OrderSigner) -> LogParts:
         database=base.database.of_every_tenant(),
         store=store,
         origin=origin,
-        keys=CustodyLogKeys(custody=signer.custody, keysets=base.keysets, clock=base.clock),
+        keys=CustodyLogKeys(custody=signer.custody, keysets=base.keysets, sessions=signer, clock=base.clock),
         observer=base.metrics,
         random=base.random,
         witnesses=witnesses,

@@ -59,6 +59,7 @@ from control_plane.upkeep import Housekeeping
 from control_plane.wiring.access import build_access
 from control_plane.wiring.audit import build_audit, build_completeness
 from control_plane.wiring.base import Base
+from control_plane.wiring.body_keys import BodyKeyParts
 from control_plane.wiring.engines import build_engines
 from control_plane.wiring.factory import (
     build_agents,
@@ -96,9 +97,9 @@ class Services:
     """They keep connections of their own."""
 
 
-async def build(base: Base, signer: OrderSigner) -> Services:
+async def build(base: Base, signer: OrderSigner, body_keys: BodyKeyParts) -> Services:
     """Return everything that is served; nothing runs yet."""
-    stores = Stores.of(base)
+    stores = Stores.of(base, body_keys.keyring)
     completions = MeasuredCompletions(base.metrics)
     dispatch = build_dispatch(base, stores, completions, signer)
     log_parts = build_log(base, signer)
@@ -134,7 +135,7 @@ async def build(base: Base, signer: OrderSigner) -> Services:
     )
     halter = Halter(executions=stores.executions, placer=dispatch.placer, completions=completions)
     bodies = BodyService(store=stores.executions, clock=base.clock, random=base.random)
-    access = build_access(base)
+    access = build_access(base, body_keys.administration)
     completeness = build_completeness(base)
     servicers = _Servicers(
         executions=ExecutionServicer(
@@ -176,6 +177,7 @@ async def build(base: Base, signer: OrderSigner) -> Services:
             base.refusals.run,
             access.run,
             signer.run,
+            body_keys.keyring.run,
             log_parts.log.run,
             log_parts.witnesses.run,
             completeness.run,

@@ -4,7 +4,7 @@ Fetches and uploads run beside the session on the same channel. Every failure co
 """
 
 import asyncio
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator, Callable, Sequence
 from datetime import timedelta
 from itertools import cycle
 from typing import Any, Final
@@ -24,7 +24,6 @@ from shared.errors import MalformedError, UnavailableError
 from shared.manifest import MAX_MODULE_BYTES
 from shared.rpc.channel import connect
 from shared.rpc.errors import error_of
-from shared.trust import TrustRoots
 
 FETCH_TEMPLATE_DEADLINE: Final = timedelta(seconds=60)
 FETCH_INPUT_DEADLINE: Final = timedelta(seconds=30)
@@ -78,17 +77,28 @@ class ControlPlaneLink:
     """A node's way to the control plane."""
 
     def __init__(
-        self, *, targets: Sequence[str], trust: TrustRoots, tls_key_pem: bytes, certificate: Certificate
+        self,
+        *,
+        targets: Sequence[str],
+        authority: Callable[[], bytes],
+        tls_key_pem: bytes,
+        certificate: Certificate,
     ) -> None:
+        """Talk to these; the authority (PEM) that their certificates are by is asked for at each session."""
         if not targets:
             raise ValueError("a node needs at least one control plane to talk to")
         self._targets = cycle(targets)
-        self._trust = trust
+        self._authority = authority
         self._tls_key_pem = tls_key_pem
         self._certificate = certificate
         self._channel: grpc.aio.Channel | None = None
         self._stub: nodes_pb2_grpc.NodeServiceAsyncStub | None = None
         self.target = ""
+
+    @property
+    def certificate(self) -> Certificate:
+        """What is presented."""
+        return self._certificate
 
     def use_certificate(self, certificate: Certificate) -> None:
         """Present another certificate from the next `open_session` on."""
@@ -103,7 +113,7 @@ class ControlPlaneLink:
         await self.close()
         self.target = next(self._targets)
         credentials = grpc.ssl_channel_credentials(
-            root_certificates=self._trust.ca_certificate_pem,
+            root_certificates=await asyncio.to_thread(self._authority),
             private_key=self._tls_key_pem,
             certificate_chain=self._certificate.chain_pem,
         )

@@ -59,14 +59,16 @@ async def exports_and_checks(stack: TestStack, folder: Path) -> None:
     checked = await eventually(check, lambda done: done.code == 0, "evidence that is whole", within=SOON)
     said = checked.json()["summary"]
     assert said["leaves"] == said["tree_size"] > 4
-    assert said["facts"] == said["leaves"]
+    # The others stand for what is no row of the audit: the template, the policy, the keyset, the node.
+    assert 4 < said["facts"] < said["leaves"]
     await stack.cli("audit", "export", "-o", str(out))
     await stack.cli("audit", "list")  # the export was recorded, too
     whole = out.read_bytes()
     out.write_bytes(whole[:-20])  # as if it had been interrupted
     await stack.cli("audit", "export", "-o", str(out))
     events = [json.loads(line) for line in out.read_text().splitlines()]
-    assert [int(one["logindex"]) for one in events] == list(range(len(events)))
+    places = [int(one["logindex"]) for one in events]
+    assert places == sorted(set(places))
     assert out.read_bytes().startswith(whole)
     kinds = [one["type"] for one in events]
     assert kinds.count("dev.agentfactory.receipt.v1") == 2

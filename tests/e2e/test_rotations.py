@@ -41,11 +41,11 @@ async def checkpoint_signer(stack: TestStack) -> bytes:
 
 async def evidence_of(stack: TestStack, execution_id: str, file: Path) -> Path:
     async def get() -> dict[str, object]:
-        return (await stack.cli("receipt", "get", execution_id, "--json")).json()
+        await stack.cli("receipt", "get", execution_id, "-o", str(file))
+        found: dict[str, object] = json.loads(file.read_bytes())
+        return found
 
-    file.write_text(
-        json.dumps(await eventually(get, lambda answer: "log" in answer, "the receipt in the log"))
-    )
+    await eventually(get, lambda answer: "log" in answer, "the receipt in the log")
     return file
 
 
@@ -135,3 +135,38 @@ async def test_rotating_the_authority_leaves_nodes_and_callers_where_they_are(st
 
 async def _count(ended: list[object]) -> int:
     return len(ended)
+
+
+async def test_a_new_root_takes_over_under_load_and_old_trust_files_still_lead_to_it(
+    stack: TestStack, tmp_path: Path
+) -> None:
+    pinned, old, new = stack.paths.trust.read_bytes(), stack.paths.root_key, tmp_path / "root2.key"
+    signed = tmp_path / "next.dsse"
+    rotate = ("keys", "root", "rotate", "--old", str(old), "--new", str(new), "--out", str(signed), "--json")
+    async with load(stack) as ended:
+        made = (await stack.cli(*rotate)).json()
+        await stack.cli("keys", "keyset", "publish", str(signed))
+        await stack.cli("keys", "keyset", "publish", str(signed))
+        # The root key in the data folder signs nothing more, and the command says so.
+        refused = await stack.cli("keys", "rotate", "order", "--json", expect=2)
+        assert refused.json()["error"]["reason"] == "WRONG_STATE"
+        again = await stack.cli(*rotate, expect=2)
+        assert again.json()["error"]["reason"] == "WRONG_STATE"
+        old.rename(tmp_path / "old.key")
+        new.rename(old)
+        await stack.cli("keys", "rotate", "order", "--overlap-hours", OVERLAP_HOURS)
+        await stack.add_node()  # pins the first root, as its trust.json does
+        joined = len(ended)
+        await eventually(lambda: _count(ended), lambda count: count > joined + 10, "load with the new node")
+    assert {one.state for one in ended} == {SUCCEEDED}
+    assert len({one.attempts[-1].node_id for one in ended}) == len(stack.nodes)
+    assert stack.paths.trust.read_bytes() == pinned
+    shown = (await stack.cli("keys", "keyset", "show", "--json")).json()
+    assert shown["root_key_id"] == made["root_key_id"]
+    evidence = await evidence_of(stack, ended[-1].execution_id, tmp_path / "late.json")
+    await stack.cli("receipt", "verify", str(evidence))
+    trust = tmp_path / "trust.json"
+    exported = (await stack.cli("trust", "export", "-o", str(trust), "--json")).json()
+    assert exported["root_key_ids"] == [made["root_key_id"]]
+    assert (await stack.cli("keys", "root", "pin", "--json")).json()["root_key_id"] == made["root_key_id"]
+    assert stack.paths.trust.read_bytes() != pinned

@@ -2,12 +2,13 @@
 
 import json
 import os
-import socket
 import subprocess
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
+
+from cli.stack.probe import free_ports
 
 ROOT = Path(__file__).resolve().parents[2]
 UP_SECONDS = 300
@@ -15,10 +16,8 @@ CALL_SECONDS = 120
 
 
 def free_port() -> int:
-    with socket.socket() as found:
-        found.bind(("127.0.0.1", 0))
-        port: int = found.getsockname()[1]
-        return port
+    (port,) = free_ports(1)
+    return port
 
 
 @dataclass(slots=True, kw_only=True)

@@ -91,6 +91,14 @@ CASES: dict[str, tuple[dict[str, str], dict[str, str], dict[str, str]]] = {
         {"af_keyset_version": "4x400", 'agentfactory_node_keyset_version{instance="n1"}': "4x400"},
         NODE,
     ),
+    "CertificateEnds": (
+        {'agentfactory_node_certificate_seconds{instance="n1"}': "14000x400"},
+        {
+            'agentfactory_node_certificate_seconds{instance="n1"}': "29000x400",
+            'af_certificate_seconds{certificate="server", instance="c1"}': "864000x400",
+        },
+        NODE,
+    ),
     "ReceiptsMissing": ({"af_receipts_missing": "1x400"}, {"af_receipts_missing": "0x400"}, {}),
     "LogBehind": ({"af_log_waiting_seconds": "90x400"}, {"af_log_waiting_seconds": "1x400"}, {}),
     "EvidenceAltered": (
@@ -115,6 +123,19 @@ CASES: dict[str, tuple[dict[str, str], dict[str, str], dict[str, str]]] = {
         {},
     ),
 }
+
+
+ANOTHER_METRIC: dict[str, tuple[dict[str, str], dict[str, str], dict[str, str]]] = {
+    "CertificateEnds": (
+        {
+            'af_certificate_seconds{certificate="server", instance="c1"}': "250000x400",
+            'af_certificate_seconds{certificate="authority", instance="c1"}': "90000000x400",
+        },
+        {'af_certificate_seconds{certificate="gateway", instance="g1"}': "864000x400"},
+        {"instance": "c1"},
+    ),
+}
+"""The other metric of alerts that look at two."""
 
 
 def rules() -> list[dict[str, Any]]:
@@ -174,9 +195,13 @@ def test_the_dashboards_are_as_made_and_show_metrics_that_there_are():
     } == set()
 
 
-@pytest.mark.parametrize("name", CASES)
-def test_it_fires_when_it_should_and_only_then(name, tmp_path):
-    fires, silent, labels = CASES[name]
+@pytest.mark.parametrize(
+    ("name", "case"),
+    [*CASES.items(), *ANOTHER_METRIC.items()],
+    ids=[*CASES, *map("{} too".format, ANOTHER_METRIC)],
+)
+def test_it_fires_when_it_should_and_only_then(name, case, tmp_path):
+    fires, silent, labels = case
     rule = alerts()[name]
     told = {
         key: LABEL.sub(lambda found: labels[found[1]], value) for key, value in rule["annotations"].items()

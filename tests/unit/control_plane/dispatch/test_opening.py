@@ -60,7 +60,7 @@ class NobodyWaits:
 
 
 class NothingUploaded:
-    async def find_uploaded_body(self, tenant_id: Any, commitment: Any) -> None:
+    async def find_output(self, execution_id: Any, commitment: Any) -> None:
         return None
 
 
@@ -159,6 +159,7 @@ def door(parts: Parts) -> Door:
                 observer=SilentObserver(),
             ),
             finish=_finish_one(parts),
+            protect=parts.leases.protect_results,
             bodies=NothingUploaded(),
             orders=nodes,
             completions=NobodyWaits(),
