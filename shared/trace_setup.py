@@ -1,8 +1,7 @@
 """The tracer of a process, from its settings, for as long as it runs."""
 
-import asyncio
 from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager, suppress
+from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -39,34 +38,30 @@ async def tracing(
     """Yield the tracer of this process; spans leave in the background until the block ends.
 
     Raises:
-        SettingsError: The authority's file cannot be used.
+        SettingsError: The authority's file, or a standard variable of OpenTelemetry, cannot be used.
     """
     if options.endpoint is None:
         yield NO_TRACER
         return
     # Whoever traces nothing loads nothing of it.
-    from shared.otlp import OtlpExporter  # noqa: PLC0415
+    from shared.otlp import OtlpSink  # noqa: PLC0415
 
-    exporter = OtlpExporter(
+    sink = OtlpSink(
         options.endpoint,
         authority=_authority(options.authority),
         resource={"service.name": service, "service.instance.id": instance},
         registry=registry,
     )
-    sending = asyncio.create_task(exporter.run(), name="send spans")
     try:
         yield Tracer(
-            sink=exporter,
+            sink=sink,
             ratio=options.ratio,
             max_per_second=options.max_per_second,
             clock=clock,
             random=random,
         )
     finally:
-        sending.cancel()
-        with suppress(asyncio.CancelledError):
-            await sending
-        await exporter.close()
+        await sink.close()
 
 
 def _authority(path: Path | None) -> bytes | None:
