@@ -1,101 +1,42 @@
 """One trace for an execution over gateway, control plane, node and worker, received by a real OTLP server."""
 
+import asyncio
 import base64
-import secrets
-from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
 
 import httpx
 from agentfactory.v1 import executions_pb2
 
+from cli.client import Client, connect
 from cli.run import to_message
+from tests.bench.peers import postgres_server
 from tests.e2e.gateway import running_gateway
-from tests.e2e.stack import ROOT, TestStack, new_request, running_stack
+from tests.e2e.stack import ROOT, TestStack, new_request
+from tests.e2e.tenants import add_tenant
+from tests.e2e.traces import (
+    COUNTER,
+    EXECUTE,
+    PATH,
+    new_parent,
+    run_of,
+    trace_of_a_call,
+    trace_of_a_failure,
+    traced_stack,
+)
 from tests.fixtures.otlp import Collector, Received, collecting
 
-COUNTER = ROOT / "tests" / "guests" / "counter.wasm"
 LOOK = ROOT / "tests" / "guests" / "look.wasm"
-GATEWAY, CONTROL, NODE = "agentfactory-gateway", "agentfactory-control-plane", "agentfactory-node"
-EXECUTE = "agentfactory.v1.ExecutionService/Execute"
-PATH = "/v1/executions:execute"
 SECRET = "of-the-callers-baggage"
-
-WHOLE = {
-    # span: (process, the span that it stands below)
-    "POST Execute": (GATEWAY, "the caller"),
-    EXECUTE: (CONTROL, "POST Execute"),
-    "decide": (CONTROL, EXECUTE),
-    "commit": (CONTROL, EXECUTE),
-    "dispatch": (CONTROL, EXECUTE),
-    "claim": (CONTROL, "dispatch"),
-    "sign": (CONTROL, "dispatch"),
-    "send": (CONTROL, "dispatch"),
-    "node": (CONTROL, "dispatch"),
-    "record": (CONTROL, "dispatch"),
-    "order": (NODE, "dispatch"),
-    "verify": (NODE, "order"),
-    "queue": (NODE, "order"),
-    "artifact": (NODE, "order"),
-    "input": (NODE, "order"),
-    "run": (NODE, "order"),
-    "guest": (NODE, "run"),
-    "kv.get": (NODE, "run"),
-    "kv.put": (NODE, "run"),
-    "receipt": (NODE, "order"),
-}
-
-
-@asynccontextmanager
-async def traced_stack(ratio: str = "0") -> AsyncIterator[tuple[TestStack, Collector]]:
-    async with collecting() as collector:
-        control = {"AF_CONTROL_OTLP_ENDPOINT": collector.endpoint, "AF_CONTROL_TRACE_RATIO": ratio}
-        async with running_stack(
-            control=control, AF_NODE_SLOTS="1", AF_NODE_OTLP_ENDPOINT=collector.endpoint
-        ) as stack:
-            yield stack, collector
-
-
-def run_of(agent: str, body: bytes) -> dict[str, dict[str, str]]:
-    return {"execution": {"agent": agent, "inline": base64.b64encode(body).decode()}}
-
-
-def new_parent(flags: str = "01") -> tuple[bytes, str]:
-    trace_id, span_id = secrets.token_bytes(16), secrets.token_bytes(8)
-    return trace_id, f"00-{trace_id.hex()}-{span_id.hex()}-{flags}"
 
 
 async def test_a_callers_trace_is_whole_from_the_gateway_to_the_guest_and_back():
-    async with traced_stack() as (stack, collector):
+    async with collecting() as collector, traced_stack(collector.endpoint) as stack:
         await stack.make_agent("counter", COUNTER, capabilities="kv = true")
-        endpoint = {"AF_GATEWAY_OTLP_ENDPOINT": collector.endpoint, "AF_GATEWAY_TRACE_RATIO": "0"}
-        async with running_gateway(stack, **endpoint) as gateway, gateway.client() as client:
-            trace_id, traceparent = new_parent()
-            answer = await client.post(
-                PATH,
-                json=run_of("counter", b"count"),
-                headers={"Idempotency-Key": "one", "traceparent": traceparent},
-            )
-            assert answer.status_code == httpx.codes.OK, answer.text
-            await collector.until(
-                lambda: {one.name for one in collector.of_trace(trace_id)} >= WHOLE.keys(), "the whole trace"
-            )
-            spans = collector.of_trace(trace_id)
-            _is_whole(spans, parent=bytes.fromhex(traceparent.split("-")[2]))
-            _says_what_ran(spans, answer.json()["execution"])
-            await _is_linked_to_its_batches(collector, spans)
-            await _is_shown_by_exemplars(stack, trace_id)
+        spans, execution = await trace_of_a_call(stack, collector.endpoint, collector)
+        _says_what_ran(spans, execution)
+        await _is_linked_to_its_batches(collector, spans)
+        await _is_shown_by_exemplars(stack, spans[0].span.trace_id)
+        async with running_gateway(stack) as gateway, gateway.client() as client:
             await _malformed_context_is_no_error(client)
-
-
-def _is_whole(spans: list[Received], *, parent: bytes) -> None:
-    # The guest reads twice and writes once.
-    assert sorted(one.name for one in spans) == sorted([*WHOLE, "kv.get"])
-    by_id = {one.span.span_id: one.name for one in spans} | {parent: "the caller"}
-    assert len(by_id) == len(spans) + 1
-    found = {one.name: (one.service, by_id[one.span.parent_span_id]) for one in spans}
-    assert found == WHOLE
-    assert not any(one.failed for one in spans)
-    assert all(one.span.start_time_unix_nano <= one.span.end_time_unix_nano for one in spans)
 
 
 def _says_what_ran(spans: list[Received], execution: dict) -> None:
@@ -151,31 +92,50 @@ async def _malformed_context_is_no_error(client: httpx.AsyncClient) -> None:
 
 
 async def test_what_fails_is_kept_at_ratio_0_and_what_succeeds_is_not():
-    async with traced_stack() as (stack, collector):
+    async with collecting() as collector, traced_stack(collector.endpoint) as stack:
         await stack.make_agent("actor")
         good, _ = await stack.execute("actor", b"exit 0")
-        bad, _ = await stack.execute("actor", b"exit 3")
+        await trace_of_a_failure(stack, collector)
+        assert good.execution_id not in {one.attributes.get("execution_id") for one in collector.spans}
 
-        def of(execution: executions_pb2.Execution) -> set[tuple[str, str, str]]:
-            ids = {
-                one.span.trace_id
-                for one in collector.spans
-                if one.attributes.get("execution_id") == execution.execution_id
-            }
-            return {
-                (one.service, one.name, one.failed) for one in collector.spans if one.span.trace_id in ids
-            }
 
-        roots = {(CONTROL, EXECUTE, "failed"), (CONTROL, "dispatch", "failed"), (NODE, "order", "failed")}
-        await collector.until(lambda: roots <= of(bad), "the spans of the failed execution")
-        assert {"guest", "record", "commit", "receipt"} <= {name for _, name, _ in of(bad)}
-        spans = [one for one in collector.spans if one.name in {EXECUTE, "dispatch", "order"}]
-        assert len({one.span.trace_id for one in spans}) == 1, "they are of one trace"
-        assert not of(good)
+async def test_each_tenant_has_traces_of_its_own_also_of_work_done_together():
+    async with collecting() as collector, traced_stack(collector.endpoint) as stack:
+        await stack.make_agent("actor")
+        sql = await postgres_server.connect(stack.database.url())
+        try:
+            settings = await add_tenant(stack, sql, "wild", agent="actor")
+        finally:
+            await sql.close()
+        traces: dict[str, bytes] = {}
+        async with stack.client() as mine, connect(settings) as wild, asyncio.TaskGroup() as group:
+            for tenant, client in (("default", mine), ("wild", wild)):
+                traces[tenant], traceparent = new_parent()
+                request = await to_message(client, new_request("actor", b"exit 0", 30))
+                request.traceparent = traceparent
+                message = executions_pb2.ExecuteRequest(execution=request)
+                group.create_task(_succeeds(client, message))
+        for tenant, trace_id in traces.items():
+            names = {EXECUTE, "dispatch", "order", "guest", "record"}
+            await collector.until(
+                lambda: names <= {one.name for one in collector.of_trace(trace_id)},  # noqa: B023
+                f"the trace of {tenant}",
+            )
+            told = {
+                one.attributes["tenant_id"] for one in collector.of_trace(trace_id) if one.name == EXECUTE
+            }
+            assert told == {tenant}
+            ids = {one.attributes.get("execution_id") for one in collector.of_trace(trace_id)} - {None}
+            assert len(ids) == 1, "nothing of the other's execution stands in it"
+
+
+async def _succeeds(client: Client, message: executions_pb2.ExecuteRequest) -> None:
+    answer = await client.executions.Execute(message, timeout=30)
+    assert answer.execution.state == executions_pb2.EXECUTION_STATE_SUCCEEDED, answer.execution
 
 
 async def test_traces_begin_by_grpc_metadata_and_each_execution_of_a_stream_has_its_own():
-    async with traced_stack() as (stack, collector):
+    async with collecting() as collector, traced_stack(collector.endpoint) as stack:
         await stack.make_agent("actor")
         trace_id, traceparent = new_parent()
         async with stack.client() as client:
@@ -201,7 +161,7 @@ async def test_traces_begin_by_grpc_metadata_and_each_execution_of_a_stream_has_
 
 
 async def test_nothing_of_a_trace_reaches_the_guest():
-    async with traced_stack() as (stack, collector):
+    async with collecting() as collector, traced_stack(collector.endpoint) as stack:
         await stack.make_agent("look", LOOK)
         async with running_gateway(stack) as gateway, gateway.client() as client:
             trace_id, traceparent = new_parent()

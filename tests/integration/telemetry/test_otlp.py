@@ -20,7 +20,7 @@ from shared.tracing import NO_TRACER
 from tests.fixtures.otlp import collecting
 
 BOUND_SECONDS = 30
-LOAD_SECONDS = 150
+LOAD_SECONDS = 100
 
 
 def options(endpoint):
