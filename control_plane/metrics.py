@@ -19,6 +19,7 @@ from control_plane.executions.completions import Completions
 from control_plane.executions.domain import Accepted, NewExecution
 from control_plane.executions.lifecycle import Execution
 from control_plane.executions.ports import ExecutionStore, Placer
+from control_plane.executions.trails import ExecutionTrails
 from control_plane.nodes.domain import NodeState
 from shared.cache import CacheStats
 from shared.certificates import seconds_left
@@ -153,11 +154,12 @@ class ControlMetrics:
         """So long has the oldest claimable execution waited, in all replicas."""
         self._queue_age.set(age.total_seconds())
 
-    def ended(self, execution: Execution) -> None:
-        """An execution has ended; the change is committed."""
+    def ended(self, execution: Execution, trace_id: str = "") -> None:
+        """An execution has ended; the change is committed. `trace_id` is of a trace that is kept."""
         self._executions.labels(str(execution.state)).inc()
         if execution.ended_at is not None:
-            self._end_to_end.observe((execution.ended_at - execution.created_at).total_seconds())
+            seconds = (execution.ended_at - execution.created_at).total_seconds()
+            self._end_to_end.observe(seconds, {"trace_id": trace_id} if trace_id else None)
 
     def break_glass(self) -> None:
         """A call was let in by a token for emergencies."""
@@ -301,12 +303,13 @@ class MeasuredAcceptor(Acceptor):
 class MeasuredCompletions(Completions):
     """A `Completions` that counts ends."""
 
-    def __init__(self, metrics: ControlMetrics) -> None:
+    def __init__(self, metrics: ControlMetrics, trails: ExecutionTrails) -> None:
         super().__init__()
         self._metrics = metrics
+        self._trails = trails
 
     def complete(self, execution: Execution) -> None:
         """See `Completions.complete`."""
         if execution.state.is_terminal:
-            self._metrics.ended(execution)
+            self._metrics.ended(execution, self._trails.of(execution.execution_id).sampled_id)
         super().complete(execution)
