@@ -22,7 +22,6 @@ exporters:
   - gomod: $core/exporter/debugexporter v$version
   - gomod: $core/exporter/otlpexporter v$version
   - gomod: $core/exporter/otlphttpexporter v$version
-  - gomod: $contrib/exporter/fileexporter v0.165.1
 extensions:
   - gomod: $contrib/extension/healthcheckextension v0.165.1
 providers:
