@@ -22,6 +22,7 @@ exporters:
   - gomod: $core/exporter/debugexporter v$version
   - gomod: $core/exporter/otlpexporter v$version
   - gomod: $core/exporter/otlphttpexporter v$version
+  - gomod: $contrib/exporter/zipkinexporter v0.148.0
 extensions:
   - gomod: $contrib/extension/healthcheckextension v0.165.1
 providers:
