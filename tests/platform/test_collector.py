@@ -9,9 +9,13 @@ from pathlib import Path
 
 import pytest
 import yaml
+from prometheus_client import CollectorRegistry
 
 from cli.stack.probe import free_ports
-from tests.e2e.traces import COUNTER, trace_of_a_call, trace_of_a_failure, traced_stack
+from shared.clock import SystemClock, SystemRandom
+from shared.trace_setup import TraceOptions, tracing
+from shared.tracing import SpanKind
+from tests.e2e.traces import COUNTER, new_parent, trace_of_a_call, trace_of_a_failure, traced_stack
 from tests.fixtures.otlp import Collector, collecting
 
 HERE = Path(__file__).resolve().parent
@@ -87,6 +91,40 @@ async def _listens(port: int) -> bool:
         return False
     writer.close()
     return True
+
+
+@pytest.mark.timeout(BUILD_SECONDS + TEST_SECONDS)
+async def test_a_real_collector_takes_in_what_a_process_keeps(otelcol: Path, tmp_path: Path) -> None:
+    registry = CollectorRegistry()
+    async with collecting() as receiver, real_collector(otelcol, tmp_path, receiver) as endpoint:
+        async with tracing(
+            TraceOptions(endpoint=endpoint, authority=None, ratio=0, max_per_second=100),
+            service="a-process",
+            instance="1",
+            registry=registry,
+            clock=SystemClock(),
+            random=SystemRandom(),
+        ) as tracer:
+            trace_id, traceparent = new_parent()
+            chosen = tracer.begin("chosen", traceparent, kind=SpanKind.SERVER)
+            chosen.part("below", parent=chosen.part("part")).end(size=3)
+            chosen.end()
+            failed = tracer.begin("failed")
+            failed.end(failed="killed")
+            tracer.begin("neither").end()
+        assert registry.get_sample_value("af_trace_spans_total", {"result": "exported"}) == 4
+        await receiver.until(lambda: len(receiver.spans) == 4, "four spans")
+    by_name = {one.name: one for one in receiver.of_trace(trace_id)}
+    names = {one.span.span_id: one.name for one in by_name.values()}
+    names[bytes.fromhex(traceparent.split("-")[2])] = "the caller"
+    assert {name: names[one.span.parent_span_id] for name, one in by_name.items()} == {
+        "chosen": "the caller",
+        "part": "chosen",
+        "below": "part",
+    }
+    (other,) = (one for one in receiver.spans if one.name == "failed")
+    assert (other.service, other.failed) == ("a-process", "killed")
+    assert other.span.trace_id == failed.context.trace_id.to_bytes(16, "big")
 
 
 @pytest.mark.timeout(BUILD_SECONDS + TEST_SECONDS)
