@@ -1,15 +1,14 @@
-"""OpenBao of docker-compose.yml: what it starts with, its set-up, and secrets of agents. No value is printed.
+"""OpenBao of docker-compose.yml: what it starts with, its set-up, secrets of agents. Prints no value.
 
-    custody.py prepare              key of the seal and certificate, before the first start; a repeat keeps them
-    custody.py setup                opens a new server, makes engines, rules and roles; a repeat brings them up to date
-    custody.py secret TENANT NAME URL...    stores a secret of agents, whose value comes on standard input
+    custody.py prepare      key of the seal and certificate, before the first start; a repeat keeps them
+    custody.py setup        opens a new server, makes engines and roles; a repeat brings them up to date
+    custody.py secret TENANT NAME URL...    stores a secret of agents; its value is read from standard input
 
-The seal's key lies on the machine that it protects, in a volume: whoever has both volumes has the keys. In production
-name a key management service in the seal of docker/openbao.hcl instead.
+The seal's key lies on the machine that it protects, in a volume: whoever has both volumes has the keys. For
+production name a key management service in the seal of docker/openbao.hcl instead.
 """
 
 import argparse
-import datetime
 import ipaddress
 import json
 import os
@@ -17,6 +16,7 @@ import secrets
 import sys
 import time
 from collections.abc import Callable
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any, Final
 
@@ -33,7 +33,7 @@ SEAL: Final = FOLDER / "seal"
 RECOVERY: Final = SEAL / "recovery.json"
 SERVER: Final = os.environ.get("CUSTODY_URL", "https://openbao:8200")
 HOSTS: Final = ("openbao", "localhost")
-LIFE: Final = datetime.timedelta(days=3650)
+LIFE: Final = timedelta(days=3650)
 TIMEOUT: Final = 10
 READY_SECONDS: Final = 60
 POLL_SECONDS: Final = 0.1
@@ -73,7 +73,7 @@ path "secret/data/agentfactory/*" {
 }
 """
 ROLES: Final = {"control-plane": CONTROL_PLANE, "node": NODE, "setup": SETUP}
-"""Role, and what it may do. None reads what another one keeps; `setup` can grant, and so is as strong as all."""
+"""Role, and what it may do. `setup` grants, and so is as strong as all of them."""
 
 
 def main() -> int:
@@ -118,7 +118,7 @@ def prepare() -> None:
 
 def certificate() -> None:
     """Make an authority that is forgotten at once, and the one certificate that it issues."""
-    now = datetime.datetime.now(datetime.UTC) - datetime.timedelta(minutes=5)
+    now = datetime.now(UTC) - timedelta(minutes=5)
     authority, server = (ec.generate_private_key(ec.SECP256R1()) for _ in range(2))
     issuer = _name("Agent Factory custody")
     ca = (
@@ -146,7 +146,7 @@ def _name(text: str) -> x509.Name:
 
 
 def _certificate(
-    subject: x509.Name, issuer: x509.Name, key: ec.EllipticCurvePublicKey, now: datetime.datetime
+    subject: x509.Name, issuer: x509.Name, key: ec.EllipticCurvePublicKey, now: datetime
 ) -> x509.CertificateBuilder:
     return (
         x509.CertificateBuilder()
@@ -203,7 +203,10 @@ def grant(client: hvac.Client, role: str, rules: str) -> None:
     name = f"agentfactory-{role}"
     client.sys.create_or_update_policy(name, rules)
     client.auth.approle.create_or_update_approle(
-        name, token_policies=[name], token_ttl="1h", token_max_ttl="24h"
+        name,
+        token_policies=[name],
+        token_ttl="1h",  # noqa: S106 - a time
+        token_max_ttl="24h",  # noqa: S106 - a time
     )
     client.auth.approle.update_role_id(name, name)
 
@@ -309,8 +312,8 @@ def write(path: Path, content: bytes) -> None:
 def loudly(file: Path) -> None:
     print(
         "\n!! OpenBao opens itself with a key that lies on this machine, in the volume custody-seal.\n"
-        f"!! Its recovery key is there too ({file.name}). Take a copy of both to a safe place now, and take the\n"
-        "!! recovery key away. This is for one machine that you trust: docs/compose.md says what production needs.\n"
+        f"!! Its recovery key is there too ({file.name}): take a copy of both to a safe place now.\n"
+        "!! This is for one machine that you trust; docs/compose.md says what production needs.\n"
     )
 
 

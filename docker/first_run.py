@@ -1,7 +1,7 @@
-"""What running control planes need before the first agent: order and log keys of their custodian, a policy in force.
+"""What running control planes need before the first agent: keys of their custodian, a policy in force.
 
-    first_run.py keys                     lists keys of the custodian where it signs with none; a repeat changes nothing
-    first_run.py policy HOST:PORT...      waits until every replica has loaded the policy in force
+first_run.py keys                   makes the custodian's keys count, unless they do; else changes nothing
+first_run.py policy HOST:PORT...    waits until every replica has loaded the policy in force
 """
 
 import json
@@ -23,7 +23,8 @@ POLL_SECONDS: Final = 0.2
 
 
 def cli(*arguments: str) -> str:
-    return subprocess.run(["agentfactory", *arguments], check=True, stdout=subprocess.PIPE, text=True).stdout
+    command = ["agentfactory", *arguments]
+    return subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True).stdout
 
 
 def keys() -> int:

@@ -1,6 +1,7 @@
 """The Docker engine and the images, once for a session."""
 
 import os
+import shutil
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -31,7 +32,7 @@ def docker() -> None:
     )
 
 
-@pytest.fixture(scope="module")
+@pytest.fixture(scope="session")
 def compose(docker: None) -> Iterator[Compose]:
     """The whole of docker-compose.yml, up and ready; gone with its volumes afterwards."""
     running = Compose(project="agentfactory-test")
@@ -41,3 +42,20 @@ def compose(docker: None) -> Iterator[Compose]:
         yield running
     finally:
         running.down()
+
+
+@pytest.fixture(scope="session")
+def agent(compose: Compose, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A signed, published template and the agent `desk` of it; returns the folder that the command line saw."""
+    folder = tmp_path_factory.mktemp("work")
+    first_agent(compose, folder)
+    return folder
+
+
+def first_agent(compose: Compose, folder: Path) -> None:
+    """Trust a publisher, and make the agent `desk`."""
+    shutil.copytree(ROOT / "examples" / "redact", folder / "redact")
+    folder.chmod(0o777)
+    compose.cli("keys", "init", "--out", "publisher.key", mount=folder)
+    compose.owner("keys", "trust", "publisher.pub", mount=folder)
+    compose.make_agent(folder, "desk", "redact")
