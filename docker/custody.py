@@ -62,7 +62,7 @@ path "secret/data/agentfactory/*" {
 }
 """
 SETUP: Final = """
-path "sys/policies/acl/agentfactory-*" {
+path "sys/policy/agentfactory-*" {
   capabilities = ["create", "read", "update"]
 }
 path "auth/approle/role/agentfactory-*" {

@@ -1,25 +1,25 @@
-"""What running control planes need before the first agent: keys of their custodian, a policy in force.
+"""What control planes need before the first agent: the policy on the OPA servers, keys of their custodian.
 
-first_run.py keys                   makes the custodian's keys count, unless they do; else changes nothing
-first_run.py policy HOST:PORT...    waits until every replica has loaded the policy in force
+    first_run.py policy FOLDER SERVER...    writes FOLDER/SERVER.tar.gz, the policy of the control plane's build
+    first_run.py keys                       makes the custodian's keys count; does nothing if they do
+
+A bundle that somebody else put there stays as it is: another policy is in force then, or is to be.
 """
 
+import hashlib
 import json
-import re
+import os
 import subprocess
 import sys
-import time
-import urllib.request
+from pathlib import Path
 from typing import Final
+
+from control_plane.policy.builtin import builtin_policy
+from shared.opa_bundle import opa_bundle
 
 PURPOSES: Final = ("order", "log")
 """The policy key stays a file: policies are signed by people (agentfactory policy sign)."""
 COUNTS: Final = frozenset({"KEY_STATE_LISTED", "KEY_STATE_SIGNING"})
-LOADED: Final = re.compile(r"^af_policy_loaded 1\.0$", re.MULTILINE)
-MAX_BYTES: Final = 8 * 1024 * 1024
-ANSWER_SECONDS: Final = 5
-READY_SECONDS: Final = 90
-POLL_SECONDS: Final = 0.2
 
 
 def cli(*arguments: str) -> str:
@@ -38,31 +38,33 @@ def keys() -> int:
     return 0
 
 
-def policy(replicas: list[str]) -> int:
-    """Return 0 when all of them decide, 4 when one does not in time."""
-    deadline = time.monotonic() + READY_SECONDS
-    while waiting := [one for one in replicas if not decides(one)]:
-        if time.monotonic() > deadline:
-            print(f"error: no policy is loaded by {', '.join(waiting)}", file=sys.stderr)
-            return 4
-        time.sleep(POLL_SECONDS)
+def policy(folder: Path, servers: list[str]) -> int:
+    """Write the bundles that are missing, and those that an earlier version of this wrote."""
+    allowed = json.loads(os.environ.get("AF_CONTROL_ALLOWED_HTTP", "[]"))
+    bundle = builtin_policy(allowed)
+    content = opa_bundle(files=bundle.files, data_json=bundle.data_json, digest=bundle.digest)
+    for server in servers:
+        file, written = folder / f"{server}.tar.gz", folder / f"{server}.sha256"
+        if file.exists() and (not written.exists() or written.read_text() != digest(file.read_bytes())):
+            print(f"{file} is not of the policy that comes with the control plane; it stays")
+            continue
+        written.write_text(digest(content))
+        fresh = file.with_suffix(".new")
+        fresh.write_bytes(content)
+        fresh.replace(file)
     return 0
 
 
-def decides(replica: str) -> bool:
-    try:
-        with urllib.request.urlopen(f"http://{replica}/metrics", timeout=ANSWER_SECONDS) as answer:
-            return LOADED.search(answer.read(MAX_BYTES).decode()) is not None
-    except OSError:
-        return False
+def digest(content: bytes) -> str:
+    return hashlib.sha256(content).hexdigest()
 
 
 if __name__ == "__main__":
     match sys.argv[1:]:
         case ["keys"]:
             sys.exit(keys())
-        case ["policy", *hosts] if hosts:
-            sys.exit(policy(hosts))
+        case ["policy", folder, *servers] if servers:
+            sys.exit(policy(Path(folder), servers))
         case _:
             print(__doc__, file=sys.stderr)
             sys.exit(2)

@@ -1,20 +1,12 @@
 #!/bin/sh
-# The installation: keys, certificates, schema; the same again after an upgrade. With "policy": the bundle for the OPA
-# servers. With "nodes": keys of the custodian, a policy that is in force, and what new nodes need.
+# The installation: keys, certificates, schema; the same again after an upgrade. With "nodes": keys of the custodian, and
+# what new nodes need.
 set -eu
 umask 077
 handed=/run/agentfactory/handed
 case "${1:-}" in
-policy)
-    for server in opa-1 opa-2; do
-        agentfactory policy export --output "/run/policy/$server.new"
-        mv "/run/policy/$server.new" "/run/policy/$server.tar.gz"
-    done
-    ;;
 nodes)
-    first_run=/opt/agentfactory/bin/first_run.py
-    python3 $first_run keys
-    python3 $first_run policy control-plane-1:7444
+    python3 /opt/agentfactory/bin/first_run.py keys
     # Whoever holds the token can enroll a node in this zone until it expires; nodes that are enrolled need none.
     cp /var/lib/agentfactory/trust.json /var/lib/agentfactory/ca.crt "$handed"
     agentfactory node token --zone "$NODE_ZONE" --uses 100 --hours 24 > "$handed/token.new"

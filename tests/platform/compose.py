@@ -88,7 +88,7 @@ class Compose:
 
     def make_agent(self, folder: Path, name: str, package: str) -> None:
         """Build, sign and publish the template whose source is `folder/package`, and make an agent of it."""
-        for path in (folder, *folder.rglob("*")):
+        for path in (folder, *(folder / package).rglob("*"), folder / package):
             path.chmod(0o777 if path.is_dir() else 0o644)
         self.cli("template", "build", package, "--out", ".", mount=folder)
         self.cli("template", "sign", f"{package}-1.0.0.template", "--key", "publisher.key", mount=folder)

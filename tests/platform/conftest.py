@@ -54,6 +54,7 @@ def agent(compose: Compose, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def first_agent(compose: Compose, folder: Path) -> None:
     """Trust a publisher, and make the agent `desk`."""
+    subprocess.run([ROOT / "examples" / "redact" / "build.sh"], check=True, timeout=ENGINE_SECONDS)
     shutil.copytree(ROOT / "examples" / "redact", folder / "redact")
     folder.chmod(0o777)
     compose.cli("keys", "init", "--out", "publisher.key", mount=folder)

@@ -247,5 +247,5 @@ async def test_what_a_sweep_ends_is_counted_by_its_outcome(parts: Parts):
     assert ends.counted == [
         ("expired", red, 2),
         ("expired", blue, 1),
-        ("lost", one.run.tenant_id, 1),
+        ("lost", TenantId("default"), 1),
     ]
