@@ -17,8 +17,9 @@ from typing import Final
 from control_plane.policy.builtin import builtin_policy
 from shared.opa_bundle import opa_bundle
 
-PURPOSES: Final = ("order", "log")
-"""The policy key stays a file: policies are signed by people (agentfactory policy sign)."""
+OVERLAP_HOURS: Final = {"order": "0", "log": "1"}
+"""By purpose. An order key that is a file ends at once, so that a revocation of the custodian's leaves none; the log's
+signs until nodes know the new one. The policy key stays a file: policies are signed by people."""
 COUNTS: Final = frozenset({"KEY_STATE_LISTED", "KEY_STATE_SIGNING"})
 
 
@@ -30,11 +31,11 @@ def cli(*arguments: str) -> str:
 def keys() -> int:
     """Rotate to a key of the custodian what it does not sign for yet: keys that `init` made as files."""
     listed = json.loads(cli("keys", "list", "--json"))
-    for purpose in PURPOSES:
+    for purpose, hours in OVERLAP_HOURS.items():
         wanted = f"KEY_PURPOSE_{purpose.upper()}"
         ours = [one for one in listed["keys"] if one["purpose"] == wanted and one.get("custodyName")]
         if not any(one["state"] in COUNTS for one in ours):
-            cli("keys", "rotate", purpose)
+            cli("keys", "rotate", purpose, "--overlap-hours", hours)
     return 0
 
 
