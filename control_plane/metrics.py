@@ -19,6 +19,7 @@ from control_plane.executions.completions import Completions
 from control_plane.executions.domain import Accepted, NewExecution
 from control_plane.executions.lifecycle import Execution
 from control_plane.executions.ports import ExecutionStore, Placer
+from control_plane.executions.trails import ExecutionTrails
 from control_plane.nodes.domain import NodeState
 from control_plane.tenant_metrics import TenantMetrics
 from shared.cache import CacheStats
@@ -26,6 +27,7 @@ from shared.certificates import seconds_left
 from shared.clock import Clock
 from shared.gathering import Gathering
 from shared.ids import NodeId, TenantId
+from shared.telemetry import sampled_trace_id
 
 LATENCY_BUCKETS: Final = (
     0.0005, 0.001, 0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 60.0, 600.0,
@@ -156,12 +158,13 @@ class ControlMetrics:
         self._queue_age.set(max(ages.values(), default=timedelta(0)).total_seconds())
         self._tenants.queue_ages(ages)
 
-    def ended(self, execution: Execution) -> None:
-        """An execution has ended; the change is committed."""
+    def ended(self, execution: Execution, trace_id: str = "") -> None:
+        """An execution has ended; the change is committed. `trace_id` is of a trace that is kept."""
         self._executions.labels(str(execution.state)).inc()
         self._tenants.ended(execution.tenant_id, str(execution.state))
         if execution.ended_at is not None:
-            self._end_to_end.observe((execution.ended_at - execution.created_at).total_seconds())
+            seconds = (execution.ended_at - execution.created_at).total_seconds()
+            self._end_to_end.observe(seconds, {"trace_id": trace_id} if trace_id else None)
 
     def break_glass(self) -> None:
         """A call was let in by a token for emergencies."""
@@ -205,11 +208,11 @@ class ControlMetrics:
             cell = self._rpc_cells[(method, code)] = self._rpcs.labels(method.rpartition(".")[2], code)
         cell.observe(seconds)
 
-    def stage(self, name: str, seconds: float) -> None:
+    def stage(self, name: str, seconds: float, trace_id: str = "") -> None:
         """See `Observer.stage`."""
         cell = self._stages.get(name)
         if cell is not None:
-            cell.observe(seconds)
+            cell.observe(seconds, {"trace_id": trace_id} if trace_id else None)
 
     def signature_failure(self, kind: str) -> None:
         """See `Observer.signature_failure`."""
@@ -296,7 +299,8 @@ class MeasuredAcceptor(Acceptor):
 
         def measure(answer: "asyncio.Future[Accepted]") -> None:
             if not answer.cancelled() and answer.exception() is None:
-                self._metrics.stage("accept", time.perf_counter() - started)
+                trace_id = sampled_trace_id(item.run.traceparent)
+                self._metrics.stage("accept", time.perf_counter() - started, trace_id)
 
         answer = super().enqueue(item)
         answer.add_done_callback(measure)
@@ -306,12 +310,13 @@ class MeasuredAcceptor(Acceptor):
 class MeasuredCompletions(Completions):
     """A `Completions` that counts ends."""
 
-    def __init__(self, metrics: ControlMetrics) -> None:
+    def __init__(self, metrics: ControlMetrics, trails: ExecutionTrails) -> None:
         super().__init__()
         self._metrics = metrics
+        self._trails = trails
 
     def complete(self, execution: Execution) -> None:
         """See `Completions.complete`."""
         if execution.state.is_terminal:
-            self._metrics.ended(execution)
+            self._metrics.ended(execution, self._trails.of(execution.execution_id).sampled_id)
         super().complete(execution)

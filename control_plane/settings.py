@@ -13,7 +13,7 @@ from shared.errors import AgentFactoryError
 from shared.local_tokens import ISSUER_NAME
 from shared.logs import LogStyle
 from shared.orders import MAX_LEASE
-from shared.settings import Plane, PlaneSettings, default_data_dir
+from shared.settings import Plane, TracedSettings, default_data_dir
 
 _SECOND = timedelta(seconds=1)
 
@@ -86,7 +86,7 @@ class WitnessSettings(BaseModel):
         return key
 
 
-class ControlSettings(PlaneSettings):
+class ControlSettings(TracedSettings):
     """What one replica may be told."""
 
     plane: ClassVar[Plane] = Plane.CONTROL
@@ -204,6 +204,9 @@ class ControlSettings(PlaneSettings):
         default=10 * _SECOND, ge=timedelta(0), le=timedelta(minutes=5), description="For RPCs in flight."
     )
 
+    trace_ratio: float = Field(
+        default=0.01, ge=0, le=1, description="Of the traces that begin here; with an otlp_endpoint."
+    )
     log_level: Literal["debug", "info", "warning", "error"] = "info"
     log_style: LogStyle = LogStyle.JSON
 

@@ -15,7 +15,7 @@ from shared.limits import LIMIT_FIELDS, MAX_LIMITS, Limits
 from shared.logs import LogStyle
 from shared.manifest import Profile
 from shared.paths import NodePaths
-from shared.settings import Plane, PlaneSettings, default_data_dir
+from shared.settings import Plane, TracedSettings, default_data_dir
 
 GIBIBYTE: Final = 1024**3
 MIBIBYTE: Final = 1024**2
@@ -24,7 +24,7 @@ MAX_SLOTS: Final = 4096
 Target = Annotated[str, Field(pattern=r"^[A-Za-z0-9.\[\]:_-]+:\d{1,5}$", max_length=256)]
 
 
-class NodeSettings(PlaneSettings):
+class NodeSettings(TracedSettings):
     """How one node runs. Paths are below `data_dir` unless named."""
 
     plane: ClassVar[Plane] = Plane.NODE
@@ -120,8 +120,6 @@ class NodeSettings(PlaneSettings):
     """`/metrics /healthz /readyz`; 0 takes any free port."""
     log_level: str = "info"
     log_style: LogStyle = LogStyle.JSON
-    otlp_endpoint: str | None = None
-    """Where spans go; none are sent without it."""
 
     @field_validator("log_level")
     @classmethod

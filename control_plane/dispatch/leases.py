@@ -18,6 +18,7 @@ from control_plane.dispatch.fleet import Fleet
 from control_plane.dispatch.options import DispatchOptions
 from control_plane.dispatch.ports import Observer
 from control_plane.dispatch.session import AttemptKey, HeldAttempt, LiveSession, WaitingRenewal
+from control_plane.dispatch.trails import AttemptTrails
 from control_plane.executions.domain import AttemptRef, ExecutionState, LostAttempt
 from control_plane.executions.ports import LeaseStore
 from shared.clock import Clock
@@ -129,6 +130,7 @@ class Sweeper:
         options: DispatchOptions,
         clock: Clock,
         observer: Observer,
+        trails: AttemptTrails | None = None,
     ) -> None:
         self._fleet = fleet
         self._dispatcher = dispatcher
@@ -136,6 +138,7 @@ class Sweeper:
         self._options = options
         self._clock = clock
         self._observer = observer
+        self._trails = trails or AttemptTrails()
         self._reconciled_at = clock.monotonic()
         self._grace = Grace(lease=options.lease, max_gap=2 * options.poll_every)
 
@@ -190,6 +193,7 @@ class Sweeper:
             return
         self._observer.lease_expired(len(attempts))
         count_ended(self._observer, attempts)
+        self._trails.lost(attempts)
         for lost in attempts:
             logger.warning(
                 "attempt is lost",

@@ -30,6 +30,8 @@ class OrderParts:
     order_id: OrderId
     nonce: bytes
     now: datetime
+    traceparent: str = ""
+    """Of the attempt; empty: that of the execution."""
 
 
 def build_order(work: Claimable, session: LiveSession, parts: OrderParts, options: DispatchOptions) -> bytes:
@@ -111,7 +113,7 @@ def _order(work: Claimable, session: LiveSession, parts: OrderParts, options: Di
         host_call_grants=capabilities.host_call_grants,
         decision_id=run.decision_id,
         policy_digest=parse_digest(run.policy_digest),
-        traceparent=run.traceparent,
+        traceparent=parts.traceparent or run.traceparent,
         not_before=parts.now,
         expires_at=min(parts.now + options.order_life, run.run_deadline_at),
         nonce=parts.nonce,

@@ -77,8 +77,11 @@ class OrderLookup(Protocol):
 class Observer(Protocol):
     """Counts what happens; implemented by the metrics. Every method is cheap and never raises."""
 
-    def stage(self, name: str, seconds: float) -> None:
-        """One stage of the path took this long: ``claim``, ``sign``, ``node``, ``finish``."""
+    def stage(self, name: str, seconds: float, trace_id: str = "") -> None:
+        """One stage of the path took this long: ``claim``, ``sign``, ``node``, ``finish``.
+
+        `trace_id` names a trace that is kept and shows it.
+        """
 
     def signature_failure(self, kind: str) -> None:
         """A signature from outside did not verify.
@@ -106,7 +109,7 @@ class Observer(Protocol):
 class SilentObserver:
     """An `Observer` for tools and tests that count nothing."""
 
-    def stage(self, name: str, seconds: float) -> None: ...
+    def stage(self, name: str, seconds: float, trace_id: str = "") -> None: ...
     def signature_failure(self, kind: str) -> None: ...
     def lease_expired(self, count: int) -> None: ...
     def swept(self, outcome: str, tenant_id: TenantId, count: int) -> None: ...

@@ -35,6 +35,7 @@ from shared.errors import HostCallRefusedError, UnavailableError
 from shared.logs import get_logger
 from shared.receipts import Denial, merge_denials
 from shared.resources import ResourcesUsed
+from shared.tracing import NO_PART, Part, SpanKind
 
 logger = get_logger(__name__)
 
@@ -65,16 +66,25 @@ class HostCallParts:
     secrets: SecretStore
     metrics: NodeMetrics
 
-    def begin(self, context: CallContext, is_lease_live: Callable[[], bool]) -> "AttemptCalls":
-        """Return the calls of one run, none made yet."""
-        return AttemptCalls(context, self, is_lease_live)
+    def begin(
+        self, context: CallContext, is_lease_live: Callable[[], bool], run: Part = NO_PART
+    ) -> "AttemptCalls":
+        """Return the calls of one run, none made yet; `run` is the span that theirs come below."""
+        return AttemptCalls(context, self, is_lease_live, run)
 
 
 class AttemptCalls:
     """Implements `HostCalls` for one run. Every call ends in an answer, whatever the guest sent."""
 
-    def __init__(self, context: CallContext, parts: HostCallParts, is_lease_live: Callable[[], bool]) -> None:
+    def __init__(
+        self,
+        context: CallContext,
+        parts: HostCallParts,
+        is_lease_live: Callable[[], bool],
+        run: Part = NO_PART,
+    ) -> None:
         self._context = context
+        self._run = run
         self._metrics = parts.metrics
         self._secret_store = parts.secrets
         self._secrets: dict[str, Secret] = {}
@@ -107,8 +117,12 @@ class AttemptCalls:
         """See `HostCalls.answer`."""
         seen = HostCallSeen(method=UNKNOWN_METHOD, result=_CANCELLED, request_bytes=len(request))
         with self._metrics.host_call(seen):
-            reply = await self._answer(request, used, seen)
-            seen.response_bytes = len(reply.response)
+            part = self._run.trail.part("host call", kind=SpanKind.CLIENT, parent=self._run)
+            try:
+                reply = await self._answer(request, used, seen)
+                seen.response_bytes = len(reply.response)
+            finally:
+                _end_part(part, seen)
             return reply
 
     async def _answer(self, request: bytes, used: ResourcesUsed, seen: HostCallSeen) -> HostReply:
@@ -245,6 +259,18 @@ class AttemptCalls:
 
     async def _kv_put(self, call: Call, _: ResourcesUsed) -> Mapping[str, object]:
         return self._kv.put(Params(call.params))
+
+
+def _end_part(part: Part, seen: HostCallSeen) -> None:
+    """Say of a call what the metrics say, and neither where it went nor what it carried."""
+    if part is not NO_PART:
+        part.name = seen.method
+        part.end(
+            failed="" if seen.result == "ok" else str(seen.result),
+            result=str(seen.result),
+            request_bytes=seen.request_bytes,
+            response_bytes=seen.response_bytes,
+        )
 
 
 def _log_fields(fields: JsonObject) -> JsonObject:
