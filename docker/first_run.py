@@ -1,6 +1,6 @@
 """What control planes need before the first agent: the policy on the OPA servers, keys of their custodian.
 
-    first_run.py policy FOLDER SERVER...    writes FOLDER/SERVER.tar.gz, the policy of the control plane's build
+    first_run.py policy FOLDER SERVER...    writes FOLDER/SERVER.tar.gz, the built-in policy
     first_run.py keys                       makes the custodian's keys count; does nothing if they do
 
 A bundle that somebody else put there stays as it is: another policy is in force then, or is to be.
@@ -18,8 +18,8 @@ from control_plane.policy.builtin import builtin_policy
 from shared.opa_bundle import opa_bundle
 
 OVERLAP_HOURS: Final = {"order": "0", "log": "1"}
-"""By purpose. An order key that is a file ends at once, so that a revocation of the custodian's leaves none; the log's
-signs until nodes know the new one. The policy key stays a file: policies are signed by people."""
+"""By purpose. An order key that is a file ends at once: no revocation falls back to it. The log's counts
+until nodes know the new one. The policy key stays a file: policies are signed by people."""
 COUNTS: Final = frozenset({"KEY_STATE_LISTED", "KEY_STATE_SIGNING"})
 
 
