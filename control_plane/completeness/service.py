@@ -314,7 +314,9 @@ class CompletenessService:
         end = min(self._place + WINDOW_LEAVES, state.tree_size)
         found = await self._state_findings(state)
         if end > self._place:
-            found += await self._window(self._place, end, await self._log_keys(), Summary())
+            # From the first of a tile: it may have grown since it was looked at.
+            start = self._place // TILE_WIDTH * TILE_WIDTH
+            found += await self._window(start, end, await self._log_keys(), Summary())
         found += [finding async for finding in self._newest_unlogged()]
         self._place = end
         for finding in found:

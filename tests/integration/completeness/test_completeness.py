@@ -244,6 +244,16 @@ async def test_another_replica_tells_what_the_one_that_checks_found(world):
         assert gauges.missing == 3
 
 
+async def test_the_background_finds_nothing_where_the_log_grows_within_a_tile(world):
+    """A new installation once told of every leaf that had been looked at before."""
+    gauges = Gauges()
+    background = checker(world, gauges=gauges)
+    for _ in range(4):
+        await logged(world)
+        await background.look()
+    assert sum(gauges.wrong.values()) == 0
+
+
 async def test_the_background_finds_what_is_altered_and_tells_until_a_pass_finds_nothing(world):
     ids, _ = await logged(world)
     gauges = Gauges()
