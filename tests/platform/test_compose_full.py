@@ -1,5 +1,6 @@
 """What the profile `full` adds, through the real servers: keys and secrets in OpenBao, decisions by OPA, evidence, traces."""
 
+import base64
 import json
 import shutil
 import subprocess
@@ -63,7 +64,7 @@ def test_orders_are_signed_in_openbao_and_a_revoked_key_has_a_successor_there(
 
     # Whichever replica is asked.
     (after,) = eventually(lambda: keys(compose, "ORDER", "SIGNING"), "the successor")
-    assert (after["custodyName"], after["custodyVersion"]) == ("agentfactory-order", "2")
+    assert (after["custodyName"], after["custodyVersion"]) == ("agentfactory-order", 2)
     assert before["keyId"] in {one["keyId"] for one in keys(compose, "ORDER", "REVOKED")}
     run(compose, agent)
 
@@ -184,8 +185,12 @@ def test_the_trace_of_an_execution_is_in_the_trace_ui(compose: Compose, agent: P
     token = compose.cli("access", "token", "--ttl", "5")["token"]
     answer = httpx.post(
         f"http://127.0.0.1:{compose.rest_port}/v1/executions:execute",
-        headers={"Authorization": f"Bearer {token}", "traceparent": f"00-{trace}-b7ad6b7169203331-01"},
-        json={"execution": {"agent": "desk", "inline": tickets.hex()}},
+        headers={
+            "Authorization": f"Bearer {token}",
+            "Idempotency-Key": "traced",
+            "traceparent": f"00-{trace}-b7ad6b7169203331-01",
+        },
+        json={"execution": {"agent": "desk", "inline": base64.b64encode(tickets).decode()}},
         timeout=30,
     )
     assert answer.status_code == 200, answer.text
