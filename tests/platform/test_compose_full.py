@@ -64,7 +64,8 @@ def test_orders_are_signed_in_openbao_and_a_revoked_key_has_a_successor_there(
 
     # Whichever replica is asked.
     (after,) = eventually(lambda: keys(compose, "ORDER", "SIGNING"), "the successor")
-    assert (after["custodyName"], after["custodyVersion"]) == ("agentfactory-order", 2)
+    assert after["custodyName"] == "agentfactory-order"
+    assert int(after["custodyVersion"]) == int(before["custodyVersion"]) + 1
     assert before["keyId"] in {one["keyId"] for one in keys(compose, "ORDER", "REVOKED")}
     run(compose, agent)
 
