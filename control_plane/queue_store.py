@@ -1,8 +1,8 @@
 """Questions to Postgres for health and metrics: is it there, how much waits and how long. Changes nothing."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from datetime import timedelta
-from typing import Final
+from typing import Any, Final
 
 from sqlalchemy import func, literal, select
 
@@ -54,10 +54,8 @@ class QueueGauge:
             .limit(MAX_COUNTED)
             .subquery()
         )
-        seconds = func.extract("epoch", func.now() - func.min(waiting.c.claimable_at))
+        seconds = func.extract("epoch", func.now() - func.min(waiting.c.claimable_at)).label("seconds")
         oldest = select(waiting.c.tenant_id, seconds).group_by(waiting.c.tenant_id)
         async with self._database.reading() as connection:
-            return {
-                TenantId(tenant_id): timedelta(seconds=float(age))
-                for tenant_id, age in await connection.execute(oldest)
-            }
+            rows: Sequence[Any] = (await connection.execute(oldest)).all()
+        return {TenantId(row.tenant_id): timedelta(seconds=float(row.seconds)) for row in rows}
