@@ -49,8 +49,8 @@ test: $(READY) $(BUF) $(OPA) $(OMNIWITNESS) ## all checks and all tests; install
 	@$(BIN)/python -m tests.tools.stages
 
 .PHONY: test-platform
-test-platform: $(READY) $(HELM) $(PROMTOOL) ## what operators install, on a real Docker engine; as root on Debian it installs that engine
-	@UV=$(UV) HELM=$(HELM) PROMTOOL=$(PROMTOOL) $(BIN)/python -m tests.tools.stages --only platform
+test-platform: $(READY) $(HELM) $(PROMTOOL) $(OPA) ## what operators install, on a real Docker engine; as root on Debian it installs that engine
+	@UV=$(UV) HELM=$(HELM) PROMTOOL=$(PROMTOOL) OPA=$(OPA) $(BIN)/python -m tests.tools.stages --only platform
 
 .PHONY: check
 check: $(READY) $(BUF) $(OPA) $(OMNIWITNESS) ## formatting, lint, types, import rules, drift, dependencies, secrets, documentation, Rust lint

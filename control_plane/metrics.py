@@ -21,11 +21,12 @@ from control_plane.executions.lifecycle import Execution
 from control_plane.executions.ports import ExecutionStore, Placer
 from control_plane.executions.trails import ExecutionTrails
 from control_plane.nodes.domain import NodeState
+from control_plane.tenant_metrics import TenantMetrics
 from shared.cache import CacheStats
 from shared.certificates import seconds_left
 from shared.clock import Clock
 from shared.gathering import Gathering
-from shared.ids import NodeId
+from shared.ids import NodeId, TenantId
 from shared.telemetry import sampled_trace_id
 
 LATENCY_BUCKETS: Final = (
@@ -40,7 +41,9 @@ STAGES: Final = ("accept", "claim", "sign", "node", "finish")
 class ControlMetrics:
     """Implements dispatch's `Observer`, `RpcObserver`, and counts executions and denials."""
 
-    def __init__(self, registry: CollectorRegistry) -> None:
+    def __init__(self, registry: CollectorRegistry, *, tenants: int = 0) -> None:
+        """Register everything; so many tenants get series of their own."""
+        self._tenants = TenantMetrics(registry, limit=tenants)
         self._executions = Counter("af_executions", "Executions that ended.", ["outcome"], registry=registry)
         self._end_to_end = Histogram(
             "af_execution_seconds",
@@ -159,13 +162,15 @@ class ControlMetrics:
         """So many executions wait for a node, in all replicas."""
         self._queue_depth.set(count)
 
-    def queue_age(self, age: timedelta) -> None:
-        """So long has the oldest claimable execution waited, in all replicas."""
-        self._queue_age.set(age.total_seconds())
+    def queue_ages(self, ages: Mapping[TenantId, timedelta]) -> None:
+        """So long have the oldest claimable executions waited, in all replicas, of tenants that have any."""
+        self._queue_age.set(max(ages.values(), default=timedelta(0)).total_seconds())
+        self._tenants.queue_ages(ages)
 
     def ended(self, execution: Execution, trace_id: str = "") -> None:
         """An execution has ended; the change is committed. `trace_id` is of a trace that is kept."""
         self._executions.labels(str(execution.state)).inc()
+        self._tenants.ended(execution.tenant_id, str(execution.state))
         if execution.ended_at is not None:
             seconds = (execution.ended_at - execution.created_at).total_seconds()
             self._end_to_end.observe(seconds, {"trace_id": trace_id} if trace_id else None)
@@ -179,9 +184,10 @@ class ControlMetrics:
         self._policy_version.set(version)
         self._policy_loaded.set(loaded)
 
-    def policy_denied(self, question: str, reason: str) -> None:
-        """Policy said no."""
+    def policy_denied(self, question: str, reason: str, tenant_id: TenantId) -> None:
+        """See `PolicyObserver`."""
         self._policy_denials.labels(question, reason).inc()
+        self._tenants.denied(tenant_id)
 
     def log_integrated(self, leaves: int, seconds: float) -> None:
         """See `LogObserver.log_integrated`."""
@@ -225,9 +231,10 @@ class ControlMetrics:
         """See `Observer.lease_expired`."""
         self._lease_expiries.inc(count)
 
-    def swept(self, outcome: str, count: int) -> None:
+    def swept(self, outcome: str, tenant_id: TenantId, count: int) -> None:
         """See `Observer.swept`."""
         self._executions.labels(outcome).inc(count)
+        self._tenants.ended(tenant_id, str(outcome), count)
 
     def session_opened(self, node_id: NodeId) -> None:  # noqa: ARG002 - a label per node has no bound
         """See `Observer.session_opened`."""

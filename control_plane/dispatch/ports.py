@@ -9,7 +9,7 @@ from control_plane.executions.domain import StoredBody, UnsignedOrder
 from control_plane.executions.lifecycle import Execution
 from control_plane.nodes.domain import NodeState
 from shared.digests import Digest
-from shared.ids import ExecutionId, KeyId, NodeId, OrderId
+from shared.ids import ExecutionId, KeyId, NodeId, OrderId, TenantId
 from shared.receipts import AttemptIdentity
 from shared.signatures import PublicKey
 
@@ -93,8 +93,8 @@ class Observer(Protocol):
     def lease_expired(self, count: int) -> None:
         """Leases ran out."""
 
-    def swept(self, outcome: str, count: int) -> None:
-        """So many executions ended without a receipt: ``lost`` or ``expired``."""
+    def swept(self, outcome: str, tenant_id: TenantId, count: int) -> None:
+        """So many executions of a tenant ended without a receipt: ``lost`` or ``expired``."""
 
     def session_opened(self, node_id: NodeId) -> None:
         """A session began."""
@@ -112,7 +112,7 @@ class SilentObserver:
     def stage(self, name: str, seconds: float, trace_id: str = "") -> None: ...
     def signature_failure(self, kind: str) -> None: ...
     def lease_expired(self, count: int) -> None: ...
-    def swept(self, outcome: str, count: int) -> None: ...
+    def swept(self, outcome: str, tenant_id: TenantId, count: int) -> None: ...
     def session_opened(self, node_id: NodeId) -> None: ...
     def session_closed(self, node_id: NodeId) -> None: ...
     def node_state(self, node_id: NodeId, state: NodeState) -> None: ...

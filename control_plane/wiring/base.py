@@ -103,7 +103,7 @@ async def open_base(settings: ControlSettings) -> AsyncIterator[Base]:
                 paths=paths,
                 clock=clock,
                 random=random,
-                metrics=ControlMetrics(registry),
+                metrics=ControlMetrics(registry, tenants=settings.metrics_tenants),
                 registry=registry,
                 notifier=notifier,
                 notifications=Notifications(engine, subscriptions),
