@@ -129,6 +129,18 @@ def credentials_of(settings: CliSettings) -> grpc.ChannelCredentials:
     return with_metadata(credentials, ((TENANT, settings.tenant),)) if settings.tenant else credentials
 
 
+def open_token_channel(settings: CliSettings) -> grpc.aio.Channel:
+    """Return a channel to the port of tokens, on which every call has to name its caller by itself.
+
+    Raises:
+        NotFoundError: There is no installation in the data folder.
+    """
+    stack = read_stack(settings.data_dir)
+    found = stack.enroll_target if stack is not None else DEFAULT_TLS_TARGET
+    authority = read_authority(tls_files(settings))
+    return open_channel(settings.target or found, server_only_channel_credentials(authority))
+
+
 @contextmanager
 def typed_errors() -> Iterator[None]:
     """Raise what the control plane refuses within the block as it said it.

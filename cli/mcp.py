@@ -1,7 +1,6 @@
 """`agentfactory mcp`: published agents as tools of the Model Context Protocol, over stdio or HTTP."""
 
 import asyncio
-import contextlib
 import importlib.util
 import signal
 from contextlib import asynccontextmanager
@@ -100,15 +99,17 @@ async def _serve_stdio(settings: CliSettings, limit: timedelta, only: tuple[str,
 async def _serve_http(
     settings: CliSettings, bind: "HttpBind", limit: timedelta, only: tuple[str, ...]
 ) -> None:
+    from cli.client import open_token_channel
     from cli.mcp_http import BearerClients, http_server
     from cli.mcp_server import AgentTools, make_server
 
-    tools = AgentTools(clients=BearerClients(settings=settings), timeout=limit, only=only)
-    server = make_server(tools, version=version("agentfactory"))
     stop = asyncio.Event()
     for number in (signal.SIGTERM, signal.SIGINT):
-        with contextlib.suppress(NotImplementedError):
-            asyncio.get_running_loop().add_signal_handler(number, stop.set)
-    async with http_server(server, settings, bind) as url:
-        output.note(f"serving agents as tools on {url}; every request needs a bearer token")
-        await stop.wait()
+        asyncio.get_running_loop().add_signal_handler(number, stop.set)
+    async with open_token_channel(settings) as channel:
+        clients = BearerClients(channel=channel, timeout=settings.call_timeout.total_seconds())
+        tools = AgentTools(clients=clients, timeout=limit, only=only)
+        server = make_server(tools, version=version("agentfactory"))
+        async with http_server(server, clients, bind) as url:
+            output.note(f"serving agents as tools on {url}; every request needs a bearer token")
+            await stop.wait()

@@ -1,4 +1,4 @@
-"""Agents as tools over streamable HTTP: a token names the caller of each request, the control plane judges it.
+"""Agents as tools over streamable HTTP: a token names each caller, and the control plane judges it.
 
 This process has no rights of its own: it verifies no token by itself, and keeps none.
 """
@@ -6,36 +6,31 @@ This process has no rights of its own: it verifies no token by itself, and keeps
 import hashlib
 import time
 from collections import OrderedDict
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 from datetime import timedelta
+from functools import partial
 from ipaddress import ip_address
-from typing import Any, Final
+from typing import Any, Final, cast
 
+import grpc
 from agentfactory.v1 import access_pb2
 from mcp.server.auth.middleware.bearer_auth import BearerAuthBackend, RequireAuthMiddleware
 from mcp.server.auth.provider import AccessToken
 from mcp.server.lowlevel import Server
 from mcp.server.streamable_http_manager import StreamableHTTPASGIApp, StreamableHTTPSessionManager
 from mcp.server.transport_security import TransportSecuritySettings
-from pydantic import SecretStr
 from starlette.applications import Starlette
 from starlette.middleware import Middleware
 from starlette.middleware.authentication import AuthenticationMiddleware
 from starlette.routing import Route
 
-from cli.client import Client, connect
+from cli.client import Client, typed_errors
 from cli.mcp_server import Context
-from cli.settings import CliSettings
 from control_plane.gateway.server import Listen, serving
-from shared.errors import (
-    PermissionDeniedError,
-    SettingsError,
-    UnauthenticatedError,
-    UnavailableError,
-)
-from shared.rpc.credentials import MAX_TENANT_CHARS, MAX_TOKEN_CHARS, TENANT
+from shared.errors import AgentFactoryError, SettingsError, UnauthenticatedError
+from shared.rpc.credentials import MAX_TENANT_CHARS, MAX_TOKEN_CHARS, TENANT, bearer
 
 PATH: Final = "/mcp"
 MAX_REQUEST_BYTES: Final = 4 * 1024 * 1024
@@ -50,11 +45,53 @@ KNOWN_FOR_SECONDS: Final = 30.0
 MAX_KNOWN: Final = 1024
 
 
+class _Bearing:
+    """A channel whose every call carries the metadata of one caller; many share one connection."""
+
+    def __init__(self, channel: grpc.aio.Channel, metadata: tuple[tuple[str, str], ...]) -> None:
+        self._channel = channel
+        self._metadata = metadata
+
+    def __getattr__(self, kind: str) -> Callable[..., Any]:
+        """Return how calls of this kind (`unary_unary`, `unary_stream` …) are made, as stubs ask for it."""
+        make = getattr(self._channel, kind)
+        return lambda *args, **options: partial(make(*args, **options), metadata=self._metadata)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class BearerClients:
+    """A `ClientSource`: the client of each request is the bearer of that request's token."""
+
+    channel: grpc.aio.Channel
+    timeout: float
+
+    def bearing(self, token: str, tenant: str = "") -> Client:
+        """Return a client that presents a token with each call."""
+        channel = _Bearing(self.channel, bearer(token, tenant))
+        return Client(channel=cast("grpc.aio.Channel", channel), timeout=self.timeout)
+
+    @asynccontextmanager
+    async def __call__(self, context: Context) -> AsyncIterator[Client]:
+        """Act as the request's caller for the time of the context.
+
+        Raises:
+            UnauthenticatedError: The request carries no token.
+            AgentFactoryError: As the control plane says within.
+        """
+        headers = context.request.headers if context.request is not None else {}
+        scheme, _, token = headers.get("authorization", "").partition(" ")
+        tenant = headers.get(TENANT, "")
+        if scheme.lower() != "bearer" or not token or len(tenant) > MAX_TENANT_CHARS:
+            raise UnauthenticatedError("the request carries no bearer token")
+        with typed_errors():
+            yield self.bearing(token, tenant)
+
+
 @dataclass(slots=True, kw_only=True)
 class ControlPlaneTokens:
     """Implements the SDK's `TokenVerifier` by asking the control plane whose token it is."""
 
-    settings: CliSettings
+    clients: BearerClients
     _known: OrderedDict[str, tuple[float, AccessToken]] = field(default_factory=OrderedDict)
     """By the token's digest."""
 
@@ -67,12 +104,11 @@ class ControlPlaneTokens:
         if known is not None and time.monotonic() < known[0]:
             return known[1]
         try:
-            async with connect(_as_bearer(self.settings, token, "")) as client:
+            with typed_errors():
+                client = self.clients.bearing(token)
                 request = access_pb2.GetCallerIdentityRequest()
                 answer = await client.access.GetCallerIdentity(request, timeout=client.timeout)
-        except (UnauthenticatedError, PermissionDeniedError):
-            return None
-        except UnavailableError:
+        except AgentFactoryError:
             return None  # fail closed: nobody else can say whose token it is
         # The session of one caller is not another's, whatever token it shows later.
         found = AccessToken(token=token, client_id=answer.identity, scopes=[], subject=answer.identity)
@@ -80,29 +116,6 @@ class ControlPlaneTokens:
         while len(self._known) > MAX_KNOWN:
             self._known.popitem(last=False)
         return found
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class BearerClients:
-    """A `ClientSource`: the client of each request is the bearer of that request's token."""
-
-    settings: CliSettings
-
-    @asynccontextmanager
-    async def __call__(self, context: Context) -> AsyncIterator[Client]:
-        """Open a channel as the request's caller.
-
-        Raises:
-            UnauthenticatedError: The request carries no token.
-            AgentFactoryError: As `connect`.
-        """
-        headers = context.request.headers if context.request is not None else {}
-        scheme, _, token = headers.get("authorization", "").partition(" ")
-        tenant = headers.get(TENANT, "")
-        if scheme.lower() != "bearer" or not token or len(tenant) > MAX_TENANT_CHARS:
-            raise UnauthenticatedError("the request carries no bearer token")
-        async with connect(_as_bearer(self.settings, token, tenant)) as client:
-            yield client
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -134,7 +147,7 @@ def require_loopback(host: str) -> None:
         )
 
 
-def make_app(server: Server[Any], settings: CliSettings, bind: HttpBind) -> Starlette:
+def make_app(server: Server[Any], clients: BearerClients, bind: HttpBind) -> Starlette:
     """Return the application: one path, a bearer token on every request, Host and Origin checked."""
     manager = StreamableHTTPSessionManager(
         app=server,
@@ -147,7 +160,7 @@ def make_app(server: Server[Any], settings: CliSettings, bind: HttpBind) -> Star
         max_request_body_size=MAX_REQUEST_BYTES,
         max_sessions=MAX_SESSIONS,
     )
-    tokens = ControlPlaneTokens(settings=settings)
+    tokens = ControlPlaneTokens(clients=clients)
     return Starlette(
         routes=[Route(PATH, endpoint=RequireAuthMiddleware(StreamableHTTPASGIApp(manager), []))],
         middleware=[Middleware(AuthenticationMiddleware, backend=BearerAuthBackend(tokens))],
@@ -156,7 +169,7 @@ def make_app(server: Server[Any], settings: CliSettings, bind: HttpBind) -> Star
 
 
 @asynccontextmanager
-async def http_server(server: Server[Any], settings: CliSettings, bind: HttpBind) -> AsyncIterator[str]:
+async def http_server(server: Server[Any], clients: BearerClients, bind: HttpBind) -> AsyncIterator[str]:
     """Serve for the time of the context; yields the URL.
 
     Raises:
@@ -164,7 +177,7 @@ async def http_server(server: Server[Any], settings: CliSettings, bind: HttpBind
         PortInUseError: The address is taken.
     """
     require_loopback(bind.host)
-    app = make_app(server, settings, bind)
+    app = make_app(server, clients, bind)
     listen = Listen(
         host=bind.host,
         port=bind.port,
@@ -178,7 +191,3 @@ async def http_server(server: Server[Any], settings: CliSettings, bind: HttpBind
     async with app.router.lifespan_context(app), serving(app, listen) as port:
         host = f"[{bind.host}]" if ":" in bind.host else bind.host
         yield f"http://{host}:{port}{PATH}"
-
-
-def _as_bearer(settings: CliSettings, token: str, tenant: str) -> CliSettings:
-    return settings.model_copy(update={"token": SecretStr(token), "tenant": tenant})
