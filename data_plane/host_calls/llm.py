@@ -107,7 +107,7 @@ class Answer:
 
 @dataclass(slots=True, kw_only=True)
 class Budget:
-    """What one run may use and has used: a call takes its most before it leaves, and what is over comes back."""
+    """What one run may use and has used: a call takes its most before it leaves, the rest comes back."""
 
     capability: LlmCapability
     tokens: int = 0

@@ -35,6 +35,11 @@ class Counts:
     async def quotas(self):
         return self.own
 
+    async def spent_on_models(self):
+        return self.spent
+
+    spent = ()
+
     async def accepted(self, at_most):
         return {tenant: min(self.minute.get(tenant, 0), bound) for tenant, bound in at_most.items()}
 
