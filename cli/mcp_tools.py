@@ -134,8 +134,12 @@ def _description(tool: AgentTool) -> str:
 def _annotations(manifest: Manifest) -> types.ToolAnnotations:
     """Say what the manifest lets an agent do: it is signed, and nodes hold agents to it."""
     capabilities = manifest.capabilities
-    only_reads = not capabilities.kv and all(http.method in _SAFE_METHODS for http in capabilities.http)
-    return types.ToolAnnotations(read_only_hint=only_reads, open_world_hint=bool(capabilities.http))
+    is_safe = all(http.method in _SAFE_METHODS for http in capabilities.http)
+    asks_models = capabilities.llm is not None
+    return types.ToolAnnotations(
+        read_only_hint=is_safe and not capabilities.kv and not asks_models,
+        open_world_hint=bool(capabilities.http) or asks_models,
+    )
 
 
 def _input_schema(tool: AgentTool) -> JsonObject:
