@@ -46,9 +46,7 @@ async def test_an_agent_asks_a_model_within_its_budget_and_is_run_again_without_
     async with model_server() as server, running_stack(**node_settings(server, tmp_path)) as stack:
         for name, more in (("thinker", "record_host_calls = true"), ("forgetful", "")):
             await stack.make_agent(name, CALLER, capabilities=LLM + more, profile="portable")
-        execution, output = await stack.execute(
-            "thinker", b"\n".join([ASK] * 4) + b"\n", timeout_seconds=120
-        )
+        execution, output = await stack.execute("thinker", b"\n".join([ASK] * 4) + b"\n", timeout_seconds=120)
 
         assert execution.state == executions_pb2.EXECUTION_STATE_SUCCEEDED, execution
         first, *_, last = map(json.loads, output.splitlines())
