@@ -39,8 +39,7 @@ def test_a_budget_is_never_passed(calls, price, max_tokens, max_cost_micros):
         before = budget.tokens
         try:
             taken = budget.take(asked, price)
-        except HostCallRefusedError as error:
-            assert error.refusal == "BUDGET_EXHAUSTED"
+        except HostCallRefusedError:
             assert budget.tokens == before
             continue
         assert taken.answer_tokens >= 1
