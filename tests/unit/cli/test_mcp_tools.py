@@ -7,8 +7,9 @@ import jsonschema
 import pytest
 from agentfactory.v1 import agents_pb2, executions_pb2
 
+from cli.mcp_http import require_loopback
 from cli.mcp_tools import AgentTool, to_body, to_error, to_result, to_tool
-from shared.errors import InvalidInputError
+from shared.errors import InvalidInputError, SettingsError
 from shared.manifest import Capabilities, HttpCapability, LlmCapability
 from shared.schemas import JsonSchema
 from tests.unit.shared.builders import a_manifest
@@ -115,3 +116,14 @@ def test_hints_are_what_the_manifest_allows(capabilities, only_reads, is_open):
 def test_a_tool_can_be_told():
     told = json.loads(to_tool(a_tool()).model_dump_json(by_alias=True, exclude_none=True))
     assert told["_meta"]["agentfactory.dev/template"] == "redact@1.0.0"
+
+
+@pytest.mark.parametrize("host", ["127.0.0.1", "::1", "localhost", "127.9.9.9"])
+def test_tokens_may_travel_within_the_machine(host):
+    require_loopback(host)
+
+
+@pytest.mark.parametrize("host", ["0.0.0.0", "::", "10.0.0.1", "example.test", "127.0.0.1.example.test"])
+def test_tokens_never_travel_in_clear(host):
+    with pytest.raises(SettingsError, match="in clear"):
+        require_loopback(host)
