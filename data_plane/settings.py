@@ -47,7 +47,7 @@ class LlmEndpointSettings(BaseModel):
     models: dict[
         Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._:@/-]{0,127}$")], LlmPriceSettings
     ] = Field(min_length=1, max_length=256)
-    secret: str | None = Field(default=None, pattern=SECRET_NAME.pattern, max_length=63)
+    secret: str | None = Field(default=None, pattern=rf"^{SECRET_NAME.pattern}$", max_length=63)
     """Name of its key among the node's secrets."""
     key_of: Literal["operator", "tenant"] = "operator"
     """Whose secret it is: that of `_operator`, or one of the tenant that runs."""
