@@ -19,7 +19,7 @@ calls = st.lists(
         st.text(max_size=80),
         st.sampled_from(["answered", "refused", "lost"]),
     ),
-    max_size=12,
+    max_size=6,
 )
 prices = st.builds(Prices, prompt=st.integers(0, 10**7), answer=st.integers(0, 10**7))
 

@@ -80,7 +80,7 @@ def extended(lines: str, parent=LLM):
     base = Parent.of(encode_manifest(a_manifest(name="base", capabilities=Capabilities(llm=parent))))
     text = f'[template]\nname = "b"\nversion = "1.0.0"\nextends = "{base.manifest.full_name}"\n{lines}'
     made = inherit(parse_agent_toml(text.encode()), Schemas(), None, base)
-    require_narrower(made, [base])
+    require_narrower(made, base)
     return made.capabilities.llm
 
 
