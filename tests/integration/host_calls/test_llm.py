@@ -1,6 +1,8 @@
 """`llm.complete` over real HTTP: what agents get, what counts, and what endpoints cannot do."""
 
+import base64
 import json
+import zlib
 from datetime import timedelta
 
 import pytest
@@ -50,6 +52,15 @@ async def complete(made: World, **params):
     return await made.ok("llm.complete", **({"model": MODEL, "messages": ASK} | params))
 
 
+def recorded(made: World) -> bytes:
+    """All that the recording holds, unpacked."""
+    lines = made.recording
+    packed = [
+        zlib.decompress(base64.b64decode(line[name])) for line in lines for name in ("request", "response")
+    ]
+    return b"\n".join([made.calls.conclude().recording, *packed])
+
+
 async def refused(made: World, **params):
     return await made.refusal("llm.complete", **({"model": MODEL, "messages": ASK} | params))
 
@@ -76,7 +87,8 @@ async def test_an_agent_gets_an_answer_and_what_it_came_to(server):
     assert f"authorization: Bearer {KEY}" in heard.head
     summary = made.calls.conclude()
     assert (summary.llm_tokens, summary.llm_cost_micros) == (15, 18)
-    assert KEY.encode() not in summary.recording
+    assert KEY.encode() not in recorded(made)
+    assert b"two and two?" in recorded(made)
     assert made.counted("llm_tokens_total") == 15
 
 
@@ -219,7 +231,7 @@ async def test_an_endpoint_that_shows_the_key_shows_it_to_nobody(server):
     made = world(server)
     said = await complete(made)
     assert said["message"]["content"] == "your key is [secret]"
-    assert KEY.encode() not in made.calls.conclude().recording
+    assert KEY.encode() not in recorded(made)
     assert made.recording[0]["scrubbed"]
 
 
