@@ -1,6 +1,9 @@
 """An agent that asks a language model, through the whole system: its budget, its receipt, its replay, and its key."""
 
+import base64
 import json
+import zipfile
+import zlib
 from pathlib import Path
 
 import pytest
@@ -74,8 +77,26 @@ async def test_an_agent_asks_a_model_within_its_budget_and_is_run_again_without_
         assert "record_host_calls" in refused.err + refused.out
 
         await nobody_has_the_key(stack, bundle, other)
+        recording = (await stack.cli("execution", "recording", execution.execution_id)).out
+        unpacked = b"".join(unpack(line) for line in recording.splitlines())
+        assert b"two and two?" in unpacked
+        assert KEY.encode() not in unpacked
         await the_tenants_day_ends(stack, used.llm_tokens + digests.resources_used.llm_tokens)
         assert all(KEY in one.head for one in server.heard)
+
+
+def unpack(line: str) -> bytes:
+    """The bytes of one recorded call."""
+    call = json.loads(line)
+    return b"".join(zlib.decompress(base64.b64decode(call[name])) for name in ("request", "response"))
+
+
+def contents(path: Path) -> list[bytes]:
+    """A file's content, and that of what it packs."""
+    if not zipfile.is_zipfile(path):
+        return [path.read_bytes()]
+    with zipfile.ZipFile(path) as packed:
+        return [packed.read(name) for name in packed.namelist()]
 
 
 async def nobody_has_the_key(stack: TestStack, *bundles: Path) -> None:
@@ -95,8 +116,7 @@ async def nobody_has_the_key(stack: TestStack, *bundles: Path) -> None:
         await sql.close()
     files = [path for path in stack.folder.rglob("*") if path.is_file() and "postgres" not in path.parts]
     for path in (*files, *bundles):
-        content = path.read_bytes()
-        assert not any(form in content for form in forms), path
+        assert not any(form in content for form in forms for content in contents(path)), path
 
 
 async def the_tenants_day_ends(stack: TestStack, used: int) -> None:
