@@ -19,6 +19,10 @@ _SECOND = timedelta(seconds=1)
 
 AllowedHttp = Annotated[str, Field(pattern=r"^(\*|[A-Z]+) https?://[!-~]+$", max_length=2080)]
 
+AllowedLlm = Annotated[
+    str, Field(pattern=r"^[a-z][a-z0-9-]{0,62}/(\*|[A-Za-z0-9][A-Za-z0-9._:@/-]{0,127})$", max_length=192)
+]
+
 OpaUrl = Annotated[str, Field(pattern=r"^https?://[!-~]+$", max_length=2048)]
 
 
@@ -126,6 +130,17 @@ class ControlSettings(TracedSettings):
         default=(),
         max_length=1024,
         description="METHOD URL, or * URL: what agents may call, with all that is below it.",
+    )
+    allowed_llm: tuple[AllowedLlm, ...] = Field(
+        default=(),
+        max_length=1024,
+        description="ENDPOINT/MODEL, or ENDPOINT/*: language models that agents may ask.",
+    )
+    llm_tokens_per_day: int | None = Field(
+        default=None, ge=1, le=10**15, description="Of language models, of one tenant; absent: any number."
+    )
+    llm_cost_micros_per_day: int | None = Field(
+        default=None, ge=1, le=10**15, description="As above, in millionths of the operator's currency."
     )
     opa_urls: tuple[OpaUrl, ...] = Field(
         default=(), max_length=16, description="OPA servers that decide; none: the engine in this process."

@@ -291,6 +291,7 @@ def _host_calls(
         kv=relay,
         secrets=_secrets(settings, stack, clock),
         metrics=metrics,
+        llm=settings.llm_policy,
     )
 
 

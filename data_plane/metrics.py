@@ -117,6 +117,11 @@ class NodeMetrics:
             buckets=CALL_BUCKETS,
             registry=registry,
         )
+        self.llm_tokens = Counter(
+            "agentfactory_node_llm_tokens",
+            "Tokens of language models that runs were charged",
+            registry=registry,
+        )
         self.lease_expiries = Counter(
             "agentfactory_node_lease_expiries", "Runs stopped because their lease ran out", registry=registry
         )

@@ -12,6 +12,7 @@ from sqlalchemy import (
     Boolean,
     CheckConstraint,
     Column,
+    Date,
     DateTime,
     ForeignKey,
     Index,
@@ -106,7 +107,23 @@ tenants = Table(
     Column("encrypt_bodies", Boolean, nullable=False, server_default=text("false")),
     # Of the key-encryption key; each erasure of the keys below begins another.
     Column("body_key_generation", Integer, nullable=False, server_default=text("0")),
+    # Of language models, by day (UTC); null as above.
+    Column("llm_tokens_per_day", BigInteger),
+    Column("llm_cost_micros_per_day", BigInteger),
     CheckConstraint("max_pending > 0 AND executions_per_minute > 0", name="quotas"),
+    CheckConstraint("llm_tokens_per_day > 0 AND llm_cost_micros_per_day > 0", name="llm_quotas"),
+)
+
+# What receipts told of language models, by the day (UTC) on which they came.
+llm_use = Table(
+    "llm_use",
+    metadata,
+    _tenant_of_origin(),
+    Column("day", Date, nullable=False),
+    Column("tokens", BigInteger, nullable=False),
+    Column("cost_micros", BigInteger, nullable=False),
+    Column("runs", BigInteger, nullable=False),
+    PrimaryKeyConstraint("tenant_id", "day"),
 )
 
 # Data keys of bodies, wrapped; empty once destroyed. Bodies that are encrypted name theirs.

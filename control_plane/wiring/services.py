@@ -31,7 +31,7 @@ from control_plane.audit.servicer import AuditServicer
 from control_plane.call_turns import CallTurns
 from control_plane.dispatch.service import Dispatch
 from control_plane.engines.servicer import EngineServicer
-from control_plane.executions.admission import Admission, AdmissionBounds
+from control_plane.executions.admission import Admission, AdmissionBounds, LlmBounds
 from control_plane.executions.admission_store import PostgresQueueCount
 from control_plane.executions.bodies import BodyService
 from control_plane.executions.completions import Completions
@@ -220,7 +220,14 @@ class _Servicers:
 
 def build_admission(base: Base) -> Admission:
     return Admission(
-        counts=PostgresQueueCount(base.database, base.clock),
+        counts=PostgresQueueCount(
+            base.database,
+            base.clock,
+            LlmBounds(
+                tokens_per_day=base.settings.llm_tokens_per_day,
+                cost_micros_per_day=base.settings.llm_cost_micros_per_day,
+            ),
+        ),
         bounds=AdmissionBounds(
             pending=base.settings.max_pending,
             pending_of_tenant=base.settings.max_pending_per_tenant,

@@ -3,7 +3,7 @@
 import asyncio
 import json
 from collections.abc import Awaitable, Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from datetime import timedelta
 from typing import Final
 
@@ -24,6 +24,7 @@ from data_plane.host_calls.domain import (
 )
 from data_plane.host_calls.http_fetch import HttpFetcher, HttpPolicy
 from data_plane.host_calls.kv import KvBuffer
+from data_plane.host_calls.llm_complete import LlmCompleter, LlmPolicy
 from data_plane.host_calls.ports import HttpTransport, KvStore, Resolver, SecretStore, UnsafeIntents
 from data_plane.host_calls.recorder import Recorder
 from data_plane.host_calls.secrets import Secret, handle_of
@@ -65,6 +66,7 @@ class HostCallParts:
     kv: KvStore
     secrets: SecretStore
     metrics: NodeMetrics
+    llm: LlmPolicy = field(default_factory=LlmPolicy)
 
     def begin(
         self, context: CallContext, is_lease_live: Callable[[], bool], run: Part = NO_PART
@@ -97,6 +99,14 @@ class AttemptCalls:
             intents=parts.intents,
             is_lease_live=is_lease_live,
         )
+        self._llm = LlmCompleter(
+            context=context,
+            policy=parts.llm,
+            transport=parts.transport,
+            resolver=parts.resolver,
+            secrets=parts.secrets,
+            is_lease_live=is_lease_live,
+        )
         self._is_lease_live = is_lease_live
         self._recorder = Recorder(
             is_on=bool(context.grants), keeps_bytes=context.capabilities.record_host_calls
@@ -111,6 +121,7 @@ class AttemptCalls:
             "secret.ref": self._refer_to_secret,
             "kv.get": self._kv_get,
             "kv.put": self._kv_put,
+            "llm.complete": self._complete,
         }
 
     async def answer(self, request: bytes, used: ResourcesUsed) -> HostReply:
@@ -141,7 +152,7 @@ class AttemptCalls:
         except HostCallRefusedError as error:
             status, response = (
                 error.refusal,
-                error_response(error.refusal, self._http.scrubber.scrub_text(str(error))),
+                error_response(error.refusal, self._scrubbed(str(error))),
             )
         except UnavailableError as error:
             status, response = Refusal.UNAVAILABLE, error_response(Refusal.UNAVAILABLE, str(error))
@@ -171,15 +182,23 @@ class AttemptCalls:
                 digest=digest,
                 response=response,
                 status=status,
-                is_scrubbed=method == "http.fetch" and self._http.scrubber.is_armed,
+                is_scrubbed=(method == "http.fetch" and self._http.scrubber.is_armed)
+                or (method == "llm.complete" and self._llm.has_scrubbed),
             )
         return HostReply(response=response, log=self._log)
 
     def conclude(self) -> CallSummary:
         """Return what the receipt says about the calls."""
         return CallSummary(
-            recording=self._recorder.content, denials=tuple(self._denials), kv_writes=self._kv.writes
+            recording=self._recorder.content,
+            denials=tuple(self._denials),
+            kv_writes=self._kv.writes,
+            llm_tokens=self._llm.tokens,
+            llm_cost_micros=self._llm.cost_micros,
         )
+
+    def _scrubbed(self, message: str) -> str:
+        return self._llm.scrub_text(self._http.scrubber.scrub_text(message))
 
     def _read(self, request: bytes, *, index: int, digest: Digest) -> Call:
         try:
@@ -240,6 +259,13 @@ class AttemptCalls:
 
     async def _fetch(self, call: Call, _: ResourcesUsed) -> Mapping[str, object]:
         return await self._http.fetch(call, self._secrets)
+
+    async def _complete(self, call: Call, _: ResourcesUsed) -> Mapping[str, object]:
+        before = self._llm.tokens
+        try:
+            return await self._llm.complete(call)
+        finally:
+            self._metrics.llm_tokens.inc(self._llm.tokens - before)
 
     async def _refer_to_secret(self, call: Call, _: ResourcesUsed) -> Mapping[str, object]:
         params = Params(call.params)

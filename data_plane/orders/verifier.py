@@ -49,7 +49,7 @@ from shared.errors import (
 from shared.ids import BootId, InstallationId, KeyId, NodeId
 from shared.json_bodies import check_body
 from shared.limits import Limits
-from shared.manifest import Capabilities, Manifest, Profile
+from shared.manifest import Capabilities, LlmCapability, Manifest, Profile
 from shared.order_codec import decode_order
 from shared.orders import Order, VerifiedOrderRoot, verify_batch, verify_order_inclusion
 from shared.signatures import PublicKey
@@ -249,6 +249,15 @@ def _check_capabilities(granted: Capabilities, asked: Capabilities) -> None:
         raise _policy(f"order grants secret {secrets[0]}, which the template does not ask for")
     if granted.record_host_calls and not asked.record_host_calls:
         raise _policy("order wants host calls recorded, which the template does not ask for")
+    if granted.llm is not None and not _is_within_llm(granted.llm, asked.llm):
+        raise _policy("order grants more of language models than the template asks for")
+
+
+def _is_within_llm(granted: LlmCapability, asked: LlmCapability | None) -> bool:
+    if asked is None or not set(granted.models) <= set(asked.models):
+        return False
+    has_less_cost = not asked.max_cost_micros or 0 < granted.max_cost_micros <= asked.max_cost_micros
+    return granted.max_tokens <= asked.max_tokens and has_less_cost
 
 
 def _check_audience(order: Order, root: VerifiedOrderRoot, facts: NodeFacts) -> None:
