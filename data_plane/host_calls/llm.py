@@ -251,8 +251,21 @@ def _check_message(message: JsonObject) -> None:
             Refusal.INVALID_REQUEST,
             f"a message has a role of {', '.join(sorted(_ROLES))}; {', '.join(sorted(_MESSAGE_FIELDS))} only",
         )
-    if content is not None and not isinstance(content, str | list):
-        raise refused(Refusal.INVALID_REQUEST, "content of a message is no text and no list of parts")
+    if not (content is None or isinstance(content, str) or _are_texts(content)):
+        # A link to a picture is a few bytes and thousands of tokens, and the endpoint would fetch it.
+        raise refused(
+            Refusal.INVALID_REQUEST, "content of a message is no text and no list of parts with text"
+        )
+
+
+def _are_texts(content: object) -> bool:
+    return isinstance(content, list) and all(
+        isinstance(part, dict)
+        and part.keys() == {"type", "text"}
+        and part["type"] == "text"
+        and isinstance(part["text"], str)
+        for part in content
+    )
 
 
 def _read_message(said: JsonObject) -> JsonObject:

@@ -250,6 +250,16 @@ async def test_a_lease_that_ran_out_asks_nobody(server):
         {"messages": [7]},
         {"messages": [{"role": "god", "content": "x"}]},
         {"messages": [{"role": "user", "content": 7}]},
+        {
+            "messages": [
+                {"role": "user", "content": [{"type": "image_url", "image_url": {"url": "https://x/"}}]}
+            ]
+        },
+        {
+            "messages": [
+                {"role": "user", "content": [{"type": "text", "text": "x", "image_url": "https://x/"}]}
+            ]
+        },
         {"messages": [{"role": "user", "content": "x", "cache": 1}]},
         {"messages": ASK * 257},
         {"n": 2},
