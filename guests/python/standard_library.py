@@ -25,7 +25,7 @@ def pack(library: Path, target: Path) -> None:
             if LEFT_OUT.intersection(name.parts) or name.name in LEFT_OUT_FILES:
                 continue
             code = compile(path.read_bytes(), f"<python>/{name}", "exec", dont_inherit=True)
-            data = bootstrap._code_to_hash_pyc(code, b"\0" * 8, checked=False)
+            data = bootstrap._code_to_hash_pyc(code, b"\0" * 8, checked=False)  # noqa: SLF001 - py_compile writes files
             archive.writestr(zipfile.ZipInfo(f"{name}c", EPOCH), data)
 
 

@@ -1,7 +1,7 @@
 """JSON Schemas of what `run` is annotated with, and the way from JSON to dataclasses and back."""
 
 import dataclasses
-import datetime
+import datetime as dt
 import decimal
 import enum
 import inspect
@@ -39,7 +39,7 @@ def _says_something(kind: Any) -> bool:
     return dataclasses.is_dataclass(kind) or typing.is_typeddict(kind) or typing.get_origin(kind) is list
 
 
-def schema(kind: Any, depth: int = 0) -> Schema:
+def schema(kind: Any, depth: int = 0) -> Schema:  # noqa: C901, PLR0911 - one line for each kind of type
     """Return the schema of a type; of one that JSON has no word for the schema that holds everything."""
     if depth > MAX_DEPTH:
         raise TypeError(f"types are nested deeper than {MAX_DEPTH}")
@@ -105,7 +105,7 @@ def plain(value: Any) -> Any:
     """
     if dataclasses.is_dataclass(value) and not isinstance(value, type):
         return dataclasses.asdict(value)
-    if isinstance(value, datetime.datetime | datetime.date | datetime.time):
+    if isinstance(value, dt.datetime | dt.date | dt.time):
         return value.isoformat()
     if isinstance(value, decimal.Decimal):
         return str(value)

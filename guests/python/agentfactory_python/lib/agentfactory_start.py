@@ -50,6 +50,7 @@ class _Files:
         self._files = dict(files)
 
     def find_spec(self, name: str, path: Any = None, target: Any = None) -> ModuleSpec | None:
+        del path, target
         base = name.replace(".", "/")
         for file, is_package in ((f"{base}/__init__.py", True), (f"{base}.py", False)):
             if file in self._files:
@@ -60,7 +61,7 @@ class _Files:
         return None
 
     def create_module(self, spec: ModuleSpec) -> None:
-        return None
+        del spec
 
     def exec_module(self, module: ModuleType) -> None:
         assert module.__spec__ is not None
@@ -70,9 +71,10 @@ class _Files:
         # A traceback at run time shows the author's lines: there is no file to read them from then.
         _loaded.add(file)
         linecache.cache[file] = (len(source), None, source.splitlines(keepends=True), file)
-        exec(compile(source, file, "exec", dont_inherit=True), module.__dict__)
+        exec(compile(source, file, "exec", dont_inherit=True), module.__dict__)  # noqa: S102 - what an importer does
 
     def get_code(self, name: str) -> CodeType | None:
+        del name
         return None
 
     def forget(self) -> None:
@@ -144,18 +146,19 @@ def _load() -> tuple[Callable[..., Any], Any]:
     importer = _Files(files)
     sys.meta_path.insert(0, importer)  # type: ignore[arg-type]
     seeded = random.getstate()
-    data = os.environ._data  # type: ignore[attr-defined]
-    os.environ._data = _Environment()  # type: ignore[attr-defined]
+    # All ways to os.environ end there: this Python is ours and of one version.
+    data = os.environ._data  # type: ignore[attr-defined]  # noqa: SLF001
+    os.environ._data = _Environment()  # type: ignore[attr-defined]  # noqa: SLF001
     call("build.phase", {"phase": "agent"})
     try:
         agent = importlib.import_module("agent")
         _import_if_there(finding.later)
     except _RefusedError:
         raise
-    except BaseException as error:
+    except BaseException as error:  # noqa: BLE001 - whatever the author's code raises, SystemExit too
         _refuse(*agentfactory_imports.explain(error, _where(error, own)))
     call("build.phase", {"phase": "done"})
-    os.environ._data = data  # type: ignore[attr-defined]
+    os.environ._data = data  # type: ignore[attr-defined]  # noqa: SLF001
     if random.getstate() != seeded:
         _refuse(
             "the agent draws random numbers while it is loaded: every run would have the same",
@@ -197,13 +200,13 @@ def run() -> int:
         given = _make_input(json.loads(raw)) if raw.strip() else None
         answer = _function(given, _HOST)
         if inspect.iscoroutine(answer):
-            import asyncio
+            import asyncio  # noqa: PLC0415 - 2 MiB that only agents with coroutines have
 
             answer = asyncio.run(answer)
         _write_all(
             json.dumps(answer, default=agentfactory_schemas.plain, separators=(",", ":")).encode() + b"\n"
         )
-    except BaseException as error:
+    except BaseException as error:  # noqa: BLE001 - whatever the author's code raises, SystemExit too
         _tell(error)
         return EXIT_FAILED
     finally:
@@ -232,6 +235,6 @@ if "asyncio" in sys.modules:
     import agentfactory_loop
 
     agentfactory_loop.install()
-linecache.checkcache = lambda filename=None: None  # type: ignore[assignment] # there are no files to look at
+linecache.checkcache = lambda *_: None  # type: ignore[assignment]  # there are no files to look at
 gc.collect()
 gc.freeze()
