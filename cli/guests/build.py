@@ -87,15 +87,19 @@ class Workshop:
             raise UnavailableError("wasmtime is not installed", hint="pip install 'agentfactory[replay]'")
         from cli.guests.start import Start
 
-        if project.language is Language.PYTHON:
-            from cli.guests.python_bundle import bundle
-
-            files = bundle(runtime.files, sources)
-        else:
-            files = runtime.files | {f"agent/{name}": data for name, data in sources.items()}
+        files = start_files(project, runtime, sources)
         self.progress("starting the runtime with the agent")
         started = Start(runtime.module, files, self.cache / "starts").save()
         return Built(module=started.module, schemas=started.schemas, is_new=True)
+
+
+def start_files(project: Project, runtime: Runtime, sources: Mapping[str, bytes]) -> dict[str, bytes]:
+    """Return what a start sees: the runtime's files and the agent's."""
+    if project.language is Language.PYTHON:
+        from cli.guests.python_bundle import bundle
+
+        return bundle(runtime.files, sources)
+    return runtime.files | {f"agent/{name}": data for name, data in sources.items()}
 
 
 def package_of(project: Project, built: Built, parent: Parent | None) -> UnsignedPackage:

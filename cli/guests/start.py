@@ -65,15 +65,7 @@ class Start:
         Raises:
             AgentBuildError: The agent cannot be loaded, or something would be frozen into it; says what.
         """
-        engine = wasmtime.Engine(_config())
-        store = wasmtime.Store(engine)
-        store.set_limits(memory_size=MAX_START_MEMORY_BYTES)
-        store.set_fuel(START_FUEL)
-        linker = wasmtime.Linker(engine)
-        self._define(linker)
-        instance = linker.instantiate(store, _compiled(engine, self._runtime, self._cache))
-        exports = instance.exports(store)
-        self._run(store, exports)
+        store, exports = self.run()
         memory = exports["memory"]
         assert isinstance(memory, wasmtime.Memory)
         content = bytearray(memory.read(store))
@@ -87,7 +79,20 @@ class Start:
         )
         return Started(module=module, schemas=self._told.schemas, log=self._log())
 
-    def _run(self, store: wasmtime.Store, exports: Any) -> None:
+    def run(self) -> tuple[wasmtime.Store, Any]:
+        """Run the start to its end, and return what it left; raises as `save`."""
+        engine = wasmtime.Engine(_config())
+        store = wasmtime.Store(engine)
+        store.set_limits(memory_size=MAX_START_MEMORY_BYTES)
+        store.set_fuel(START_FUEL)
+        linker = wasmtime.Linker(engine)
+        self._define(linker)
+        instance = linker.instantiate(store, _compiled(engine, self._runtime, self._cache))
+        exports = instance.exports(store)
+        self._prepare(store, exports)
+        return store, exports
+
+    def _prepare(self, store: wasmtime.Store, exports: Any) -> None:
         try:
             _called(exports, "_initialize", store)
             _called(exports, PREPARE, store)

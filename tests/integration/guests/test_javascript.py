@@ -113,7 +113,7 @@ def test_a_call_that_is_not_granted_is_denied_and_told(author: Author) -> None:
         "  try { host.http.fetch('https://api.example.test/'); } catch (error) { return error.reason; }\n}"
     )
     assert ran(author, "one", source, {}) == "NOT_GRANTED"
-    assert "denied http.fetch (NOT_GRANTED)" in author("test", "one", expect=1).stderr
+    assert "denied http.fetch (not_granted)" in author("test", "one", expect=1).stderr
 
 
 def test_recorded_answers_stand_for_the_network(author: Author) -> None:
