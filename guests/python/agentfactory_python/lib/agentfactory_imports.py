@@ -1,9 +1,11 @@
 """Looks at what an agent imports before any of it runs, and explains what went wrong when it did."""
 
 import ast
+import opcode
 import sys
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
+from types import CodeType, ModuleType
 
 NO_NETWORK = (
     "the sandbox has no sockets: name the destination under http in [capabilities] and call host.http.fetch"
@@ -24,6 +26,13 @@ REFUSED = {
     "ctypes": "the sandbox has no native code beside the runtime's own",
     "sqlite3": "the runtime has no sqlite3: keep values with host.kv",
 }  # fmt: skip
+
+
+FOR_PEOPLE = {
+    "_pyrepl", "argparse", "doctest", "getopt", "importlib.metadata", "importlib.readers", "pdb", "pickle",
+    "pydoc", "readline", "rlcompleter", "shutil", "sitecustomize", "tracemalloc", "unittest", "usercustomize",
+}  # fmt: skip
+"""What the standard library imports within functions for terminals and files. Agents may import them."""
 
 
 @dataclass(frozen=True)
@@ -75,6 +84,39 @@ def _imports(tree: ast.AST) -> Iterator[tuple[str, int]]:
             for alias in node.names:
                 if f"{node.module}.{alias.name}" in REFUSED:
                     yield f"{node.module}.{alias.name}", node.lineno
+
+
+def within_functions(modules: Mapping[str, ModuleType]) -> tuple[str, ...]:
+    """Return what loaded modules of the standard library import when they are called: `heapq`, for one."""
+    found: dict[str, None] = {}
+    for name, module in list(modules.items()):
+        spec = getattr(module, "__spec__", None)  # its name is another than `name` for some, like os.path
+        get_code = getattr(getattr(spec, "loader", None), "get_code", None)
+        if spec is None or get_code is None or name.partition(".")[0] not in sys.stdlib_module_names:
+            continue
+        code = get_code(spec.name)
+        for inner in code.co_consts if code is not None else ():
+            if isinstance(inner, CodeType):
+                found |= dict.fromkeys(_imported(inner))
+    return tuple(each for each in found if each not in modules and _is_wanted(each))
+
+
+def _is_wanted(name: str) -> bool:
+    parts = name.split(".")
+    return not _hint(name) and FOR_PEOPLE.isdisjoint(".".join(parts[:n]) for n in range(1, len(parts) + 1))
+
+
+def _imported(code: CodeType) -> Iterator[str]:
+    """Yield the names of all imports in a function's byte code, and in functions within it."""
+    extended = 0
+    for operation, argument in zip(code.co_code[::2], code.co_code[1::2], strict=True):
+        number = extended | argument
+        extended = number << 8 if operation == opcode.EXTENDED_ARG else 0
+        if operation == opcode.opmap["IMPORT_NAME"] and code.co_names[number]:
+            yield code.co_names[number]
+    for inner in code.co_consts:
+        if isinstance(inner, CodeType):
+            yield from _imported(inner)
 
 
 def explain(error: BaseException, where: str) -> tuple[str, str]:

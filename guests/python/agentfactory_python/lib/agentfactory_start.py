@@ -3,8 +3,15 @@
 What is imported here is in each agent's start. Everything that a run may need has to be: a run has no files.
 """
 
-import _strptime  # noqa: F401 - datetime.strptime imports it when it is called
+import _strptime  # noqa: F401 - from C code, as the codecs: nothing shows that they are imported later
 import contextlib
+import encodings.ascii
+import encodings.cp1252
+import encodings.latin_1
+import encodings.utf_8_sig
+import encodings.utf_16
+import encodings.utf_16_be
+import encodings.utf_16_le  # noqa: F401
 import gc
 import importlib.util
 import inspect
@@ -16,8 +23,9 @@ import os
 import random
 import sys
 import traceback
+import zipimport
 from collections.abc import Callable, Iterator, Mapping
-from importlib.machinery import ModuleSpec
+from importlib.machinery import ModuleSpec, PathFinder
 from types import CodeType, ModuleType
 from typing import Any
 
@@ -32,6 +40,10 @@ _READERS = {__name__, "os", "collections.abc", "_collections_abc"}
 """Modules between whoever reads the environment and the environment."""
 _loaded: set[str] = set()
 """Files of the agent and its dependencies that were imported."""
+
+
+_tried: set[str] = set()
+"""Imported because some function might, or found to be missing."""
 
 
 class _RefusedError(Exception):
@@ -158,6 +170,9 @@ def _load() -> tuple[Callable[..., Any], Any]:
     except BaseException as error:  # noqa: BLE001 - whatever the author's code raises, SystemExit too
         _refuse(*agentfactory_imports.explain(error, _where(error, own)))
     call("build.phase", {"phase": "done"})
+    while more := [each for each in agentfactory_imports.within_functions(sys.modules) if each not in _tried]:
+        _tried.update(more)
+        _import_if_there(tuple(more))
     os.environ._data = data  # type: ignore[attr-defined]  # noqa: SLF001
     if random.getstate() != seeded:
         _refuse(
@@ -236,5 +251,9 @@ if "asyncio" in sys.modules:
 
     agentfactory_loop.install()
 linecache.checkcache = lambda *_: None  # type: ignore[assignment]  # there are no files to look at
+# Nor files to import from: what is missing now is missing by its name, not as a file.
+sys.meta_path[:] = [each for each in sys.meta_path if each is not PathFinder]
+sys.path_importer_cache.clear()
+zipimport._zip_directory_cache.clear()  # type: ignore[attr-defined]  # noqa: SLF001 - 300 kB
 gc.collect()
 gc.freeze()
