@@ -147,10 +147,7 @@ def main() -> None:
     parser.add_argument("languages", nargs="+", choices=LANGUAGES)
     parser.add_argument("--wheel", type=Path, metavar="DIR")
     parser.add_argument("--twice", action="store_true")
-    parser.add_argument("--is-kept", action="store_true", help="exit code 1 unless all are in the cache")
     asked = parser.parse_args()
-    if asked.is_kept:
-        sys.exit(0 if all(place(language).is_dir() for language in asked.languages) else 1)
     for language in asked.languages:
         if asked.twice:
             check_twice(language)

@@ -8,6 +8,7 @@ import typer
 
 from cli import output
 from cli.guests.project import MAIN_FILES, Language
+from cli.guests.runtimes import PYTHON_HOW
 from cli.output import Json
 from shared.errors import AlreadyExistsError, InvalidInputError
 
@@ -26,15 +27,17 @@ def new(
     name: Annotated[str, typer.Argument(help="Name of the template and its folder.")],
     language: Annotated[
         Language, typer.Option("--lang", help="What the agent is written in.")
-    ] = Language.PYTHON,
+    ] = Language.JAVASCRIPT,
     parent: Annotated[Path, typer.Option("--in", help="Where to make the folder.")] = Path(),
     as_json: Json = False,
 ) -> None:
     """Make a folder with an agent, its agent.toml, a test and a README.
 
-    Example: agentfactory new my-agent --lang python
+    Example: agentfactory new my-agent --lang javascript
     """
     folder = make_project(name, language, parent)
+    if language is Language.PYTHON:
+        output.note(f"the runtime of Python agents is {PYTHON_HOW}")
     if output.wants_json():
         output.data({"folder": str(folder), "language": language})
         return

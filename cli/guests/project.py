@@ -79,7 +79,7 @@ def find_project(folder: Path) -> Project:
     if not (folder / "agent.toml").is_file():
         raise NotFoundError(
             f"{folder} holds no agent.toml",
-            hint="agentfactory new my-agent --lang python makes such a folder",
+            hint="agentfactory new my-agent --lang javascript makes such a folder",
         )
     found = [language for language, name in MAIN_FILES.items() if (folder / name).is_file()]
     if not found:

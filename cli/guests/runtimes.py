@@ -15,6 +15,14 @@ PACKAGES: Final = {
 }
 
 
+PYTHON_HOW: Final = 'a preview: in a checkout, make guests ARGS="javascript python" builds it'
+HOW: Final = {
+    Language.PYTHON: PYTHON_HOW,
+    Language.JAVASCRIPT: "pip install agentfactory-javascript, or in a checkout: make guests",
+}
+"""How a runtime is had."""
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Runtime:
     """One runtime's files by the path that the runtime has them under; `module` is the reactor."""
@@ -43,7 +51,7 @@ def find_runtime(language: Language, folder: Path | None) -> Runtime:
     if home is None or reactor is None or not reactor.is_file():
         raise UnavailableError(
             f"the runtime of {language} is not installed",
-            hint=f"pip install agentfactory-{language}, or in a checkout: make guests",
+            hint=HOW[language],
         )
     files = {
         f"lib/{path.relative_to(home / 'lib').as_posix()}": path.read_bytes()
