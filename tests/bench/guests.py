@@ -107,7 +107,7 @@ async def run_figures(
 
 def fresh_python() -> list[float]:
     times = []
-    for _ in range(20):
+    for _ in range(5):
         began = time.monotonic()
         subprocess.run([sys.executable, "-I", "-S", "-c", PLAIN], input=BODY, check=True, capture_output=True)
         times.append((time.monotonic() - began) * 1e3)
