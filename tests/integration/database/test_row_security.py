@@ -10,7 +10,7 @@ from sqlalchemy import select, text
 from sqlalchemy.exc import ProgrammingError
 
 from control_plane.database.engine import create_engine
-from control_plane.database.tables import audit_entries, executions, log_pending
+from control_plane.database.tables import audit_entries, backups, executions, log_pending
 from control_plane.database.unit_of_work import DISPATCH_ROLE, TENANT_ROLE, PostgresDatabase
 from tests.fixtures.postgres import OWNER, SERVICE
 
