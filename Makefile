@@ -105,6 +105,12 @@ reference: $(READY) ## write docs/reference anew: commands, contract, routes
 sbom: $(READY) ## write build/sbom.json: every package and crate of what is shipped (CycloneDX)
 	@$(BIN)/python -m tests.tools.sbom $(UV)
 
+.PHONY: guests
+guests: $(READY) ## build the runtime of JavaScript agents and install it here; ARGS="javascript python" also CPython, which takes long
+	@mkdir -p build/guests
+	@$(BIN)/python guests/build.py --wheel build/guests $(or $(ARGS),javascript)
+	@$(UV) pip install --quiet --no-deps --reinstall --python $(BIN)/python build/guests/*.whl
+
 .PHONY: images
 images: $(READY) ## build the container images for docker compose and Helm (BASE=IMAGE for another base)
 	@$(BIN)/python docker/images.py --uv $(UV) $(if $(BASE),--base $(BASE))

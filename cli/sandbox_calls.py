@@ -4,7 +4,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Final
+from typing import Final, Protocol
 
 from prometheus_client import CollectorRegistry
 
@@ -12,7 +12,7 @@ from data_plane.host_calls.addresses import IpNetwork, parse_networks
 from data_plane.host_calls.domain import CallContext
 from data_plane.host_calls.http_client import DirectHttp, make_tls
 from data_plane.host_calls.http_fetch import ANY_METHOD, AllowedHttp, HttpPolicy
-from data_plane.host_calls.ports import SecretStore
+from data_plane.host_calls.ports import HttpTransport, Resolver, SecretStore
 from data_plane.host_calls.resolver import SystemResolver
 from data_plane.host_calls.secrets_file import NoSecrets, SecretsFile
 from data_plane.host_calls.service import AttemptCalls, HostCallParts
@@ -28,6 +28,10 @@ TENANT: Final = TenantId("default")
 """Whose secrets of a file are meant: that of an installation with one tenant."""
 _ATTEMPT: Final = AttemptRef(execution_id=ExecutionId("exe_local"), attempt_number=1, fencing_token=1)
 _KEY_BYTES: Final = 32
+
+
+class Outside(HttpTransport, Resolver, Protocol):
+    """Names and connections that are somebody's own."""
 
 
 class _OneRun:
@@ -49,6 +53,10 @@ class CallRules:
     networks: tuple[IpNetwork, ...] = ()
     secrets: SecretStore
     secret_names: tuple[str, ...] = ()
+    granted: Capabilities | None = None
+    """What a manifest asks for, in place of all that is allowed."""
+    outside: "Outside | None" = None
+    """Who answers in place of the network."""
 
     @classmethod
     def read(cls, http: Sequence[str], networks: Sequence[str], secrets_file: Path | None) -> "CallRules":
@@ -73,6 +81,8 @@ class CallRules:
     @property
     def capabilities(self) -> Capabilities:
         """What an order would grant."""
+        if self.granted is not None:
+            return self.granted
         networks = tuple(map(str, self.networks))
         return Capabilities(
             http=tuple(
@@ -91,8 +101,8 @@ class CallRules:
         capabilities = self.capabilities
         parts = HostCallParts(
             policy=HttpPolicy(allowed=self.allowed, networks=self.networks),
-            transport=DirectHttp(make_tls(None)),
-            resolver=resolver,
+            transport=self.outside or DirectHttp(make_tls(None)),
+            resolver=self.outside or resolver,
             intents=alone,
             kv=alone,
             secrets=self.secrets,

@@ -8,7 +8,14 @@ import typer
 from pydantic import Field, SecretStr
 
 from shared.errors import SettingsError
-from shared.settings import Plane, PlaneSettings, default_config_file, default_data_dir, load_settings
+from shared.settings import (
+    Plane,
+    PlaneSettings,
+    default_cache_dir,
+    default_config_file,
+    default_data_dir,
+    load_settings,
+)
 
 DEFAULT_TARGET: Final = "127.0.0.1:7443"
 DEFAULT_TLS_TARGET: Final = "127.0.0.1:7445"
@@ -53,6 +60,10 @@ class CliSettings(PlaneSettings):
     """Where backups are kept: a folder, or s3://bucket/prefix."""
     postgres_programs: Path | None = None
     """Folder of pg_dump and pg_restore; unset: of the embedded Postgres, PATH, Debian's packages."""
+    cache_dir: Path = Field(default_factory=default_cache_dir)
+    """What `build` keeps: modules by the digest of what they were made of, started runtimes, downloads."""
+    runtimes: Path | None = None
+    """Folder with agentfactory_python and agentfactory_javascript, where they are not installed."""
     call_timeout: timedelta = Field(default=timedelta(seconds=30), gt=timedelta(0), le=timedelta(hours=1))
     """Deadline of one call that is not told otherwise."""
 

@@ -439,6 +439,13 @@ class ModuleInvalidError(VerificationError):
     reason = "MODULE_INVALID"
 
 
+class AgentBuildError(AgentFactoryError):
+    """An author's folder cannot be made into a module; the message says what is wrong and where."""
+
+    reason = "AGENT_BUILD_FAILED"
+    hint = "correct the named line and build again"
+
+
 class ParentMissingError(ManifestInvalidError):
     """The template that another one extends is not published here, or is another one under its name."""
 

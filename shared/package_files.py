@@ -71,7 +71,16 @@ def build_package(folder: Path, parent: Parent | None = None) -> UnsignedPackage
         ParentMissingError, TemplateCycleError, TemplateWidensError: As `inherit`.
         UnknownFieldError: agent.toml holds a key that is not known.
     """
-    author = read_author(folder)
+    return build_package_of(read_author(folder), folder, parent)
+
+
+def build_package_of(author: AgentToml, folder: Path, parent: Parent | None = None) -> UnsignedPackage:
+    """As `build_package`, of an agent.toml that was read already; `folder` holds the files that it names.
+
+    Raises:
+        NotFoundError, PackageTooLargeError, ManifestInvalidError, ParentMissingError, TemplateCycleError,
+        TemplateWidensError: As `build_package`.
+    """
     module = _read_module(folder, author)
     schemas = Schemas(
         parameters=_read_schema(folder, author.parameters_schema),

@@ -129,6 +129,14 @@ def default_data_dir(environ: Mapping[str, str] | None = None) -> Path:
     return base / "agentfactory"
 
 
+def default_cache_dir(environ: Mapping[str, str] | None = None) -> Path:
+    """Return where what can be made again is kept: ``$XDG_CACHE_HOME/agentfactory``."""
+    environ = os.environ if environ is None else environ
+    home = environ.get("XDG_CACHE_HOME", "")
+    base = Path(home) if home.startswith("/") else Path(environ.get("HOME") or "~").expanduser() / ".cache"
+    return base / "agentfactory" / "author"
+
+
 def default_config_file(folder: Path) -> Path | None:
     """Return ``agentfactory.toml`` in a folder, or None where there is none."""
     path = folder / CONFIG_FILE

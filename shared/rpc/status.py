@@ -67,6 +67,7 @@ STATUS_BY_ERROR: Final[Mapping[type[AgentFactoryError], grpc.StatusCode]] = {
     errors.KeyFileModeError: _Code.FAILED_PRECONDITION,
     # templates
     errors.ManifestInvalidError: _Code.INVALID_ARGUMENT,
+    errors.AgentBuildError: _Code.INVALID_ARGUMENT,
     errors.PackageTooLargeError: _Code.INVALID_ARGUMENT,
     errors.PackageTruncatedError: _Code.INVALID_ARGUMENT,
     errors.PackageAlteredError: _Code.INVALID_ARGUMENT,

@@ -118,6 +118,7 @@ def check(run: Run) -> None:
         "cli",
         "tests",
         "examples",
+        "guests",
         "protos/generate.py",
         "docker",
     ]
@@ -211,6 +212,14 @@ def servers(run: Run) -> None:
     run.command("PostgreSQL 15", ["bash", "tests/tools/install_postgres_15.sh"])
 
 
+def runtimes(run: Run) -> None:
+    """The runtime of JavaScript agents, before anything that is timed. That of Python agents is a preview."""
+    run.command("runtime of JavaScript agents", [sys.executable, "guests/build.py", "javascript"])
+    run.notes.append(
+        "agents in Python are a preview (docs/guests.md): no stage builds and tests their runtime"
+    )
+
+
 def tests(*folders: str, workers: int) -> Callable[[Run], None]:
     """Two processes: as many as the smallest machine has cores, and what waits for servers leaves it room."""
 
@@ -247,6 +256,7 @@ STAGES: dict[str, Callable[[Run], None]] = {
     "rust": rust,
     "fuzz": fuzz,
     "servers": servers,
+    "runtimes": runtimes,
     "unit": tests("tests/unit", "tests/property", workers=2),
     "simulation": simulation,
     "contract": tests("tests/contract", workers=2),

@@ -1,0 +1,1 @@
+"""The runtime of agents in JavaScript, as files: see `agentfactory build`."""

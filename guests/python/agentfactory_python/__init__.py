@@ -1,0 +1,1 @@
+"""The runtime of agents in Python, as files: see `agentfactory build`."""

@@ -1,0 +1,137 @@
+"""What an agent in JavaScript or Python costs: `python -m tests.bench.guests [javascript] [python]`.
+
+Times in the worker are what its receipt would say: instantiation and run. Beside them stand the same runtime that is started for
+each run instead of once (wasmtime-py, compiled before: instantiation and start, without the run), and the same function in a fresh
+process of CPython.
+"""
+
+import argparse
+import asyncio
+import json
+import os
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+from typing import Final
+
+from cli.guests.build import Built, Workshop, package_of, start_files
+from cli.guests.new import make_project
+from cli.guests.project import Language, find_project
+from cli.guests.runtimes import find_runtime
+from cli.guests.sandbox import Bench
+from cli.guests.start import Start
+from shared.manifest import Manifest
+from tests.bench.report import Figure, measured, publish, quantile
+from tests.fixtures.runtimes import runtime_folder
+
+RUNS: Final = 300
+STARTS: Final = 20
+BODY: Final = b'{"text": "to be or not to be"}'
+PLAIN: Final = (
+    "import json, sys, re, dataclasses, datetime, typing; from collections import Counter; "
+    "w = json.load(sys.stdin)['text'].lower().split(); "
+    "print(json.dumps({'words': len(w), 'most_common': [x for x, _ in Counter(w).most_common(3)]}))"
+)
+BARS: Final = {Language.PYTHON: (1.5, 5.0), Language.JAVASCRIPT: (0.6, None)}
+
+
+def build_figures(language: Language, folder: Path, runtimes: Path) -> tuple[list[Figure], Built, Manifest]:
+    project = find_project(make_project(f"{language}-agent", language, folder))
+    times, built = [], None
+    for attempt in range(3):
+        # The first one compiles the runtime as well; an edit is what authors wait for.
+        main = project.folder / project.main_file
+        comment = "# " if language is Language.PYTHON else "// "
+        main.write_text(f"{main.read_text()}{comment}{attempt}\n")
+        began = time.monotonic()
+        built = Workshop(cache=folder / "cache", runtimes=runtimes).build(project)
+        times.append(time.monotonic() - began)
+    began = time.monotonic()
+    Workshop(cache=folder / "cache", runtimes=runtimes).build(project)
+    unchanged = time.monotonic() - began
+    assert built is not None
+    later = sorted(times[1:])
+    figures = [
+        measured(f"{language}: build after an edit", later, "s", bar="≤ 20 s", bar_ok=later[-1] <= 20),
+        measured(f"{language}: build, unchanged", [unchanged], "s", bar="≤ 0.5 s", bar_ok=unchanged <= 0.5),
+        measured(f"{language}: very first build", times[:1], "s"),
+        measured(f"{language}: module", [len(built.module) / 2**20], "MiB"),
+    ]
+    return figures, built, package_of(project, built, None).manifest
+
+
+def starts(language: Language, folder: Path, runtimes: Path) -> list[float]:
+    """Return ms of starts that are not saved."""
+    project = find_project(folder / f"{language}-agent")
+    runtime = find_runtime(language, runtimes)
+    files = start_files(project, runtime, project.sources())
+    times = []
+    for _ in range(STARTS):
+        start = Start(runtime.module, files, folder / "cache" / "starts")
+        began = time.monotonic()
+        start.run()
+        times.append((time.monotonic() - began) * 1e3)
+    return times
+
+
+async def run_figures(
+    language: Language, folder: Path, built: Built, manifest: Manifest, beside: tuple[str, list[float]]
+) -> list[Figure]:
+    bench = Bench(cache=folder / "cache")
+    times, processor, memory = [], [], 0
+    async with bench.opened(manifest, built.module) as run:
+        for _ in range(RUNS):
+            ran = await run(BODY)
+            assert json.loads(ran.result.stdout)["words"] == 6, ran
+            times.append(ran.result.resources.wall.total_seconds() * 1e3)
+            processor.append(ran.result.resources.cpu.total_seconds() * 1e3)
+            memory = max(memory, ran.result.resources.peak_memory_bytes)
+    times = times[RUNS // 10 :]
+    p50, p99 = quantile(times, 0.5), quantile(times, 0.99)
+    bar50, bar99 = BARS[language]
+    mib = memory / 2**20
+    return [
+        measured(f"{language}: in the worker, p50", [p50], "ms", beside=beside, at_most=bar50),
+        measured(
+            f"{language}: in the worker, p99",
+            [p99],
+            "ms",
+            at_most=bar99,
+        ),
+        measured(f"{language}: processor time of a run", processor[RUNS // 10 :], "ms"),
+        measured(f"{language}: memory of a run", [mib], "MiB", bar="≤ 40 MiB", bar_ok=mib <= 40),
+    ]
+
+
+def fresh_python() -> list[float]:
+    times = []
+    for _ in range(5):
+        began = time.monotonic()
+        subprocess.run([sys.executable, "-I", "-S", "-c", PLAIN], input=BODY, check=True, capture_output=True)
+        times.append((time.monotonic() - began) * 1e3)
+    return times
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("languages", nargs="*", default=["javascript"])
+    languages = [Language(name) for name in parser.parse_args().languages]
+    runtimes = runtime_folder(*languages)
+    figures: list[Figure] = []
+    with tempfile.TemporaryDirectory(prefix="agentfactory-bench-") as name:
+        for language in languages:
+            folder = Path(name) / language
+            folder.mkdir()
+            builds, built, manifest = build_figures(language, folder, runtimes)
+            figures += builds
+            beside = ("started for each run", starts(language, folder, runtimes))
+            figures += asyncio.run(run_figures(language, folder, built, manifest, beside))
+        figures.append(measured("a fresh process of CPython, the same function", fresh_python(), "ms"))
+    sys.exit(publish("guests", figures))
+
+
+if __name__ == "__main__":
+    os.environ.setdefault("PYTHONHASHSEED", "0")
+    main()
