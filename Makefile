@@ -10,6 +10,7 @@ UV_VERSION := 0.13.9
 BUF_VERSION := 1.75.0
 OPA_VERSION := 1.22.2
 HELM_VERSION := 4.3.1
+KUBERNETES_VERSION := 1.37.2
 export AF_CACHE_DIR ?= $(or $(XDG_CACHE_HOME),$(HOME)/.cache)/agentfactory
 # rustup puts cargo where a plain shell of root does not look.
 export PATH := $(PATH):$(HOME)/.cargo/bin
@@ -46,7 +47,8 @@ test: $(READY) $(BUF) $(OPA) ## all checks and all tests; installs the servers t
 
 .PHONY: test-platform
 test-platform: $(READY) $(HELM) ## what operators install, on a real Docker engine; as root on Debian it installs that engine
-	@UV=$(UV) HELM=$(HELM) $(BIN)/python -m tests.tools.stages --only platform
+	@UV=$(UV) HELM=$(HELM) KUBERNETES=$(AF_CACHE_DIR)/kubernetes-$(KUBERNETES_VERSION)/bin \
+		$(BIN)/python -m tests.tools.stages --only platform
 
 .PHONY: check
 check: $(READY) $(BUF) $(OPA) ## formatting, lint, types, import rules, contract drift, Rust lint, security lint
