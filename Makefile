@@ -9,6 +9,8 @@ PYTHON ?= python3
 UV_VERSION := 0.13.9
 BUF_VERSION := 1.75.0
 OPA_VERSION := 1.22.2
+# It has no releases.
+OMNIWITNESS_VERSION := 20260720115447-2e1c6971d19e
 HELM_VERSION := 4.3.1
 KUBERNETES_VERSION := 1.37.2
 export AF_CACHE_DIR ?= $(or $(XDG_CACHE_HOME),$(HOME)/.cache)/agentfactory
@@ -23,6 +25,8 @@ BIN := .venv/bin
 UV := $(AF_CACHE_DIR)/uv-$(UV_VERSION)/bin/uv
 BUF := $(AF_CACHE_DIR)/buf-$(BUF_VERSION)/node_modules/.bin/buf
 OPA := $(AF_CACHE_DIR)/opa-$(OPA_VERSION)/bin/opa
+PROMTOOL := $(AF_CACHE_DIR)/prometheus/promtool
+OMNIWITNESS := $(AF_CACHE_DIR)/omniwitness-$(OMNIWITNESS_VERSION)/bin/omniwitness
 HELM := $(AF_CACHE_DIR)/helm-$(HELM_VERSION)/bin/helm
 READY := .venv/.ready
 # What a new engine depends on; its tests do not count.
@@ -42,16 +46,16 @@ up: $(READY) ## start Postgres, control plane and one node in the foreground; Ct
 	@$(BIN)/agentfactory up
 
 .PHONY: test
-test: $(READY) $(BUF) $(OPA) ## all checks and all tests; installs the servers that they need
+test: $(READY) $(BUF) $(OPA) $(OMNIWITNESS) ## all checks and all tests; installs the servers that they need
 	@$(BIN)/python -m tests.tools.stages
 
 .PHONY: test-platform
-test-platform: $(READY) $(HELM) ## what operators install, on a real Docker engine; as root on Debian it installs that engine
-	@UV=$(UV) HELM=$(HELM) KUBERNETES=$(AF_CACHE_DIR)/kubernetes-$(KUBERNETES_VERSION)/bin \
+test-platform: $(READY) $(HELM) $(PROMTOOL) ## what operators install, on a real Docker engine; as root on Debian it installs that engine
+	@UV=$(UV) HELM=$(HELM) PROMTOOL=$(PROMTOOL) KUBERNETES=$(AF_CACHE_DIR)/kubernetes-$(KUBERNETES_VERSION)/bin \
 		$(BIN)/python -m tests.tools.stages --only platform
 
 .PHONY: check
-check: $(READY) $(BUF) $(OPA) ## formatting, lint, types, import rules, contract drift, Rust lint, security lint
+check: $(READY) $(BUF) $(OPA) $(OMNIWITNESS) ## formatting, lint, types, import rules, contract drift, Rust lint, security lint
 	@$(BIN)/python -m tests.tools.stages --only check
 
 .PHONY: bench
@@ -141,8 +145,18 @@ $(OPA):
 	@GOBIN=$(AF_CACHE_DIR)/opa-$(OPA_VERSION)/bin CGO_ENABLED=0 go install -trimpath -ldflags "-s -w" \
 		github.com/open-policy-agent/opa@v$(OPA_VERSION)
 
+$(OMNIWITNESS):
+	@echo "· building omniwitness $(OMNIWITNESS_VERSION) into $(AF_CACHE_DIR)"
+	@command -v go >/dev/null || { echo "omniwitness is built with Go 1.25 or later: https://go.dev/dl" >&2; exit 4; }
+	@GOBIN=$(AF_CACHE_DIR)/omniwitness-$(OMNIWITNESS_VERSION)/bin CGO_ENABLED=0 go install -trimpath -ldflags "-s -w" \
+		github.com/transparency-dev/witness/cmd/omniwitness@v0.0.0-$(OMNIWITNESS_VERSION)
+
 $(HELM):
 	@echo "· building helm $(HELM_VERSION) into $(AF_CACHE_DIR)"
 	@command -v go >/dev/null || { echo "helm is built with Go 1.26 or later: https://go.dev/dl" >&2; exit 4; }
 	@GOBIN=$(AF_CACHE_DIR)/helm-$(HELM_VERSION)/bin CGO_ENABLED=0 go install -trimpath -ldflags "-s -w" \
 		helm.sh/helm/v4/cmd/helm@v$(HELM_VERSION)
+
+$(PROMTOOL):
+	@echo "· unpacking Prometheus into $(AF_CACHE_DIR)"
+	@tests/platform/install_prometheus.sh $(AF_CACHE_DIR)/prometheus

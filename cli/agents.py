@@ -1,15 +1,14 @@
 """`agentfactory agent …`: named instances of template versions."""
 
-from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from cli import output, rollouts
 from cli.output import Json
+from cli.parameters import read_parameters
 from cli.settings import CliSettings, DataDir, Target, read_settings
 from cli.templates import reference
-from shared.errors import InvalidInputError
 
 if TYPE_CHECKING:
     from agentfactory.v1 import agents_pb2
@@ -23,7 +22,6 @@ app = typer.Typer(
 rollouts.add_commands(app)
 
 Name = Annotated[str, typer.Argument(help="Name of the agent.")]
-MAX_PARAMETERS_BYTES = 64 * 1024
 
 
 @app.command()
@@ -49,24 +47,6 @@ def create(
         return
     output.note(f"created agent {agent.name} of {agent.template_name} {agent.template_version}")
     print(agent.agent_id)
-
-
-def read_parameters(text: str) -> bytes:
-    """Return the parameters themselves, or those in the file that ``@FILE`` names.
-
-    Raises:
-        InvalidInputError: The file cannot be read, or is too large.
-    """
-    if not text.startswith("@"):
-        return text.encode()
-    try:
-        with Path(text[1:]).open("rb") as file:
-            data = file.read(MAX_PARAMETERS_BYTES + 1)
-    except OSError as error:
-        raise InvalidInputError(f"cannot read parameters {text[1:]}: {error.strerror}") from error
-    if len(data) > MAX_PARAMETERS_BYTES:
-        raise InvalidInputError(f"parameters {text[1:]} have more than {MAX_PARAMETERS_BYTES} bytes")
-    return data
 
 
 def create_agent(settings: CliSettings, name: str, template: str, parameters: bytes) -> "agents_pb2.Agent":

@@ -11,10 +11,12 @@ from agentfactory.v1 import (
     access_pb2_grpc,
     agents_pb2_grpc,
     audit_pb2_grpc,
+    engines_pb2_grpc,
     executions_pb2_grpc,
     keys_pb2_grpc,
     nodes_pb2_grpc,
     policy_pb2_grpc,
+    replay_pb2_grpc,
     stops_pb2_grpc,
     templates_pb2_grpc,
 )
@@ -78,6 +80,14 @@ class Client:
     @property
     def audit(self) -> "audit_pb2_grpc.AuditServiceAsyncStub":
         return audit_pb2_grpc.AuditServiceStub(self.channel)
+
+    @property
+    def replay(self) -> "replay_pb2_grpc.ReplayServiceAsyncStub":
+        return replay_pb2_grpc.ReplayServiceStub(self.channel)
+
+    @property
+    def engines(self) -> "engines_pb2_grpc.EngineServiceAsyncStub":
+        return engines_pb2_grpc.EngineServiceStub(self.channel)
 
     @property
     def access(self) -> "access_pb2_grpc.AccessServiceAsyncStub":

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Final
 from cli import output
 from cli.stack import postgres
 from cli.stack.local import LocalStack, Ports, running
-from shared.errors import AgentFactoryError, NotFoundError, UnavailableError
+from shared.errors import AgentFactoryError, NotFoundError, UnavailableError, VerificationError
 
 if TYPE_CHECKING:
     from agentfactory.v1 import executions_pb2
@@ -26,6 +26,7 @@ TICKETS: Final = EXAMPLE / "data" / "tickets.jsonl"
 AGENT: Final = "desk"
 RUN_TIMEOUT: Final = timedelta(seconds=30)
 SHOWN_TICKETS: Final = 3
+LOGGED_WITHIN_SECONDS: Final = 10
 
 
 class Story:
@@ -114,15 +115,23 @@ async def run(story: Story, stack: LocalStack) -> "tuple[executions_pb2.Executio
 
 async def verify(story: Story, stack: LocalStack, execution_id: str) -> tuple[str, ...]:
     from cli.client import connect
-    from cli.evidence import verify_evidence
-    from cli.receipts import fetch_with
-    from shared.key_files import read_public_key
+    from cli.evidence import file_of
+    from cli.receipt_source import fetch_with, local_trust
+    from shared.receipt_file import encode_receipt_file
+    from shared.verification.checks import verify_receipt_file
 
-    with story.step("receipt is fetched and verified offline"):
+    with story.step("receipt is in the transparency log"):
         async with connect(stack.settings) as client:
-            answer = await fetch_with(client, execution_id)
-        root = read_public_key(stack.paths.root_public_key)
-        return verify_evidence(answer, root_keys=[root]).checks
+            answer = await fetch_with(client, execution_id, LOGGED_WITHIN_SECONDS)
+    with story.step("receipt file is verified offline"):
+        trust = local_trust(stack.settings)
+        if trust is None:
+            raise NotFoundError(f"{stack.settings.data_dir} is no installation")
+        verification = verify_receipt_file(encode_receipt_file(file_of(answer)), trust)
+        failed = verification.failed
+        if failed is not None:
+            raise VerificationError(f"check {failed.number} ({failed.name}): {failed.words}")
+    return tuple(check.words for check in verification.checks)
 
 
 async def again(story: Story, stack: LocalStack) -> None:

@@ -1,160 +1,154 @@
-"""Verifies, offline, what one execution left behind: keyset, order, template and receipt. Asks nobody.
+"""Makes a receipt file of what `GetReceipt` answers. Verifies nothing: `shared.verification` does."""
 
-Who uses it must still decide by other means that the root key is the right one, and that the node's receipt
-key is the one that the node was enrolled with (the keyset lists no node keys).
-"""
-
-import hashlib
-from dataclasses import dataclass
-from datetime import datetime
+from collections.abc import Collection
 from typing import TYPE_CHECKING
 
-from shared.checkpoints import log_origin, parse_checkpoint, verify_log_signature
-from shared.digests import Digest
-from shared.errors import VerificationError
-from shared.keyset import KeyPurpose, Keyset, verify_keyset
-from shared.log_leaf import LeafKind, commitment
-from shared.merkle import leaf_hash, verify_inclusion
+from agentfactory.v1 import audit_pb2, policy_pb2
+
+from shared.canonical import parse_canonical
+from shared.checkpoints import key_id, parse_checkpoint
+from shared.decisions import GRANTING, DecisionResult
+from shared.digests import parse_digest
+from shared.dsse import decode_envelope
+from shared.errors import MalformedError
+from shared.fields import Fields
+from shared.ids import AUDIT_ENTRY, DECISION, RECEIPT, KeyId, parse_id
+from shared.keyset import KeyPurpose, Keyset, decode_keyset
 from shared.order_codec import decode_order
-from shared.orders import Order, VerifiedOrderRoot, verify_batch, verify_order_inclusion
-from shared.packages import verify_manifest
-from shared.receipt_codec import verify_receipt
-from shared.receipts import (
-    AttemptIdentity,
-    ExpectedReceipt,
-    ReceiptPredicate,
-    check_matches,
-    predicate_type_for,
+from shared.receipt_file import (
+    FiledDecision,
+    FiledEntry,
+    FiledLeaf,
+    FiledLog,
+    FiledOrder,
+    ReceiptFile,
+    keys_by_id,
 )
 from shared.signatures import PublicKey
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from datetime import datetime
 
-    from agentfactory.v1 import audit_pb2
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Evidence:
-    """One execution as it can be proved."""
-
-    order: Order
-    receipt: ReceiptPredicate
-    keyset: Keyset
-    order_digest: Digest
-    receipt_hash: Digest
-    signed_at: datetime
-    checks: tuple[str, ...]
-    """What held, one sentence a check, in order."""
+    from shared.limits import Limits
 
 
-def verify_evidence(answer: "audit_pb2.GetReceiptResponse", *, root_keys: "Sequence[PublicKey]") -> Evidence:
-    """Return the evidence if, and only if, every check passes.
-
-    1. The keyset is signed by a pinned root key.
-    2. The batch's Merkle root is signed by an order key that the keyset lists as valid when it was signed.
-    3. The exact bytes of the order are a leaf of that tree, and decode without unknown fields.
-    4. The template is signed by a publisher of the keyset and is the one that the order names.
-    5. The receipt is signed by the node's receipt key.
-    6. The receipt answers exactly this order: installation, node, boot, attempt, template, module, input.
-    7. If a checkpoint of the transparency log covers the receipt: it is signed by a log key that the keyset
-       lists, and the receipt is a leaf below its root.
+def file_of(answer: audit_pb2.GetReceiptResponse) -> ReceiptFile:
+    """Return the answer as a file, with the keys that its signatures name.
 
     Raises:
-        VerificationError: A check failed; the message begins with what was being verified.
+        MalformedError, UnknownFieldError, UnsupportedVersionError: A part of it cannot be read.
     """
-    keyset = verify_keyset(answer.keyset, root_keys={key.key_id: key for key in root_keys}, minimum_version=1)
-    root = _verify_root(answer.order.batch_envelope, keyset)
-    digest = verify_order_inclusion(
-        answer.order.order, index=answer.order.index, path=list(answer.order.path), verified_root=root
+    if not answer.HasField("decision"):
+        raise MalformedError("the control plane no longer has the decision that allowed the execution")
+    order = FiledOrder(
+        content=answer.order.order,
+        batch=answer.order.batch_envelope,
+        index=answer.order.index,
+        path=tuple(answer.order.path),
     )
-    order = decode_order(answer.order.order)
-    publishers = keyset.keys_for(KeyPurpose.PUBLISHER, root.issued_at)
-    template = verify_manifest(answer.template_envelope, publisher_keys=publishers)
-    if template.digest != order.template_digest:
-        raise VerificationError(
-            f"check 4: order names template {order.template_digest}, got {template.digest}"
-        )
+    templates = (answer.template_envelope, *answer.ancestor_envelopes)
+    log = _log_of(answer) if answer.HasField("log") else None
     node_key = PublicKey.from_spki_der(answer.receipt_public_key)
-    receipt = verify_receipt(answer.envelope, node_id=order.node_id, node_key=node_key)
-    check_matches(receipt.predicate, expected_of(order, digest))
-    publisher = min(template.publisher_key_ids)
-    logged = (_verify_log(answer, order=order, keyset=keyset),) if answer.HasField("log") else ()
-    return Evidence(
+    return ReceiptFile(
+        receipt_id=parse_id(RECEIPT, answer.receipt_id),
+        keyset=answer.keyset,
         order=order,
-        receipt=receipt.predicate,
-        keyset=keyset,
-        order_digest=digest,
-        receipt_hash=receipt.hash,
-        signed_at=root.issued_at,
-        checks=(
-            f"keyset {keyset.version} is signed by root key {short(keyset.root_key_id)}",
-            f"order batch of {root.tree_size} is signed by order key {short(min(root.key_ids))}",
-            f"order {order.id} is leaf {answer.order.index} of that batch",
-            f"template {short(template.digest)} is signed by publisher {short(publisher)}",
-            f"receipt {receipt.predicate.sequence} is signed by the key of node {order.node_id}",
-            "the receipt answers exactly this order",
-            *logged,
-        ),
+        templates=templates,
+        decision=_decision_of(answer.decision, decode_order(order.content).limits),
+        receipt=answer.envelope,
+        node_key_id=node_key.key_id,
+        log=log,
+        keys=keys_by_id([node_key, *_signers(answer.keyset, order, templates, log)]),
     )
 
 
-def _verify_log(answer: "audit_pb2.GetReceiptResponse", *, order: Order, keyset: Keyset) -> str:
-    """Check 7. By any log key that is listed: what it signed was public from then on."""
-    log = answer.log
-    if (log.kind, log.subject) != (LeafKind.RECEIPT, answer.receipt_id):
-        raise VerificationError(f"check 7: the log's entry is about {log.kind} {log.subject[:80]!r}")
-    listed = [entry.key for entry in keyset.entries if entry.purpose is KeyPurpose.LOG]
-    checkpoint = verify_log_signature(
-        parse_checkpoint(log.checkpoint), origin=log_origin(order.installation, order.epoch), keys=listed
-    )
-    leaf = commitment(
-        kind=log.kind,
-        subject=log.subject,
-        salt=log.salt,
-        content=hashlib.sha256(answer.envelope).digest(),
-    )
-    verify_inclusion(
-        leaf=leaf_hash(leaf),
-        index=log.log_index,
-        size=checkpoint.size,
-        path=list(log.path),
-        root=checkpoint.root,
-    )
-    return (
-        f"the receipt is leaf {log.log_index} of log {checkpoint.origin}, signed at {checkpoint.size} leaves"
-    )
+def is_complete(answer: audit_pb2.GetReceiptResponse) -> bool:
+    """Return whether the log covers the receipt, and all that goes with it."""
+    entries = (answer.submission, answer.enrollment)
+    return answer.HasField("log") and all(entry.HasField("log") for entry in entries)
 
 
-def _verify_root(envelope: bytes, keyset: Keyset) -> VerifiedOrderRoot:
-    """Check 2: any listed order key first, then its validity at the time that the signed root names."""
-    listed = {entry.key_id: entry.key for entry in keyset.entries if entry.purpose is KeyPurpose.ORDER}
-    root = verify_batch(envelope, keys=listed, installation=keyset.installation, minimum_epoch=1)
-    for key_id in root.key_ids:
-        keyset.require(KeyPurpose.ORDER, key_id, root.issued_at)
-    return root
+def is_cosigned(answer: audit_pb2.GetReceiptResponse, witnesses: Collection[str], quorum: int) -> bool:
+    """Return whether so many of these sign its checkpoint; the signatures are not looked at."""
+    if quorum == 0:
+        return True
+    lines = parse_checkpoint(answer.log.checkpoint).signatures
+    return len({line.name for line in lines} & set(witnesses)) >= quorum
 
 
-def expected_of(order: Order, digest: Digest) -> ExpectedReceipt:
-    """Return what a receipt must say to answer ``order``."""
-    return ExpectedReceipt(
-        type=predicate_type_for(order.format),
-        installation=order.installation,
-        node_id=order.node_id,
-        boot_id=order.boot_id,
-        order_digest=digest,
-        attempt=AttemptIdentity(
-            order_id=order.id,
-            execution_id=order.execution_id,
-            attempt_number=order.attempt_number,
-            fencing_token=order.fencing_token,
-        ),
-        template_digest=order.template_digest,
-        module_digest=order.module_digest,
-        input_commitment=order.input_commitment,
+def _decision_of(said: policy_pb2.Decision, limits: "Limits") -> FiledDecision:
+    # Limits are kept with the order alone: they are those that were granted, or the log's digest differs.
+    result = DecisionResult(
+        allowed=said.allowed,
+        reason=said.reason,
+        reasons=() if said.allowed else tuple(said.reasons),
+        limits=limits if said.question in GRANTING else None,
+    )
+    return FiledDecision(
+        decision_id=parse_id(DECISION, said.decision_id),
+        question=said.question,
+        policy_digest=parse_digest(said.policy_digest),
+        input=said.input,
+        result=result,
     )
 
 
-def short(digest: str) -> str:
-    """Return a digest as people compare it: its first 12 hex digits."""
-    return digest[:19]
+def _log_of(answer: audit_pb2.GetReceiptResponse) -> FiledLog:
+    return FiledLog(
+        checkpoint=answer.log.checkpoint,
+        receipt=_leaf_of(answer.log),
+        submission=_entry_of(answer.submission),
+        enrollment=_entry_of(answer.enrollment),
+    )
+
+
+def _leaf_of(log: audit_pb2.LogInclusion) -> FiledLeaf:
+    return FiledLeaf(index=log.log_index, salt=log.salt, path=tuple(log.path))
+
+
+def _entry_of(logged: audit_pb2.LoggedEntry) -> FiledEntry | None:
+    if not logged.HasField("log"):
+        return None
+    entry = logged.audit_entry
+    return FiledEntry(
+        audit_entry_id=parse_id(AUDIT_ENTRY, entry.audit_entry_id),
+        tenant_id=logged.tenant_id,
+        actor=entry.actor,
+        action=entry.action,
+        subject=entry.subject,
+        result=entry.result,
+        recorded_at=_time_of(entry),
+        details=entry.details,
+        leaf=_leaf_of(logged.log),
+    )
+
+
+def _time_of(entry: audit_pb2.AuditEntry) -> "datetime":
+    from datetime import UTC
+
+    return entry.recorded_at.ToDatetime(UTC)
+
+
+def _signers(
+    keyset: bytes, order: FiledOrder, templates: tuple[bytes, ...], log: FiledLog | None
+) -> list[PublicKey]:
+    """Return the keys of the keyset that the signatures name, as far as they count at the time of signing."""
+    listed = decode_keyset(decode_envelope(keyset).payload)
+    batch = decode_envelope(order.batch)
+    issued_at = Fields(parse_canonical(batch.payload), "order root").time("issued_at")
+    publishers = listed.keys_for(KeyPurpose.PUBLISHER, issued_at)
+    order_keys = {one.key_id: one.key for one in listed.entries if one.purpose is KeyPurpose.ORDER}
+    named = [order_keys.get(one.key_id) for one in batch.signatures]
+    for template in templates:
+        named += [publishers.get(KeyId(one.key_id)) for one in decode_envelope(template).signatures]
+    if log is not None:
+        named += _log_signers(listed, log.checkpoint)
+    return [key for key in named if key is not None]
+
+
+def _log_signers(listed: Keyset, checkpoint: bytes) -> list[PublicKey]:
+    signed = parse_checkpoint(checkpoint)
+    origin = signed.checkpoint.origin
+    named = {line.key_id for line in signed.signatures if line.name == origin}
+    keys = [one.key for one in listed.entries if one.purpose is KeyPurpose.LOG]
+    return [key for key in keys if key_id(origin, key) in named]

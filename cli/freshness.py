@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Annotated, Final
 import typer
 
 from cli import output
-from cli.keysets import newest, read_keyset
+from cli.keysets import newest_rooted, read_keyset
 from cli.output import Json
 from cli.settings import CliSettings, DataDir, Target, read_settings
 from shared.errors import AgentFactoryError, RollbackError, UnknownKeyError
@@ -127,7 +127,8 @@ class Authority:
         return statement
 
     async def _newest(self, client: "Client") -> Keyset:
-        found = await newest(client, self._root)
+        rooted = await newest_rooted(client, self._root)
+        found = rooted.keyset
         if self._by_hand is not None and self._by_hand.exists():
             by_hand = read_keyset(self._by_hand, self._root)
             if by_hand.version > found.version:
@@ -137,7 +138,7 @@ class Authority:
                 )
         if self._seen is not None and found.version < self._seen.version:
             raise RollbackError(f"the control plane shows keyset {found.version} after {self._seen.version}")
-        self._seen = found
+        self._seen, self._root = found, rooted.root
         return found
 
 

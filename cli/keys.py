@@ -5,7 +5,7 @@ from typing import Annotated
 
 import typer
 
-from cli import freshness, keyset, output, rotation
+from cli import freshness, keyset, output, roots, rotation
 from cli.keyset import print_keyset
 from cli.output import Json
 from cli.settings import DatabaseUrl, DataDir, owner_database_url, read_settings
@@ -18,8 +18,10 @@ app = typer.Typer(
 )
 app.add_typer(keyset.app, name="keyset")
 app.add_typer(freshness.app, name="freshness")
+app.add_typer(roots.app, name="root")
 app.command("list")(rotation.list_keys)
 app.command()(rotation.rotate)
+app.command()(rotation.rotate_authority)
 app.command()(rotation.revoke)
 
 
@@ -96,7 +98,7 @@ def show(data_dir: DataDir = None, as_json: Json = False) -> None:
     Example: agentfactory keys show
     """
     from shared.key_files import read_public_key
-    from shared.keyset import verify_keyset
+    from shared.roots import verify_relayed
 
     paths = InstallationPaths(data_dir=read_settings(data_dir).data_dir)
     root = read_public_key(paths.root_public_key)
@@ -104,4 +106,5 @@ def show(data_dir: DataDir = None, as_json: Json = False) -> None:
         envelope = paths.keyset.read_bytes()
     except OSError as error:
         raise NotFoundError(f"cannot read {paths.keyset}: {error.strerror}") from error
-    print_keyset(verify_keyset(envelope, root_keys={root.key_id: root}, minimum_version=1))
+    found = verify_relayed(envelope, root_keys={root.key_id: root}, minimum_version=1)
+    print_keyset(found.keyset)

@@ -8,11 +8,12 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
 from shared.dsse import MAX_ENVELOPE_BYTES
-from shared.errors import InvalidInputError, NotFoundError
+from shared.errors import InvalidInputError, NotFoundError, WrongStateError
 from shared.key_files import read_private_key, read_public_key
-from shared.keyset import KeyPurpose, Keyset, encode_keyset, sign_keyset, verify_keyset
+from shared.keyset import KeyPurpose, Keyset, encode_keyset, sign_keyset
 from shared.keyset_changes import Change, following
 from shared.paths import InstallationPaths
+from shared.roots import RootedKeyset, verify_relayed
 from shared.signatures import FileSigner, PublicKey
 
 if TYPE_CHECKING:
@@ -40,24 +41,29 @@ class Published:
 
 
 async def newest(client: "Client", root: PublicKey) -> Keyset:
-    """Return the newest keyset of the control plane, verified under the pinned root key.
+    """Return the newest keyset of the control plane, verified from the pinned root key.
 
     Raises:
-        VerificationError: It is not signed by that key.
+        VerificationError: It is signed neither by that key nor by one to which that has handed over.
     """
+    return (await newest_rooted(client, root)).keyset
+
+
+async def newest_rooted(client: "Client", root: PublicKey) -> RootedKeyset:
+    """Return the same, with the root in force. Raises as `newest`."""
     from agentfactory.v1 import keys_pb2
 
     answer = await client.keys.GetKeyset(keys_pb2.GetKeysetRequest(), timeout=client.timeout)
-    return verified(answer.envelope, root)
+    return rooted(answer.envelope, root)
 
 
-def verified(envelope: bytes, root: PublicKey) -> Keyset:
-    """Return a keyset that this root key signed.
+def rooted(envelope: bytes, root: PublicKey) -> RootedKeyset:
+    """Return a keyset that this root key signed, or one that followed it.
 
     Raises:
-        VerificationError: It did not.
+        VerificationError: Neither did.
     """
-    return verify_keyset(envelope, root_keys={root.key_id: root}, minimum_version=1)
+    return verify_relayed(envelope, root_keys={root.key_id: root}, minimum_version=1)
 
 
 def read_bounded(path: Path) -> bytes:
@@ -81,9 +87,9 @@ def read_keyset(path: Path, root: PublicKey) -> Keyset:
     """Return the signed keyset in a file.
 
     Raises:
-        NotFoundError, InvalidInputError, VerificationError: As `read_bounded` and `verified`.
+        NotFoundError, InvalidInputError, VerificationError: As `read_bounded` and `rooted`.
     """
-    return verified(read_bounded(path), root)
+    return rooted(read_bounded(path), root).keyset
 
 
 def write_unsigned(keyset: Keyset, out: Path | None) -> Path:
@@ -112,6 +118,11 @@ async def put_in_force(
         path = await asyncio.to_thread(write_unsigned, changed, out)
         return changed, Published(version=changed.version, is_in_force=False, unsigned=path)
     root = FileSigner(key=read_private_key(paths.root_key))
+    if root.key.key_id != changed.root_key_id:
+        raise WrongStateError(
+            f"{paths.root_key} is root key {root.key.key_id}, in force is {changed.root_key_id}",
+            hint="put the root key in force there, or take the old one away and sign elsewhere",
+        )
     await publish(client, paths, await sign_keyset(changed, [root]))
     return changed, Published(version=changed.version, is_in_force=True)
 
@@ -123,7 +134,9 @@ async def publish(client: "Client", paths: InstallationPaths, envelope: bytes) -
     request = keys_pb2.PublishKeysetRequest(envelope=envelope)
     answer = await client.keys.PublishKeyset(request, timeout=client.timeout)
     if paths.keyset.exists():
+        # As it is relayed: with the handovers that lead to its root.
+        relayed = await client.keys.GetKeyset(keys_pb2.GetKeysetRequest(), timeout=client.timeout)
         temporary = paths.keyset.with_suffix(".new")
-        temporary.write_bytes(envelope)
+        temporary.write_bytes(relayed.envelope)
         temporary.replace(paths.keyset)
     return answer.version

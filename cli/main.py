@@ -31,6 +31,10 @@ GROUPS = {
     "audit": "cli.audit",
     "policy": "cli.policy",
     "receipt": "cli.receipts",
+    "engine": "cli.engines",
+    "replay": "cli.replay",
+    "verify": "cli.verify",
+    "trust": "cli.trust",
     "sandbox": "cli.sandbox",
     "retention": "cli.retention",
 }

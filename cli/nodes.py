@@ -89,7 +89,7 @@ def list_nodes(
         output.message(answer)
         return
     output.table(
-        ("node", "state", "connected", "slots free", "zone", "engine", "last seen"),
+        ("node", "state", "connected", "slots free", "zone", "engine", "last seen", "log"),
         [
             (
                 each.node_id,
@@ -99,11 +99,17 @@ def list_nodes(
                 each.zone,
                 f"{each.engine.name} {each.engine.version}",
                 output.time(each.last_seen_at),
+                _log_of(each),
             )
             for each in answer.nodes
         ],
         empty="no node is enrolled",
     )
+
+
+def _log_of(node: "nodes_pb2.Node") -> str:
+    """Return how much of the transparency log a node has verified, or why it takes no orders for its sake."""
+    return node.log.problem or (f"{node.log.size} leaves" if node.log.size else "-")
 
 
 def _show(node: "nodes_pb2.Node", verb: str) -> None:

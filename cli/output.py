@@ -31,6 +31,7 @@ EXIT_CODES: tuple[tuple[type[errors.AgentFactoryError], int], ...] = (
     (errors.EnrollmentTokenInvalidError, REFUSED),
     (errors.NodeQuarantinedError, REFUSED),
     (errors.NodeEvictedError, REFUSED),
+    (errors.EngineDeniedError, REFUSED),
     (errors.TemplateRetiredError, REFUSED),
     (errors.TemplateRevokedError, REFUSED),
     (errors.StoppedError, REFUSED),
@@ -99,6 +100,13 @@ def message(value: "Message") -> None:
     from google.protobuf.json_format import MessageToJson
 
     print(MessageToJson(value, indent=2, ensure_ascii=False))
+
+
+def line(value: "Message") -> None:
+    """Print proto3 JSON of ``value`` as one line: an item of a stream."""
+    from google.protobuf.json_format import MessageToJson
+
+    print(MessageToJson(value, indent=None, ensure_ascii=False), flush=True)
 
 
 def data(value: object) -> None:

@@ -7,142 +7,116 @@ import typer
 
 from cli import output
 from cli.output import Json
+from cli.receipt_source import Trust, fetch, trust_of, trust_or_none
+from cli.replay_material import bundle
 from cli.resources import used_fields
-from cli.settings import CliSettings, DataDir, Target, read_settings
+from cli.settings import DataDir, Target, read_settings
 from shared.errors import MalformedError, NotFoundError
-from shared.paths import InstallationPaths
 
 if TYPE_CHECKING:
-    from agentfactory.v1 import audit_pb2
-
-    from cli.client import Client
-    from cli.evidence import Evidence
+    from shared.verification.report import Proved, Verification
+    from shared.verification.trust import ReceiptTrust
 
 app = typer.Typer(no_args_is_help=True, add_completion=False, help="Fetch and verify receipts.")
 
-MAX_EVIDENCE_BYTES: Final = 8 * 1024 * 1024
+MAX_WAIT_SECONDS: Final = 3600
 
-RootKey = Annotated[
-    Path | None,
-    typer.Option("--root-key", help="Public root key to trust (PEM); absent: that of the data folder."),
-]
+File = Annotated[Path, typer.Argument(help="Receipt file that `receipt get --out` wrote.")]
 
 
 @app.command()
 def get(
     subject: Annotated[str, typer.Argument(help="rcp_… or exe_… (its deciding receipt).")],
-    out: Annotated[Path | None, typer.Option("--out", help="Write the evidence to this file.")] = None,
-    root_key: RootKey = None,
+    out: Annotated[
+        Path | None, typer.Option("--out", "-o", help="Write the receipt file here: it proves itself.")
+    ] = None,
+    wait: Annotated[
+        float,
+        typer.Option("--wait", min=0, max=MAX_WAIT_SECONDS, help="Seconds to wait for the log to cover it."),
+    ] = 10,
+    trust: Trust = None,
     data_dir: DataDir = None,
     target: Target = None,
     as_json: Json = False,
 ) -> None:
-    """Fetch a receipt with its order and keys, and verify them here.
+    """Fetch a receipt with all that proves it, write its file, and verify that here; exit 1 if it fails.
 
-    Example: agentfactory receipt get exe_… --out evidence.json
+    Example: agentfactory receipt get exe_… -o receipt.json
     """
-    settings = read_settings(data_dir, target)
-    answer = fetch(settings, subject)
-    evidence = check(settings, answer, root_key)
-    if out is not None:
-        from google.protobuf.json_format import MessageToJson
+    from cli.evidence import file_of
+    from shared.receipt_file import encode_receipt_file
 
-        out.write_text(MessageToJson(answer, indent=2), encoding="utf-8")
+    settings = read_settings(data_dir, target)
+    trusted = trust_or_none(settings, trust)
+    answer = fetch(settings, subject, wait, trusted)
+    if answer.after_eviction:
+        output.note("warning: it came after the node's identity was ended: what it says is not to be trusted")
+    data = encode_receipt_file(file_of(answer))
+    if out is not None:
+        out.write_bytes(data)
     if output.wants_json():
         output.message(answer)
+    if trusted is None:
+        output.note(
+            "not verified: nobody is trusted here. Get a trust file by another way, then: agentfactory verify"
+        )
         return
-    show(evidence)
+    if answer.HasField("erased_at"):
+        output.note(f"what the execution read and wrote was erased at {output.time(answer.erased_at)}")
+    _tell(_verification(data, trusted))
 
 
 @app.command()
-def verify(
-    file: Annotated[Path, typer.Argument(help="Evidence that `receipt get --out` wrote.")],
-    root_key: RootKey = None,
-    data_dir: DataDir = None,
-    as_json: Json = False,
-) -> None:
-    """Verify evidence offline: keyset, order, template, receipt.
+def verify(file: File, trust: Trust = None, data_dir: DataDir = None, as_json: Json = False) -> None:
+    """Verify a receipt file offline, check by check; exit 1 if one fails.
 
-    Example: agentfactory receipt verify evidence.json --root-key root.pub
+    Example: agentfactory verify receipt.json --trust trust.json
     """
-    evidence = check(read_settings(data_dir), read_evidence(file), root_key)
+    trusted = trust_of(read_settings(data_dir), trust)
+    verification = _verification(read_file(file), trusted)
     if output.wants_json():
-        output.data({"verified": True, "checks": list(evidence.checks), "outcome": evidence.receipt.outcome})
-        return
-    show(evidence)
+        output.data(_as_data(verification))
+    _tell(verification)
 
 
-def read_evidence(file: Path) -> "audit_pb2.GetReceiptResponse":
-    """Return the evidence in a file.
+def read_file(file: Path) -> bytes:
+    """Return a receipt file's bytes.
 
     Raises:
         NotFoundError: It cannot be read.
-        MalformedError: It is not what `receipt get --out` writes.
+        MalformedError: It is larger than any receipt file.
     """
-    from agentfactory.v1 import audit_pb2
-    from google.protobuf.json_format import Parse, ParseError
+    from shared.receipt_file import MAX_FILE_BYTES
 
     try:
         with file.open("rb") as stream:
-            data = stream.read(MAX_EVIDENCE_BYTES + 1)
+            data = stream.read(MAX_FILE_BYTES + 2)
     except OSError as error:
         raise NotFoundError(f"cannot read {file}: {error.strerror}") from error
-    if len(data) > MAX_EVIDENCE_BYTES:
-        raise MalformedError(f"{file} has more than {MAX_EVIDENCE_BYTES} bytes")
-    try:
-        return Parse(data, audit_pb2.GetReceiptResponse())
-    except ParseError as error:
-        raise MalformedError(f"{file} is no evidence: {error}") from error
+    if len(data) > MAX_FILE_BYTES + 1:
+        raise MalformedError(f"{file} has more than {MAX_FILE_BYTES} bytes")
+    return data
 
 
-def fetch(settings: CliSettings, subject: str) -> "audit_pb2.GetReceiptResponse":
-    from cli.client import call
-
-    return call(settings, lambda client: fetch_with(client, subject))
-
-
-async def fetch_with(client: "Client", subject: str) -> "audit_pb2.GetReceiptResponse":
-    """Fetch a receipt by its own id or by its execution's."""
-    from agentfactory.v1 import audit_pb2
-
-    by_receipt = subject.startswith("rcp_")
-    request = audit_pb2.GetReceiptRequest(
-        receipt_id=subject if by_receipt else "", execution_id="" if by_receipt else subject
-    )
-    return await client.audit.GetReceipt(request, timeout=client.timeout)
-
-
-def check(settings: CliSettings, answer: "audit_pb2.GetReceiptResponse", root_key: Path | None) -> "Evidence":
-    from cli.evidence import verify_evidence
-    from shared.key_files import read_public_key
-
-    trusted = root_key or InstallationPaths(data_dir=settings.data_dir).root_public_key
-    return verify_evidence(answer, root_keys=[read_public_key(trusted)])
-
-
-def show(evidence: "Evidence") -> None:
-    """Print what was verified and what the node reports."""
-    for number, sentence in enumerate(evidence.checks, 1):
-        output.note(f"  {number}. {sentence}")
-    receipt = evidence.receipt
-    engine = receipt.engine
+def show(proved: "Proved") -> None:
+    """Print what was proved."""
+    receipt, order = proved.receipt, proved.order
+    engine, refused = receipt.engine, receipt.rejection
     output.fields(
         [
             ("outcome", receipt.outcome),
             ("exit code", "" if receipt.exit_code is None else receipt.exit_code),
             ("limit", receipt.limit),
             ("trap", receipt.trap),
-            (
-                "refused",
-                receipt.rejection and f"check {receipt.rejection.check}: {receipt.rejection.message}",
-            ),
-            ("execution", evidence.order.execution_id),
-            ("attempt", evidence.order.attempt_number),
-            ("agent", evidence.order.agent_name),
-            ("caller", evidence.order.caller),
-            ("decision", f"{evidence.order.decision_id} under policy {evidence.order.policy_digest}"),
-            ("module", evidence.order.module_digest),
-            ("input", evidence.order.input_commitment),
+            ("refused", refused and f"check {refused.check}: {refused.message}"),
+            ("execution", order.execution_id),
+            ("attempt", order.attempt_number),
+            ("agent", order.agent_name),
+            ("template", " → ".join(str(one.full_name) for one in proved.templates)),
+            ("caller", order.caller),
+            ("decision", f"{order.decision_id} under policy {order.policy_digest}"),
+            ("module", order.module_digest),
+            ("input", order.input_commitment),
             ("output", receipt.output_commitment),
             ("engine", engine and f"{engine.name} {engine.version}"),
             *used_fields(receipt.resources),
@@ -150,7 +124,57 @@ def show(evidence: "Evidence") -> None:
             ("recording", receipt.recording_commitment),
             ("kv writes", receipt.kv_writes_digest),
             ("node", f"{receipt.node_id}, receipt {receipt.sequence} of its chain"),
-            ("ordered at", evidence.signed_at.isoformat()),
+            ("ordered from", order.not_before.isoformat()),
             ("finished at", receipt.finished_at.isoformat()),
+            ("witnesses", ", ".join(proved.witnesses)),
         ]
     )
+
+
+def _verification(data: bytes, trust: "ReceiptTrust") -> "Verification":
+    from shared.verification.checks import verify_receipt_file
+
+    return verify_receipt_file(data, trust)
+
+
+def _tell(verification: "Verification") -> None:
+    """Print the checks, and what they prove unless JSON was asked for; end with 1 if one failed.
+
+    Raises:
+        Exit: One failed.
+    """
+    if not output.wants_json():
+        for check in verification.checks:
+            output.note(f"  {check.number:>2}. {check.name:<12} {check.result:<12} {check.words}")
+        if verification.proved is not None:
+            show(verification.proved)
+    if verification.failed is not None:
+        failed = verification.failed
+        output.note(f"not proved: check {failed.number} ({failed.name}) failed [{failed.reason}]")
+        raise typer.Exit(output.NOT_SUCCEEDED)
+
+
+def _as_data(verification: "Verification") -> dict[str, object]:
+    checks = [
+        {
+            "number": one.number,
+            "name": one.name,
+            "result": str(one.result),
+            "words": one.words,
+            **({"reason": one.reason} if one.reason else {}),
+        }
+        for one in verification.checks
+    ]
+    proved = verification.proved
+    said: dict[str, object] = {"verified": proved is not None, "checks": checks}
+    if proved is not None:
+        said |= {
+            "receipt_id": proved.file.receipt_id,
+            "execution_id": proved.order.execution_id,
+            "outcome": str(proved.receipt.outcome),
+            "witnesses": list(proved.witnesses),
+        }
+    return said
+
+
+app.command()(bundle)

@@ -32,6 +32,13 @@ def run(
         str | None,
         typer.Option("--audit-older-than", help="Drop audit entries, e.g. 400d; absent: keep all."),
     ] = None,
+    inputs_older_than: Annotated[
+        str | None, typer.Option("--inputs-older-than", help="Remove inputs of ended executions, e.g. 7d.")
+    ] = None,
+    outputs_older_than: Annotated[
+        str | None,
+        typer.Option("--outputs-older-than", help="Remove outputs, logs and recordings of them, e.g. 14d."),
+    ] = None,
     every: Annotated[
         Period, typer.Option("--every", help="Length of the partitions that are made.")
     ] = Period.WEEK,
@@ -51,6 +58,8 @@ def run(
     plan = RetentionPlan(
         older_than=_age(older_than),
         audit_older_than=_age(audit_older_than),
+        inputs_older_than=_age(inputs_older_than),
+        outputs_older_than=_age(outputs_older_than),
         period=every,
         ahead=ahead,
         dry_run=dry_run,
@@ -63,6 +72,7 @@ def run(
                 "made": list(done.made),
                 "dropped": [{"name": one.name, "size_bytes": one.size_bytes} for one in done.dropped],
                 "executions": done.executions,
+                "bodies": done.bodies,
                 "held_back_by": done.held_back_by,
             }
         )
@@ -72,6 +82,8 @@ def run(
         print(f"{would}made {name}")
     for one in done.dropped:
         print(f"{would}dropped {one.name} ({one.size_bytes} bytes)")
+    if done.bodies:
+        output.note(f"{done.bodies} bodies of executions that are kept {would}removed")
     output.note(f"{done.executions} ended executions {would}removed")
     if done.held_back_by:
         output.note(f"execution {done.held_back_by} has not ended and keeps what is as old as it")

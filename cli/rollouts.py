@@ -37,8 +37,8 @@ def rollout(
     """
     from agentfactory.v1 import agents_pb2
 
-    from cli.agents import read_parameters
     from cli.client import Client, call
+    from cli.parameters import read_parameters
 
     async def use(client: Client) -> agents_pb2.Agent:
         request = agents_pb2.RolloutAgentRequest(

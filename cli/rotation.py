@@ -11,7 +11,7 @@ import typer
 from cli import output
 from cli.keysets import LIVES, Published, newest, put_in_force
 from cli.output import Json
-from cli.settings import CliSettings, DataDir, Target, read_settings
+from cli.settings import CliSettings, DatabaseUrl, DataDir, Target, owner_database_url, read_settings
 from shared.errors import InvalidInputError, NotFoundError, UnavailableError
 from shared.ids import KeyId
 from shared.key_files import read_public_key
@@ -184,6 +184,66 @@ async def wait_until_signing(client: "Client", key_id: KeyId) -> None:
         f"key {key_id} is in the keyset and does not sign yet",
         hint="'agentfactory keys list' shows which keyset the slowest session has",
     )
+
+
+def rotate_authority(
+    overlap_hours: Annotated[
+        float,
+        typer.Option(
+            "--overlap-hours", min=24, max=8760, help="How long what the old one issued counts yet."
+        ),
+    ] = 720,
+    database_url: DatabaseUrl = None,
+    data_dir: DataDir = None,
+    as_json: Json = False,
+) -> None:
+    """Replace the authority that issues certificates, in this data folder. Running control planes follow.
+
+    It is on record if the database is named, here or by AF_CLI_OWNER_DATABASE_URL.
+
+    Example: agentfactory keys rotate-authority --overlap-hours 720
+    """
+    from control_plane.installation.authorities import rotate_authority as rotate_files
+    from shared.clock import SystemClock
+    from shared.trust import read_trust
+
+    settings = read_settings(data_dir, None)
+    paths = _paths(settings)
+    trust = read_trust(paths.trust)
+    until = datetime.now(UTC) + timedelta(hours=overlap_hours)
+    moved_at = rotate_files(paths, trust.installation, trust.root_key, until=until, clock=SystemClock())
+    recorded = _record_authority(settings, database_url, paths, until)
+    if output.wants_json():
+        said = {"servers_move_at": moved_at.isoformat(), "old_until": until.isoformat(), "recorded": recorded}
+        output.data(said)
+        return
+    if not recorded:
+        output.note("this is not in the audit log: no database was named (--database-url)")
+    output.note("nodes and callers get certificates of the new authority from now on")
+    output.note(f"those of the old one count until {until:%Y-%m-%d %H:%M} UTC")
+    output.note(
+        f"before {moved_at:%Y-%m-%d %H:%M} UTC, copy {paths.trust} to every node: it follows the file"
+    )
+    output.note(f"and {paths.ca_certificate} to every gateway, and restart gateways")
+
+
+def _record_authority(
+    settings: CliSettings, database_url: str | None, paths: InstallationPaths, until: datetime
+) -> bool:
+    """Record a new authority where a database is named; returns whether one was."""
+    if database_url is None and settings.owner_database_url is None:
+        return False
+    from cryptography import x509
+    from cryptography.hazmat.primitives.hashes import SHA256
+
+    from control_plane.setup import record_new_authority
+    from shared.rpc.tls import read_certificates
+
+    issuing = x509.load_pem_x509_certificates(read_certificates(paths.ca_certificate))[0]
+    url = owner_database_url(settings, database_url)
+    fingerprint = issuing.fingerprint(SHA256()).hex()
+    asyncio.run(record_new_authority(url, fingerprint=fingerprint, old_until=until))
+    return True
 
 
 def _endings(purpose: KeyPurpose, new: PublicKey, replaces: str | None, at: datetime) -> list[Change]:

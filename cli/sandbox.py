@@ -16,6 +16,7 @@ import typer
 
 from cli import output
 from cli.output import Json
+from cli.sandbox_archive import archive
 from shared.errors import AgentFactoryError, InvalidInputError, UnavailableError, WorkerCrashedError
 
 if TYPE_CHECKING:
@@ -78,6 +79,9 @@ def doctor(
         # The layers are the answer and are printed already; this is the verdict on them.
         output.note(f"error: {error}")
         raise typer.Exit(output.UNAVAILABLE) from error
+
+
+app.command()(archive)
 
 
 @app.command(context_settings={"allow_interspersed_args": False})

@@ -129,6 +129,51 @@ def list_stops(
 
 
 @app.command()
+def show(
+    stop_id: Annotated[str, typer.Argument(help="As 'stop list' shows it.")],
+    evidence: Annotated[
+        bool, typer.Option("--evidence", help="Print what a quarantine was made for.")
+    ] = False,
+    data_dir: DataDir = None,
+    target: Target = None,
+    as_json: Json = False,
+) -> None:
+    """Show one stop; of a quarantine also both results, as JSON.
+
+    Example: agentfactory stop show STOP_ID --evidence
+    """
+    from agentfactory.v1 import stops_pb2
+
+    from cli.client import Client, call
+
+    async def use(client: Client) -> stops_pb2.Stop:
+        request = stops_pb2.GetStopRequest(stop_id=stop_id)
+        return (await client.stops.GetStop(request, timeout=client.timeout)).stop
+
+    stop = call(read_settings(data_dir, target), use)
+    if output.wants_json():
+        output.message(stop)
+        return
+    if evidence:
+        print(stop.evidence.decode())
+        return
+    output.fields(
+        [
+            ("stop", stop.stop_id),
+            ("tenant", stop.tenant_id),
+            ("template", stop.template_name or stop.template_digest or "(all)"),
+            ("quarantine", "yes: --evidence shows both results" if stop.is_quarantine else ""),
+            ("reason", stop.reason),
+            ("by", stop.created_by),
+            ("since", output.time(stop.created_at)),
+            ("lifted", output.time(stop.lifted_at)),
+            ("lifted by", stop.lifted_by),
+            ("because", stop.lift_reason),
+        ]
+    )
+
+
+@app.command()
 def lift(
     stop_id: Annotated[str, typer.Argument(help="As 'stop list' shows it.")],
     reason: Annotated[str, typer.Option("--reason", help="Why; it is recorded.")] = "",

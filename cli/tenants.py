@@ -23,6 +23,15 @@ PerMinute = Annotated[
 ]
 
 
+EncryptBodies = Annotated[
+    bool | None,
+    typer.Option(
+        "--encrypt-bodies/--no-encrypt-bodies",
+        help="Store inputs, outputs, logs and recordings encrypted from now on.",
+    ),
+]
+
+
 @app.command()
 def create(
     tenant: TenantName,
@@ -125,13 +134,14 @@ def update(
     display_name: DisplayName = None,
     max_pending: MaxPending = None,
     per_minute: PerMinute = None,
+    encrypt_bodies: EncryptBodies = None,
     data_dir: DataDir = None,
     target: Target = None,
     as_json: Json = False,
 ) -> None:
     """Change what is named of a tenant.
 
-    Example: agentfactory tenant update red --per-minute 600
+    Example: agentfactory tenant update red --per-minute 600 --encrypt-bodies
     """
     from agentfactory.v1 import access_pb2
 
@@ -142,12 +152,66 @@ def update(
         display_name=display_name,
         max_pending=max_pending,
         executions_per_minute=per_minute,
+        encrypt_bodies=encrypt_bodies,
     )
 
     async def use(client: Client) -> access_pb2.Tenant:
         return (await client.access.UpdateTenant(request, timeout=client.timeout)).tenant
 
     _show(call(read_settings(data_dir, target), use))
+
+
+@app.command("rotate-key")
+def rotate_key(
+    tenant: Annotated[str, typer.Argument(help="Default: the caller's.")] = "",
+    data_dir: DataDir = None,
+    target: Target = None,
+    as_json: Json = False,
+) -> None:
+    """Make the key that new bodies of a tenant are encrypted with; older bodies stay readable.
+
+    Example: agentfactory tenant rotate-key red
+    """
+    from agentfactory.v1 import access_pb2
+
+    from cli.client import Client, call
+
+    async def use(client: Client) -> access_pb2.RotateBodyKeyResponse:
+        request = access_pb2.RotateBodyKeyRequest(tenant_id=tenant)
+        return await client.access.RotateBodyKey(request, timeout=client.timeout)
+
+    answer = call(read_settings(data_dir, target), use)
+    if output.wants_json():
+        output.message(answer)
+    else:
+        print(answer.body_key_id)
+
+
+@app.command("erase-key")
+def erase_key(
+    tenant: TenantName,
+    reason: Annotated[str, typer.Option("--reason", help="Who asked for it, and why; kept on record.")],
+    data_dir: DataDir = None,
+    target: Target = None,
+    as_json: Json = False,
+) -> None:
+    """Destroy all keys of a tenant's bodies, for good: what they encrypted is erased, in backups too.
+
+    Example: agentfactory tenant erase-key red --reason "contract ended"
+    """
+    from agentfactory.v1 import access_pb2
+
+    from cli.client import Client, call
+
+    async def use(client: Client) -> access_pb2.EraseBodyKeysResponse:
+        request = access_pb2.EraseBodyKeysRequest(tenant_id=tenant, reason=reason)
+        return await client.access.EraseBodyKeys(request, timeout=client.timeout)
+
+    answer = call(read_settings(data_dir, target), use)
+    if output.wants_json():
+        output.data({"keys": answer.keys})
+    else:
+        print(f"destroyed {answer.keys} keys; what they encrypted is erased")
 
 
 def _show(tenant: "access_pb2.Tenant") -> None:
@@ -160,6 +224,7 @@ def _show(tenant: "access_pb2.Tenant") -> None:
             ("name", tenant.display_name),
             ("may wait", tenant.max_pending or "as the settings say"),
             ("per minute", tenant.executions_per_minute or "as the settings say"),
+            ("bodies", "encrypted" if tenant.encrypt_bodies else "plain"),
             ("since", output.time(tenant.created_at)),
         ]
     )

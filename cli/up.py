@@ -3,6 +3,7 @@
 import asyncio
 import signal
 from datetime import datetime
+from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
@@ -92,8 +93,21 @@ async def _run(settings: CliSettings, ports: "Ports") -> None:
                 group.create_task(follow_audit(stack.settings, say))
                 group.create_task(follow_logs(stack.children, say))
                 group.create_task(stack.wait_for_death())
+                group.create_task(_keep_worker(settings))
         except ExceptionGroup as errors:
             raise _of_ours(errors) from None
+
+
+async def _keep_worker(settings: CliSettings) -> None:
+    """Archive the worker that runs now, so that its receipts can be replayed after an upgrade."""
+    from agentfactory_engine import worker_path
+
+    from data_plane.replay.workers import archive_worker
+
+    try:
+        await asyncio.to_thread(archive_worker, Path(worker_path()), settings.data_dir / "workers")
+    except AgentFactoryError as error:
+        say(f"the worker is not archived: {error}")
 
 
 def _of_ours(errors: ExceptionGroup) -> Exception:

@@ -12,12 +12,12 @@ from typing import Any, NoReturn
 
 from control_plane.database.notifications import Channel
 from control_plane.installation.files import read_server_names
-from control_plane.keys.signer import OrderSigner
 from control_plane.queue_store import QueueGauge
 from control_plane.servers import Address, Front, serving
 from control_plane.settings import ControlSettings
 from control_plane.upkeep import CertificateRenewal, HealthWatch
 from control_plane.wiring.base import Base, open_base
+from control_plane.wiring.body_keys import open_body_keys
 from control_plane.wiring.keys import open_signer
 from control_plane.wiring.services import Services, build
 from shared.admin_http import admin_server
@@ -47,14 +47,17 @@ async def run(settings: ControlSettings, *, stop: asyncio.Event, started: Callab
         UnknownKeyError: Keys are in files, and the keyset lists none of them.
         PortInUseError: An address is taken.
     """
-    async with open_base(settings) as base, open_signer(base) as signer:
-        await _serve(base, signer, stop, started)
+    async with (
+        open_base(settings) as base,
+        open_signer(base) as signer,
+        open_body_keys(base) as body_keys,
+    ):
+        await _serve(base, await build(base, signer, body_keys), stop, started)
 
 
 async def _serve(
-    base: Base, signer: OrderSigner, stop: asyncio.Event, started: Callable[[Ports], None]
+    base: Base, services: Services, stop: asyncio.Event, started: Callable[[Ports], None]
 ) -> None:
-    services = await build(base, signer)
     settings = base.settings
     front = Front(
         gatekeeper=services.access,
@@ -72,6 +75,8 @@ async def _serve(
     )
     renewal.renew_if_due()
     base.metrics.watch_dispatch(services.dispatch.stats)
+    files = {"server": base.paths.server_certificate, "authority": base.paths.ca_certificate}
+    base.metrics.watch_certificates(files, base.clock)
     admin = admin_server(
         host=settings.admin_host,
         port=settings.admin_port,

@@ -4,6 +4,8 @@ import asyncio  # noqa: TC003 - imports stay in one place
 import time
 from collections.abc import Callable, Iterable, Mapping
 from datetime import timedelta
+from functools import partial
+from pathlib import Path
 from typing import Final
 
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, Metric
@@ -19,6 +21,8 @@ from control_plane.executions.lifecycle import Execution
 from control_plane.executions.ports import ExecutionStore, Placer
 from control_plane.nodes.domain import NodeState
 from shared.cache import CacheStats
+from shared.certificates import seconds_left
+from shared.clock import Clock
 from shared.gathering import Gathering
 from shared.ids import NodeId
 
@@ -81,6 +85,20 @@ class ControlMetrics:
         self._log_size = Gauge(
             "af_log_size", "Leaves of the log when this replica integrated last.", registry=registry
         )
+        self._receipts_missing = Gauge(
+            "af_receipts_missing", "Numbers of nodes' receipts that ought to be there.", registry=registry
+        )
+        self._log_waiting = Gauge(
+            "af_log_waiting_seconds",
+            "How long the oldest recorded fact has waited for its place in the log.",
+            registry=registry,
+        )
+        self._evidence_wrong = Gauge(
+            "af_evidence_findings", "What the checks of the evidence found.", ["check"], registry=registry
+        )
+        self._template_quarantines = Counter(
+            "af_template_quarantines", "Template versions on which two engines differed.", registry=registry
+        )
         self._lease_expiries = Counter("af_lease_expiries", "Leases that ran out.", registry=registry)
         self._sessions_opened = Counter("af_sessions_opened", "Sessions that began.", registry=registry)
         self._sessions_closed = Counter("af_sessions_closed", "Sessions that ended.", registry=registry)
@@ -97,6 +115,17 @@ class ControlMetrics:
         self._rpc_cells: dict[tuple[str, str], Histogram] = {}
         self._registry = registry
 
+    def watch_certificates(self, files: Mapping[str, Path], clock: Clock) -> None:
+        """Show how long the certificates in these files count yet, by what they are."""
+        left = Gauge(
+            "af_certificate_seconds",
+            "How long a certificate counts yet; below 0: no more, or it cannot be read.",
+            ["certificate"],
+            registry=self._registry,
+        )
+        for name, path in files.items():
+            left.labels(name).set_function(partial(seconds_left, path, clock))
+
     def watch_dispatch(self, stats: Callable[[], DispatchStats]) -> None:
         """Read sessions and slots from dispatch whenever somebody asks for the metrics."""
         for name, text, read in (
@@ -110,6 +139,10 @@ class ControlMetrics:
     def watch_caches(self, caches: Mapping[str, Callable[[], CacheStats]]) -> None:
         """Read what caches do whenever somebody asks for the metrics."""
         self._registry.register(CacheCollector(caches))
+
+    def template_quarantined(self) -> None:
+        """Two engines came to different results: see `StopObserver`."""
+        self._template_quarantines.inc()
 
     def queue_depth(self, count: int) -> None:
         """So many executions wait for a node, in all replicas."""
@@ -146,6 +179,18 @@ class ControlMetrics:
     def log_size(self, tree_size: int) -> None:
         """See `LogObserver.log_size`."""
         self._log_size.set(tree_size)
+
+    def receipts_missing(self, count: int) -> None:
+        """See `EvidenceObserver.receipts_missing`."""
+        self._receipts_missing.set(count)
+
+    def log_waiting(self, seconds: float) -> None:
+        """See `EvidenceObserver.log_waiting`."""
+        self._log_waiting.set(seconds)
+
+    def evidence_wrong(self, check: str, count: int) -> None:
+        """See `EvidenceObserver.evidence_wrong`."""
+        self._evidence_wrong.labels(str(check)).set(count)
 
     def rpc(self, method: str, code: str, seconds: float) -> None:
         """See `RpcObserver.rpc`."""

@@ -35,6 +35,8 @@ SERVICES: Final = tuple(
         "AccessService",
         "KeyService",
         "PolicyService",
+        "ReplayService",
+        "EngineService",
     )
 )
 

@@ -2,12 +2,14 @@
 
 from datetime import timedelta
 from pathlib import Path
-from typing import Annotated, ClassVar, Literal
+from typing import Annotated, ClassVar, Literal, Self
 
-from pydantic import BaseModel, ConfigDict, Field, SecretStr, field_validator
+from pydantic import BaseModel, ConfigDict, Field, SecretStr, field_validator, model_validator
 
 from control_plane.access.domain import MAX_TOKEN_LIFE, is_trusted_url
 from control_plane.kv.domain import DEFAULT_QUOTA
+from shared.checkpoints import parse_verifier_key
+from shared.errors import AgentFactoryError
 from shared.local_tokens import ISSUER_NAME
 from shared.logs import LogStyle
 from shared.orders import MAX_LEASE
@@ -57,6 +59,31 @@ class TokenIssuerSettings(BaseModel):
         if url is not None and not is_trusted_url(url):
             raise ValueError("needs https, except on this machine")
         return url
+
+
+class WitnessSettings(BaseModel):
+    """One witness that cosigns checkpoints of the log (C2SP tlog-witness)."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    url: TrustedUrl = Field(description="Where /add-checkpoint is below.")
+    key: str = Field(min_length=1, max_length=400, description="Its verifier key: NAME+ID+BASE64.")
+
+    @field_validator("url")
+    @classmethod
+    def _trusted(cls, url: str) -> str:
+        if not is_trusted_url(url):
+            raise ValueError("needs https, except on this machine")
+        return url
+
+    @field_validator("key")
+    @classmethod
+    def _verifier_key(cls, key: str) -> str:
+        try:
+            parse_verifier_key(key)
+        except AgentFactoryError as error:
+            raise ValueError(str(error)) from error
+        return key
 
 
 class ControlSettings(PlaneSettings):
@@ -136,6 +163,30 @@ class ControlSettings(PlaneSettings):
     vault_key_prefix: str = Field(default="agentfactory", pattern=r"^[a-z0-9][a-z0-9-]{0,62}$")
     vault_timeout: timedelta = Field(default=3 * _SECOND, gt=timedelta(0), le=60 * _SECOND)
 
+    body_key_life: timedelta = Field(
+        default=timedelta(minutes=5),
+        ge=10 * _SECOND,
+        le=timedelta(hours=1),
+        description="How long keys of tenants' bodies serve new inputs while their custodian is away.",
+    )
+
+    log_witnesses: tuple[WitnessSettings, ...] = Field(
+        default=(), max_length=16, description="Who cosigns the checkpoints of the log."
+    )
+    log_witness_quorum: int = Field(
+        default=0,
+        ge=0,
+        le=16,
+        description="So many cosignatures make a checkpoint a witnessed one; 0: none is.",
+    )
+    log_witness_every: timedelta = Field(
+        default=5 * _SECOND, ge=timedelta(milliseconds=100), le=timedelta(hours=1)
+    )
+    log_witness_timeout: timedelta = Field(default=5 * _SECOND, gt=timedelta(0), le=60 * _SECOND)
+    log_witness_ca_file: Path | None = Field(
+        default=None, description="PEM; trusted for witnesses instead of the system's."
+    )
+
     cache_life: timedelta = Field(
         default=timedelta(minutes=10),
         gt=timedelta(0),
@@ -148,3 +199,13 @@ class ControlSettings(PlaneSettings):
 
     log_level: Literal["debug", "info", "warning", "error"] = "info"
     log_style: LogStyle = LogStyle.JSON
+
+    @model_validator(mode="after")
+    def _quorum_is_possible(self) -> Self:
+        if self.log_witness_quorum > len(self.log_witnesses):
+            raise ValueError(
+                f"log_witness_quorum is {self.log_witness_quorum} of {len(self.log_witnesses)} log_witnesses"
+            )
+        if len({witness.key.partition("+")[0] for witness in self.log_witnesses}) != len(self.log_witnesses):
+            raise ValueError("two log_witnesses have one name")
+        return self

@@ -5,6 +5,7 @@ Serves nothing. The command line calls these; the running control plane is `main
 
 from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
+from datetime import datetime
 
 from control_plane.audit.store import PostgresAuditStore
 from control_plane.database.engine import PoolBounds, create_engine
@@ -17,7 +18,7 @@ from control_plane.installation.service import InstallationService
 from control_plane.installation.store import PostgresInstallationStore
 from shared.clock import Clock, SystemClock, SystemRandom
 from shared.paths import InstallationPaths
-from shared.signatures import PublicKey
+from shared.signatures import PrivateKey, PublicKey
 
 
 async def initialize(request: InitRequest, *, clock: Clock | None = None) -> Initialized:
@@ -68,6 +69,36 @@ async def add_publisher(
     """
     async with _service(owner_database_url, clock) as service:
         return await service.add_publisher(paths, publisher)
+
+
+async def replace_root(
+    *, paths: InstallationPaths, owner_database_url: str, root: PrivateKey, clock: Clock | None = None
+) -> int:
+    """Let another root key sign keysets, with no word from the one before. Returns the keyset's version.
+
+    Every control plane and node has to be given the new trust roots by hand. Idempotent.
+
+    Raises:
+        NotFoundError: There is no installation here.
+        VerificationError: The newest keyset is by neither the pinned root key nor the new one.
+        ConflictError: Somebody else made a keyset meanwhile: repeat.
+        DatabaseUnavailableError: Postgres is away or refuses the login.
+    """
+    async with _service(owner_database_url, clock) as service:
+        return await service.replace_root(paths, root)
+
+
+async def record_new_authority(
+    owner_database_url: str, *, fingerprint: str, old_until: datetime, clock: Clock | None = None
+) -> None:
+    """Say in the audit log that another authority issues certificates from now on.
+
+    Raises:
+        NotFoundError: There is no installation in this database.
+        DatabaseUnavailableError: Postgres is away or refuses the login.
+    """
+    async with _service(owner_database_url, clock) as service:
+        await service.record_new_authority(fingerprint, old_until)
 
 
 async def retain(owner_database_url: str, plan: RetentionPlan, *, clock: Clock | None = None) -> Retained:

@@ -5,8 +5,8 @@ from datetime import timedelta
 from typing import Final, NoReturn
 
 from control_plane.executions.ports import ExecutionStore
+from control_plane.installation.authorities import InstallationAuthority
 from control_plane.installation.files import ensure_server_certificate
-from control_plane.keys.ca import BuiltinCertificateAuthority
 from control_plane.metrics import ControlMetrics
 from control_plane.queue_store import QueueGauge
 from control_plane.servers import Front
@@ -86,7 +86,7 @@ class CertificateRenewal:
         *,
         paths: InstallationPaths,
         installation: InstallationId,
-        authority: BuiltinCertificateAuthority,
+        authority: InstallationAuthority,
         server_names: tuple[str, ...],
         clock: Clock,
     ) -> None:
@@ -97,7 +97,9 @@ class CertificateRenewal:
         self._clock = clock
 
     def renew_if_due(self) -> bool:
-        """Issue a new certificate when less than a third of the old one's life is left; returns whether.
+        """Issue a new certificate for an old one, or one of an authority that was replaced.
+
+        Returns whether it did.
 
         Raises:
             KeyFileModeError, KeyFormatError: The server's key is not usable.
@@ -106,7 +108,7 @@ class CertificateRenewal:
         return ensure_server_certificate(
             self._paths,
             self._installation,
-            self._authority,
+            self._authority.of_server(),
             server_names=self._server_names,
             clock=self._clock,
         )

@@ -14,7 +14,7 @@ from typing import Final
 from data_plane.host_calls.domain import NO_CALLS, CallContext
 from data_plane.host_calls.service import AttemptCalls
 from data_plane.orders.admission import Admission
-from data_plane.orders.domain import Delivery
+from data_plane.orders.domain import Delivery, attempt_of
 from data_plane.orders.verifier import Check
 from data_plane.receipts.issuer import Report, rejection_of
 from data_plane.sandbox.domain import RunRequest, RunResult, Trap
@@ -154,14 +154,18 @@ async def judged(result: RunResult, schema: JsonSchema | None, limits: Limits) -
 
 def call_context(running: Running) -> CallContext:
     """Return what decides what the guest of a verified order may call."""
-    order = running.order
+    return call_context_of(running.order, running.admission.limits)
+
+
+def call_context_of(order: Order, limits: Limits) -> CallContext:
+    """Return what decides what a guest may call that runs under these limits."""
     key = hmac.new(order.seed, _CALLS_DOMAIN + order.execution_id.encode(), hashlib.sha256).digest()
     return CallContext(
-        attempt=running.admission.attempt,
+        attempt=attempt_of(order),
         tenant_id=order.tenant_id,
         capabilities=order.capabilities,
         grants=frozenset(order.host_call_grants),
-        limits=running.admission.limits,
+        limits=limits,
         is_repeatable=order.profile is not Profile.DEFAULT,
         key=key,
     )
@@ -169,17 +173,26 @@ def call_context(running: Running) -> CallContext:
 
 def request_of(running: Running, content: bytes) -> RunRequest:
     """Return what the guest of a verified order is given."""
-    order = running.order
+    return guest_request(
+        running.order,
+        limits=running.admission.limits,
+        parameters=running.delivery.parameters,
+        content=content,
+    )
+
+
+def guest_request(order: Order, *, limits: Limits, parameters: bytes, content: bytes) -> RunRequest:
+    """Return what a guest is given that runs under these limits."""
     # The default profile has real time and real randomness; the others repeat a run exactly.
     # A fuel limit of the default profile is not counted by anything: its engine does not meter.
     repeatable = order.profile is not Profile.DEFAULT
     return RunRequest(
         args=(order.agent_name,),
-        env=((PARAMETERS_VARIABLE, running.delivery.parameters.decode()),),
+        env=((PARAMETERS_VARIABLE, parameters.decode()),),
         stdin=content,
-        limits=running.admission.limits,
+        limits=limits,
         profile=order.profile,
         seed=order.seed if repeatable else None,
         clock=order.clock_start_at if repeatable else None,
-        scratch=running.admission.limits.has_scratch,
+        scratch=limits.has_scratch,
     )

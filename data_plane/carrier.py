@@ -21,6 +21,7 @@ from data_plane.attempt import (
 )
 from data_plane.host_calls.service import HostCallParts
 from data_plane.metrics import NodeMetrics, Stage
+from data_plane.orders.log_check import LogCheck
 from data_plane.orders.policy import NodePolicy
 from data_plane.orders.quarantine import Quarantine, Suspect
 from data_plane.orders.verifier import (
@@ -63,6 +64,7 @@ class OrderCarrier:
         *,
         facts: NodeFacts,
         leases: Leases,
+        log: LogCheck,
         modules: ModulePreparer,
         inputs: InputSource,
         sandbox: Sandbox,
@@ -75,6 +77,7 @@ class OrderCarrier:
     ) -> None:
         self._facts = facts
         self._leases = leases
+        self._log = log
         self._modules = modules
         self._inputs = inputs
         self._sandbox = sandbox
@@ -124,8 +127,9 @@ class OrderCarrier:
         return self._report(running, result.outcome, result=result)
 
     async def _run_guest(self, running: Running) -> RunResult:
-        """Checks 12 to 18, then the guest, then its output."""
+        """Checks 20 and 12 to 19, then the guest, then its output."""
         order, delivery = running.order, running.delivery
+        await self._log.require(order)
         with self._metrics.timed(Stage.ARTIFACT):
             module = await self._modules.prepare(order)
         with self._metrics.timed(Stage.INPUT):

@@ -13,6 +13,7 @@ from prometheus_client import CollectorRegistry
 from data_plane.artifacts.cache import ArtifactCache
 from data_plane.artifacts.seal import KEY_BYTES
 from data_plane.artifacts.service import ArtifactService
+from data_plane.authority import FollowedAuthority
 from data_plane.carrier import OrderCarrier
 from data_plane.host_calls.http_client import DirectHttp, make_tls
 from data_plane.host_calls.ports import SecretStore
@@ -27,7 +28,10 @@ from data_plane.orders.admission import Admissions
 from data_plane.orders.freshness import Freshness
 from data_plane.orders.keyset import NodeKeyset
 from data_plane.orders.ledger import OrderLedger
+from data_plane.orders.log_check import LogCheck
+from data_plane.orders.log_view import LogView
 from data_plane.orders.policy import load_node_policy
+from data_plane.orders.ports import LogSource
 from data_plane.orders.quarantine import Quarantine
 from data_plane.orders.verifier import NodeFacts
 from data_plane.receipts.issuer import ReceiptIssuer
@@ -126,9 +130,7 @@ async def build_node(settings: NodeSettings, stack: AsyncExitStack) -> tuple[Nod
     registry = CollectorRegistry()
     metrics = NodeMetrics(registry, clock)
     metrics.show_layers(layers)
-    keyset = NodeKeyset(
-        root_keys=trust.root_keys, installation=trust.installation, path=paths.data_dir / "keyset.dsse"
-    )
+    keyset = NodeKeyset(root_keys=trust.root_keys, installation=trust.installation, path=paths.keyset)
     keyset.load()
     freshness = Freshness(
         keyset=keyset,
@@ -139,6 +141,13 @@ async def build_node(settings: NodeSettings, stack: AsyncExitStack) -> tuple[Nod
     )
     metrics.watch_freshness(freshness.age_seconds)
     cache = _cache(settings, engines, random)
+    link = ControlPlaneLink(
+        targets=settings.control_planes,
+        authority=FollowedAuthority(paths.trust, trust).read,
+        tls_key_pem=identity.tls_key_pem,
+        certificate=identity.certificate,
+    )
+    log = _log_check(settings, keyset, link, metrics, clock)
     leases = Leases()
     spool = Spool.open(
         paths.spool,
@@ -153,12 +162,6 @@ async def build_node(settings: NodeSettings, stack: AsyncExitStack) -> tuple[Nod
     )
     outbox = Outbox(spool=spool, clock=clock)
     relay = HostCallRelay(wake=outbox.changed.set)
-    link = ControlPlaneLink(
-        targets=settings.control_planes,
-        trust=trust,
-        tls_key_pem=identity.tls_key_pem,
-        certificate=identity.certificate,
-    )
     sandbox = await _sandbox(settings, worker_path, engines, groups, stack)
     compiler = WorkerCompiler(worker_path=worker_path, require=settings.sandbox_require, groups=groups)
     runner = OrderRunner(
@@ -171,6 +174,7 @@ async def build_node(settings: NodeSettings, stack: AsyncExitStack) -> tuple[Nod
         carrier=OrderCarrier(
             facts=facts,
             leases=leases,
+            log=log,
             modules=ArtifactService(cache=cache, source=link, compiler=compiler, keyset=keyset, clock=clock),
             inputs=link,
             sandbox=sandbox,
@@ -191,6 +195,7 @@ async def build_node(settings: NodeSettings, stack: AsyncExitStack) -> tuple[Nod
         zone=settings.zone,
         keyset=keyset,
         freshness=freshness,
+        log=log,
         leases=leases,
         admissions=admissions,
         cache=cache,
@@ -209,6 +214,7 @@ async def build_node(settings: NodeSettings, stack: AsyncExitStack) -> tuple[Nod
         link=link,
         sessions=SessionService(connector=link, parts=parts, random=random),
         runner=runner,
+        log=log,
         admissions=admissions,
         leases=leases,
         spool=spool,
@@ -238,6 +244,28 @@ def _facts(
         max_order_life=timedelta(seconds=settings.max_order_life_s),
         max_skew=timedelta(seconds=settings.max_skew_s),
         layers=layers,
+    )
+
+
+def _log_check(
+    settings: NodeSettings, keyset: NodeKeyset, source: LogSource, metrics: NodeMetrics, clock: Clock
+) -> LogCheck:
+    max_age = timedelta(seconds=settings.max_log_age_s)
+    view = LogView(
+        keyset=keyset,
+        installation=keyset.installation,
+        path=settings.data_dir / "log.checkpoint",
+        max_age=max_age,
+        clock=clock,
+    )
+    view.load()
+    return LogCheck(
+        view=view,
+        source=source,
+        require=settings.log_require,
+        max_age=max_age,
+        metrics=metrics,
+        clock=clock,
     )
 
 

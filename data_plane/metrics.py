@@ -82,6 +82,22 @@ class NodeMetrics:
             ["what"],
             registry=registry,
         )
+        self.log_failures = Counter(
+            "agentfactory_node_log_failures",
+            "Answers of the transparency log that prove nothing, or that there are two of it",
+            ["reason"],
+            registry=registry,
+        )
+        self.log_size = Gauge(
+            "agentfactory_node_log_size",
+            "Leaves of the newest checkpoint that was verified",
+            registry=registry,
+        )
+        self.log_forked = Gauge(
+            "agentfactory_node_log_forked",
+            "Whether two logs were seen: no orders are taken",
+            registry=registry,
+        )
         self.quarantines = Counter(
             "agentfactory_node_quarantines", "Modules quarantined for crashing workers", registry=registry
         )
@@ -106,6 +122,11 @@ class NodeMetrics:
         )
         self.sessions = Counter(
             "agentfactory_node_sessions", "Sessions opened since start", registry=registry
+        )
+        self.certificate_seconds = Gauge(
+            "agentfactory_node_certificate_seconds",
+            "How long this node's certificate counts yet; below 0: no more",
+            registry=registry,
         )
         self.connected = Gauge("agentfactory_node_connected", "Whether a session is open", registry=registry)
         self.slots = Gauge("agentfactory_node_slots", "Slots of this node", registry=registry)

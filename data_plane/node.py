@@ -20,6 +20,7 @@ from data_plane.identity import (
 )
 from data_plane.metrics import NodeMetrics
 from data_plane.orders.admission import Admissions
+from data_plane.orders.log_check import LogCheck
 from data_plane.receipts.spool import Spool
 from data_plane.runner import OrderRunner
 from data_plane.sandbox.ports import Sandbox
@@ -60,6 +61,7 @@ class Node:
     link: ControlPlaneLink
     sessions: SessionService
     runner: OrderRunner
+    log: LogCheck
     admissions: Admissions
     leases: Leases
     spool: Spool
@@ -85,12 +87,18 @@ class Node:
             SpoolCorruptError: Receipts cannot be written any more.
         """
         orders_end = asyncio.Event()
+        self.log.changed = self.sessions.announce
         try:
             async with asyncio.TaskGroup() as tasks:
                 tasks.create_task(self.runner.run(orders_end))
                 helpers = [
                     tasks.create_task(work)
-                    for work in (self.sessions.run(), self._watch_leases(), self._renew_certificate())
+                    for work in (
+                        self.sessions.run(),
+                        self.log.run(),
+                        self._watch_leases(),
+                        self._renew_certificate(),
+                    )
                 ]
                 await self._stopping.wait()
                 await self._drain()
@@ -109,12 +117,19 @@ class Node:
             return Readiness(ready=False, detail="draining")
         if not self.sessions.is_connected:
             return Readiness(ready=False, detail="no session with a control plane")
+        if self.log.problem():
+            return Readiness(ready=False, detail=f"the log is not believed: {self.log.problem()}")
         return Readiness(ready=True)
 
     def collect(self) -> None:
         """Bring the gauges up to date."""
         stats, metrics = self.sandbox.stats(), self.metrics
         metrics.slots.set(self.admissions.slots)
+        left = self.link.certificate.not_after - self.clock.now()
+        metrics.certificate_seconds.set(left.total_seconds())
+        seen = self.log.seen()
+        metrics.log_size.set(0 if seen is None else seen.size)
+        metrics.log_forked.set(bool(self.log.problem()))
         metrics.free_slots.set(self.admissions.free_places(now=self.clock.monotonic()))
         for state, count in (("busy", stats.busy), ("warm", stats.warm), ("spare", stats.spares)):
             metrics.workers.labels(state).set(count)

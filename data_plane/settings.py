@@ -8,6 +8,7 @@ from pydantic import Field, field_validator
 
 from data_plane.host_calls.addresses import parse_networks
 from data_plane.host_calls.http_fetch import AllowedHttp, HttpPolicy
+from data_plane.orders.log_check import LogRequire
 from data_plane.sandbox.domain import Layer
 from shared.errors import HostCallRefusedError
 from shared.limits import LIMIT_FIELDS, MAX_LIMITS, Limits
@@ -105,6 +106,12 @@ class NodeSettings(PlaneSettings):
 
     max_staleness_s: float = Field(default=60, ge=5, le=3600)
     """Age of the last statement of freshness beyond which no order is taken, if the keyset asks for them."""
+
+    log_require: LogRequire = LogRequire.ALWAYS
+    """Whether template and policy of an order have to be in the transparency log: ``always``; ``when_given``
+    while the control plane is older than this node or its log has no key; ``off``."""
+    max_log_age_s: float = Field(default=60, ge=3, le=3600)
+    """Age of the newest checkpoint of the log beyond which no order is taken."""
 
     drain_timeout_s: float = Field(default=25, ge=0, le=3600)
     """How long running guests may go on after SIGTERM before they are stopped."""

@@ -29,6 +29,12 @@ COSIGNATURE: Final = 4
 _NAME: Final = re.compile(rf"[!-*,-~]{{1,{MAX_NAME_CHARS}}}")
 """No space, no plus, nothing that cannot be printed."""
 _SIGNATURE: Final = re.compile(r"\N{EM DASH} (?P<name>[!-*,-~]+) (?P<data>[A-Za-z0-9+/]+={0,2})")
+_VERIFIER_KEY: Final = re.compile(
+    rf"(?P<name>[!-*,-~]{{1,{MAX_NAME_CHARS}}})\+(?P<id>[0-9a-f]{{8}})\+(?P<data>[A-Za-z0-9+/]{{44}})"
+)
+_SPKI_PREFIX: Final = bytes.fromhex("302a300506032b6570032100")
+"""Before the 32 bytes of an Ed25519 key (RFC 8410 section 4)."""
+_KEY_BYTES: Final = 32
 _SIZE: Final = re.compile(r"0|[1-9][0-9]{0,18}")
 _KEY_ID_BYTES: Final = 4
 _ED25519_BYTES: Final = 64
@@ -72,6 +78,23 @@ class NoteSignature:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class VerifierKey:
+    """A key of a log or a witness, as they are published (C2SP signed-note, "Verifier keys")."""
+
+    name: str
+    kind: int
+    """`ED25519` or `COSIGNATURE`."""
+    public: PublicKey
+
+    @property
+    def text(self) -> str:
+        """``<name>+<key id>+<base64 of kind and key>``."""
+        raw = self.public.spki_der[-_KEY_BYTES:]
+        data = base64.b64encode(bytes([self.kind]) + raw).decode()
+        return f"{self.name}+{key_id(self.name, self.public, self.kind).hex()}+{data}"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class SignedCheckpoint:
     """A checkpoint with its signatures, none of which has been looked at yet."""
 
@@ -89,6 +112,27 @@ def log_origin(installation: str, epoch: int) -> str:
     return f"agentfactory.dev/log/{installation}/{epoch}"
 
 
+def parse_verifier_key(text: str) -> VerifierKey:
+    """Return what a verifier key says.
+
+    Raises:
+        MalformedError: It is none, or the key id in it is another key's.
+        KeyFormatError: The key is not usable.
+    """
+    match = _VERIFIER_KEY.fullmatch(text)
+    data = _decoded(match["data"]) if match is not None else b""
+    if match is None or len(data) != 1 + _KEY_BYTES or data[0] not in {ED25519, COSIGNATURE}:
+        raise MalformedError(f"{text[:80]!r} is no Ed25519 verifier key: <name>+<key id>+<base64>")
+    key = VerifierKey(
+        name=match["name"], kind=data[0], public=PublicKey.from_spki_der(_SPKI_PREFIX + data[1:])
+    )
+    if key.text != text:
+        raise MalformedError(
+            f"the key id of verifier key {match['name']} is {match['id']}, which is another key's"
+        )
+    return key
+
+
 def key_id(name: str, key: PublicKey, kind: int = ED25519) -> bytes:
     """Return the four bytes that name an Ed25519 key below a note (C2SP signed-note, "Signatures").
 
@@ -97,7 +141,7 @@ def key_id(name: str, key: PublicKey, kind: int = ED25519) -> bytes:
     """
     if key.algorithm is not Algorithm.ED25519:
         raise InvalidInputError(f"a log is signed by Ed25519 keys, not {key.algorithm}")
-    raw = key.spki_der[-32:]
+    raw = key.spki_der[-_KEY_BYTES:]
     return hashlib.sha256(name.encode() + b"\n" + bytes([kind]) + raw).digest()[:_KEY_ID_BYTES]
 
 
@@ -178,9 +222,37 @@ def verify_cosignatures(signed: SignedCheckpoint, witnesses: Mapping[str, Public
     return found
 
 
+def with_cosignatures(note: bytes, lines: Sequence[NoteSignature]) -> bytes:
+    """Return a signed note with further signatures below its own."""
+    return note + "".join(map(_line, lines)).encode()
+
+
+def parse_signatures(lines: bytes) -> tuple[NoteSignature, ...]:
+    """Return signatures that came without their note, a line each.
+
+    Raises:
+        MalformedError: They are none, or more than 64.
+    """
+    try:
+        text = lines.decode("utf-8")
+    except UnicodeDecodeError as error:
+        raise MalformedError("signatures of a note are text") from error
+    if not text.endswith("\n"):
+        raise MalformedError("signatures of a note end with a line break")
+    found = text[:-1].split("\n")
+    if len(found) > MAX_SIGNATURES:
+        raise MalformedError(f"{len(found)} signatures, at most {MAX_SIGNATURES} are possible")
+    return tuple(_parse_line(line) for line in found)
+
+
 def cosigned_text(checkpoint: Checkpoint, at: int) -> bytes:
     """Return what a witness signs (C2SP tlog-cosignature, "Format")."""
     return f"cosignature/v1\ntime {at}\n{checkpoint.text}".encode()
+
+
+def signature_line(signature: NoteSignature) -> bytes:
+    """Return a signature as it stands below a note, with its line break."""
+    return _line(signature).encode()
 
 
 def _line(signature: NoteSignature) -> str:

@@ -112,7 +112,7 @@ class PermissionDeniedError(AgentFactoryError):
 
 
 class TenantRequiredError(InvalidInputError):
-    """The caller is bound in several tenants and chose none; the message names them."""
+    """The caller chose no tenant, and none is its home; the message names those that it is bound in."""
 
     reason = "TENANT_REQUIRED"
     hint = "name one of them: metadata 'af-tenant', or --tenant on the command line"
@@ -150,6 +150,13 @@ class NodeQuarantinedError(AgentFactoryError):
 
     reason = "NODE_QUARANTINED"
     hint = "look at the node's receipts, then evict it and enroll it anew"
+
+
+class EngineDeniedError(AgentFactoryError):
+    """The node runs agents with an engine that the installation denies; the message says why."""
+
+    reason = "ENGINE_DENIED"
+    hint = "upgrade the node; 'agentfactory engine list' shows what is denied"
 
 
 class NodeEvictedError(AgentFactoryError):
@@ -347,6 +354,24 @@ class ProofInvalidError(VerificationError):
     reason = "PROOF_INVALID"
 
 
+class LogForkedError(VerificationError):
+    """A checkpoint of the log does not continue one that was verified before: there are two logs."""
+
+    reason = "LOG_FORKED"
+
+
+class EvidenceMismatchError(VerificationError):
+    """Two parts of a receipt file, each well signed, are not about the same."""
+
+    reason = "EVIDENCE_MISMATCH"
+
+
+class EvidenceMissingError(VerificationError):
+    """A receipt file lacks a part that would prove what it says."""
+
+    reason = "EVIDENCE_MISSING"
+
+
 class RollbackError(VerificationError):
     """A version, epoch or checkpoint is older than one already seen."""
 
@@ -515,6 +540,13 @@ class OrderRejectedError(AgentFactoryError):
         super().__init__(f"check {check}: {message}", hint=hint)
         self.check = check
         self.rejection = rejection
+
+
+class NotReplayableError(AgentFactoryError):
+    """Running the execution again would prove nothing; the message says why."""
+
+    reason = "NOT_REPLAYABLE"
+    hint = "docs/replay.md says what can be replayed"
 
 
 class ReceiptInvalidError(VerificationError):

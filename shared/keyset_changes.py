@@ -133,10 +133,13 @@ def undone(older: Keyset, newer: Keyset) -> str:
 
 
 def differences(older: Keyset, newer: Keyset) -> list[str]:
-    """Return what changes, in words, one line a key."""
+    """Return what changes, in words, one line a key; a new root comes first."""
     before = {(one.purpose, one.key_id): one for one in older.entries}
     after = {(one.purpose, one.key_id): one for one in newer.entries}
-    lines = [
+    lines = []
+    if newer.root_key_id != older.root_key_id:
+        lines.append(f"root {older.root_key_id} hands over to {newer.root_key_id}")
+    lines += [
         f"+ {one.purpose} {one.key_id} until {one.not_after.isoformat()}"
         for name, one in after.items()
         if name not in before

@@ -60,6 +60,24 @@ class InstallationPaths:
         return self.data_dir / "ca.crt"
 
     @property
+    def next_ca_key(self) -> Path:
+        """Of the authority that is about to take the place of the one in use."""
+        return self.data_dir / "keys" / "ca-next.key"
+
+    @property
+    def next_ca_certificate(self) -> Path:
+        return self.data_dir / "ca-next.crt"
+
+    @property
+    def retiring_ca_key(self) -> Path:
+        """Of the authority that was replaced last."""
+        return self.data_dir / "keys" / "ca-retiring.key"
+
+    @property
+    def retiring_ca_certificate(self) -> Path:
+        return self.data_dir / "ca-retiring.crt"
+
+    @property
     def server_certificate(self) -> Path:
         """Leaf and authority, PEM."""
         return self.data_dir / "server.crt"
@@ -111,6 +129,11 @@ class NodePaths:
     def trust(self) -> Path:
         """What the node pins (`shared/trust.py`): put there by whoever sets it up, never fetched."""
         return self.data_dir / "trust.json"
+
+    @property
+    def keyset(self) -> Path:
+        """The newest keyset that the node has seen, as it was relayed: removed only with new trust roots."""
+        return self.data_dir / "keyset.dsse"
 
     @property
     def identity(self) -> Path:

@@ -58,6 +58,10 @@ class Proof:
         return tuple(range_root(tiles, start, end) for start, end in self.ranges)
 
 
+NO_PROOF: Final = Proof(ranges=())
+"""Where nothing has to be proved."""
+
+
 def inclusion(index: int, size: int) -> Proof:
     """Return what proves that leaf `index` is in the tree of `size` (RFC 9162 section 2.1.3.1).
 
@@ -120,6 +124,11 @@ def tiles_of_edge(size: int) -> frozenset[TileId]:
 
 
 MAX_LEVELS: Final = 8
+
+
+def hashes_of(tile: TileId, size: int) -> int:
+    """Return how many hashes a tile has in a tree of `size`; none or fewer: it is not there yet."""
+    return min(TILE_WIDTH, (size >> TILE_HEIGHT * tile.level) - tile.place * TILE_WIDTH)
 
 
 def range_root(tiles: Tiles, start: int, end: int) -> bytes:

@@ -22,6 +22,7 @@ from control_plane.access.domain import (
 )
 from control_plane.access.ports import (
     BindingStore,
+    BodyKeys,
     BootstrapStore,
     DenialLog,
     GrantMemory,
@@ -60,6 +61,7 @@ class AccessAdministration:
         grants: GrantStore,
         memory: GrantMemory,
         denials: DenialLog,
+        body_keys: BodyKeys,
         audit: AuditLog,
         rules: Mapping[str, Rule],
         installation: InstallationId,
@@ -73,6 +75,7 @@ class AccessAdministration:
         self._grants = grants
         self._memory = memory
         self._denials = denials
+        self._body_keys = body_keys
         self._audit = audit
         self._rules = rules
         self._installation = installation
@@ -255,8 +258,11 @@ class AccessAdministration:
         Raises:
             PermissionDeniedError: The caller is no administrator of the installation.
             NotFoundError: There is no such tenant.
+            KeyUnavailableError: Its bodies shall be encrypted, and no key can be made for them.
         """
         _require_installation_admin(caller)
+        if change.encrypt_bodies:
+            await self._body_keys.ensure(tenant_id, actor=caller.identity)
         async with self._database.transaction() as tx:
             before = await self._tenant(tx, tenant_id)
             after = change.apply(before)
@@ -271,8 +277,30 @@ class AccessAdministration:
                     display_name=after.display_name,
                     max_pending=after.max_pending or 0,
                     executions_per_minute=after.executions_per_minute or 0,
+                    encrypt_bodies=after.encrypt_bodies,
                 )
-            return after
+        if after.encrypt_bodies != before.encrypt_bodies:
+            await self._body_keys.noticed()
+        return after
+
+    async def rotate_body_key(self, caller: Caller, tenant_id: str) -> str:
+        """Make another key for new bodies of a tenant; returns its id.
+
+        Raises:
+            PermissionDeniedError: The caller is no administrator of that tenant.
+            NotFoundError, KeyUnavailableError: As `BodyKeys.rotate`.
+        """
+        return await self._body_keys.rotate(_administered(caller, tenant_id), actor=caller.identity)
+
+    async def erase_body_keys(self, caller: Caller, tenant_id: str, *, reason: str) -> int:
+        """Destroy all keys of a tenant's bodies; returns how many.
+
+        Raises:
+            PermissionDeniedError: The caller is no administrator of that tenant.
+            NotFoundError, InvalidInputError, WrongStateError, KeyUnavailableError: As `BodyKeys.erase`.
+        """
+        tenant = _administered(caller, tenant_id)
+        return await self._body_keys.erase(tenant, actor=caller.identity, reason=reason)
 
     # --- parts
 

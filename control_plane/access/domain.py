@@ -34,6 +34,15 @@ class Audit(StrEnum):
     """Denials here, and every change by the use case, in the transaction of the change."""
 
 
+class Reach(StrEnum):
+    """Whose rows a call may see and change. Postgres holds it to that, whatever its statements say."""
+
+    OWN_TENANT = "own tenant"
+    ADMINISTERED = "administered"
+    """The caller's tenant; from the tenant `default` every one."""
+    EVERY_TENANT = "every tenant"
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Rule:
     """Who may call a method, for how long at most, and what is recorded."""
@@ -47,6 +56,7 @@ class Rule:
     """Also to an identity without a role, but no node's."""
     of_installation: bool = False
     """It concerns every tenant: the roles count in the tenant `default` only."""
+    reach: Reach = Reach.OWN_TENANT
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -63,27 +73,30 @@ Bound = Mapping[TenantId, frozenset[Role]]
 """The roles of an identity and its groups, in each tenant where it holds any."""
 
 
-def choose(identity: str, bound: Bound, wanted: str, default: TenantId) -> Grant:
-    """Return what an identity holds in the tenant that it chose, or in the only one that it is bound in.
+def choose(identity: str, bound: Bound, wanted: str, default: TenantId, home: TenantId | None) -> Grant:
+    """Return what an identity holds in the tenant that it chose; without a choice, in its home.
+
+    The home is where its calls without a choice have counted so far; the only tenant in which it is bound
+    becomes that. Whatever others bind it in later changes nothing for calls that choose none.
 
     Raises:
         PermissionDeniedError: It holds nothing in the tenant that it chose, whether that exists or not.
-        TenantRequiredError: It chose none and is bound in several.
+        TenantRequiredError: It chose none, and is bound in others than its home, or in several without one.
     """
     if wanted:
         roles = bound.get(TenantId(wanted))
         if not roles:
             raise PermissionDeniedError(f"{identity} holds no role in tenant {wanted!r}")
         return Grant(tenant_id=TenantId(wanted), roles=roles)
-    if len(bound) > 1:
-        named = sorted(bound)[:MAX_TENANTS_NAMED]
-        raise TenantRequiredError(
-            f"{identity} is bound in several tenants: {', '.join(named)}"
-            + (" and more" if len(named) < len(bound) else "")
-        )
-    for tenant_id, roles in bound.items():
-        return Grant(tenant_id=tenant_id, roles=roles)
-    return Grant(tenant_id=default, roles=frozenset())
+    if home is not None and home in bound:
+        return Grant(tenant_id=home, roles=bound[home])
+    if not bound:
+        return Grant(tenant_id=default, roles=frozenset())
+    named = sorted(bound)[:MAX_TENANTS_NAMED]
+    where = ", ".join(named) + (" and more" if len(named) < len(bound) else "")
+    if home is not None:
+        raise TenantRequiredError(f"{identity} holds nothing in tenant {home} any more, but in: {where}")
+    raise TenantRequiredError(f"{identity} is bound in several tenants: {where}")
 
 
 MAX_TENANTS_NAMED: Final = 16
@@ -138,6 +151,7 @@ class Tenant:
     """None: what the settings say."""
     executions_per_minute: int | None = None
     created_at: datetime | None = None
+    encrypt_bodies: bool = False
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -147,6 +161,7 @@ class TenantChange:
     display_name: str | None = None
     max_pending: int | None = None
     executions_per_minute: int | None = None
+    encrypt_bodies: bool | None = None
 
     def apply(self, tenant: Tenant) -> Tenant:
         """Return the tenant as it becomes."""
@@ -157,6 +172,7 @@ class TenantChange:
             executions_per_minute=tenant.executions_per_minute
             if self.executions_per_minute is None
             else self.executions_per_minute or None,
+            encrypt_bodies=tenant.encrypt_bodies if self.encrypt_bodies is None else self.encrypt_bodies,
         )
 
 

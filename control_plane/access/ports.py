@@ -26,6 +26,20 @@ class GrantStore(Protocol):
             DatabaseUnavailableError: It cannot be read now.
         """
 
+    async def home(self, identity: str) -> TenantId | None:
+        """Return where its calls count that choose no tenant. None: there was no such call yet.
+
+        Raises:
+            DatabaseUnavailableError: It cannot be read now.
+        """
+
+    async def settle(self, identity: str, tenant_id: TenantId) -> None:
+        """Make a tenant the home of an identity that has none.
+
+        Raises:
+            DatabaseUnavailableError: It cannot be written now.
+        """
+
 
 class TokenVerifier(Protocol):
     """Knows whose tokens count."""
@@ -88,6 +102,38 @@ class BindingStore(Protocol):
 
     async def lock_administrators(self, tx: Transaction, tenant_id: TenantId) -> Collection[str]:
         """Return the identities, not groups, that are administrators; nobody else changes them meanwhile."""
+
+
+class BodyKeys(Protocol):
+    """The keys of tenants' bodies. Implemented by control_plane/body_keys."""
+
+    async def ensure(self, tenant_id: TenantId, *, actor: str) -> None:
+        """Make a key for new bodies unless there is one.
+
+        Raises:
+            NotFoundError: There is no such tenant.
+            KeyUnavailableError: The custodian does not answer, or refuses.
+        """
+
+    async def rotate(self, tenant_id: TenantId, *, actor: str) -> str:
+        """Make another key for new bodies; returns its id.
+
+        Raises:
+            NotFoundError, KeyUnavailableError: As `ensure`.
+        """
+
+    async def erase(self, tenant_id: TenantId, *, actor: str, reason: str) -> int:
+        """Destroy all keys of a tenant; returns how many.
+
+        Raises:
+            NotFoundError: As `ensure`.
+            InvalidInputError: The reason is blank.
+            WrongStateError: Executions of the tenant have not ended.
+            KeyUnavailableError: They are forgotten, and their custodian has not destroyed its own.
+        """
+
+    async def noticed(self) -> None:
+        """Believe from now on what is stored of which tenants encrypt."""
 
 
 class TenantStore(Protocol):

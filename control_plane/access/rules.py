@@ -5,7 +5,7 @@ from dataclasses import replace
 from datetime import timedelta
 from typing import Final
 
-from control_plane.access.domain import Audit, Role, Rule
+from control_plane.access.domain import Audit, Reach, Role, Rule
 
 READ_DEADLINE: Final = timedelta(seconds=15)
 CHANGE_DEADLINE: Final = timedelta(seconds=30)
@@ -45,7 +45,15 @@ def _change(roles: frozenset[Role], deadline: timedelta = CHANGE_DEADLINE) -> Ru
 
 
 def _of_installation(rule: Rule) -> Rule:
-    return replace(rule, of_installation=True)
+    return replace(rule, of_installation=True, reach=Reach.EVERY_TENANT)
+
+
+def _of_every_tenant(rule: Rule) -> Rule:
+    return replace(rule, reach=Reach.EVERY_TENANT)
+
+
+def _administered(rule: Rule) -> Rule:
+    return replace(rule, reach=Reach.ADMINISTERED)
 
 
 _TEMPLATES: Final = "/agentfactory.v1.TemplateService/"
@@ -58,6 +66,8 @@ _AUDIT: Final = "/agentfactory.v1.AuditService/"
 _ACCESS: Final = "/agentfactory.v1.AccessService/"
 _KEYS: Final = "/agentfactory.v1.KeyService/"
 _POLICY: Final = "/agentfactory.v1.PolicyService/"
+_ENGINES: Final = "/agentfactory.v1.EngineService/"
+_REPLAY: Final = "/agentfactory.v1.ReplayService/"
 
 RULES: Final[Mapping[str, Rule]] = {
     _TEMPLATES + "PublishTemplate": _change(_AUTHORS, TRANSFER_DEADLINE),
@@ -84,12 +94,16 @@ RULES: Final[Mapping[str, Rule]] = {
     _EXECUTIONS + "CancelExecution": _change(_CALLERS),
     _EXECUTIONS + "UploadBody": _change(_CALLERS, TRANSFER_DEADLINE),
     _EXECUTIONS + "DownloadBody": _read(_WITH_CONTENTS, TRANSFER_DEADLINE),
-    _NODE + "EnrollNode": Rule(roles=_NOBODY, deadline=CHANGE_DEADLINE, audit=Audit.ALL, anonymous=True),
-    _NODE + "RenewNodeCertificate": _change(_NODES),
-    _NODE + "Session": _change(_NODES, STREAM_DEADLINE),
-    _NODE + "FetchArtifact": _read(_NODES, TRANSFER_DEADLINE),
-    _NODE + "FetchBody": _read(_NODES, TRANSFER_DEADLINE),
-    _NODE + "UploadOutput": _change(_NODES, TRANSFER_DEADLINE),
+    # A node runs for every tenant.
+    _NODE + "EnrollNode": _of_every_tenant(
+        Rule(roles=_NOBODY, deadline=CHANGE_DEADLINE, audit=Audit.ALL, anonymous=True)
+    ),
+    _NODE + "RenewNodeCertificate": _of_every_tenant(_change(_NODES)),
+    _NODE + "Session": _of_every_tenant(_change(_NODES, STREAM_DEADLINE)),
+    _NODE + "FetchArtifact": _of_every_tenant(_read(_NODES, TRANSFER_DEADLINE)),
+    _NODE + "FetchBody": _of_every_tenant(_read(_NODES, TRANSFER_DEADLINE)),
+    _NODE + "UploadOutput": _of_every_tenant(_change(_NODES, TRANSFER_DEADLINE)),
+    _NODE + "GetLogProof": _of_every_tenant(_read(_NODES)),
     _FLEET + "CreateEnrollmentToken": _change(_OPERATORS),
     _FLEET + "ListNodes": _read(_FLEET_READERS),
     _FLEET + "GetNode": _read(_FLEET_READERS),
@@ -97,25 +111,33 @@ RULES: Final[Mapping[str, Rule]] = {
     _FLEET + "EvictNode": _change(_OPERATORS),
     _AUDIT + "ListAuditEntries": _read(_AUDITORS),
     _AUDIT + "WatchAuditEntries": _read(_AUDITORS, STREAM_DEADLINE),
+    _AUDIT + "ExportEvidence": _read(_AUDITORS, WAIT_DEADLINE),
+    _AUDIT + "CheckEvidence": _of_installation(_read(_AUDITORS, WAIT_DEADLINE)),
+    _AUDIT + "EraseExecutions": _change(_ADMINS),
     _AUDIT + "GetReceipt": _read(EVERY_ROLE),
-    _ACCESS + "GetCallerIdentity": Rule(
-        roles=EVERY_ROLE, deadline=READ_DEADLINE, audit=Audit.DENIALS, identified=True
+    # Of all tenants in which the caller holds something.
+    _ACCESS + "GetCallerIdentity": _of_every_tenant(
+        Rule(roles=EVERY_ROLE, deadline=READ_DEADLINE, audit=Audit.DENIALS, identified=True)
     ),
-    _ACCESS + "CreateRoleBinding": _change(_ADMINS),
-    _ACCESS + "ListRoleBindings": _read(_ACCESS_READERS),
-    _ACCESS + "DeleteRoleBinding": _change(_ADMINS),
-    _ACCESS + "ExplainAccess": _read(_ACCESS_READERS),
-    _ACCESS + "ExchangeBootstrapSecret": Rule(
-        roles=EVERY_ROLE, deadline=CHANGE_DEADLINE, audit=Audit.ALL, identified=True
+    _ACCESS + "CreateRoleBinding": _administered(_change(_ADMINS)),
+    _ACCESS + "ListRoleBindings": _administered(_read(_ACCESS_READERS)),
+    _ACCESS + "DeleteRoleBinding": _administered(_change(_ADMINS)),
+    _ACCESS + "ExplainAccess": _administered(_read(_ACCESS_READERS)),
+    _ACCESS + "ExchangeBootstrapSecret": _of_every_tenant(
+        Rule(roles=EVERY_ROLE, deadline=CHANGE_DEADLINE, audit=Audit.ALL, identified=True)
     ),
     # The use case asks for an admin of the tenant "default".
-    _ACCESS + "CreateTenant": _change(_ADMINS),
-    _ACCESS + "GetTenant": _read(EVERY_ROLE),
-    _ACCESS + "ListTenants": _read(_ADMINS),
-    _ACCESS + "UpdateTenant": _change(_ADMINS),
+    _ACCESS + "CreateTenant": _administered(_change(_ADMINS)),
+    _ACCESS + "GetTenant": _administered(_read(EVERY_ROLE)),
+    _ACCESS + "ListTenants": _administered(_read(_ADMINS)),
+    _ACCESS + "UpdateTenant": _administered(_change(_ADMINS)),
+    _ACCESS + "RotateBodyKey": _administered(_change(_ADMINS)),
+    _ACCESS + "EraseBodyKeys": _administered(_change(_ADMINS)),
     _KEYS + "ListKeys": _of_installation(_read(_FLEET_READERS)),
     _KEYS + "GetKeyset": _read(EVERY_ROLE),
-    _AUDIT + "GetCheckpoint": _read(EVERY_ROLE),
+    # Public: whoever checks the log need not be known to the installation.
+    _AUDIT + "GetCheckpoint": replace(_read(EVERY_ROLE), anonymous=True),
+    _AUDIT + "GetLogTile": replace(_read(EVERY_ROLE), anonymous=True),
     _AUDIT + "GetInclusionProof": _read(EVERY_ROLE),
     _AUDIT + "GetConsistencyProof": _read(EVERY_ROLE),
     _KEYS + "PublishKeyset": _of_installation(_change(_ADMINS)),
@@ -131,9 +153,14 @@ RULES: Final[Mapping[str, Rule]] = {
     _POLICY + "GetDecision": _read(_AUDITORS),
     _POLICY + "ListDecisions": _read(_AUDITORS),
     _POLICY + "ReevaluateDecision": _read(_AUDITORS),
-    _STOPS + "CreateStop": _change(_OPERATORS),
-    _STOPS + "ListStops": _read(_FLEET_READERS),
-    _STOPS + "DeleteStop": _change(_OPERATORS),
+    _STOPS + "CreateStop": _administered(_change(_OPERATORS)),
+    _STOPS + "GetStop": _administered(_read(_FLEET_READERS)),
+    _STOPS + "ListStops": _administered(_read(_FLEET_READERS)),
+    _STOPS + "DeleteStop": _administered(_change(_OPERATORS)),
+    _REPLAY + "DownloadReplayMaterial": _read(_WITH_CONTENTS, TRANSFER_DEADLINE),
+    _ENGINES + "CreateEngineDenial": _of_installation(_change(_OPERATORS)),
+    _ENGINES + "ListEngineDenials": _of_installation(_read(_FLEET_READERS)),
+    _ENGINES + "DeleteEngineDenial": _of_installation(_change(_OPERATORS)),
     # Not ours, but served beside them.
     "/grpc.health.v1.Health/Check": Rule(
         roles=_NOBODY, deadline=READ_DEADLINE, audit=Audit.NONE, anonymous=True

@@ -5,7 +5,17 @@ from dataclasses import dataclass
 from datetime import timedelta
 from typing import Final
 
-from control_plane.access.domain import CLOCK_LEEWAY, DEFAULT_TENANT, Audit, Bound, Grant, Role, Rule, choose
+from control_plane.access.domain import (
+    CLOCK_LEEWAY,
+    DEFAULT_TENANT,
+    Audit,
+    Bound,
+    Grant,
+    Reach,
+    Role,
+    Rule,
+    choose,
+)
 from control_plane.access.ports import BreakGlassLog, DenialLog, GrantStore, TokenVerifier
 from shared.clock import Clock
 from shared.errors import (
@@ -64,6 +74,7 @@ class AccessService:
         self._alarm = alarm
         self._clock = clock
         self._known: dict[_Key, _Known] = {}
+        self._homes: dict[str, TenantId] = {}
 
     async def authenticate(self, method: str, token: str) -> Principal:
         """See `Gatekeeper.authenticate`. A refusal is recorded as one of nobody's.
@@ -89,7 +100,7 @@ class AccessService:
         Raises:
             PermissionDeniedError: The method has no rule, or the caller none of the rule's roles, or nothing
                 in the tenant that it chose.
-            TenantRequiredError: The caller is bound in several tenants and chose none.
+            TenantRequiredError: The caller chose no tenant, and none is its home.
             UnauthenticatedError: There is no identity, or not one of this installation.
             NodeEvictedError: The node's identity was ended.
             DatabaseUnavailableError: What the identity holds cannot be read now.
@@ -98,7 +109,9 @@ class AccessService:
         if rule is None:
             raise PermissionDeniedError(f"no access rule for {method}: it is refused to everybody")
         if rule.anonymous:
-            return Admission(caller=_ANYBODY, deadline=rule.deadline)
+            return Admission(
+                caller=_ANYBODY, deadline=rule.deadline, beyond_tenant=_is_beyond(rule, DEFAULT_TENANT)
+            )
         try:
             known = await self._identified(rule, principal, tenant)
         except (UnauthenticatedError, PermissionDeniedError, NodeEvictedError, TenantRequiredError) as error:
@@ -114,7 +127,12 @@ class AccessService:
             raise refusal
         if principal is not None and principal.break_glass:
             await self._alarm.used(principal, tenant_id=known.caller.tenant_id, method=method)
-        return Admission(caller=known.caller, deadline=rule.deadline, identified_for=self._left(principal))
+        return Admission(
+            caller=known.caller,
+            deadline=rule.deadline,
+            identified_for=self._left(principal),
+            beyond_tenant=_is_beyond(rule, known.caller.tenant_id),
+        )
 
     def _left(self, principal: Principal | None) -> timedelta | None:
         if principal is None or principal.expires_at is None:
@@ -137,10 +155,27 @@ class AccessService:
         kind, name, held = await self._look_up(principal)
         if isinstance(held, Grant):
             return self._remember(key, kind, name, held)
-        if rule.identified and not wanted and len(held) > 1:
+        home = None if wanted else await self._home(principal.identity, held)
+        if rule.identified and not wanted and held and home not in held:
             # It asks who it is, or brings a secret of the installation: no tenant is needed for that.
             return _known(key, kind, name, Grant(tenant_id=DEFAULT_TENANT, roles=frozenset()), 0.0)
-        return self._remember(key, kind, name, choose(principal.identity, held, wanted, DEFAULT_TENANT))
+        grant = choose(principal.identity, held, wanted, DEFAULT_TENANT, home)
+        return self._remember(key, kind, name, grant)
+
+    async def _home(self, identity: str, held: Bound) -> TenantId | None:
+        """Return where calls count that name no tenant: the only one there was at the first such call."""
+        known = self._homes.get(identity)
+        if not held or known in held:
+            return known
+        home = await self._grants.home(identity)
+        if home is None and len(held) == 1:
+            (home,) = held
+            await self._grants.settle(identity, home)
+        if home is not None:
+            if len(self._homes) >= MAX_KNOWN:
+                self._homes.pop(next(iter(self._homes)))
+            self._homes[identity] = home
+        return home
 
     async def _look_up(self, principal: Principal) -> tuple[IdentityKind, str, Grant | Bound]:
         identity = principal.identity
@@ -208,6 +243,12 @@ def _opens(rule: Rule, known: _Known) -> bool:
     if rule.of_installation and known.caller.tenant_id != DEFAULT_TENANT:
         return False
     return not known.roles.isdisjoint(rule.roles)
+
+
+def _is_beyond(rule: Rule, tenant_id: TenantId) -> bool:
+    if rule.reach is Reach.ADMINISTERED:
+        return tenant_id == DEFAULT_TENANT
+    return rule.reach is Reach.EVERY_TENANT
 
 
 _ANYBODY: Final = Caller(

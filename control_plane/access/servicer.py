@@ -35,7 +35,7 @@ class AccessServicer(access_pb2_grpc.AccessServiceServicer):
         return access_pb2.GetCallerIdentityResponse(
             identity=who.identity,
             groups=sorted(who.groups),
-            tenant_id=who.tenant_id if who.roles or len(held) <= 1 else "",
+            tenant_id=who.tenant_id if who.roles or not held else "",
             held=[
                 access_pb2.TenantRoles(tenant_id=tenant_id, roles=_roles(held[tenant_id]))
                 for tenant_id in sorted(held)
@@ -131,9 +131,22 @@ class AccessServicer(access_pb2_grpc.AccessServiceServicer):
             executions_per_minute=request.executions_per_minute
             if request.HasField("executions_per_minute")
             else None,
+            encrypt_bodies=request.encrypt_bodies if request.HasField("encrypt_bodies") else None,
         )
         tenant = await self._administration.update_tenant(caller(), TenantId(request.tenant_id), change)
         return access_pb2.UpdateTenantResponse(tenant=_tenant(tenant))
+
+    async def RotateBodyKey(
+        self, request: access_pb2.RotateBodyKeyRequest, _: Any
+    ) -> access_pb2.RotateBodyKeyResponse:
+        key_id = await self._administration.rotate_body_key(caller(), request.tenant_id)
+        return access_pb2.RotateBodyKeyResponse(body_key_id=key_id)
+
+    async def EraseBodyKeys(
+        self, request: access_pb2.EraseBodyKeysRequest, _: Any
+    ) -> access_pb2.EraseBodyKeysResponse:
+        keys = await self._administration.erase_body_keys(caller(), request.tenant_id, reason=request.reason)
+        return access_pb2.EraseBodyKeysResponse(keys=keys)
 
 
 def _roles(roles: frozenset[Role]) -> "list[access_pb2.Role.ValueType]":
@@ -170,6 +183,7 @@ def _tenant(tenant: Tenant) -> access_pb2.Tenant:
         display_name=tenant.display_name,
         max_pending=tenant.max_pending or 0,
         executions_per_minute=tenant.executions_per_minute or 0,
+        encrypt_bodies=tenant.encrypt_bodies,
     )
     if tenant.created_at is not None:
         message.created_at.FromDatetime(tenant.created_at)

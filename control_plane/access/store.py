@@ -10,14 +10,21 @@ from sqlalchemy.exc import IntegrityError
 
 from control_plane.access.domain import Bound, Grant, Role, RoleBinding, Tenant
 from control_plane.database.ports import Transaction
-from control_plane.database.tables import bootstrap_secrets, nodes, role_bindings, tenants
+from control_plane.database.tables import bootstrap_secrets, home_tenants, nodes, role_bindings, tenants
 from control_plane.database.unit_of_work import PostgresDatabase, connection_of
 from shared.errors import NotFoundError
 from shared.ids import TenantId
 
 _b, _t, _s = role_bindings.c, tenants.c, bootstrap_secrets.c
 _BINDING = (_b.tenant_id, _b.identity, _b.role, _b.created_at, _b.created_by)
-_TENANT = (_t.tenant_id, _t.display_name, _t.max_pending, _t.executions_per_minute, _t.created_at)
+_TENANT = (
+    _t.tenant_id,
+    _t.display_name,
+    _t.max_pending,
+    _t.executions_per_minute,
+    _t.created_at,
+    _t.encrypt_bodies,
+)
 
 
 class PostgresGrantStore:
@@ -49,6 +56,19 @@ class PostgresGrantStore:
             tenant_id = TenantId(row.tenant_id)
             held[tenant_id] = held.get(tenant_id, frozenset()) | {Role(row.role)}
         return held
+
+    async def home(self, identity: str) -> TenantId | None:
+        """See `GrantStore.home`."""
+        query = select(home_tenants.c.tenant_id).where(home_tenants.c.identity == identity)
+        async with self._database.reading() as connection:
+            home = await connection.scalar(query)
+        return None if home is None else TenantId(home)
+
+    async def settle(self, identity: str, tenant_id: TenantId) -> None:
+        """See `GrantStore.settle`."""
+        row = upsert(home_tenants).values(identity=identity, tenant_id=tenant_id)
+        async with self._database.transaction() as tx:
+            await tx.connection.execute(row.on_conflict_do_nothing())
 
 
 class PostgresAccessStore:
@@ -140,6 +160,7 @@ class PostgresAccessStore:
                 display_name=tenant.display_name,
                 max_pending=tenant.max_pending,
                 executions_per_minute=tenant.executions_per_minute,
+                encrypt_bodies=tenant.encrypt_bodies,
             )
         )
 
@@ -174,4 +195,5 @@ def _tenant(row: Row[Any]) -> Tenant:
         max_pending=row.max_pending,
         executions_per_minute=row.executions_per_minute,
         created_at=row.created_at,
+        encrypt_bodies=row.encrypt_bodies,
     )

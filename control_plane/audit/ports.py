@@ -2,13 +2,15 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from datetime import datetime
 from typing import Protocol
 
-from control_plane.audit.domain import AuditEntry, NewAuditEntry
+from control_plane.audit.domain import AuditEntry, AuditFilter, EntryOrder, Exported, NewAuditEntry
 from control_plane.database.ports import Transaction
 from control_plane.paging import Page
+from control_plane.policy.bundles import RecordedDecision
 from control_plane.policy.domain import Subject
-from shared.ids import AuditEntryId, ExecutionId, OrderId, ReceiptId, TenantId
+from shared.ids import AuditEntryId, DecisionId, ExecutionId, OrderId, ReceiptId, TenantId
 
 
 class AuditLog(Protocol):
@@ -37,6 +39,17 @@ class ReceiptEvidence:
     keyset: bytes
     """The newest keyset."""
     template_envelope: bytes
+    erased_at: datetime | None
+    """When what the execution read and wrote was removed."""
+    ancestor_envelopes: tuple[bytes, ...]
+    """Of the templates that the template extends, the nearest first."""
+    decision_id: DecisionId
+    decision: RecordedDecision | None = None
+    """What allowed the execution; None: it is not kept any more."""
+    submission: AuditEntry | None
+    """That the execution was accepted."""
+    enrollment: AuditEntry | None
+    """That the node was admitted; of the node's own tenant."""
 
 
 class AuditStore(AuditLog, Protocol):
@@ -46,9 +59,15 @@ class AuditStore(AuditLog, Protocol):
         """Append in a transaction of its own: for facts without a state change, such as a refused call."""
 
     async def list(
-        self, tenant_id: TenantId, *, action: str, subject: str, page_size: int, page_token: str
+        self,
+        tenant_id: TenantId,
+        wanted: AuditFilter,
+        *,
+        order: EntryOrder,
+        page_size: int,
+        page_token: str,
     ) -> Page[AuditEntry]:
-        """Return a page, newest first. Empty filters mean all.
+        """Return a page of the entries that the filter takes.
 
         Raises:
             InvalidInputError: The page token is not one of ours.
@@ -76,6 +95,14 @@ class AuditStore(AuditLog, Protocol):
             NotFoundError: The tenant has no such receipt.
         """
 
+    async def exported(
+        self, tenant_id: TenantId, *, after: int, limit: int
+    ) -> tuple[Sequence[Exported], int]:
+        """Return what the tenant's next leaves behind place `after` are about, in the order of the log.
+
+        Beside them the place up to which all was looked at; it is `after` when there is nothing more.
+        """
+
     async def receipt_of(self, tenant_id: TenantId, execution_id: ExecutionId) -> ReceiptId:
         """Return the receipt that decided an execution.
 
@@ -91,6 +118,17 @@ class AuditCursor:
     position: int
     """Every transaction older than this was visible when the cursor was made."""
     last_id: AuditEntryId | None = None
+
+
+class Decisions(Protocol):
+    """Reads decisions."""
+
+    async def get(self, tenant_id: TenantId, decision_id: DecisionId) -> RecordedDecision:
+        """Return a decision.
+
+        Raises:
+            NotFoundError: The tenant has no such decision.
+        """
 
 
 class AuditGate(Protocol):

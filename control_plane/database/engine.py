@@ -48,8 +48,10 @@ _URL_HINT: Final = (
 )
 
 
-def create_engine(url: str, *, application: str, bounds: PoolBounds | None = None) -> AsyncEngine:
-    """Return an engine; it connects when it is first used.
+def create_engine(
+    url: str, *, application: str, bounds: PoolBounds | None = None, role: str = ""
+) -> AsyncEngine:
+    """Return an engine; it connects when it is first used, and works as `role` (empty: as it logs in).
 
     Raises:
         SettingsError: `url` is no URL of a Postgres database.
@@ -68,7 +70,7 @@ def create_engine(url: str, *, application: str, bounds: PoolBounds | None = Non
         connect_args={
             "timeout": bounds.connect.total_seconds(),
             "command_timeout": (bounds.statement + bounds.lock).total_seconds(),
-            "server_settings": session_settings(application, bounds),
+            "server_settings": session_settings(application, bounds) | ({"role": role} if role else {}),
         },
     )
 

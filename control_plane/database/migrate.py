@@ -52,20 +52,28 @@ async def downgrade(owner_url: str, revision: str) -> None:
 
 
 async def require_current_schema(engine: AsyncEngine) -> None:
-    """Return when the database has exactly the schema that this build was made for.
+    """Return when the database has this build's schema, or a newer one that still serves this build.
 
     Raises:
         DatabaseUnavailableError: Postgres is away or refuses the login.
-        SettingsError: The schema is older or newer, or there is none.
+        SettingsError: The schema is older, there is none, or it is newer and serves this build no longer.
     """
     expected = newest_revision()
     with database_errors():
         async with engine.connect() as connection:
             found = await _revision(connection)
-    if found != expected:
+            if found == expected:
+                return
+            oldest = await _oldest_served(connection) if found is not None and found > expected else None
+    if oldest is None:
         raise SettingsError(
             f"the database has schema {found or 'none'}, this build needs {expected}",
-            hint="run 'agentfactory init' of this version with the owner's database url",
+            hint=f"run 'agentfactory {'migrate' if found else 'init'}' of this version, with the owner's url",
+        )
+    if expected < oldest:
+        raise SettingsError(
+            f"the database has schema {found}, which serves builds from {oldest} on; this is {expected}",
+            hint="start a newer version",
         )
 
 
@@ -79,6 +87,13 @@ async def _revision(connection: AsyncConnection) -> str | None:
         return None
     found = await connection.execute(text("SELECT version_num FROM alembic_version"))
     return ", ".join(sorted(found.scalars())) or None
+
+
+async def _oldest_served(connection: AsyncConnection) -> str | None:
+    if await connection.scalar(text("SELECT to_regclass('schema_support') IS NULL")):
+        return None
+    oldest: str | None = await connection.scalar(text("SELECT oldest_revision FROM schema_support"))
+    return oldest
 
 
 async def _run(owner_url: str, action: Action) -> None:

@@ -27,6 +27,13 @@ from control_plane.database.partitions import (
     boundaries,
     bounds_of,
 )
+from control_plane.database.removal import (
+    BodyRemoval,
+    forget_salts,
+    mark_dropped,
+    remove_bodies,
+    remove_executions,
+)
 from shared.clock import Clock, Random
 from shared.errors import ConflictError, InvalidInputError
 from shared.ids import AUDIT_ENTRY, EXECUTION, id_made_at, least_id, new_id
@@ -35,8 +42,6 @@ LEAST_AGE: Final = timedelta(hours=24)
 """Nothing younger may go: uploads nobody used yet and request ids live as long."""
 SKEW: Final = timedelta(hours=1)
 """By which ids that belong together may differ, and a clock may be ahead."""
-REMOVED_AT_ONCE: Final = 1000
-"""Executions of one statement."""
 LOCK_TRIES: Final = 50
 _SHORT_LOCK: Final = "200ms"
 _PAUSE_SECONDS: Final = 0.2
@@ -52,6 +57,10 @@ class RetentionPlan:
     """Executions, with all they left, and what else is as old; None: all are kept."""
     audit_older_than: timedelta | None = None
     """Audit entries; None: all are kept."""
+    inputs_older_than: timedelta | None = None
+    """Inputs; None: as long as their executions."""
+    outputs_older_than: timedelta | None = None
+    """Outputs, logs and recordings; None: as long as their executions."""
     period: Period = Period.WEEK
     ahead: int = 2
     """Partitions that exist behind the one of today, before the one without end."""
@@ -63,11 +72,17 @@ class RetentionPlan:
         Raises:
             InvalidInputError: An age is below 24 hours, or audit entries would go before what they tell of.
         """
-        ages = [age for age in (self.older_than, self.audit_older_than) if age is not None]
+        given = (self.older_than, self.audit_older_than, self.inputs_older_than, self.outputs_older_than)
+        ages = [age for age in given if age is not None]
         if any(age < LEAST_AGE for age in ages):
             raise InvalidInputError("nothing younger than 24 hours can be dropped")
         if self.audit_older_than and self.older_than and self.audit_older_than < self.older_than:
             raise InvalidInputError("audit entries are kept at least as long as what they tell of")
+
+    def ages_of_bodies(self) -> list[tuple[str, timedelta]]:
+        """Return which kinds of bodies go before their executions, and when."""
+        ages = (("inputs", self.inputs_older_than), ("outputs", self.outputs_older_than))
+        return [(kind, age) for kind, age in ages if age is not None]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -78,6 +93,8 @@ class Retained:
     dropped: tuple[Partition, ...]
     executions: int
     """Removed executions."""
+    bodies: int
+    """Removed inputs, outputs, logs and recordings whose executions are kept."""
     held_back_by: str | None
     """The execution that has not ended and keeps partitions, if one does."""
 
@@ -139,6 +156,7 @@ class _Keeper:
         old = [
             one for one in wanted if one.table.name == AUDIT or oldest is None or one.ends_by(oldest - SKEW)
         ]
+        bodies = await self._remove_bodies()
         executions = await self._remove_executions(old)
         dropped = [one for one in old if self._plan.dry_run or await self._drop(one)]
         held = len(dropped) < len(wanted)
@@ -146,6 +164,7 @@ class _Keeper:
             made=tuple(made),
             dropped=tuple(dropped),
             executions=executions,
+            bodies=bodies,
             held_back_by=holder if held else None,
         )
 
@@ -305,29 +324,21 @@ class _Keeper:
         found = [(id_made_at(one), row.execution_id) for row in rows for one in row]
         return min(found, default=(None, None))
 
+    async def _remove_bodies(self) -> int:
+        removed = 0
+        for kind, age in self._plan.ages_of_bodies():
+            entry = new_id(AUDIT_ENTRY, self._clock, self._random)
+            removal = BodyRemoval(kind=kind, before=self._clock.now() - age, tenant=self._tenant)
+            removed += await remove_bodies(self._connection, removal, entry, dry_run=self._plan.dry_run)
+        return removed
+
     async def _remove_executions(self, old: Sequence[Partition]) -> int:
         """Remove executions whose evidence goes now; before it, so that no late receipt finds half of one."""
         ends = [one.upper for one in old if one.upper is not None and one.table.name != AUDIT]
         if not ends:
             return 0
         below = least_id(EXECUTION.prefix, max(ends) + SKEW)
-        ended = "execution_id < :below AND state NOT IN ('pending', 'running')"
-        if self._plan.dry_run:
-            count = text(f"SELECT count(*) FROM executions WHERE {ended}")  # noqa: S608
-            return int(await self._connection.scalar(count, {"below": below}) or 0)
-        statement = text(
-            f"""WITH old AS MATERIALIZED (
-                SELECT execution_id FROM executions WHERE {ended}
-                ORDER BY execution_id LIMIT {REMOVED_AT_ONCE} FOR UPDATE SKIP LOCKED
-            ), tries AS (
-                DELETE FROM attempts a USING old WHERE a.execution_id = old.execution_id
-            )
-            DELETE FROM executions e USING old WHERE e.execution_id = old.execution_id"""  # noqa: S608
-        )
-        removed = 0
-        while (rows := (await self._connection.execute(statement, {"below": below})).rowcount) > 0:
-            removed += rows
-        return removed
+        return await remove_executions(self._connection, below, dry_run=self._plan.dry_run)
 
     async def _drop(self, partition: Partition) -> bool:
         """Detach and drop it; put it back when something needs it after all."""
@@ -347,7 +358,10 @@ class _Keeper:
         return True
 
     async def _drop_detached(self, table: DividedTable, name: str) -> None:
-        await self._do("BEGIN", f"DROP TABLE {SCHEMA}.{name}")
+        await forget_salts(self._connection, table.name, f"{SCHEMA}.{name}")
+        await self._do("BEGIN")
+        await mark_dropped(self._connection, table.name, f"{SCHEMA}.{name}")
+        await self._do(f"DROP TABLE {SCHEMA}.{name}")
         await self._connection.execute(
             text(
                 """INSERT INTO audit_entries (audit_entry_id, tenant_id, actor, action, subject, details)

@@ -85,6 +85,15 @@ installation = Table(
     CheckConstraint("singleton", name="singleton"),
 )
 
+schema_support = Table(
+    "schema_support",
+    metadata,
+    Column("singleton", Boolean, primary_key=True, server_default=text("true")),
+    # Builds of an older revision than this cannot work on the schema: `migrate.require_current_schema`.
+    Column("oldest_revision", Text, nullable=False),
+    CheckConstraint("singleton", name="singleton"),
+)
+
 # Quotas: null means what the settings say for every tenant.
 tenants = Table(
     "tenants",
@@ -94,7 +103,25 @@ tenants = Table(
     Column("max_pending", Integer),
     Column("executions_per_minute", Integer),
     Column("display_name", Text, nullable=False, server_default=text("''")),
+    Column("encrypt_bodies", Boolean, nullable=False, server_default=text("false")),
+    # Of the key-encryption key; each erasure of the keys below begins another.
+    Column("body_key_generation", Integer, nullable=False, server_default=text("0")),
     CheckConstraint("max_pending > 0 AND executions_per_minute > 0", name="quotas"),
+)
+
+# Data keys of bodies, wrapped; empty once destroyed. Bodies that are encrypted name theirs.
+body_keys = Table(
+    "body_keys",
+    metadata,
+    Column("body_key_id", Text, primary_key=True),
+    _tenant(),
+    Column("generation", Integer, nullable=False),
+    Column("wrapped", LargeBinary, nullable=False),
+    _at("created_at", now=True),
+    _at("retired_at", nullable=True),
+    _at("destroyed_at", nullable=True),
+    Index("uq_body_keys_newest", "tenant_id", unique=True, postgresql_where=text("retired_at IS NULL")),
+    Index("ix_body_keys_tenant_id", "tenant_id"),
 )
 
 role_bindings = Table(
@@ -109,6 +136,15 @@ role_bindings = Table(
     PrimaryKeyConstraint("tenant_id", "identity", "role"),
     _one_of("role", ("viewer", "caller", "author", "operator", "auditor", "admin", "node")),
     Index("ix_role_bindings_identity", "identity"),
+)
+
+# Where calls of an identity count that name no tenant: the only one it was bound in when it first made one.
+home_tenants = Table(
+    "home_tenants",
+    metadata,
+    Column("identity", Text, primary_key=True),
+    _tenant(),
+    _at("settled_at", now=True),
 )
 
 # One-time secrets that make their bearer an administrator. Only the owner of the database adds one.
@@ -233,6 +269,8 @@ stops = Table(
     Column("lifted_by", Text, nullable=True),
     Column("lift_reason", Text, nullable=True),
     _at("lifted_at", nullable=True),
+    # Of a quarantine: the receipt, and what running it again came to (canonical JSON).
+    Column("evidence", LargeBinary, nullable=True),
     Index(
         "uq_stops_live_scope",
         "tenant_id",
@@ -241,6 +279,19 @@ stops = Table(
         unique=True,
         postgresql_where=text("lifted_at IS NULL"),
     ),
+)
+
+# Engines that nodes must not run agents with. An empty version or configuration: all of them.
+engine_denials = Table(
+    "engine_denials",
+    metadata,
+    Column("engine_name", Text, nullable=False),
+    Column("engine_version", Text, nullable=False, server_default=text("''")),
+    Column("engine_config_digest", Text, nullable=False, server_default=text("''")),
+    Column("reason", Text, nullable=False),
+    Column("denied_by", Text, nullable=False),
+    _at("denied_at", now=True),
+    PrimaryKeyConstraint("engine_name", "engine_version", "engine_config_digest"),
 )
 
 agents = Table(
@@ -310,8 +361,9 @@ bodies = Table(
     Column("salt", LargeBinary, nullable=False),
     Column("commitment", Text, nullable=False),
     Column("size_bytes", BigInteger, nullable=False),
+    # Encrypted exactly if it is longer than size_bytes: control_plane/body_keys/sealing.py.
     Column("content", LargeBinary, nullable=False),
-    # SHA-256 of the content, for idempotency while the body lives.
+    # SHA-256 of the plain content, for idempotency while the body lives.
     Column("digest", Text, nullable=False),
     _at("created_at", now=True),
     # Set on an upload, cleared by the first execution that uses it; an unused one is removed after this.
@@ -379,6 +431,14 @@ policy_activations = Table(
     CheckConstraint("number > 0 AND place >= 0 AND place <= number", name="place"),
 )
 
+# Every policy that was put in force, or has decided about an execution that a node was to run.
+policies_used = Table(
+    "policies_used",
+    metadata,
+    Column("digest", Text, primary_key=True),
+    _at("first_used_at", now=True),
+)
+
 executions = Table(
     "executions",
     metadata,
@@ -442,6 +502,8 @@ executions = Table(
     _at("created_at", now=True),
     _at("started_at", nullable=True),
     _at("ended_at", nullable=True),
+    # When what it read and wrote was removed by order of an administrator.
+    _at("erased_at", nullable=True),
     _one_of("state", EXECUTION_STATES),
     # The queue: only what waits is in it.
     Index(
@@ -561,6 +623,31 @@ nodes = Table(
     _one_of("state", ("active", "draining", "quarantined", "evicted")),
 )
 
+# A view, and no part of the schema's tables: of nodes, what tenants may know of those that others enrolled.
+fleet = Table(
+    "fleet",
+    MetaData(),
+    Column("node_id", Text, primary_key=True),
+    Column("tenant_id", Text, nullable=False),
+    Column("state", Text, nullable=False),
+    Column("receipt_public_key", LargeBinary, nullable=False),
+    _at("evicted_at", nullable=True),
+)
+
+# A view as well: that a node was enrolled is part of what proves its receipts, whoever's executions it ran.
+enrollments = Table(
+    "enrollments",
+    MetaData(),
+    Column("audit_entry_id", Text, primary_key=True),
+    Column("tenant_id", Text, nullable=False),
+    Column("actor", Text, nullable=False),
+    Column("action", Text, nullable=False),
+    Column("subject", Text, nullable=False),
+    Column("result", Text, nullable=False),
+    Column("details", JSONB, nullable=False),
+    _at("recorded_at"),
+)
+
 # The newest session of each node; `session_epoch` only grows and the newest wins.
 sessions = Table(
     "sessions",
@@ -579,6 +666,10 @@ sessions = Table(
     Column("sandbox_layers", JSONB, nullable=False, server_default=text("'[]'")),
     _at("started_at", now=True),
     _at("last_heartbeat_at", now=True),
+    # The newest checkpoint of the log that the node has verified, and why it takes no orders for its sake.
+    Column("log_size", BigInteger, nullable=False, server_default=text("0")),
+    Column("log_root", LargeBinary, nullable=False, server_default=text("''::bytea")),
+    Column("log_problem", Text, nullable=False, server_default=text("''")),
 )
 
 enrollment_tokens = Table(
@@ -633,6 +724,16 @@ audit_entries = Table(
     PrimaryKeyConstraint("tenant_id", "audit_entry_id"),
     Index("ix_audit_entries_watch", "tenant_id", "recorded_in", "audit_entry_id"),
     Index("ix_audit_entries_tenant_id_subject", "tenant_id", "subject"),
+    Index("ix_audit_entries_actor", "tenant_id", "actor", "audit_entry_id"),
+    # The action by bytes (COLLATE "C").
+    Index("ix_audit_entries_action", "tenant_id", "action", "audit_entry_id"),
+    Index(
+        "ix_audit_entries_refused",
+        "tenant_id",
+        "audit_entry_id",
+        "result",
+        postgresql_where=text("result <> 'ok'"),
+    ),
     postgresql_partition_by="RANGE (audit_entry_id)",
 )
 
@@ -660,6 +761,17 @@ log_entries = Table(
     # The leaf's data: binds kind, subject, salt and content.
     Column("commitment", LargeBinary, nullable=False),
     UniqueConstraint("subject"),
+    Index("ix_log_entries_tenant_id_log_index", "tenant_id", "log_index"),
+)
+
+# How far the numbers of a node's receipts were looked at, which are missing, up to which retention dropped.
+receipt_marks = Table(
+    "receipt_marks",
+    metadata,
+    Column("node_id", Text, primary_key=True),
+    Column("checked_to", BigInteger, nullable=False, server_default=text("0")),
+    Column("missing", ARRAY(BigInteger), nullable=False, server_default=text("'{}'")),
+    Column("dropped_to", BigInteger, nullable=False, server_default=text("0")),
 )
 
 # 256 hashes each (C2SP tlog-tiles), the last of a level fewer.
@@ -689,4 +801,35 @@ log_checkpoints = Table(
     Column("tree_size", BigInteger, primary_key=True, autoincrement=False),
     Column("note", LargeBinary, nullable=False),
     _at("signed_at", now=True),
+)
+
+# Of witnesses, as signature lines of a note.
+log_cosignatures = Table(
+    "log_cosignatures",
+    metadata,
+    Column("origin", Text, nullable=False),
+    Column("tree_size", BigInteger, nullable=False),
+    # Name and key id.
+    Column("witness", Text, nullable=False),
+    Column("signature", LargeBinary, nullable=False),
+    Column("cosigned_at", DateTime(timezone=True), nullable=False),
+    PrimaryKeyConstraint("origin", "tree_size", "witness"),
+)
+
+log_witnesses = Table(
+    "log_witnesses",
+    metadata,
+    Column("origin", Text, nullable=False),
+    Column("witness", Text, nullable=False),
+    # The largest head that it is known to have seen.
+    Column("tree_size", BigInteger, nullable=False, server_default=text("0")),
+    Column("failures", Integer, nullable=False, server_default=text("0")),
+    _at("next_at", now=True),
+    # Until then somebody asks, or nobody needs to.
+    _at("round_until", now=True),
+    Column("cosigned_at", DateTime(timezone=True)),
+    # What it saw that the log is not; signing stops.
+    Column("fork", Text, nullable=False, server_default=text("''")),
+    Column("forked_at", DateTime(timezone=True)),
+    PrimaryKeyConstraint("origin", "witness"),
 )

@@ -1,4 +1,9 @@
-"""Connections and transactions of one process. Holds no query; a store decides what happens on them."""
+"""Connections and transactions of one process. Holds no query of a store, who decides what happens on them.
+
+What a call opens sees and changes the rows of its tenant alone (row security, ADR 22): the wall stands on who
+called, not on what a statement says. The connections of group commits and of dispatch, lent as the driver's
+own, are outside of it; so is whatever no call asked for.
+"""
 
 import asyncio
 from collections.abc import AsyncIterator, Callable, Iterable
@@ -6,10 +11,24 @@ from contextlib import AbstractAsyncContextManager, asynccontextmanager, suppres
 from typing import Any, Final, Protocol
 
 import asyncpg
+from sqlalchemy import text
 from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine
 
 from control_plane.database.errors import database_errors
 from control_plane.database.ports import Notifier, Transaction
+from shared.ids import TenantId
+from shared.rpc.identity import confined_to
+
+TENANT_ROLE: Final = "af_tenant"
+"""Sees the rows of the tenant in the setting `af.tenant`; without one, none."""
+
+DISPATCH_ROLE: Final = "af_dispatch"
+"""Sees the rows of every tenant."""
+
+# Both end with the transaction. A statement of its own: what follows is planned for the role.
+_CONFINE: Final = text(
+    f"SELECT set_config('role', '{TENANT_ROLE}', true), set_config('af.tenant', :tenant_id, true)"
+)
 
 DISPOSE_SECONDS: Final = 5.0
 """Bound on closing a pool whose server may not answer any more."""
@@ -81,20 +100,32 @@ def connection_of(tx: Transaction) -> AsyncConnection:
 class PostgresDatabase:
     """Where transactions and connections come from."""
 
-    def __init__(self, engine: AsyncEngine, *, notifier: Notifier) -> None:
+    def __init__(
+        self,
+        engine: AsyncEngine,
+        *,
+        notifier: Notifier,
+        confined_to: Callable[[], TenantId | None] = confined_to,
+    ) -> None:
         self._engine = engine
         self._notifier = notifier
+        self._confined_to = confined_to
 
     @property
     def notifier(self) -> Notifier:
         """Where stores leave what others shall hear after a commit."""
         return self._notifier
 
+    def of_every_tenant(self) -> "PostgresDatabase":
+        """Return the same for what is the installation's own, within a call too: no wall of tenants."""
+        return PostgresDatabase(self._engine, notifier=self._notifier, confined_to=lambda: None)
+
     @asynccontextmanager
     async def transaction(self) -> AsyncIterator[PostgresTransaction]:
         """See `Database.transaction`."""
         with database_errors():
             async with self._engine.begin() as connection:
+                await self._confine(connection)
                 tx = PostgresTransaction(connection)
                 yield tx
         for channel, payloads in tx.notes():
@@ -109,11 +140,12 @@ class PostgresDatabase:
         """
         with database_errors():
             async with self._engine.connect() as connection:
+                await self._confine(connection)
                 yield connection
 
     @asynccontextmanager
     async def driver(self) -> AsyncIterator[DriverConnection]:
-        """Lend the driver's own connection from the pool, outside any transaction.
+        """Lend the driver's own connection from the pool, outside any transaction and the wall of tenants.
 
         Raises:
             DatabaseUnavailableError: Postgres is away; the fate of what was under way is unknown.
@@ -137,6 +169,11 @@ class PostgresDatabase:
         """Close every connection."""
         with suppress(TimeoutError):
             await asyncio.wait_for(self._engine.dispose(), DISPOSE_SECONDS)
+
+    async def _confine(self, connection: AsyncConnection) -> None:
+        tenant_id = self._confined_to()
+        if tenant_id is not None:
+            await connection.execute(_CONFINE, {"tenant_id": tenant_id})
 
     async def _give_back(self, connection: AsyncConnection, raw: DriverConnection) -> None:
         if raw.is_closed():

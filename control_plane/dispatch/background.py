@@ -2,6 +2,7 @@
 
 import asyncio
 from collections.abc import Coroutine
+from contextvars import Context
 from types import TracebackType
 from typing import Any, Self
 
@@ -45,7 +46,8 @@ class Background:
         if self._group is None:
             work.close()
             raise UnavailableError("dispatch is stopped", hint="ask another replica")
-        task = self._group.create_task(_guarded(work, name), name=name)
+        # It works for every tenant, whoever's call happened to start it.
+        task = self._group.create_task(_guarded(work, name), name=name, context=Context())
         self._tasks.add(task)
         task.add_done_callback(self._tasks.discard)
         return task

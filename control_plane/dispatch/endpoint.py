@@ -8,7 +8,7 @@ from collections.abc import AsyncGenerator, AsyncIterator
 import structlog
 from agentfactory.v1 import nodes_pb2
 
-from control_plane.audit.domain import NewAuditEntry, node_actor
+from control_plane.audit.domain import NewAuditEntry, node_actor, printable
 from control_plane.dispatch.background import Background
 from control_plane.dispatch.dispatcher import Dispatcher
 from control_plane.dispatch.fleet import Fleet
@@ -20,6 +20,7 @@ from control_plane.dispatch.ports import Observer
 from control_plane.dispatch.receipts import ReceiptIntake
 from control_plane.dispatch.retry import retrying
 from control_plane.dispatch.session import KEYSET_GRACE, LiveSession
+from control_plane.nodes.domain import LogSeen
 from control_plane.nodes.ports import NodeStore
 from shared.clock import Clock, Random
 from shared.digests import parse_digest
@@ -33,6 +34,7 @@ from shared.errors import (
     VerificationError,
 )
 from shared.ids import AUDIT_ENTRY, NodeId, new_id
+from shared.merkle import MAX_TREE_SIZE
 
 logger = structlog.get_logger(__name__)
 
@@ -162,6 +164,7 @@ class SessionEndpoint:
             session.move_head(head)
         session.keyset_version = heartbeat.keyset_version
         session.node_is_draining = heartbeat.draining
+        self._take_log(session, heartbeat.log)
         session.remember_cached(parse_digest(digest) for digest in heartbeat.cached_digests)
         session.take_heartbeat(
             number=heartbeat.number,
@@ -170,6 +173,14 @@ class SessionEndpoint:
             now=self._clock.monotonic(),
         )
         self._dispatcher.slots_offered()
+
+    def _take_log(self, session: LiveSession, seen: nodes_pb2.LogSeen) -> None:
+        problem = printable(seen.problem)
+        if problem and not session.log_seen.problem:
+            logger.error("a node does not believe the log", node_id=session.node_id, problem=problem)
+        # What it says of it is shown; nothing here depends on it.
+        size = min(seen.size, MAX_TREE_SIZE)
+        session.log_seen = LogSeen(size=size, root=seen.root, problem=problem)
 
     async def _note_refused(self, session: LiveSession, error: VerificationError) -> None:
         entry = NewAuditEntry(

@@ -4,7 +4,7 @@ Every refusal is a typed error and an audit entry.
 """
 
 import asyncio
-from collections.abc import AsyncIterator, Mapping
+from collections.abc import AsyncIterator, Iterable, Mapping
 from datetime import UTC, datetime
 from typing import NoReturn
 
@@ -16,8 +16,9 @@ from control_plane.dispatch.fleet import Fleet
 from control_plane.dispatch.leases import count_ended
 from control_plane.dispatch.options import MAX_CLOCK_SKEW, DispatchOptions
 from control_plane.dispatch.orders import ORDER_TYPES
-from control_plane.dispatch.ports import Keysets, Observer
+from control_plane.dispatch.ports import Engines, Keysets, Observer
 from control_plane.dispatch.session import LiveSession
+from control_plane.engines.domain import EngineDenial
 from control_plane.executions.ports import LeaseStore
 from control_plane.nodes.domain import (
     ChainState,
@@ -35,6 +36,7 @@ from shared.errors import (
     AgentFactoryError,
     ClockSkewError,
     DeadlineExceededError,
+    EngineDeniedError,
     InvalidInputError,
     NodeEvictedError,
     PermissionDeniedError,
@@ -62,6 +64,7 @@ class SessionOpener:
         nodes: NodeStore,
         leases: LeaseStore,
         keysets: Keysets,
+        engines: Engines,
         options: DispatchOptions,
         clock: Clock,
         random: Random,
@@ -71,6 +74,7 @@ class SessionOpener:
         self._nodes = nodes
         self._leases = leases
         self._keysets = keysets
+        self._engines = engines
         self._options = options
         self._clock = clock
         self._random = random
@@ -85,7 +89,7 @@ class SessionOpener:
         2. The first message comes within its deadline and is a well-formed Hello.
         3. It names the node of the certificate.
         4. The node's clock is at most 30 s off (rule 9); else it is refused with an alert.
-        5. There is a common type of order (rule 11).
+        5. Its engine is not denied, and there is a common type of order (rule 11).
         6. Its spool head is signed by its receipt key.
         7. Its receipt chain continues the accepted one (rule 5): a conflict quarantines the node, a lost
            spool ends its identity.
@@ -100,6 +104,7 @@ class SessionOpener:
             node.require_trusted()
             hello = await self._hello(requests)
             order_type = self._check(node, hello)
+            await self._check_engine(node, hello)
         except AgentFactoryError as error:
             await self._refuse(node, error)
         session = await self._record(node, hello, order_type)
@@ -145,6 +150,17 @@ class SessionOpener:
                 f"check 4: clock of node {node.node_id} is {skew.total_seconds():.1f} s off,"
                 f" at most {MAX_CLOCK_SKEW.total_seconds():g} s are let in"
             )
+
+    async def _check_engine(self, node: Node, hello: nodes_pb2.Hello) -> None:
+        engine = hello.engine
+        denial = denial_of(
+            await self._engines.denials(),
+            EngineInfo(name=engine.name, version=engine.version, config_digest=engine.config_digest),
+            profiles_of(hello).values(),
+        )
+        if denial is not None:
+            logger.error("engine of a node is denied", node_id=node.node_id, engine=str(denial.rule))
+            raise EngineDeniedError(f"check 5: engine {denial.rule} is denied here: {denial.reason}")
 
     async def _refuse(self, node: Node, error: AgentFactoryError) -> NoReturn:
         """Put the refusal on record, with what it does to the node, and raise it."""
@@ -242,6 +258,21 @@ class SessionOpener:
             result=result,
             details=details,
         )
+
+
+def denial_of(
+    denials: Iterable[EngineDenial], engine: EngineInfo, configurations: Iterable[Digest]
+) -> EngineDenial | None:
+    """Return the denial that is meant for a node's engine, under any profile that it offers."""
+    digests = {engine.config_digest, *configurations}
+    return next(
+        (
+            denial
+            for denial in denials
+            if denial.rule.fits(name=engine.name, version=engine.version, config_digests=digests)
+        ),
+        None,
+    )
 
 
 NO_BOOT = BootId("")

@@ -4,11 +4,12 @@ from collections.abc import Sequence
 from datetime import datetime
 from typing import Protocol
 
+from control_plane.engines.domain import EngineDenial
 from control_plane.executions.domain import StoredBody, UnsignedOrder
 from control_plane.executions.lifecycle import Execution
 from control_plane.nodes.domain import NodeState
 from shared.digests import Digest
-from shared.ids import KeyId, NodeId, OrderId, TenantId
+from shared.ids import ExecutionId, KeyId, NodeId, OrderId
 from shared.receipts import AttemptIdentity
 from shared.signatures import PublicKey
 
@@ -38,6 +39,17 @@ class Keysets(Protocol):
         """
 
 
+class Engines(Protocol):
+    """Engines that the installation denies. Implemented by the store of denials."""
+
+    async def denials(self) -> Sequence[EngineDenial]:
+        """Return all.
+
+        Raises:
+            DatabaseUnavailableError: They cannot be read now.
+        """
+
+
 class Completions(Protocol):
     """Callers of this replica that wait for executions."""
 
@@ -48,8 +60,8 @@ class Completions(Protocol):
 class BodyStore(Protocol):
     """Uploaded outputs; the executions' store implements it."""
 
-    async def find_uploaded_body(self, tenant_id: TenantId, commitment: Digest) -> StoredBody | None:
-        """Return the unused uploaded body with this commitment, without its content."""
+    async def find_output(self, execution_id: ExecutionId, commitment: Digest) -> StoredBody | None:
+        """Return the unused uploaded body with this commitment of its tenant, without its content."""
 
 
 class OrderLookup(Protocol):

@@ -44,7 +44,7 @@ from shared.errors import (
     RejectionReason,
     VerificationError,
 )
-from shared.ids import AUDIT_ENTRY, BODY, RECEIPT, new_id
+from shared.ids import AUDIT_ENTRY, BODY, RECEIPT, ExecutionId, new_id
 from shared.receipt_codec import VerifiedReceipt, verify_receipt
 from shared.receipts import AttemptIdentity, ReceiptPredicate, check_matches
 
@@ -64,6 +64,7 @@ class ReceiptIntake:
         batches: Batches,
         returned: ReturnedSignatures,
         finish: Callable[[AttemptResult], Awaitable[Finished]],
+        protect: Callable[[Sequence[AttemptResult]], Awaitable[Sequence[AttemptResult]]],
         bodies: BodyStore,
         orders: OrderLookup,
         nodes: NodeStore,
@@ -77,6 +78,7 @@ class ReceiptIntake:
         self._batches = batches
         self._returned = returned
         self._finish = finish
+        self._protect = protect
         self._bodies = bodies
         self._orders = orders
         self._nodes = nodes
@@ -159,15 +161,14 @@ class ReceiptIntake:
         attempt, sent_here = await self._attempt(session, predicate)
         if predicate.rejection is None or predicate.rejection.reason is not RejectionReason.REPLAY:
             self._free_slot(session, attempt)  # an order that came twice may be running still
+        of = attempt.execution_id
         result = self._result(
             session,
             receipt,
             attempt,
-            output=await self._body(session, delivery.output, predicate.output_commitment, "output"),
-            log=await self._body(session, delivery.log, predicate.log_commitment, "log"),
-            recording=await self._body(
-                session, delivery.recording, predicate.recording_commitment, "recording"
-            ),
+            output=await self._body(of, delivery.output, predicate.output_commitment, "output"),
+            log=await self._body(of, delivery.log, predicate.log_commitment, "log"),
+            recording=await self._body(of, delivery.recording, predicate.recording_commitment, "recording"),
             kv_writes=kv_writes_of(delivery.kv_writes, predicate.kv_writes_digest),
         )
         return result, sent_here
@@ -199,14 +200,14 @@ class ReceiptIntake:
             self._dispatcher.slot_freed(session.node_id, held)
 
     async def _body(
-        self, session: LiveSession, body: orders_pb2.Body, commitment: Digest | None, what: str
+        self, execution_id: ExecutionId, body: orders_pb2.Body, commitment: Digest | None, what: str
     ) -> StoredBody | None:
         if commitment is None:
             if body.size_bytes or body.inline:
                 raise ReceiptInvalidError(f"check 4: {what} comes without a commitment in the receipt")
             return None
         if body.size_bytes > INLINE_BODY_BYTES:
-            return await self._uploaded(session, body, commitment, what)
+            return await self._uploaded(execution_id, body, commitment, what)
         if len(body.inline) != body.size_bytes:
             raise ReceiptInvalidError(
                 f"check 4: {what} has {len(body.inline)} bytes, said were {body.size_bytes}"
@@ -223,7 +224,7 @@ class ReceiptIntake:
         )
 
     async def _uploaded(
-        self, session: LiveSession, body: orders_pb2.Body, commitment: Digest, what: str
+        self, execution_id: ExecutionId, body: orders_pb2.Body, commitment: Digest, what: str
     ) -> StoredBody:
         """Return the body that came by UploadOutput; the store decides whether it is there."""
         if body.size_bytes > MAX_BODY_BYTES or body.inline:
@@ -231,7 +232,7 @@ class ReceiptIntake:
                 f"check 4: {what} of {body.size_bytes} bytes must be uploaded, within bounds"
             )
         found = await retrying(
-            lambda: self._bodies.find_uploaded_body(session.tenant_id, commitment), what="find an output"
+            lambda: self._bodies.find_output(execution_id, commitment), what="find an output"
         )
         if found is not None:
             return found
@@ -293,8 +294,10 @@ class ReceiptIntake:
     ) -> None:
         started = self._clock.monotonic()
         results = await self._returned.add_to(results, returned, node_id=session.node_id)
-        recording = Recording(self._finish, results)
+        recording = Recording(self._finish, ())
         try:
+            # What has no key is not acknowledged: the node keeps it and sends it again in its next session.
+            recording.add(await retrying(lambda: self._protect(results), what="seal results"))
             await retrying(recording.go_on, what="record receipts")
         except AgentFactoryError as error:
             session.end(error)  # the node comes back and sends what is not acknowledged

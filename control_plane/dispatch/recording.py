@@ -16,11 +16,15 @@ class Recording:
         self, finish: Callable[[AttemptResult], Awaitable[Finished]], results: Sequence[AttemptResult]
     ) -> None:
         self._finish = finish
-        self._open = results
+        self._open: Sequence[AttemptResult] = results
         self.finished: list[Finished] = []
         self.signatures: set[OrderBatchId] = set()
         """Batches whose signatures went on record with what is finished."""
         self.failed: list[tuple[AttemptResult, Exception]] = []
+
+    def add(self, results: Sequence[AttemptResult]) -> None:
+        """Take more results along."""
+        self._open = [*self._open, *results]
 
     async def go_on(self) -> None:
         """Record what is not recorded yet, together with what other sessions send now. Harmless to repeat.

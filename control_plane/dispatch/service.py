@@ -20,9 +20,9 @@ from control_plane.dispatch.endpoint import SessionEndpoint
 from control_plane.dispatch.fleet import Fleet
 from control_plane.dispatch.host_calls import HostCallDesk
 from control_plane.dispatch.leases import LeaseDesk, Sweeper
-from control_plane.dispatch.opening import NO_BOOT, SessionOpener
+from control_plane.dispatch.opening import NO_BOOT, SessionOpener, denial_of
 from control_plane.dispatch.options import DispatchOptions
-from control_plane.dispatch.ports import BodyStore, Completions, Keysets, Observer, OrderLookup
+from control_plane.dispatch.ports import BodyStore, Completions, Engines, Keysets, Observer, OrderLookup
 from control_plane.dispatch.receipts import ReceiptIntake
 from control_plane.dispatch.retry import retrying
 from control_plane.dispatch.returned import ReturnedSignatures
@@ -63,6 +63,7 @@ class Dispatch:
         nodes: NodeStore,
         orders: OrderLookup,
         keysets: Keysets,
+        engines: Engines,
         signer: Signer,
         completions: Completions,
         options: DispatchOptions,
@@ -76,6 +77,7 @@ class Dispatch:
         self._nodes = nodes
         self._leases = leases
         self._keysets = keysets
+        self._engines = engines
         self._background = Background()
         self._fleet = Fleet()
         self._heard: set[NodeId] = set()
@@ -123,6 +125,7 @@ class Dispatch:
                 nodes=nodes,
                 leases=leases,
                 keysets=keysets,
+                engines=engines,
                 options=options,
                 clock=clock,
                 random=random,
@@ -139,6 +142,7 @@ class Dispatch:
                     orders=orders, keysets=keysets, options=options, clock=clock, observer=observer
                 ),
                 finish=self._finishing.enqueue,
+                protect=leases.protect_results,
                 bodies=bodies,
                 orders=orders,
                 nodes=nodes,
@@ -173,6 +177,7 @@ class Dispatch:
             for tick, every in (
                 (self.keep_watch, self._options.heartbeat_every),
                 (self.beat, self._options.heartbeat_every),
+                (self.look_at_engines, self._options.heartbeat_every),
                 (self._sweeper.sweep_once, self._options.poll_every),
                 (self.relay_keyset, self._options.keyset_poll_every),
             ):
@@ -216,6 +221,8 @@ class Dispatch:
 
     def heard_nodes(self, node_ids: Sequence[str] = ()) -> None:
         """Nodes changed their state or opened a newer session."""
+        if not node_ids and len(self._fleet) and self._background.is_open:
+            self._background.spawn(self.look_at_engines(), name="look at engines")
         own = {session.node_id for session in self._fleet}
         self._heard |= own & {NodeId(node_id) for node_id in node_ids} if node_ids else own
         if self._heard and self._background.is_open:
@@ -270,6 +277,7 @@ class Dispatch:
                 node_id=session.node_id,
                 session_epoch=session.session_epoch,
                 free_slots=session.free_slots(now),
+                log=session.log_seen,
             )
             for session in self._fleet
         ]
@@ -278,6 +286,19 @@ class Dispatch:
         async with asyncio.timeout(self._options.store_deadline.total_seconds()):
             for node_id in await self._nodes.beat(beats):
                 await self.node_changed(node_id)
+
+    async def look_at_engines(self) -> None:
+        """Keep orders from own sessions whose engine is denied; what runs there ends by itself."""
+        if not len(self._fleet):
+            return
+        async with asyncio.timeout(self._options.store_deadline.total_seconds()):
+            denials = await self._engines.denials()
+        for session in self._fleet:
+            denied = denial_of(denials, session.engine, session.profiles.values()) is not None
+            if denied != session.engine_is_denied:
+                logger.warning("engine of a node was judged anew", node_id=session.node_id, denied=denied)
+                session.engine_is_denied = denied
+                self.placer.wake()
 
     async def relay_keyset(self) -> None:
         """Send the newest keyset to sessions that do not have it; they get no orders before they say so."""

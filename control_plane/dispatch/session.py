@@ -16,7 +16,7 @@ from control_plane.dispatch.budget import Budget
 from control_plane.dispatch.chain import ReceiptChain
 from control_plane.dispatch.outbox import Outbox
 from control_plane.executions.domain import Placement
-from control_plane.nodes.domain import EngineInfo, SpoolHead
+from control_plane.nodes.domain import NOTHING_SEEN, EngineInfo, LogSeen, SpoolHead
 from shared.digests import Digest
 from shared.errors import AgentFactoryError, ReceiptConflictError
 from shared.ids import BootId, ExecutionId, NodeId, TenantId
@@ -119,8 +119,11 @@ class LiveSession:
     """An operator wants it empty."""
     node_is_draining: bool = False
     """The node itself takes no more."""
+    engine_is_denied: bool = False
+    """The installation trusts its engine no more: no further orders."""
     keyset_version: int = 0
     """What the node has acknowledged."""
+    log_seen: LogSeen = NOTHING_SEEN
     keyset_sent: int = 0
     """What was last sent to it."""
     keyset_sent_at: float = 0.0
@@ -170,7 +173,8 @@ class LiveSession:
 
     def free_slots(self, now: float) -> int:
         """Return how many orders it may get at monotonic second `now`, its queue included."""
-        if self.draining or self.node_is_draining or self.outbox.is_closed or self.heartbeat_at is None:
+        is_closed = self.draining or self.node_is_draining or self.engine_is_denied or self.outbox.is_closed
+        if is_closed or self.heartbeat_at is None:
             return 0
         if now - self.heartbeat_at >= MAX_OFFER_AGE.total_seconds():
             return 0

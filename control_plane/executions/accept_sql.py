@@ -12,6 +12,7 @@ from typing import Any, Final
 from control_plane.executions.domain import NewExecution, PendingReason, Placement
 from control_plane.executions.halt_sql import NOT_STOPPED, stops_of
 from control_plane.executions.rows import request_hmac
+from shared.decisions import decision_digest
 
 _COLUMNS: Final = (
     ("tenant_id", "text"),
@@ -219,7 +220,7 @@ def _values(item: NewExecution, placement: Placement | None) -> tuple[Any, ...]:
         body.salt,
         body.commitment,
         body.size_bytes,
-        body.content,
+        body.stored,
         body.digest,
         run.media_type,
         run.profile,
@@ -250,12 +251,21 @@ def _values(item: NewExecution, placement: Placement | None) -> tuple[Any, ...]:
 
 
 def _details(item: NewExecution) -> str:
+    """Return what the audit entry says; by it the decision is in the transparency log, input and all."""
+    decision = item.decision
     return json.dumps(
         {
             "agent": item.run.agent_name,
             "template_digest": item.run.template_digest,
             "input_commitment": item.run.input.commitment,
-            "decision_id": item.decision.decision_id,
+            "decision_id": decision.decision_id,
+            "decision_digest": decision_digest(
+                decision_id=decision.decision_id,
+                question=decision.question,
+                policy_digest=decision.policy_digest,
+                input_digest=decision.input_digest,
+                result_digest=decision.result_digest,
+            ),
         }
     )
 

@@ -241,7 +241,7 @@ along.
 """
 
 LIVE_ATTEMPT: Final = """
-SELECT e.tenant_id, e.template_digest, e.module_digest, e.input_body_id, e.input_bytes
+SELECT e.tenant_id, e.template_digest, e.module_digest, e.policy_digest, e.input_body_id, e.input_bytes
 FROM attempts a JOIN executions e USING (execution_id)
 WHERE a.execution_id = $1 AND a.fencing_token = $2 AND a.attempt_number = $3 AND a.node_id = $4
     AND a.state IN ('leased', 'running') AND a.lease_expires_at > now()

@@ -3,7 +3,7 @@
 How an execution changes is in lifecycle.py.
 """
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from datetime import datetime, timedelta
 from enum import IntEnum, StrEnum
 from typing import Final
@@ -183,6 +183,13 @@ class StoredBody:
     size_bytes: int
     content: bytes | None
     """None: stored before (uploaded), and too large to travel inline."""
+    sealed: bytes | None = field(default=None, repr=False)
+    """What is stored instead of the content, where its tenant's bodies are encrypted."""
+
+    @property
+    def stored(self) -> bytes | None:
+        """Return what Postgres keeps."""
+        return self.content if self.sealed is None else self.sealed
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -485,5 +492,6 @@ class LiveAttempt:
     tenant_id: TenantId
     template_digest: Digest
     module_digest: Digest
+    policy_digest: Digest
     input_body_id: BodyId
     input_bytes: int

@@ -325,4 +325,4 @@ def _values(result: AttemptResult) -> tuple[Any, ...]:
 def _body_values(body: StoredBody | None) -> tuple[Any, ...]:
     if body is None:
         return (None,) * 6
-    return (body.body_id, body.salt, body.commitment, body.digest, body.size_bytes, body.content)
+    return (body.body_id, body.salt, body.commitment, body.digest, body.size_bytes, body.stored)

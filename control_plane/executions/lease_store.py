@@ -33,8 +33,9 @@ from control_plane.executions.domain import (
 )
 from control_plane.executions.finishing import Finishing
 from control_plane.executions.lifecycle import Attempt, Execution, Finished
-from control_plane.executions.ports import ExecutionStore, Place
-from control_plane.executions.rows import claimable_of
+from control_plane.executions.plain_bodies import PlainBodies
+from control_plane.executions.ports import BodySealer, ExecutionStore, Place
+from control_plane.executions.sealed import TENANTS_OF, LockedInputs, seal_results
 from control_plane.executions.transitions import lock_executions, save_executions
 from control_plane.executions.turns import Turns
 from control_plane.kv.domain import DEFAULT_QUOTA, KvQuota
@@ -56,8 +57,11 @@ class PostgresLeaseStore:
         clock: Clock,
         random: Random,
         kv_quota: KvQuota = DEFAULT_QUOTA,
+        sealer: BodySealer | None = None,
     ) -> None:
         self._database = database
+        self._sealer: BodySealer = sealer or PlainBodies()
+        self._locked = LockedInputs(self._sealer, clock)
         self._audit = audit
         self._clock = clock
         self._random = random
@@ -87,8 +91,10 @@ class PostgresLeaseStore:
                 raise SessionSupersededError(f"node {session.node_id} has a newer session")
             if too_new:
                 await connection.execute(sql.MARK_TOO_NEW, list(too_new))
-            rows = await self._lock_claimable(connection, session.node_id, limit, alone=alone, passed=too_new)
-            claimables = {row["execution_id"]: claimable_of(row) for row in rows}
+            locked = self._locked.passed()
+            passed = (*too_new, *locked)
+            rows = await self._lock_claimable(connection, session.node_id, limit, alone=alone, passed=passed)
+            claimables = {one.run.execution_id: one for one in self._locked.opened(rows)}
             placements = tuple(place(tuple(claimables.values())) if claimables else ())
             if placements:
                 arguments = sql.claim_arguments(placements, [self._audit_id() for _ in placements])
@@ -99,7 +105,7 @@ class PostgresLeaseStore:
         return Claimed(
             placements=placements,
             executions=tuple(claimables[one.execution_id] for one in placements),
-            queue_empty=len(rows) < limit and len(placements) == len(rows),
+            queue_empty=len(rows) < limit and len(placements) == len(rows) and not locked,
             left=_left(rows, placements, limit),
         )
 
@@ -182,6 +188,15 @@ class PostgresLeaseStore:
             rows = await connection.fetch(sql.RENEW, *arguments, node_id, lease)
         return [_attempt_ref(row) for row in rows]
 
+    async def protect_results(self, results: Sequence[AttemptResult]) -> Sequence[AttemptResult]:
+        """See `LeaseStore.protect_results`."""
+        if not self._sealer.is_needed:
+            return results
+        async with self._database.driver() as connection:
+            rows = await connection.fetch(TENANTS_OF, [one.execution_id for one in results])
+        tenants = {ExecutionId(row["execution_id"]): TenantId(row["tenant_id"]) for row in rows}
+        return await seal_results(self._sealer, results, tenants)
+
     async def finish(self, results: Sequence[AttemptResult]) -> Sequence[Finished]:
         """See `LeaseStore.finish`."""
         return await self._finishing.finish(results)
@@ -259,6 +274,7 @@ class PostgresLeaseStore:
             tenant_id=row["tenant_id"],
             template_digest=row["template_digest"],
             module_digest=row["module_digest"],
+            policy_digest=row["policy_digest"],
             input_body_id=row["input_body_id"],
             input_bytes=row["input_bytes"],
         )

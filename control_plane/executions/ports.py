@@ -5,6 +5,7 @@ from datetime import timedelta
 from typing import Protocol
 
 from control_plane.audit.domain import NewAuditEntry
+from control_plane.body_keys.sealing import BodyPlace
 from control_plane.executions.domain import (
     Accepted,
     AttemptRef,
@@ -56,6 +57,54 @@ class Placer(Protocol):
 
     def cancel(self, requests: Sequence[CancelRequest]) -> None:
         """Tell the nodes of own sessions to stop these attempts; others reach their replica by NOTIFY."""
+
+
+class BodySealer(Protocol):
+    """Encrypts bodies of the tenants that want it, and opens them. Implemented by control_plane/body_keys."""
+
+    @property
+    def is_needed(self) -> bool:
+        """Whether bodies of any tenant are encrypted."""
+
+    async def seal(self, tenant_id: TenantId, body_id: BodyId, content: bytes) -> bytes | None:
+        """Return what is stored instead of a new input; None: the input itself.
+
+        Raises:
+            KeyUnavailableError: The tenant's bodies are encrypted, and its key cannot be had.
+        """
+
+    async def seal_result(self, tenant_id: TenantId, body_id: BodyId, content: bytes) -> bytes | None:
+        """Like `seal`, for what a run left: with a key that was had a while ago if need be."""
+
+    async def open(self, place: BodyPlace, sealed: bytes) -> bytes:
+        """Return a plain body.
+
+        Raises:
+            NotFoundError: Its key was destroyed: it is erased.
+            KeyUnavailableError: Its key cannot be had.
+            InternalError: It is not as it was sealed.
+        """
+
+    async def open_piece(self, place: BodyPlace, header: bytes, segments: bytes, *, first: int) -> bytes:
+        """Return the plain bytes of whole segments, `first` is the number of the first.
+
+        Raises:
+            As `open`.
+        """
+
+    def open_at_once(self, place: BodyPlace, sealed: bytes) -> bytes | None:
+        """Return a plain body if its key is in memory; if not, the key is fetched for the next time.
+
+        Raises:
+            InternalError: As `open`.
+        """
+
+    async def require(self, tenant_id: TenantId, header: bytes) -> None:
+        """Return when the key of a sealed body can be had.
+
+        Raises:
+            NotFoundError, KeyUnavailableError: As `open`.
+        """
 
 
 class ExecutionStore(Protocol):
@@ -116,10 +165,18 @@ class ExecutionStore(Protocol):
     async def record_denial(self, decision: DecisionRecord, entry: NewAuditEntry) -> None:
         """Store a denial and its audit entry, in one transaction."""
 
+    async def protect(self, tenant_id: TenantId, body: StoredBody) -> StoredBody:
+        """Return a new input as `accept` shall store it: sealed, where the tenant's bodies are encrypted.
+
+        Raises:
+            KeyUnavailableError: They are, and the tenant's key cannot be had.
+        """
+
     async def add_body(self, tenant_id: TenantId, body: StoredBody, *, quota: UploadQuota) -> None:
         """Store an uploaded body that nothing uses yet; storing it twice is harmless.
 
         Raises:
+            KeyUnavailableError: As `protect`.
             ResourceExhaustedError: With it its owner has more unused than the quota allows.
         """
 
@@ -133,11 +190,15 @@ class ExecutionStore(Protocol):
     async def find_uploaded_body(self, tenant_id: TenantId, commitment: Digest) -> StoredBody | None:
         """Return the unused uploaded body with this commitment, without its content."""
 
+    async def find_output(self, execution_id: ExecutionId, commitment: Digest) -> StoredBody | None:
+        """Return the same of the tenant that an execution belongs to."""
+
     async def body_of(self, tenant_id: TenantId, execution_id: ExecutionId, kind: BodyKind) -> StoredBody:
         """Return one body of an execution, without its content.
 
         Raises:
-            NotFoundError: There is no such execution, or it has no such body.
+            NotFoundError: There is no such execution, or it has no such body, or that was erased.
+            KeyUnavailableError: It is encrypted, and its key cannot be had.
         """
 
     async def read_body(
@@ -146,7 +207,8 @@ class ExecutionStore(Protocol):
         """Return a piece of a body; empty behind its end.
 
         Raises:
-            NotFoundError: The tenant has no such body.
+            NotFoundError: The tenant has no such body, or it was erased with its key.
+            KeyUnavailableError: It is encrypted, and its key cannot be had.
         """
 
     async def remove_unused_bodies(self, *, limit: int) -> int:
@@ -197,6 +259,12 @@ class LeaseStore(Protocol):
 
         True for those whose live lease the node holds now, by Postgres' time (rule 6). A repeat changes
         nothing.
+        """
+
+    async def protect_results(self, results: Sequence[AttemptResult]) -> Sequence[AttemptResult]:
+        """Return results as `finish` shall store them: their bodies sealed, where their tenants encrypt.
+
+        Those whose key cannot be had are left out.
         """
 
     async def finish(self, results: Sequence[AttemptResult]) -> Sequence[Finished]:

@@ -253,7 +253,7 @@ class ExecutionService:
                 hint="upload it first and name its body_id",
             )
         salt = self._random.token_bytes(32)
-        return StoredBody(
+        body = StoredBody(
             body_id=new_id(BODY, self._clock, self._random),
             salt=salt,
             commitment=commit_body(content, salt),
@@ -261,6 +261,7 @@ class ExecutionService:
             size_bytes=len(content),
             content=content,
         )
+        return await self._store.protect(tenant_id, body)
 
     async def _check_input(self, tenant_id: TenantId, agent: ResolvedAgent, body: StoredBody) -> None:
         """Refuse an input that breaks its template's schema; the node asks again."""

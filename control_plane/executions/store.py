@@ -13,14 +13,15 @@ from sqlalchemy import ColumnElement, and_, delete, exists, func, insert, select
 
 from control_plane.audit.domain import NewAuditEntry
 from control_plane.audit.ports import AuditLog
+from control_plane.body_keys.sealing import BodyPlace
 from control_plane.database.notifications import Channel
 from control_plane.database.tables import (
     attempts,
     bodies,
     decisions,
     executions,
+    fleet,
     idempotency_keys,
-    nodes,
     sessions,
 )
 from control_plane.database.unit_of_work import (
@@ -46,10 +47,12 @@ from control_plane.executions.domain import (
 )
 from control_plane.executions.halt_sql import concerned, is_stopped
 from control_plane.executions.lifecycle import Execution
+from control_plane.executions.ports import BodySealer
 from control_plane.executions.rows import (
     EXECUTION_COLUMNS,
     SELECT_ATTEMPTS,
     SELECT_EXECUTIONS,
+    Row,
     attempt_of,
     execution_id_of_token,
     execution_of,
@@ -68,8 +71,16 @@ _LIVE_SESSION: Final = timedelta(seconds=30)
 class PostgresExecutionStore(PostgresBodyStore):
     """Implements `ExecutionStore`."""
 
-    def __init__(self, database: PostgresDatabase, *, audit: AuditLog, clock: Clock, random: Random) -> None:
-        super().__init__(database)
+    def __init__(
+        self,
+        database: PostgresDatabase,
+        *,
+        audit: AuditLog,
+        clock: Clock,
+        random: Random,
+        sealer: BodySealer | None = None,
+    ) -> None:
+        super().__init__(database, sealer=sealer)
         self._audit = audit
         self._clock = clock
         self._random = random
@@ -146,12 +157,24 @@ class PostgresExecutionStore(PostgresBodyStore):
                 raise NotFoundError(f"there is no execution {execution_id}")
             tries = await connection.execute(SELECT_ATTEMPTS.where(_of(execution_id)))
             found = [attempt_of(attempt) for attempt in tries.mappings()]
-        execution = execution_of(row, found, row["output"])
+        execution = execution_of(row, found, await self._small_output(row))
         if row["stopped"]:
             return replace(execution, pending_reason=PendingReason.STOPPED)
         if row["nobody"]:
             return replace(execution, pending_reason=PendingReason.NO_ELIGIBLE_NODE)
         return execution
+
+    async def _small_output(self, row: Row) -> bytes | None:
+        """Return the plain output of a row of `get`; None once its key was destroyed."""
+        if row["output"] is None or len(row["output"]) == row["output_bytes"]:
+            return row["output"]  # type: ignore[no-any-return]
+        place = BodyPlace(
+            tenant_id=row["tenant_id"], body_id=row["output_body_id"], size_bytes=row["output_bytes"]
+        )
+        try:
+            return await self._sealer.open(place, row["output"])
+        except NotFoundError:
+            return None
 
     async def list(
         self,
@@ -273,7 +296,7 @@ def _waits_for_nobody() -> ColumnElement[bool]:
     """Whether it waits, and no node that may run it is connected."""
     eligible = (
         exists()
-        .where(sessions.c.node_id == nodes.c.node_id, nodes.c.state == "active")
+        .where(sessions.c.node_id == fleet.c.node_id, fleet.c.state == "active")
         .where(sessions.c.replica_id != "", sessions.c.last_heartbeat_at > func.now() - _LIVE_SESSION)
     )
     return and_(executions.c.claimable_at.is_not(None), ~eligible)

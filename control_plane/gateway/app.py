@@ -173,7 +173,9 @@ class _Exchange:
         """
         if message["type"] == "http.response.start":
             self.status = message["status"]
-            message["headers"] = [*message.get("headers", ()), *self._headers]
+            said = list(message.get("headers", ()))
+            named = {name for name, _ in said}
+            message["headers"] = [*said, *(one for one in self._headers if one[0] not in named)]
         try:
             async with asyncio.timeout(self._write_timeout):
                 await self._send(message)

@@ -1,32 +1,39 @@
 """The gateway as a client of the control plane: the caller's own token, a deadline, typed errors. No rights.
 
-Holds one channel; what a call may do is decided by the control plane from the token that is passed on.
+Holds one channel, of which each tenant gets a share; what a call may do is decided by the control plane from
+the token that is passed on.
 """
 
 import asyncio
 import json
 import re
-from collections.abc import AsyncGenerator, Coroutine, Mapping, Sequence
-from contextlib import aclosing
+from collections.abc import AsyncGenerator, AsyncIterator, Coroutine, Mapping, Sequence
+from contextlib import aclosing, asynccontextmanager
 from dataclasses import dataclass
 from datetime import timedelta
 from http import HTTPStatus
 from typing import Any, Final, TypeAlias, TypeVar
 
 import grpc
+from agentfactory.v1 import access_pb2, access_pb2_grpc
 from google.protobuf.message import Message
 from google.protobuf.message_factory import GetMessageClass
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 
 from control_plane.gateway.problems import Problem, ProblemError, Violation, invalid
 from control_plane.gateway.routes import Kind, Route
+from control_plane.gateway.shares import CallShares, KnownTenants
 from shared.admin_http import Readiness
+from shared.clock import Clock
 from shared.errors import AgentFactoryError, UnavailableError
 from shared.rpc.channel import CHANNEL_OPTIONS
 from shared.rpc.credentials import AUTHORIZATION, FORWARDED_BY, MAX_TENANT_CHARS, MAX_TOKEN_CHARS, TENANT
 from shared.rpc.errors import DETAILS_KEY, error_of
 
 READINESS_DEADLINE: Final = timedelta(seconds=1)
+ASK_DEADLINE: Final = timedelta(seconds=10)
+"""For whose a token is."""
+
 RETRIES: Final = 3
 """Tries of a read that a replica did not answer."""
 
@@ -62,8 +69,13 @@ class ControlPlane:
         routes: Sequence[Route],
         deadlines: Mapping[str, timedelta],
         name: str,
+        max_calls: int,
+        clock: Clock,
     ) -> None:
         self._channel = channel
+        self._shares = CallShares(max_calls)
+        self._tenants = KnownTenants(shares=self._shares, ask=self._ask_tenant, clock=clock)
+        self._access: Any = access_pb2_grpc.AccessServiceStub(channel)
         self._forwarded = f"gateway/{name}"
         self._health: Any = health_pb2_grpc.HealthStub(channel)
         self._methods = {
@@ -95,17 +107,23 @@ class ControlPlane:
             found.append((TENANT, tenant))
         return found
 
+    def anonymous(self) -> Metadata:
+        """Return what is passed on where the caller need not be anybody."""
+        return [(FORWARDED_BY, self._forwarded)]
+
     async def unary(self, route: Route, request: Message, metadata: Metadata) -> Message:
         """Return the answer of an RPC with one request and one answer.
 
         Raises:
             AgentFactoryError: As the control plane said.
+            ResourceExhaustedError: The caller's tenant has its share of calls under way.
         """
         method = self._methods[route.rpc]
-        try:
-            answer: Message = await method.start(request, timeout=method.deadline, metadata=metadata)
-        except grpc.aio.AioRpcError as error:
-            raise typed(error) from error
+        async with self._share(metadata):
+            try:
+                answer: Message = await method.start(request, timeout=method.deadline, metadata=metadata)
+            except grpc.aio.AioRpcError as error:
+                raise typed(error) from error
         return answer
 
     async def stream(self, route: Route, request: Message, metadata: Metadata) -> AsyncGenerator[Message]:
@@ -113,25 +131,33 @@ class ControlPlane:
 
         Raises:
             AgentFactoryError: As the control plane said.
+            ResourceExhaustedError: The caller's tenant has its share of calls under way.
         """
         method = self._methods[route.rpc]
-        call: Call = method.start(request, timeout=method.deadline, metadata=metadata)
-        try:
-            async for answer in call:
-                yield answer
-        except grpc.aio.AioRpcError as error:
-            raise typed(error) from error
-        finally:
-            call.cancel()
+        async with self._share(metadata):
+            call: Call = method.start(request, timeout=method.deadline, metadata=metadata)
+            try:
+                async for answer in call:
+                    yield answer
+            except grpc.aio.AioRpcError as error:
+                raise typed(error) from error
+            finally:
+                call.cancel()
 
     async def upload(self, route: Route, messages: AsyncGenerator[Message], metadata: Metadata) -> Message:
         """Send a client stream as it comes and return the answer, which may come before its end.
 
         Raises:
             AgentFactoryError: As the control plane said.
+            ResourceExhaustedError: The caller's tenant has its share of calls under way.
             ProblemError: As `messages` does.
         """
-        method = self._methods[route.rpc]
+        async with self._share(metadata):
+            return await self._upload(self._methods[route.rpc], messages, metadata)
+
+    async def _upload(
+        self, method: _Method, messages: AsyncGenerator[Message], metadata: Metadata
+    ) -> Message:
         call: Call = method.start(timeout=method.deadline, metadata=metadata)
         ends: list[grpc.aio.AioRpcError] = []
         call.add_done_callback(lambda call: ends.append(_now(_end(call))))
@@ -149,6 +175,27 @@ class ControlPlane:
         finally:
             call.cancel()
         return answer
+
+    @asynccontextmanager
+    async def _share(self, metadata: Metadata) -> AsyncIterator[None]:
+        """Count one call, of its tenant or of nobody, for the length of the block."""
+        if all(name != AUTHORIZATION for name, _ in metadata):
+            async with self._shares.of_stranger():
+                yield
+            return
+        with self._shares.of(await self._tenants.of(metadata)):
+            yield
+
+    async def _ask_tenant(self, metadata: Metadata) -> str:
+        try:
+            answer = await self._access.GetCallerIdentity(
+                access_pb2.GetCallerIdentityRequest(),
+                timeout=ASK_DEADLINE.total_seconds(),
+                metadata=metadata,
+            )
+        except grpc.aio.AioRpcError as error:
+            raise typed(error) from error
+        return str(answer.tenant_id)
 
     async def readiness(self) -> Readiness:
         """Return whether a replica that serves can be reached."""

@@ -15,6 +15,7 @@ from starlette.responses import Response
 from control_plane.gateway.bodies import read_form, read_json
 from control_plane.gateway.calls import ControlPlane
 from control_plane.gateway.openapi import success_status
+from control_plane.gateway.problems import with_violations
 from control_plane.gateway.requests import RESUME_FIELD, RESUME_HEADER, Parts, RequestReader
 from control_plane.gateway.routes import Kind, chunk_field
 from control_plane.gateway.streams import (
@@ -28,6 +29,7 @@ from control_plane.gateway.streams import (
     to_json,
 )
 from control_plane.gateway.uploads import UploadForm, UploadReader
+from shared.errors import AgentFactoryError
 
 T = TypeVar("T")
 
@@ -74,9 +76,9 @@ class Handlers:
     def of(self, reader: RequestReader, form: UploadForm | None) -> Handler:
         """Return the handler of a route."""
         if form is not None:
-            return self._upload(form)
+            return _naming_parts(reader, self._upload(form))
         makers = {Kind.UNARY: self._unary, Kind.EVENTS: self._events, Kind.DOWNLOAD: self._download}
-        return makers[reader.route.kind](reader)
+        return _naming_parts(reader, makers[reader.route.kind](reader))
 
     def _unary(self, reader: RequestReader) -> Handler:
         route = reader.route
@@ -151,6 +153,20 @@ class Handlers:
             path=request.path_params, query=_query(reader, request), headers=request.headers, body=body
         )
         return reader.read(parts, max_bytes=self._bounds.json_bytes)
+
+
+def _naming_parts(reader: RequestReader, handler: Handler) -> Handler:
+    """Let what the control plane says of fields name the parts of the HTTP request that they came from."""
+
+    async def named(request: Request) -> Response:
+        try:
+            return await handler(request)
+        except AgentFactoryError as error:
+            if not error.violations:
+                raise
+            raise with_violations(error, reader.located(error.violations)) from error
+
+    return named
 
 
 def resumes(reader: RequestReader) -> bool:

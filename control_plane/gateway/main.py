@@ -15,9 +15,11 @@ from control_plane.gateway.app import Front, build_app
 from control_plane.gateway.calls import ControlPlane, open_channel
 from control_plane.gateway.handlers import Bounds, Handlers
 from control_plane.gateway.metrics import GatewayMetrics
+from control_plane.gateway.public_log import PublicLog
 from control_plane.gateway.server import Listen, serving
 from control_plane.gateway.settings import GatewaySettings
 from shared.admin_http import admin_server
+from shared.clock import SystemClock
 from shared.logs import get_logger
 from shared.rpc.tls import read_certificates, server_only_channel_credentials
 from shared.runtime import settle
@@ -48,9 +50,17 @@ async def run(settings: GatewaySettings, *, stop: asyncio.Event, started: Callab
         channel = open_channel(settings.control_plane, credentials, api.routes)
         stack.push_async_callback(channel.close, None)
         control_plane = ControlPlane(
-            channel=channel, routes=api.routes, deadlines=api.deadlines, name=settings.name
+            channel=channel,
+            routes=api.routes,
+            deadlines=api.deadlines,
+            name=settings.name,
+            max_calls=settings.max_calls,
+            clock=SystemClock(),
         )
-        app = _application(settings, api, control_plane, closing, GatewayMetrics(registry))
+        metrics = GatewayMetrics(registry)
+        if settings.certificate is not None:
+            metrics.watch_certificate(settings.certificate, SystemClock())
+        app = _application(settings, api, control_plane, closing, metrics)
         admin_port = await stack.enter_async_context(
             admin_server(
                 host=settings.admin_host,
@@ -82,8 +92,9 @@ def _application(
         heartbeat_every=settings.heartbeat_every,
     )
     handlers = Handlers(control_plane=control_plane, bounds=bounds, deadlines=api.deadlines, closing=closing)
+    public = PublicLog(control_plane=control_plane, routes=api.routes, clock=SystemClock())
     return Front(
-        build_app(api.served_by(handlers), api.document(RULES)),
+        build_app([*api.served_by(handlers), *public.served()], api.document(RULES)),
         metrics=metrics,
         max_requests=settings.max_requests,
         write_timeout=settings.write_timeout,

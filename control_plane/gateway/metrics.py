@@ -1,8 +1,13 @@
 """What the gateway counts, in Prometheus' form. Names no caller."""
 
+from functools import partial
+from pathlib import Path
 from typing import Final
 
 from prometheus_client import CollectorRegistry, Gauge, Histogram
+
+from shared.certificates import seconds_left
+from shared.clock import Clock
 
 BUCKETS: Final = (
     0.001,
@@ -29,6 +34,7 @@ class GatewayMetrics:
     """Counts requests; cheap and never raises."""
 
     def __init__(self, registry: CollectorRegistry) -> None:
+        self._registry = registry
         self._seconds = Histogram(
             "af_gateway_request_seconds",
             "From the head of a request to the end of its answer.",
@@ -37,6 +43,16 @@ class GatewayMetrics:
             buckets=BUCKETS,
         )
         self._active = Gauge("af_gateway_requests", "Requests under way.", registry=registry)
+
+    def watch_certificate(self, path: Path, clock: Clock) -> None:
+        """Show how long the certificate in this file counts yet."""
+        left = Gauge(
+            "af_certificate_seconds",
+            "How long a certificate counts yet; below 0: no more, or it cannot be read.",
+            ["certificate"],
+            registry=self._registry,
+        )
+        left.labels("gateway").set_function(partial(seconds_left, path, clock))
 
     def request(self, rpc: str, status: int, seconds: float) -> None:
         """One request has ended. `rpc` is a name of the contract, or empty."""

@@ -142,6 +142,18 @@ def _operation(reader: RequestReader, form: UploadForm | None, models: Models, s
     return operation
 
 
+_EVENT: Final[Json] = {
+    "type": "object",
+    "properties": {
+        "id": {"type": "string"},
+        "event": {"enum": ["message", "end", "error"]},
+        "data": {"type": "string", "contentMediaType": "application/json"},
+        "retry": {"type": "integer"},
+    },
+}
+"""One server-sent event: an answer, the end, or the problem that ended the stream."""
+
+
 def success_status(route: Route) -> int:
     """Return the status of an answer: 201 where something was made, 202 where it goes on."""
     if route.name.startswith("Submit"):
@@ -158,7 +170,7 @@ def _success(route: Route, models: Models) -> Json:
     schema = _reference(models.output(route.response))
     if route.kind is Kind.EVENTS:
         text = "Server-sent events; the data of each `message` is this JSON: " + schema["$ref"]
-        return {"description": text, "content": {"text/event-stream": {"schema": {"type": "string"}}}}
+        return {"description": text, "content": {"text/event-stream": {"schema": _EVENT}}}
     return {"description": "Done.", "content": {"application/json": {"schema": schema}}}
 
 

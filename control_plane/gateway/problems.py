@@ -6,7 +6,7 @@ The status comes from the tables of shared/rpc/status.py; only what HTTP itself 
 import json
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from datetime import timedelta
 from http import HTTPStatus
 from typing import Any, Final
@@ -103,6 +103,11 @@ def problem_of(error: BaseException) -> Problem:
         hint=typed.hint,
         retry_after=typed.retry_after,
     )
+
+
+def with_violations(error: AgentFactoryError, violations: Sequence[Violation]) -> ProblemError:
+    """Return a typed error as a problem that names the parts of the request which it is about."""
+    return ProblemError(replace(problem_of(error), violations=tuple(violations)))
 
 
 def title_of(status: int) -> str:

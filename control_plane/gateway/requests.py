@@ -19,7 +19,7 @@ from control_plane.gateway.models import HEADER_FIELDS, REQUEST, Model, Models
 from control_plane.gateway.problems import Violation, invalid
 from control_plane.gateway.routes import SECOND_NAMES, TEXT_FORMS, Route
 from shared.canonical import parse_strict
-from shared.errors import MalformedError
+from shared.errors import FieldViolation, MalformedError
 
 PAGE_FIELD: Final = "page"
 """Its fields stand in the query under their own names."""
@@ -95,6 +95,22 @@ class RequestReader:
         for parameter, value in found:
             _put(body, parameter, value)
         return parse_message(self._message(), body)
+
+    def located(self, violations: Sequence[FieldViolation]) -> list[Violation]:
+        """Return where in an HTTP request those fields stand that the control plane names."""
+        return [self._located_field(one) for one in violations]
+
+    def _located_field(self, violation: FieldViolation) -> Violation:
+        name, slash, within = violation.field.partition("/")
+        parameter = next((one for one in self.parameters if one.fields[0].name == name), None)
+        if parameter is not None:
+            return Violation(
+                location=parameter.location, pointer=parameter.name, detail=violation.description
+            )
+        field = self.route.request.fields_by_name.get(name)
+        shown = name if field is None else field.json_name
+        where = "body" if self.route.has_body else "query"
+        return Violation(location=where, pointer=f"/{shown}{slash}{within}", detail=violation.description)
 
     def _body(self, data: bytes, max_bytes: int) -> Json:
         if not data:

@@ -2,7 +2,7 @@
 
 The rule, for an RPC named by a verb and a noun:
 
-* Get, List, Watch, Download read: GET. Update is PATCH, Delete is DELETE, everything else POST.
+* Get, List, Watch, Download, Export, Check read: GET. Update is PATCH, Delete is DELETE, all else POST.
 * A request that names its resource (`agent` by `name`, `execution` by `execution_id` …) has it in the path.
 * Create, Submit, Publish and Upload make something: POST on the collection.
 * Any other verb is written behind the path: ``POST /v1/executions/{executionId}:cancel``.
@@ -28,6 +28,8 @@ NOT_FOR_CALLERS: Final = frozenset({"agentfactory.v1.NodeService"})
 
 EXCEPTIONS: Final[Mapping[str, str]] = {
     "DownloadBody": "/executions/{execution_id}/bodies/{kind}",
+    "ExportEvidence": "/evidence:export",
+    "CheckEvidence": "/evidence:check",
 }
 """RPC to path, where the rule would give a worse one."""
 
@@ -39,7 +41,7 @@ TEXT_FORMS: Final[Mapping[str, str]] = {
 SECOND_NAMES: Final = frozenset({"agentfactory.v1.GetReceiptRequest.execution_id"})
 """Fields that name what the path names already; REST has one way."""
 
-_READING: Final = frozenset({"get", "list", "watch", "download"})
+_READING: Final = frozenset({"get", "list", "watch", "download", "export", "check"})
 _MAKING: Final = frozenset({"create", "submit", "publish", "upload"})
 _METHODS: Final = {"update": "PATCH", "delete": "DELETE"}
 _PLAIN: Final = _MAKING | _METHODS.keys() | {"get", "list"}

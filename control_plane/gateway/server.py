@@ -20,8 +20,11 @@ import uvicorn
 from starlette.types import ASGIApp
 from uvicorn.protocols.http.h11_impl import H11Protocol
 
-from shared.errors import KeyFormatError, NotFoundError, PortInUseError
+from shared.errors import AgentFactoryError, KeyFormatError, NotFoundError, PortInUseError
 from shared.key_files import read_secret_file
+from shared.logs import get_logger
+
+logger = get_logger(__name__)
 
 KEEP_ALIVE: Final = timedelta(seconds=30)
 """How long a connection may be without a request."""
@@ -75,7 +78,9 @@ async def serving(app: ASGIApp, listen: Listen) -> AsyncIterator[int]:
         timeout_graceful_shutdown=int(listen.stop_grace.total_seconds()),
     )
     config.load()
-    config.ssl = tls_context(listen.certificate, listen.key) if listen.certificate and listen.key else None
+    config.ssl = (
+        following_context(listen.certificate, listen.key) if listen.certificate and listen.key else None
+    )
     server = _Server(config)
     task = asyncio.create_task(server.serve(sockets=[bound]))
     try:
@@ -104,6 +109,46 @@ def tls_context(certificate: Path, key: Path) -> ssl.SSLContext:
     except ssl.SSLError as error:
         raise KeyFormatError(f"{certificate} and {key} are not usable together: {error.reason}") from error
     return context
+
+
+def following_context(certificate: Path, key: Path) -> ssl.SSLContext:
+    """Return like `tls_context` what follows the files: a rotated certificate serves the next handshake.
+
+    Raises:
+        NotFoundError, KeyFileModeError, KeyFormatError: As `tls_context`, of what is there now.
+    """
+    first = tls_context(certificate, key)
+    files = _Followed(certificate, key, first)
+    # Called at every handshake, also where the client names no server.
+    first.sni_callback = files.hand_over
+    return first
+
+
+class _Followed:
+    """A certificate and its key on disk, and the context made of what they last were."""
+
+    def __init__(self, certificate: Path, key: Path, context: ssl.SSLContext) -> None:
+        self._files = (certificate, key)
+        self._context = context
+        self._stamp = self._stamps()
+
+    def hand_over(self, handshake: ssl.SSLObject, _name: str | None, _first: ssl.SSLContext) -> None:
+        """Let a handshake go on with the newest usable files."""
+        try:
+            stamp = self._stamps()
+            if stamp != self._stamp:
+                self._context = tls_context(*self._files)
+                self._stamp = stamp
+                logger.info("rotated certificate loaded", certificate=str(self._files[0]))
+        except (OSError, AgentFactoryError) as error:
+            # Half-written or broken files must not end a server whose certificate still works.
+            logger.warning(
+                "rotated certificate not loaded", certificate=str(self._files[0]), error=str(error)
+            )
+        handshake.context = self._context
+
+    def _stamps(self) -> tuple[tuple[int, int], ...]:
+        return tuple((found.st_ino, found.st_mtime_ns) for found in (path.stat() for path in self._files))
 
 
 class _Server(uvicorn.Server):

@@ -51,6 +51,13 @@ class GatewaySettings(PlaneSettings):
     )
 
     max_requests: int = Field(default=1024, ge=1, le=65536, description="Requests under way.")
+    max_calls: int = Field(
+        default=256,
+        ge=16,
+        le=65536,
+        description="RPCs under way, of which each tenant gets a share: each replica of the control plane "
+        "takes 256 of one gateway.",
+    )
     max_streams: int = Field(default=256, ge=1, le=65536, description="Event streams among them.")
     max_connections: int = Field(default=2048, ge=1, le=65536)
     max_head_bytes: int = Field(

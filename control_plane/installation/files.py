@@ -91,10 +91,8 @@ def ensure_keys(paths: InstallationPaths) -> InstallationKeys:
         KeyFileModeError: A key file may be read by others.
         KeyFormatError: A key file does not decode.
     """
-    root = ensure_key(paths.root_key, PrivateKey.generate_ed25519)
-    write_public_file(paths.root_public_key, root.public.to_pem())
     return InstallationKeys(
-        root=root,
+        root=ensure_key(paths.root_key, PrivateKey.generate_ed25519),
         order=ensure_key(paths.order_key, PrivateKey.generate_rsa),
         policy=ensure_key(paths.policy_key, PrivateKey.generate_ed25519),
         log=ensure_key(paths.log_key, PrivateKey.generate_ed25519),
@@ -233,6 +231,13 @@ def read_server_names(paths: InstallationPaths) -> tuple[str, ...]:
     if document.get("type") != DESCRIPTION_FORMAT or not isinstance(names, list) or not names:
         raise MalformedError(f"{paths.description} is not of format {DESCRIPTION_FORMAT} or names no server")
     return tuple(str(name) for name in names)
+
+
+def ensure_root_pin(paths: InstallationPaths, root: PublicKey) -> PublicKey:
+    """Return the root key that is pinned here, pinning this one when there is none."""
+    if not paths.root_public_key.exists():
+        write_public_file(paths.root_public_key, root.to_pem())
+    return read_root_key(paths)
 
 
 def read_root_key(paths: InstallationPaths) -> PublicKey:

@@ -72,41 +72,51 @@ class BuiltinCertificateAuthority:
         key = new_private_key()
         name = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, f"{installation} CA"[:64])])
         now = clock.now()
-        public = key.public_key()
-        certificate = (
-            x509.CertificateBuilder()
-            .subject_name(name)
-            .issuer_name(name)
-            .public_key(public)
-            .serial_number(x509.random_serial_number())
-            .not_valid_before(now - BACKDATE)
-            .not_valid_after(now + AUTHORITY_LIFE)
-            .add_extension(x509.BasicConstraints(ca=True, path_length=0), critical=True)
-            .add_extension(_key_usage(authority=True), critical=True)
-            .add_extension(x509.SubjectKeyIdentifier.from_public_key(public), critical=False)
-            .add_extension(
-                x509.SubjectAlternativeName([x509.UniformResourceIdentifier(f"spiffe://{installation}")]),
-                critical=False,
-            )
-            .sign(key, hashes.SHA256())
-        )
+        names = x509.SubjectAlternativeName([x509.UniformResourceIdentifier(f"spiffe://{installation}")])
+        certificate = _self_signed(key, name, names, begin=now - BACKDATE, end=now + AUTHORITY_LIFE)
         return cls(key=key, certificate=certificate, clock=clock)
+
+    def ending(self, at: datetime) -> "BuiltinCertificateAuthority":
+        """Return the same authority with a certificate that ends at `at`, if it does not end before.
+
+        To whoever pins that one, what the authority issued counts until then and no longer.
+        """
+        names = self._certificate.extensions.get_extension_for_class(x509.SubjectAlternativeName).value
+        certificate = _self_signed(
+            self._key,
+            self._certificate.subject,
+            names,
+            begin=self._certificate.not_valid_before_utc,
+            end=min(at, self._certificate.not_valid_after_utc),
+        )
+        return BuiltinCertificateAuthority(key=self._key, certificate=certificate, clock=self._clock)
+
+    @property
+    def begins_at(self) -> datetime:
+        """Begin of its certificate."""
+        return self._certificate.not_valid_before_utc
+
+    @property
+    def ends_at(self) -> datetime:
+        """End of its certificate."""
+        return self._certificate.not_valid_after_utc
 
     @classmethod
     def from_pem(
         cls, *, key_pem: bytes, certificate_pem: bytes, clock: Clock
     ) -> "BuiltinCertificateAuthority":
-        """Load an authority that exists.
+        """Load an authority that exists; beside its certificate there may be one that it replaces.
 
         Raises:
             KeyFormatError: Key or certificate do not decode, or do not belong together.
         """
         try:
             key = serialization.load_pem_private_key(key_pem, password=None)
-            certificate = x509.load_pem_x509_certificate(certificate_pem)
+            certificates = x509.load_pem_x509_certificates(certificate_pem)
         except (ValueError, TypeError, UnsupportedAlgorithm) as error:
             raise KeyFormatError("the certificate authority's key or certificate does not decode") from error
-        if not isinstance(key, _Key) or certificate.public_key() != key.public_key():
+        own = (one for one in certificates if one.public_key() == key.public_key())
+        if not isinstance(key, _Key) or (certificate := next(own, None)) is None:
             raise KeyFormatError("the certificate authority's key and certificate do not belong together")
         return cls(key=key, certificate=certificate, clock=clock)
 
@@ -171,6 +181,26 @@ class BuiltinCertificateAuthority:
             ),
             expires_at=_whole_seconds(expires_at),
         )
+
+
+def _self_signed(
+    key: _Key, name: x509.Name, names: x509.SubjectAlternativeName, *, begin: datetime, end: datetime
+) -> x509.Certificate:
+    public = key.public_key()
+    return (
+        x509.CertificateBuilder()
+        .subject_name(name)
+        .issuer_name(name)
+        .public_key(public)
+        .serial_number(x509.random_serial_number())
+        .not_valid_before(begin)
+        .not_valid_after(end)
+        .add_extension(x509.BasicConstraints(ca=True, path_length=0), critical=True)
+        .add_extension(_key_usage(authority=True), critical=True)
+        .add_extension(x509.SubjectKeyIdentifier.from_public_key(public), critical=False)
+        .add_extension(names, critical=False)
+        .sign(key, hashes.SHA256())
+    )
 
 
 def _csr_key(csr_der: bytes) -> _LeafKey:

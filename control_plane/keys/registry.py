@@ -1,10 +1,11 @@
 """The installation's keyset as the control plane uses it: verified once per version, remembered for a second.
 
-Relays and reads keysets; makes none. The root public key comes from the data folder, never from the database.
+Relays and reads keysets; makes none. The root public key comes from the data folder, never from the database;
+a later one only by a handover that it signed, and then the earlier one counts no more.
 """
 
 import asyncio
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from datetime import datetime, timedelta
 from typing import Final
 
@@ -14,7 +15,8 @@ from control_plane.keys.ports import KeyStore
 from shared.clock import Clock
 from shared.errors import UnavailableError
 from shared.ids import InstallationId, KeyId
-from shared.keyset import KeyPurpose, Keyset, verify_keyset
+from shared.keyset import KeyPurpose, Keyset
+from shared.roots import verify_relayed
 from shared.signatures import PublicKey
 
 KEYSET_LIFE: Final = timedelta(seconds=1)
@@ -35,7 +37,7 @@ class KeysetRegistry:
     ) -> None:
         self._database = database
         self._store = store
-        self._root = root
+        self._root_keys: Mapping[KeyId, PublicKey] = {root.key_id: root}
         self._installation = installation
         self._clock = clock
         self._keyset: Keyset | None = None
@@ -54,7 +56,8 @@ class KeysetRegistry:
         Raises:
             DatabaseUnavailableError: It cannot be read now.
             UnavailableError: The database holds none.
-            VerificationError: What it holds is not signed by the root key, or is older than what was seen.
+            VerificationError: What it holds is not signed by the root key in force, or older than what was
+                seen.
         """
         keyset = await self.current()
         return keyset.version, self._envelope
@@ -90,14 +93,14 @@ class KeysetRegistry:
             raise UnavailableError("the database holds no keyset", hint="run 'agentfactory init'")
         if self._keyset is not None and stored.envelope == self._envelope:
             return self._keyset
-        keyset = verify_keyset(
+        found = verify_relayed(
             stored.envelope,
-            root_keys={self._root.key_id: self._root},
+            root_keys=self._root_keys,
             minimum_version=self._keyset.version if self._keyset is not None else 1,
             installation=self._installation,
         )
-        self._envelope = stored.envelope
-        return keyset
+        self._envelope, self._root_keys = stored.envelope, found.root_keys
+        return found.keyset
 
     async def freshness(self) -> bytes:
         """Return the newest statement of freshness; empty when there is none.

@@ -31,8 +31,9 @@ from shared.clock import Clock, Random
 from shared.errors import ConflictError, InvalidInputError, KeyUnavailableError, UnavailableError
 from shared.freshness import verify_statement
 from shared.ids import AUDIT_ENTRY, InstallationId, new_id
-from shared.keyset import KeyPurpose, Keyset, KeysetEntry, verify_keyset
+from shared.keyset import KeyPurpose, Keyset, KeysetEntry
 from shared.keyset_changes import differences, undone
+from shared.roots import RootedKeyset, encode_relayed, verify_relayed
 from shared.signatures import PublicKey
 
 MAX_SKEW: Final = timedelta(seconds=30)
@@ -78,7 +79,7 @@ class KeyService:
             UnavailableError: There is no keyset, or it cannot be read.
         """
         async with self._database.transaction() as tx:
-            _, keyset = await self._newest(tx)
+            keyset = (await self._newest(tx)).keyset
             statement = await self._store.newest_statement(tx)
         held: list[CustodyKey] = []
         problem = ""
@@ -113,7 +114,8 @@ class KeyService:
     async def publish(self, actor: str, envelope: bytes) -> int:
         """Put the next keyset in force for this and every other replica; returns its version.
 
-        1. The pinned root key signed it, it is well formed and of this installation (`verify_keyset`).
+        1. The root key of the newest signed it, or one to which that root hands over in it; it is well formed
+           and of this installation (`verify_relayed`).
         2. It is the newest one already: nothing changes; or
         3. its version is one more than the newest, and its epoch the same.
         4. It takes no revocation back.
@@ -123,18 +125,23 @@ class KeyService:
             ConflictError: Check 3.
             InvalidInputError: Check 4.
         """
-        offered = verify_keyset(
-            envelope,
-            root_keys={self._root.key_id: self._root},
-            minimum_version=1,
-            installation=self._installation,
-        )
         async with self._database.transaction() as tx:
-            stored, newest = await self._newest(tx)
-            if stored.envelope == envelope:
+            held = await self._newest(tx)
+            newest = held.keyset
+            found = verify_relayed(
+                envelope,
+                root_keys=held.root_keys,
+                minimum_version=1,
+                installation=self._installation,
+                held=held.relayed.handovers,
+            )
+            offered = found.keyset
+            if held.relayed.envelope == found.relayed.envelope:
                 return newest.version
             _require_next(newest, offered)
-            await self._store.add_keyset(tx, StoredKeyset(version=offered.version, envelope=envelope))
+            # Whoever signs may leave out how the root came to be in force: nodes may pin an earlier one.
+            relayed = encode_relayed(found.relayed)
+            await self._store.add_keyset(tx, StoredKeyset(version=offered.version, envelope=relayed))
             for entry in offered.entries:
                 await self._store.add_key(tx, _signing_key(entry.purpose, entry.key))
             changes = differences(newest, offered)
@@ -150,7 +157,7 @@ class KeyService:
             KeyUnavailableError: The custodian does not answer, or refuses.
         """
         async with self._database.transaction() as tx:
-            _, keyset = await self._newest(tx)
+            keyset = (await self._newest(tx)).keyset
         held = await self._custody.keys(purpose)
         listed = {entry.key_id for entry in keyset.entries}
         if held and held[-1].key_id not in listed:
@@ -175,7 +182,7 @@ class KeyService:
         """
         now = self._clock.now()
         async with self._database.transaction() as tx:
-            _, keyset = await self._newest(tx)
+            keyset = (await self._newest(tx)).keyset
             keys = keyset.keys_for(KeyPurpose.FRESHNESS, now)
             statement = verify_statement(envelope, keys=keys, installation=self._installation)
             if statement.keyset_version > keyset.version:
@@ -198,15 +205,13 @@ class KeyService:
             raise UnavailableError("the database holds no keyset", hint="run 'agentfactory init'")
         return stored
 
-    async def _newest(self, tx: Transaction) -> tuple[StoredKeyset, Keyset]:
-        stored = await self._stored(tx)
-        keyset = verify_keyset(
-            stored.envelope,
+    async def _newest(self, tx: Transaction) -> RootedKeyset:
+        return verify_relayed(
+            (await self._stored(tx)).envelope,
             root_keys={self._root.key_id: self._root},
             minimum_version=1,
             installation=self._installation,
         )
-        return stored, keyset
 
     def _reports(self, keyset: Keyset, held: list[CustodyKey]) -> list[KeyReport]:
         by_id = {(key.purpose, key.key_id): key for key in held}

@@ -71,6 +71,10 @@ class OrderSigner:
         """Ask these sessions from now on; before, there are none."""
         self._sessions = sessions
 
+    def acknowledged(self) -> int | None:
+        """See `Acknowledgements`: of the sessions that are asked."""
+        return None if self._sessions is None else self._sessions.acknowledged()
+
     async def sign(self, data: bytes) -> Signature:
         """Sign with the key that was chosen last, if it still may.
 
@@ -137,7 +141,7 @@ class OrderSigner:
             self._take(best, _entry_of(keyset, best))
 
     def _is_known_everywhere(self, key: CustodyKey) -> bool:
-        known = None if self._sessions is None else self._sessions.acknowledged()
+        known = self.acknowledged()
         if known is None or known >= self._listed_since[key.key_id]:
             return True
         self._problem = f"not every session has the keyset that lists order key {key.key_id}"

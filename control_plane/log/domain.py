@@ -1,5 +1,6 @@
 """Heads, entries and proofs of the transparency log as values. No I/O."""
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Final
 
@@ -53,6 +54,29 @@ class InclusionProof:
     path: tuple[bytes, ...]
     checkpoint: bytes
     """Signed note."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class LogView:
+    """What somebody who knows an earlier checkpoint needs to follow the log, and to find facts in it."""
+
+    checkpoint: bytes
+    consistency: tuple[bytes, ...]
+    """From the known size; empty where that is zero or the checkpoint's."""
+    proofs: Mapping[str, InclusionProof]
+    """By subject; of those that the checkpoint covers."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Published:
+    """What the log shows of its head."""
+
+    checkpoint: bytes
+    """The newest signed note."""
+    witnessed: bytes = b""
+    """The newest note with the quorum of cosignatures; empty: there is none."""
+    stopped_by: str = ""
+    """Why nothing is signed any more; empty: it is."""
 
 
 def checkpoint_of(origin: str, head: Head) -> Checkpoint:

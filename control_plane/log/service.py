@@ -5,7 +5,7 @@ Never on the path of an execution. Any replica integrates, one at a time; a head
 
 import asyncio
 import time
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from datetime import timedelta
 from typing import Final, NoReturn
 
@@ -15,24 +15,43 @@ from control_plane.log.domain import (
     Head,
     InclusionProof,
     LogEntry,
+    LogView,
     Pending,
+    Published,
     checkpoint_of,
     group_of,
 )
-from control_plane.log.ports import LogKeys, LogObserver, LogStore
+from control_plane.log.ports import LogKeys, LogObserver, LogStore, Witnesses
+from control_plane.log.unwitnessed import Unwitnessed
 from shared.checkpoints import parse_checkpoint, sign_checkpoint
 from shared.clock import Random
+from shared.digests import Digest
 from shared.errors import AgentFactoryError, InvalidInputError, NotFoundError
 from shared.ids import TenantId
 from shared.log_leaf import SALT_BYTES, commitment
 from shared.logs import get_logger
-from shared.merkle import leaf_hash
-from shared.tiles import Proof, consistency, grown, inclusion, range_root, tiles_of_edge
+from shared.merkle import HASH_BYTES, leaf_hash
+from shared.tiles import (
+    NO_PROOF,
+    Proof,
+    TileId,
+    consistency,
+    grown,
+    hashes_of,
+    inclusion,
+    range_root,
+    tiles_of_edge,
+)
 
 logger = get_logger(__name__)
 
 INTEGRATE_EVERY: Final = timedelta(milliseconds=200)
 """Between two looks at what waits. What is recorded is in a signed checkpoint within a second."""
+
+INCLUDE_WITHIN: Final = timedelta(seconds=1)
+"""How long somebody waits for what he recorded to be in the log: five looks of whoever integrates."""
+INCLUDE_POLL: Final = timedelta(milliseconds=20)
+"""Between two looks while another replica integrates."""
 
 
 class LogService:
@@ -47,6 +66,8 @@ class LogService:
         keys: LogKeys,
         observer: LogObserver,
         random: Random,
+        witnesses: Witnesses | None = None,
+        include_within: timedelta = INCLUDE_WITHIN,
     ) -> None:
         self._database = database
         self._store = store
@@ -54,6 +75,8 @@ class LogService:
         self._keys = keys
         self._observer = observer
         self._random = random
+        self._witnesses = witnesses or Unwitnessed()
+        self._include_within = include_within
 
     @property
     def origin(self) -> str:
@@ -96,7 +119,9 @@ class LogService:
         return len(entries)
 
     async def sign(self) -> bytes | None:
-        """Sign the committed head if no checkpoint says it yet; returns the new note, if there is a log key.
+        """Sign the committed head if no checkpoint says it yet; returns the new note.
+
+        None: there is nothing new or no log key, or witnesses stop it (see `Witnesses.may_sign`).
 
         Raises:
             KeyUnavailableError: The key's custodian does not answer.
@@ -105,8 +130,10 @@ class LogService:
         async with self._database.transaction() as tx:
             head = await self._store.head(tx)
             newest = await self._store.newest_checkpoint(tx)
-        if newest is not None and newest[0] >= head.tree_size:
-            return None
+            if newest is not None and newest[0] >= head.tree_size:
+                return None
+            if not await self._witnesses.may_sign(tx):
+                return None
         public = await self._keys.public()
         if public is None:
             return None
@@ -124,8 +151,45 @@ class LogService:
         async with self._database.transaction() as tx:
             newest = await self._store.newest_checkpoint(tx)
         if newest is None:
-            raise NotFoundError("the log has no checkpoint yet", hint="try again in a second")
+            raise _no_checkpoint()
         return newest[1]
+
+    async def published(self) -> Published:
+        """Return the newest signed checkpoint and the newest witnessed one.
+
+        Raises:
+            NotFoundError: None was signed yet.
+        """
+        async with self._database.transaction() as tx:
+            newest = await self._store.newest_checkpoint(tx)
+            witnessed = await self._witnesses.newest(tx)
+            stopped_by = await self._witnesses.stopped_by(tx)
+        if newest is None:
+            raise NotFoundError(
+                f"the log has no checkpoint{' and signs none: ' if stopped_by else ' yet'}{stopped_by}",
+                hint="see docs/log.md" if stopped_by else "try again in a second",
+            )
+        return Published(
+            checkpoint=newest[1],
+            witnessed=b"" if witnessed is None else witnessed[1],
+            stopped_by=stopped_by,
+        )
+
+    async def tile(self, tile: TileId, width: int) -> bytes:
+        """Return the first hashes of a tile, as far as a checkpoint covers them.
+
+        Raises:
+            NotFoundError: No checkpoint covers so many of it.
+        """
+        async with self._database.transaction() as tx:
+            newest = await self._store.newest_checkpoint(tx)
+            covered = 0 if newest is None else hashes_of(tile, newest[0])
+            if width > covered:
+                raise NotFoundError(
+                    f"tile {tile.level}/{tile.place} has {max(covered, 0)} hashes under a checkpoint"
+                )
+            found = await self._store.tiles(tx, {tile})
+        return found[tile][: width * HASH_BYTES]
 
     async def prove_inclusion(self, tenant_id: TenantId, subject: str) -> InclusionProof:
         """Return the proof that a receipt or audit entry of the tenant is in the newest checkpoint.
@@ -140,13 +204,28 @@ class LogService:
 
     async def find_inclusion(self, tenant_id: TenantId, subject: str) -> InclusionProof | None:
         """Return what `prove_inclusion` does, None where that finds nothing."""
+        return (await self.find_inclusions([(tenant_id, subject)]))[0]
+
+    async def find_inclusions(
+        self, wanted: Sequence[tuple[TenantId, str]]
+    ) -> Sequence[InclusionProof | None]:
+        """Return the proof of each tenant's subject, all under one checkpoint; None: there is none yet."""
         async with self._database.transaction() as tx:
-            entry = await self._store.entry_of(tx, tenant_id, subject)
-            newest = await self._store.newest_checkpoint(tx)
-            if entry is None or newest is None or newest[0] <= entry.log_index:
-                return None
-            path = await self._hashes(tx, inclusion(entry.log_index, newest[0]))
-        return InclusionProof(entry=entry, path=path, checkpoint=newest[1])
+            entries = [await self._store.entry_of(tx, *one) for one in wanted]
+            last = max((entry.log_index for entry in entries if entry is not None), default=0)
+            newest = await self._checkpoint_over(tx, last) or await self._store.newest_checkpoint(tx)
+            if newest is None:
+                return [None] * len(wanted)
+            return [await self._inclusion(tx, newest, entry) for entry in entries]
+
+    async def _inclusion(
+        self, tx: Transaction, checkpoint: tuple[int, bytes], entry: LogEntry | None
+    ) -> InclusionProof | None:
+        size, note = checkpoint
+        if entry is None or size <= entry.log_index:
+            return None
+        path = await self._hashes(tx, inclusion(entry.log_index, size))
+        return InclusionProof(entry=entry, path=path, checkpoint=note)
 
     async def prove_consistency(self, first_size: int, second_size: int) -> tuple[Sequence[bytes], bytes]:
         """Return the proof that `first_size` leaves begin the log of `second_size`, and the newest note.
@@ -164,6 +243,71 @@ class LogService:
             raise InvalidInputError(f"the log has {newest} leaves under a checkpoint, not {second}")
         async with self._database.transaction() as tx:
             return await self._hashes(tx, consistency(first_size, second)), note
+
+    async def include(self, subjects: Collection[str], *, within: timedelta | None = None) -> bool:
+        """Integrate and sign at once; whether a checkpoint covers all of these subjects by then (rule 15).
+
+        For what is committed already, so it raises nothing: what is not in the log in time will be, and nodes
+        take nothing that is not. Without a log key there is nothing to wait for.
+        """
+        try:
+            if await self._keys.public() is None:
+                return False
+            async with asyncio.timeout((within or self._include_within).total_seconds()):
+                while not await self.covers(subjects):
+                    moved = await self.integrate()
+                    if await self.sign() is None and not moved:
+                        await asyncio.sleep(INCLUDE_POLL.total_seconds())
+        except (AgentFactoryError, TimeoutError) as error:
+            logger.warning("not in the log in time", subjects=list(subjects), error=str(error))
+            return False
+        return True
+
+    async def covers(self, subjects: Collection[str]) -> bool:
+        """Return whether the newest checkpoint covers all of these subjects."""
+        async with self._database.transaction() as tx:
+            newest = await self._store.newest_checkpoint(tx)
+            found = await self._store.entries_of(tx, subjects)
+        size = 0 if newest is None else newest[0]
+        return len(found) == len(set(subjects)) and all(entry.log_index < size for entry in found.values())
+
+    async def note_policy(self, digest: Digest) -> None:
+        """Put on record that a policy has decided; its leaf follows. Repeat: no effect."""
+        async with self._database.transaction() as tx:
+            await self._store.note_policy(tx, digest)
+
+    async def view(self, known_size: int, subjects: Collection[str]) -> LogView:
+        """Return the newest checkpoint, that it continues `known_size` leaves, and proofs of facts.
+
+        Raises:
+            NotFoundError: There is no checkpoint yet.
+            InvalidInputError: It covers fewer leaves than are known.
+        """
+        async with self._database.transaction() as tx:
+            newest = await self._store.newest_checkpoint(tx)
+            if newest is None:
+                raise _no_checkpoint()
+            size, note = newest
+            if known_size > size:
+                raise InvalidInputError(f"the log has {size} leaves under a checkpoint, not {known_size}")
+            found = await self._store.entries_of(tx, subjects) if subjects else {}
+            covered = {subject: entry for subject, entry in found.items() if entry.log_index < size}
+            ways = {subject: inclusion(entry.log_index, size) for subject, entry in covered.items()}
+            growth = consistency(known_size, size) if 0 < known_size < size else NO_PROOF
+            tiles = await self._store.tiles(tx, growth.tiles().union(*(way.tiles() for way in ways.values())))
+        proofs = {
+            subject: InclusionProof(entry=entry, path=ways[subject].hashes(tiles), checkpoint=note)
+            for subject, entry in covered.items()
+        }
+        return LogView(checkpoint=note, consistency=growth.hashes(tiles), proofs=proofs)
+
+    async def _checkpoint_over(self, tx: Transaction, log_index: int) -> tuple[int, bytes] | None:
+        """Return a checkpoint that covers a leaf: a witnessed one where there is one."""
+        witnessed = await self._witnesses.newest(tx)
+        if witnessed is not None and witnessed[0] > log_index:
+            return witnessed
+        newest = await self._store.newest_checkpoint(tx)
+        return newest if newest is not None and newest[0] > log_index else None
 
     async def _hashes(self, tx: Transaction, proof: Proof) -> tuple[bytes, ...]:
         return proof.hashes(await self._store.tiles(tx, proof.tiles()))
@@ -207,3 +351,10 @@ class LogService:
                 )
             )
         return entries
+
+
+def _no_checkpoint() -> NotFoundError:
+    return NotFoundError(
+        "the log has no checkpoint yet",
+        hint="try again in a second; if it stays so, run 'agentfactory init': the keyset has no log key",
+    )

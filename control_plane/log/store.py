@@ -7,9 +7,17 @@ from sqlalchemy import delete, func, select, text, tuple_, update
 from sqlalchemy.dialects.postgresql import insert as upsert
 
 from control_plane.database.ports import Transaction
-from control_plane.database.tables import log_checkpoints, log_entries, log_head, log_pending, log_tiles
+from control_plane.database.tables import (
+    log_checkpoints,
+    log_entries,
+    log_head,
+    log_pending,
+    log_tiles,
+    policies_used,
+)
 from control_plane.database.unit_of_work import connection_of
 from control_plane.log.domain import EMPTY_HEAD, Head, LogEntry, Pending
+from shared.digests import Digest
 from shared.errors import ConflictError
 from shared.ids import TenantId
 from shared.tiles import TileId
@@ -129,3 +137,13 @@ class PostgresLogStore:
         query = select(log_entries).where(c.subject == subject, c.tenant_id == tenant_id)
         row = (await connection_of(tx).execute(query)).mappings().first()
         return None if row is None else LogEntry(**row)
+
+    async def entries_of(self, tx: Transaction, subjects: Collection[str]) -> Mapping[str, LogEntry]:
+        """See `LogStore.entries_of`."""
+        query = select(log_entries).where(log_entries.c.subject.in_(sorted(subjects)))
+        rows = (await connection_of(tx).execute(query)).mappings()
+        return {row["subject"]: LogEntry(**row) for row in rows}
+
+    async def note_policy(self, tx: Transaction, digest: Digest) -> None:
+        """See `LogStore.note_policy`."""
+        await connection_of(tx).execute(upsert(policies_used).values(digest=digest).on_conflict_do_nothing())

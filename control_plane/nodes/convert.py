@@ -6,6 +6,8 @@ from agentfactory.v1 import nodes_pb2
 
 from control_plane.executions.domain import AttemptRef
 from control_plane.keys.ports import IssuedCertificate
+from control_plane.log.domain import InclusionProof
+from control_plane.log.node_proofs import ProofForNode
 from control_plane.nodes.domain import Node, NodeSession, NodeState
 from control_plane.nodes.transfers import OutputHeader
 from shared.digests import parse_digest
@@ -52,6 +54,25 @@ def _add_session(message: nodes_pb2.Node, session: NodeSession) -> None:
         nodes_pb2.SandboxLayer(name=layer.name, active=layer.active, detail=layer.detail)
         for layer in session.sandbox_layers
     )
+    if session.log.size or session.log.problem:
+        message.log.CopyFrom(
+            nodes_pb2.LogSeen(size=session.log.size, root=session.log.root, problem=session.log.problem)
+        )
+
+
+def log_proof_to_proto(proof: ProofForNode) -> nodes_pb2.GetLogProofResponse:
+    return nodes_pb2.GetLogProofResponse(
+        checkpoint=proof.checkpoint,
+        consistency=proof.consistency,
+        template=_place_to_proto(proof.template),
+        policy=_place_to_proto(proof.policy),
+    )
+
+
+def _place_to_proto(proof: InclusionProof | None) -> nodes_pb2.LogPlace | None:
+    if proof is None:
+        return None
+    return nodes_pb2.LogPlace(log_index=proof.entry.log_index, salt=proof.entry.salt, path=proof.path)
 
 
 def certificate_to_proto(certificate: IssuedCertificate) -> nodes_pb2.RenewNodeCertificateResponse:

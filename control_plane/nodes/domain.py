@@ -76,6 +76,19 @@ class SpoolHead:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class LogSeen:
+    """What a node has verified of the transparency log, as its newest heartbeat said; zero: nothing."""
+
+    size: int = 0
+    root: bytes = b""
+    problem: str = ""
+    """Why it takes no orders on account of the log."""
+
+
+NOTHING_SEEN: Final = LogSeen()
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class NodeSession:
     """The newest session of a node as the database knows it; `replica_id` is empty when it is closed."""
 
@@ -88,6 +101,7 @@ class NodeSession:
     started_at: datetime
     last_heartbeat_at: datetime
     sandbox_layers: tuple[SandboxLayer, ...] = ()
+    log: LogSeen = NOTHING_SEEN
 
     @property
     def is_open(self) -> bool:

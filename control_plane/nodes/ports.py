@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from typing import Protocol
 
 from control_plane.audit.domain import NewAuditEntry
-from control_plane.nodes.domain import EngineInfo, EnrollmentToken, Node, SandboxLayer
+from control_plane.nodes.domain import NOTHING_SEEN, EngineInfo, EnrollmentToken, LogSeen, Node, SandboxLayer
 from shared.digests import Digest
 from shared.ids import BootId, ExecutionId, NodeId, TenantId
 
@@ -29,6 +29,7 @@ class SessionBeat:
     node_id: NodeId
     session_epoch: int
     free_slots: int
+    log: LogSeen = NOTHING_SEEN
 
 
 class NodeStore(Protocol):

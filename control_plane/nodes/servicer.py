@@ -7,9 +7,11 @@ from typing import Any, Protocol
 import grpc
 from agentfactory.v1 import nodes_pb2, nodes_pb2_grpc
 
+from control_plane.log.node_proofs import NodeProofs
 from control_plane.nodes.convert import (
     attempt_from_proto,
     certificate_to_proto,
+    log_proof_to_proto,
     node_to_proto,
     output_header_from_proto,
 )
@@ -40,10 +42,12 @@ class NodeServicer(nodes_pb2_grpc.NodeServiceServicer):
         nodes: NodeService,
         transfers: NodeTransfers,
         sessions: SessionServer,
+        proofs: NodeProofs,
         installation: InstallationId,
     ) -> None:
         self._nodes = nodes
         self._transfers = transfers
+        self._proofs = proofs
         self._sessions = sessions
         self._installation = installation
 
@@ -108,6 +112,12 @@ class NodeServicer(nodes_pb2_grpc.NodeServiceServicer):
             caller().node_id, output_header_from_proto(first.header), _chunks(requests)
         )
         return nodes_pb2.UploadOutputResponse()
+
+    async def GetLogProof(
+        self, request: nodes_pb2.GetLogProofRequest, _: _Context
+    ) -> nodes_pb2.GetLogProofResponse:
+        attempt = attempt_from_proto(request.attempt) if request.HasField("attempt") else None
+        return log_proof_to_proto(await self._proofs.prove(caller().node_id, request.known_size, attempt))
 
 
 async def _chunks(requests: AsyncIterator[nodes_pb2.UploadOutputRequest]) -> AsyncIterator[bytes]:

@@ -9,6 +9,7 @@ from typing import Any, Final
 from sqlalchemy import (
     BigInteger,
     Integer,
+    LargeBinary,
     Row,
     Select,
     String,
@@ -45,6 +46,7 @@ from control_plane.executions.encoding import capabilities_of_bytes, limits_of_b
 from control_plane.nodes.domain import (
     EngineInfo,
     EnrollmentToken,
+    LogSeen,
     Node,
     NodeSession,
     NodeState,
@@ -219,6 +221,9 @@ class PostgresNodeStore:
                 "slots": opening.slots,
                 "sandbox_layers": [asdict(layer) for layer in opening.sandbox_layers],
                 "free_slots": 0,
+                "log_size": 0,
+                "log_root": b"",
+                "log_problem": "",
                 "started_at": func.now(),
                 "last_heartbeat_at": func.now(),
             }
@@ -246,11 +251,24 @@ class PostgresNodeStore:
     async def beat(self, beats: Sequence[SessionBeat]) -> Sequence[NodeId]:
         """See `NodeStore.beat`. Rows are locked in key order, as every group does (rule 3)."""
         ordered = sorted(beats, key=lambda beat: beat.node_id)
-        rows = [(beat.node_id, beat.session_epoch, beat.free_slots) for beat in ordered]
+        rows = [
+            (
+                beat.node_id,
+                beat.session_epoch,
+                beat.free_slots,
+                beat.log.size,
+                beat.log.root,
+                beat.log.problem,
+            )
+            for beat in ordered
+        ]
         beating = values(
             column("node_id", String),
             column("session_epoch", BigInteger),
             column("free_slots", Integer),
+            column("log_size", BigInteger),
+            column("log_root", LargeBinary),
+            column("log_problem", String),
             name="beating",
         ).data(rows)
         mine = and_(
@@ -261,7 +279,13 @@ class PostgresNodeStore:
             beaten = await tx.connection.execute(
                 update(sessions)
                 .where(mine)
-                .values(last_heartbeat_at=func.now(), free_slots=beating.c.free_slots)
+                .values(
+                    last_heartbeat_at=func.now(),
+                    free_slots=beating.c.free_slots,
+                    log_size=beating.c.log_size,
+                    log_root=beating.c.log_root,
+                    log_problem=beating.c.log_problem,
+                )
                 .returning(sessions.c.node_id)
             )
             alive = {NodeId(row.node_id) for row in beaten}
@@ -361,6 +385,9 @@ _NODES: Final[Select[Any]] = select(
     sessions.c.free_slots,
     sessions.c.started_at,
     sessions.c.last_heartbeat_at,
+    sessions.c.log_size,
+    sessions.c.log_root,
+    sessions.c.log_problem,
 ).select_from(nodes.outerjoin(sessions, sessions.c.node_id == nodes.c.node_id))
 
 
@@ -400,4 +427,5 @@ def _session(row: Row[Any]) -> NodeSession:
         free_slots=row.free_slots,
         started_at=row.started_at,
         last_heartbeat_at=row.last_heartbeat_at,
+        log=LogSeen(size=row.log_size, root=row.log_root, problem=row.log_problem),
     )

@@ -9,8 +9,8 @@ from typing import Any, Final
 
 from control_plane.policy.domain import GRANTING, PACKAGE, Question
 from control_plane.policy.ports import PolicyEngine
-from shared.canonical import canonical_json
-from shared.digests import Digest, sha256_digest
+from shared.decisions import MAX_REASON_CHARS, MAX_REASONS, DecisionResult
+from shared.digests import Digest
 from shared.errors import AgentFactoryError
 from shared.limits import DEFAULT_LIMITS, LIMIT_FIELDS, Limits
 
@@ -19,9 +19,6 @@ UNDECIDED: Final = "POLICY_UNDECIDED"
 
 NOT_LOADED: Final = "POLICY_NOT_LOADED"
 """Reason of a denial because this replica cannot load the policy that is in force."""
-
-MAX_REASONS: Final = 64
-MAX_REASON_CHARS: Final = 256
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -44,14 +41,10 @@ class Answer:
 
     def result_digest(self, question: Question) -> Digest:
         """Return the digest of all that was answered: another answer has another one."""
-        said: dict[str, Any] = {
-            "allowed": self.allowed,
-            "reason": self.reason,
-            "reasons": list(self.reasons),
-        }
-        if question in GRANTING:
-            said["limits"] = {name: getattr(self.limits, name) for name in LIMIT_FIELDS}
-        return sha256_digest(canonical_json(said))
+        said = DecisionResult(
+            allowed=self.allowed, reason=self.reason, reasons=self.reasons, limits=self.limits
+        )
+        return said.digest(question)
 
 
 async def ask(engine: PolicyEngine, question: Question, input_json: str) -> Answer:

@@ -6,6 +6,7 @@ from datetime import datetime
 from enum import StrEnum
 from typing import Final
 
+from shared import decisions
 from shared.canonical import JsonObject, canonical_json
 from shared.digests import Digest, sha256_digest
 from shared.errors import PolicyInvalidError
@@ -37,7 +38,7 @@ class Question(StrEnum):
     READ_AUDIT = "read_audit"
 
 
-GRANTING: Final = frozenset({Question.PUBLISH_TEMPLATE, Question.CREATE_AGENT, Question.EXECUTE})
+GRANTING: Final = frozenset(map(Question, decisions.GRANTING))
 """Questions whose answer names every limit."""
 
 

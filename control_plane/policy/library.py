@@ -6,6 +6,7 @@ from typing import Final
 from control_plane.audit.domain import NewAuditEntry
 from control_plane.audit.ports import AuditLog
 from control_plane.database.ports import Database, Transaction
+from control_plane.log.ports import Inclusion
 from control_plane.paging import DEFAULT_PAGE_SIZE, Page
 from control_plane.policy.active import require_signed
 from control_plane.policy.bundles import (
@@ -32,6 +33,7 @@ from shared.errors import (
 )
 from shared.ids import AUDIT_ENTRY, KeyId, TenantId, new_id
 from shared.keyset import KeyPurpose
+from shared.log_leaf import activation_subject, policy_fact
 from shared.policy_bundle import verify_policy
 
 POLICY_CHANNEL: Final = "af_policy"
@@ -52,6 +54,7 @@ class PolicyLibrary:
         builtin: BundleRecord,
         home: TenantId,
         audit: AuditLog,
+        log: Inclusion,
         clock: Clock,
         random: Random,
     ) -> None:
@@ -63,6 +66,7 @@ class PolicyLibrary:
         self._builtin = builtin
         self._home = home
         self._audit = audit
+        self._log = log
         self._clock = clock
         self._random = random
 
@@ -202,6 +206,7 @@ class PolicyLibrary:
                 tx, subject, action, bundle, {"number": stored.number, "previous_digest": previous}
             )
             tx.notify_after_commit(POLICY_CHANNEL)
+        await self._log.include(_subjects(stored))
         # Here at once: who reads the answer finds it in force.
         await self._in_force.confirmed()
         return Activated(activation=stored, bundle=bundle, previous_digest=previous)
@@ -264,3 +269,9 @@ class PolicyLibrary:
             details={"name": bundle.name, "version": bundle.version, **details},
         )
         await self._audit.append(tx, [entry])
+
+
+def _subjects(activation: Activation) -> list[str]:
+    """Return what the log says of an activation; the policy that came with a build is logged by its use."""
+    said = [activation_subject(activation.number)]
+    return said if activation.digest is None else [*said, policy_fact(activation.digest).subject]

@@ -1,15 +1,13 @@
 """gRPC adapter of policy: parse, one use case, convert."""
 
 from collections.abc import Iterable, Mapping
-from datetime import datetime, timedelta
 from typing import Any
 
 from agentfactory.v1 import policy_pb2, policy_pb2_grpc
-from google.protobuf.duration_pb2 import Duration
-from google.protobuf.timestamp_pb2 import Timestamp
 
-from control_plane.policy.bundles import Activated, BundleRecord, BundleRef, RecordedDecision
+from control_plane.policy.bundles import Activated, BundleRecord, BundleRef
 from control_plane.policy.caller import calling_subject
+from control_plane.policy.convert import decision_to_proto, duration, timestamp
 from control_plane.policy.library import PolicyLibrary
 from control_plane.policy.review import Candidate, Case, PolicyReview, TimedAnswer
 from shared.digests import Digest
@@ -150,7 +148,7 @@ class PolicyServicer(policy_pb2_grpc.PolicyServiceServicer):
             bundle=await self._shown(activated.bundle),
             previous_digest=activated.previous_digest,
             activated_by=activation.activated_by,
-            activated_at=None if activation.activated_at is None else _timestamp(activation.activated_at),
+            activated_at=None if activation.activated_at is None else timestamp(activation.activated_at),
         )
 
 
@@ -178,27 +176,8 @@ def bundle_to_proto(bundle: BundleRecord, *, in_force: Digest) -> policy_pb2.Pol
         key_id=bundle.key_id,
         active=bundle.digest == in_force,
         published_by=bundle.published_by,
-        published_at=_timestamp(bundle.published_at),
+        published_at=timestamp(bundle.published_at),
         envelope=bundle.envelope,
-    )
-
-
-def decision_to_proto(decision: RecordedDecision, *, content: bytes) -> policy_pb2.Decision:
-    """Return a decision with this as its input."""
-    return policy_pb2.Decision(
-        decision_id=decision.decision_id,
-        question=decision.question,
-        allowed=decision.allowed,
-        reason=decision.reason,
-        reasons=decision.reasons,
-        input=content,
-        input_digest=decision.input_digest,
-        policy_digest=decision.policy_digest,
-        result_digest=decision.result_digest,
-        duration=_duration(timedelta(microseconds=decision.duration_us)),
-        engine=decision.engine,
-        engine_decision_id=decision.engine_decision_id,
-        decided_at=_timestamp(decision.decided_at),
     )
 
 
@@ -218,17 +197,5 @@ def _answer_to_proto(timed: TimedAnswer) -> policy_pb2.PolicyAnswer:
         allowed=answer.allowed,
         reason=answer.reason,
         reasons=answer.reasons,
-        duration=_duration(timed.took),
+        duration=duration(timed.took),
     )
-
-
-def _timestamp(at: datetime) -> Timestamp:
-    timestamp = Timestamp()
-    timestamp.FromDatetime(at)
-    return timestamp
-
-
-def _duration(took: timedelta) -> Duration:
-    duration = Duration()
-    duration.FromTimedelta(took)
-    return duration

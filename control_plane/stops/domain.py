@@ -1,6 +1,6 @@
 """Emergency stops as values. No I/O."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from datetime import datetime
 
 from shared.errors import InvalidInputError
@@ -38,6 +38,9 @@ class Stop:
     lifted_by: str = ""
     lift_reason: str = ""
     lifted_at: datetime | None = None
+    evidence: bytes = field(default=b"", repr=False)
+    """Of a quarantine: canonical JSON of what was found; kept for good. Empty where it was not asked for."""
+    is_quarantine: bool = False
 
     @property
     def holds(self) -> bool:

@@ -28,6 +28,9 @@ class StopStore(Protocol):
     async def get(self, tx: Transaction, stop_id: StopId) -> Stop | None:
         """Return one stop, and lock it."""
 
+    async def evidence(self, tx: Transaction, stop_id: StopId) -> bytes:
+        """Return what a quarantine was made for; empty: it is none. No other method reads it."""
+
     async def lift(self, tx: Transaction, stop: Stop) -> None:
         """Write by whom, why and when it was lifted."""
 
@@ -40,6 +43,13 @@ class StopStore(Protocol):
         self, tx: Transaction, *, changed_within: timedelta
     ) -> Sequence[tuple[HaltScope, EndReason]]:
         """Return what must not run: of every live stop, and of templates closed within this time."""
+
+
+class StopObserver(Protocol):
+    """Counts; implemented by the metrics."""
+
+    def template_quarantined(self) -> None:
+        """A template version was quarantined: an alert."""
 
 
 class Halting(Protocol):

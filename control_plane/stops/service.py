@@ -15,11 +15,14 @@ from control_plane.installation.domain import DEFAULT_TENANT
 from control_plane.paging import BAD_TOKEN, DEFAULT_PAGE_SIZE, MAX_PAGE_SIZE, Page, decode_token, encode_token
 from control_plane.policy.domain import Subject
 from control_plane.stops.domain import Stop, Stopped, StopTarget
-from control_plane.stops.ports import Halting, StopStore
+from control_plane.stops.ports import Halting, StopObserver, StopStore
+from shared.canonical import parse_canonical
 from shared.clock import Clock, Random
+from shared.digests import sha256_digest
 from shared.errors import (
     ConflictError,
     InvalidInputError,
+    MalformedError,
     NotFoundError,
     PermissionDeniedError,
     ResourceExhaustedError,
@@ -29,6 +32,9 @@ from shared.logs import get_logger
 
 MAX_LIVE_STOPS: Final = 100
 """Of one tenant: every claim looks at them. More is a whole tenant."""
+
+MAX_EVIDENCE_BYTES: Final = 256 * 1024
+"""A receipt, and what running it again came to."""
 
 QUEUE_CHANNEL: Final = "af_queue"
 
@@ -47,7 +53,9 @@ class StopService:
         audit: AuditLog,
         clock: Clock,
         random: Random,
+        observer: StopObserver,
     ) -> None:
+        self._observer = observer
         self._database = database
         self._store = store
         self._halting = halting
@@ -55,22 +63,30 @@ class StopService:
         self._clock = clock
         self._random = random
 
-    async def create(self, subject: Subject, target: StopTarget, *, reason: str) -> Stopped:
+    async def create(
+        self, subject: Subject, target: StopTarget, *, reason: str, evidence: bytes = b""
+    ) -> Stopped:
         """Stop a tenant or a template of it, and what runs of it. Repeat: stops again what still runs.
 
+        With evidence it is a quarantine of one version.
+
         Raises:
+            InvalidInputError: Evidence for something else than one version, or it is no canonical JSON.
             PermissionDeniedError: Another tenant than the caller's own, and that is not the installation's.
             NotFoundError: There is no such tenant or template.
             ResourceExhaustedError: So many stops of the tenant hold already.
             ConflictError: Somebody else makes the same at this moment.
         """
         _require_reach(subject, target.tenant_id)
+        _check_evidence(target, evidence)
         stop = Stop(
             stop_id=new_id(STOP, self._clock, self._random),
             target=target,
             reason=reason,
             created_by=subject.identity,
             created_at=self._clock.now(),
+            evidence=evidence,
+            is_quarantine=bool(evidence),
         )
         async with self._database.transaction() as tx:
             if not await self._store.has_target(tx, target):
@@ -94,8 +110,24 @@ class StopService:
             )
         if not await self._store.add(tx, stop):
             raise ConflictError(f"{target} is being stopped by somebody else", hint="repeat it")
-        await self._audit.append(tx, [self._entry(subject, "stop.created", stop, stop.reason)])
+        action = "template.quarantined" if stop.evidence else "stop.created"
+        await self._audit.append(tx, [self._entry(subject, action, stop, stop.reason)])
+        if stop.evidence:
+            self._observer.template_quarantined()
+            logger.error("template quarantined", stop_id=stop.stop_id, target=str(stop.target))
         return stop
+
+    async def get(self, subject: Subject, stop_id: str) -> Stop:
+        """Return a stop with its evidence.
+
+        Raises:
+            NotFoundError: There is no such stop that the caller may reach.
+        """
+        async with self._database.transaction() as tx:
+            stop = await self._store.get(tx, parse_id(STOP, stop_id))
+            if stop is None or not _reaches(subject, stop.target.tenant_id):
+                raise NotFoundError(f"there is no stop {stop_id}")
+            return replace(stop, evidence=await self._store.evidence(tx, stop.stop_id))
 
     async def lift(self, subject: Subject, stop_id: str, *, reason: str) -> Stop:
         """Let what waits go on. What was ended stays so. Of a lifted one: no effect.
@@ -147,8 +179,20 @@ class StopService:
                 "template_name": stop.target.template_name,
                 "template_digest": stop.target.template_digest,
                 "reason": reason,
+                **({"evidence_digest": sha256_digest(stop.evidence)} if stop.evidence else {}),
             },
         )
+
+
+def _check_evidence(target: StopTarget, evidence: bytes) -> None:
+    if not evidence:
+        return
+    if not target.template_digest:
+        raise InvalidInputError("a quarantine, a stop with evidence, is of one version by its digest")
+    try:
+        parse_canonical(evidence, max_bytes=MAX_EVIDENCE_BYTES)
+    except MalformedError as error:
+        raise InvalidInputError(f"evidence is not canonical JSON: {error}") from error
 
 
 def _reaches(subject: Subject, tenant_id: TenantId) -> bool:

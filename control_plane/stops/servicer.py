@@ -24,9 +24,16 @@ class StopServicer(stops_pb2_grpc.StopServiceServicer):
             template_name=request.template_name,
             template_digest=request.template_digest,
         )
-        stopped = await self._service.create(subject, target, reason=request.reason)
+        stopped = await self._service.create(
+            subject, target, reason=request.reason, evidence=request.evidence
+        )
         return stops_pb2.CreateStopResponse(
             stop=stop_to_proto(stopped.stop), executions_stopped=stopped.executions_stopped
+        )
+
+    async def GetStop(self, request: stops_pb2.GetStopRequest, _: Any) -> stops_pb2.GetStopResponse:
+        return stops_pb2.GetStopResponse(
+            stop=stop_to_proto(await self._service.get(calling_subject(), request.stop_id))
         )
 
     async def ListStops(self, request: stops_pb2.ListStopsRequest, _: Any) -> stops_pb2.ListStopsResponse:
@@ -59,6 +66,8 @@ def stop_to_proto(stop: Stop) -> stops_pb2.Stop:
         created_at=created_at,
         lifted_by=stop.lifted_by,
         lift_reason=stop.lift_reason,
+        is_quarantine=stop.is_quarantine,
+        evidence=stop.evidence,
     )
     if stop.lifted_at is not None:
         message.lifted_at.FromDatetime(stop.lifted_at)

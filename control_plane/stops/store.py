@@ -2,7 +2,7 @@
 
 from collections.abc import Sequence
 from datetime import timedelta
-from typing import Any
+from typing import Any, Final
 
 from sqlalchemy import Row, func, select, update
 from sqlalchemy.dialects.postgresql import insert as upsert
@@ -15,6 +15,11 @@ from control_plane.stops.domain import Stop, StopTarget
 from shared.ids import StopId, TenantId
 
 _s, _v = stops.c, template_versions.c
+# Evidence is large, and every replica looks at the stops each second.
+_COLUMNS: Final = (
+    *(column for column in stops.columns if column is not _s.evidence),
+    _s.evidence.is_not(None).label("is_quarantine"),
+)
 
 
 class PostgresStopStore:
@@ -44,13 +49,14 @@ class PostgresStopStore:
             reason=stop.reason,
             created_by=stop.created_by,
             created_at=stop.created_at,
+            evidence=stop.evidence or None,
         )
         stored = await connection_of(tx).execute(row.on_conflict_do_nothing().returning(_s.stop_id))
         return stored.first() is not None
 
     async def find_live(self, tx: Transaction, target: StopTarget) -> Stop | None:
         """See `StopStore.find_live`."""
-        query = select(stops).where(
+        query = select(*_COLUMNS).where(
             _s.lifted_at.is_(None),
             _s.tenant_id == target.tenant_id,
             _s.template_name == target.template_name,
@@ -66,9 +72,14 @@ class PostgresStopStore:
 
     async def get(self, tx: Transaction, stop_id: StopId) -> Stop | None:
         """See `StopStore.get`."""
-        query = select(stops).where(_s.stop_id == stop_id).with_for_update()
+        query = select(*_COLUMNS).where(_s.stop_id == stop_id).with_for_update()
         row = (await connection_of(tx).execute(query)).first()
         return None if row is None else _stop(row)
+
+    async def evidence(self, tx: Transaction, stop_id: StopId) -> bytes:
+        """See `StopStore.evidence`."""
+        found = await connection_of(tx).scalar(select(_s.evidence).where(_s.stop_id == stop_id))
+        return bytes(found or b"")
 
     async def lift(self, tx: Transaction, stop: Stop) -> None:
         """See `StopStore.lift`."""
@@ -81,7 +92,7 @@ class PostgresStopStore:
         self, tx: Transaction, *, tenant_id: TenantId | None, lifted: bool, before: StopId | None, limit: int
     ) -> Sequence[Stop]:
         """See `StopStore.list`."""
-        query = select(stops).order_by(_s.stop_id.desc()).limit(limit)
+        query = select(*_COLUMNS).order_by(_s.stop_id.desc()).limit(limit)
         if tenant_id is not None:
             query = query.where(_s.tenant_id == tenant_id)
         if not lifted:
@@ -95,7 +106,7 @@ class PostgresStopStore:
     ) -> Sequence[tuple[HaltScope, EndReason]]:
         """See `StopStore.halts`."""
         connection = connection_of(tx)
-        live = await connection.execute(select(stops).where(_s.lifted_at.is_(None)))
+        live = await connection.execute(select(*_COLUMNS).where(_s.lifted_at.is_(None)))
         found = [(_scope(_stop(row).target), EndReason.STOPPED) for row in live]
         closed = await connection.execute(
             select(_v.tenant_id, _v.digest, _v.state).where(
@@ -133,4 +144,5 @@ def _stop(row: Row[Any]) -> Stop:
         lifted_by=row.lifted_by or "",
         lift_reason=row.lift_reason or "",
         lifted_at=row.lifted_at,
+        is_quarantine=row.is_quarantine,
     )

@@ -8,6 +8,7 @@ from control_plane.audit.domain import NewAuditEntry
 from control_plane.audit.ports import AuditLog
 from control_plane.database.ports import Database, Transaction
 from control_plane.executions.domain import EndReason, HaltScope
+from control_plane.log.ports import Inclusion
 from control_plane.policy.domain import Decision, PolicyInput, Question, Subject
 from control_plane.policy.gate import PolicyGate
 from control_plane.policy.ports import DecisionLog
@@ -25,6 +26,7 @@ from shared.errors import (
 )
 from shared.ids import AUDIT_ENTRY, TEMPLATE, TEMPLATE_VERSION, TenantId, new_id
 from shared.inheritance import Parent, path_of, require_line, require_narrower
+from shared.log_leaf import template_fact
 from shared.manifest import Manifest, require_reachable, require_schemas_of_json
 from shared.packages import VerifiedTemplate, verify_manifest, verify_package
 
@@ -49,6 +51,7 @@ class TemplateService:
         decisions: DecisionLog,
         audit: AuditLog,
         running: RunningExecutions,
+        log: Inclusion,
         clock: Clock,
         random: Random,
     ) -> None:
@@ -60,6 +63,7 @@ class TemplateService:
         self._decisions = decisions
         self._audit = audit
         self._running = running
+        self._log = log
         self._clock = clock
         self._random = random
         self._publishing = TransferSlots(MAX_CONCURRENT_PUBLISHES)
@@ -68,6 +72,8 @@ class TemplateService:
         self, subject: Subject, envelope: bytes, chunks: AsyncIterator[bytes]
     ) -> TemplateVersion:
         """Verify a package as a node verifies it, ask policy, store it. The same bytes again: what is stored.
+
+        It is in the transparency log when this returns, unless that took longer than a second.
 
         Raises:
             VerificationError: One of the numbered checks of `verify_package`, a destination that no call
@@ -98,7 +104,10 @@ class TemplateService:
             decision = await self._gate.require(
                 Question.PUBLISH_TEMPLATE, asked, action="template.denied", subject=name
             )
-            return await self._store_once(subject, template, decision)
+            stored = await self._store_once(subject, template, decision)
+        # Nodes take no order for it before (rule 15).
+        await self._log.include([template_fact(stored.tenant_id, stored.digest).subject])
+        return stored
 
     async def retire(self, subject: Subject, ref: TemplateRef) -> TemplateVersion:
         """Close a version, and all that extend it, and end what waits of them. Repeat: ends what is left.

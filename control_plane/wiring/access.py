@@ -16,6 +16,7 @@ from control_plane.access.service import AccessService
 from control_plane.access.servicer import AccessServicer
 from control_plane.access.store import PostgresAccessStore, PostgresGrantStore
 from control_plane.access.tokens import JwtVerifier, KnownIssuer
+from control_plane.body_keys.administration import BodyKeyAdministration
 from control_plane.settings import TokenIssuerSettings
 from control_plane.wiring.base import Base
 from shared import local_tokens
@@ -42,7 +43,7 @@ class Access:
         raise AssertionError("the keys of issuers are read for ever")
 
 
-def build_access(base: Base) -> Access:
+def build_access(base: Base, body_keys: BodyKeyAdministration) -> Access:
     issuers = _issuers(base)
     keyrings = [
         IssuerKeys(name=issuer.name, source=source, max_age=max_age, clock=base.clock)
@@ -67,13 +68,17 @@ def build_access(base: Base) -> Access:
     )
     return Access(
         gatekeeper=gatekeeper,
-        servicer=AccessServicer(_administration(base, grants, denials, gatekeeper)),
+        servicer=AccessServicer(_administration(base, grants, denials, gatekeeper, body_keys)),
         keyrings=tuple(keyrings),
     )
 
 
 def _administration(
-    base: Base, grants: PostgresGrantStore, denials: AuditedDenials, gatekeeper: AccessService
+    base: Base,
+    grants: PostgresGrantStore,
+    denials: AuditedDenials,
+    gatekeeper: AccessService,
+    body_keys: BodyKeyAdministration,
 ) -> AccessAdministration:
     store = PostgresAccessStore()
     return AccessAdministration(
@@ -84,6 +89,7 @@ def _administration(
         grants=grants,
         memory=gatekeeper,
         denials=denials,
+        body_keys=body_keys,
         audit=base.audit,
         rules=RULES,
         installation=base.found.installation,

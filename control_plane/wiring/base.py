@@ -3,6 +3,7 @@
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
+from typing import Final
 
 from prometheus_client import CollectorRegistry
 
@@ -15,10 +16,10 @@ from control_plane.database.notifications import (
     PostgresNotifier,
     Subscriptions,
 )
-from control_plane.database.unit_of_work import HeldConnection, PostgresDatabase
-from control_plane.installation.files import read_authority, read_root_key
+from control_plane.database.unit_of_work import DISPATCH_ROLE, HeldConnection, PostgresDatabase
+from control_plane.installation.authorities import InstallationAuthority
+from control_plane.installation.files import read_root_key
 from control_plane.installation.ports import FoundInstallation
-from control_plane.keys.ca import BuiltinCertificateAuthority
 from control_plane.keys.registry import KeysetRegistry
 from control_plane.keys.store import PostgresKeyStore
 from control_plane.metrics import ControlMetrics
@@ -26,6 +27,8 @@ from control_plane.settings import ControlSettings
 from shared.clock import SystemClock, SystemRandom
 from shared.errors import SettingsError
 from shared.paths import InstallationPaths
+
+_APPLICATION: Final = "agentfactory-control-plane"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -45,8 +48,17 @@ class Base:
     audit: PostgresAuditStore
     refusals: RefusalLog
     found: FoundInstallation
-    authority: BuiltinCertificateAuthority
+    authority: InstallationAuthority
     keysets: KeysetRegistry
+
+
+async def _require_current_schema(settings: ControlSettings) -> None:
+    """Ask before the role is taken: an older schema has none."""
+    engine = create_engine(settings.database_url.get_secret_value(), application=_APPLICATION)
+    try:
+        await require_current_schema(engine)
+    finally:
+        await engine.dispose()
 
 
 @asynccontextmanager
@@ -58,17 +70,18 @@ async def open_base(settings: ControlSettings) -> AsyncIterator[Base]:
         SettingsError: The schema is not this build's, or there is no installation.
         NotFoundError, KeyFileModeError, KeyFormatError: A key or certificate is missing or not usable.
     """
+    await _require_current_schema(settings)
     engine = create_engine(
         settings.database_url.get_secret_value(),
-        application="agentfactory-control-plane",
+        application=_APPLICATION,
         bounds=PoolBounds(connections=settings.database_connections, wait=settings.database_wait),
+        role=DISPATCH_ROLE,
     )
     clock, random, registry = SystemClock(), SystemRandom(), CollectorRegistry()
     subscriptions = Subscriptions(replica=random.token_bytes(8).hex())
     notifier = PostgresNotifier(HeldConnection(engine), subscriptions)
     database = PostgresDatabase(engine, notifier=notifier)
     try:
-        await require_current_schema(engine)
         audit = PostgresAuditStore(database)
         paths = InstallationPaths(data_dir=settings.data_dir)
         if not paths.root_public_key.exists():
@@ -95,7 +108,7 @@ async def open_base(settings: ControlSettings) -> AsyncIterator[Base]:
             audit=audit,
             refusals=RefusalLog(audit=audit, clock=clock, random=random),
             found=found,
-            authority=read_authority(paths, clock),
+            authority=InstallationAuthority(paths, clock),
             keysets=KeysetRegistry(
                 database=database,
                 store=store,

@@ -7,6 +7,7 @@ from control_plane.agents.service import AgentService
 from control_plane.agents.servicer import AgentServicer
 from control_plane.channels.service import ChannelService
 from control_plane.executions.halting import Halter
+from control_plane.log.ports import Inclusion
 from control_plane.policy.service import PolicyService
 from control_plane.stops.service import StopService
 from control_plane.stops.servicer import StopServicer
@@ -44,7 +45,12 @@ def build_directory(base: Base, stores: Stores, catalog: TemplateCatalog) -> Cac
 
 
 def build_templates(
-    base: Base, stores: Stores, policy: PolicyService, catalog: TemplateCatalog, running: Halter
+    base: Base,
+    stores: Stores,
+    policy: PolicyService,
+    catalog: TemplateCatalog,
+    running: Halter,
+    log: Inclusion,
 ) -> TemplateServicer:
     channels = ChannelService(
         database=base.database,
@@ -66,6 +72,7 @@ def build_templates(
         decisions=stores.decisions,
         audit=base.audit,
         running=running,
+        log=log,
         clock=base.clock,
         random=base.random,
     )
@@ -109,6 +116,7 @@ def build_stops(base: Base, stores: Stores, halting: Halter) -> StopServicer:
         audit=base.audit,
         clock=base.clock,
         random=base.random,
+        observer=base.metrics,
     )
     return StopServicer(service)
 

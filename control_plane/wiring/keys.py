@@ -84,9 +84,22 @@ async def _custody(
     if settings.custody == "files":
         yield FileCustody(paths.order_key.parent)
         return
+    vault = VaultClient(vault_access(settings), clock=clock)
+    try:
+        yield VaultCustody(vault, mount=settings.vault_transit_mount, prefix=settings.vault_key_prefix)
+    finally:
+        await vault.close()
+
+
+def vault_access(settings: ControlSettings) -> VaultAccess:
+    """Return where the vault is and who logs in there.
+
+    Raises:
+        SettingsError: It is not named as it must be.
+    """
     if settings.vault_secret_id_file is None:
         raise SettingsError("custody is in a vault and AF_CONTROL_VAULT_SECRET_ID_FILE is not set")
-    access = VaultAccess(
+    return VaultAccess(
         url=settings.vault_url,
         role_id=settings.vault_role_id,
         secret_id_file=settings.vault_secret_id_file,
@@ -95,8 +108,3 @@ async def _custody(
         ca_file=settings.vault_ca_file,
         timeout=settings.vault_timeout,
     )
-    vault = VaultClient(access, clock=clock)
-    try:
-        yield VaultCustody(vault, mount=settings.vault_transit_mount, prefix=settings.vault_key_prefix)
-    finally:
-        await vault.close()

@@ -2,8 +2,11 @@
 
 from control_plane.dispatch.options import DispatchOptions
 from control_plane.dispatch.service import Dispatch
+from control_plane.engines.store import PostgresEngineDenialStore
 from control_plane.executions.completions import Completions
 from control_plane.installation.domain import DEFAULT_TENANT
+from control_plane.log.node_proofs import NodeProofs
+from control_plane.log.service import LogService
 from control_plane.nodes.service import NodeService
 from control_plane.nodes.servicer import NodeServicer
 from control_plane.nodes.transfers import NodeTransfers
@@ -24,6 +27,7 @@ def build_dispatch(base: Base, stores: Stores, completions: Completions, signer:
         nodes=stores.nodes,
         orders=stores.nodes,
         keysets=base.keysets,
+        engines=PostgresEngineDenialStore(base.database),
         signer=signer,
         completions=completions,
         options=_dispatch_options(base),
@@ -50,7 +54,12 @@ def build_node_service(base: Base, stores: Stores, dispatch: Dispatch, gate: Nod
 
 
 def build_node_servicer(
-    base: Base, stores: Stores, dispatch: Dispatch, catalog: TemplateCatalog, gate: NodePolicyGate
+    base: Base,
+    stores: Stores,
+    dispatch: Dispatch,
+    catalog: TemplateCatalog,
+    gate: NodePolicyGate,
+    log: LogService,
 ) -> NodeServicer:
     transfers = NodeTransfers(
         leases=stores.leases,
@@ -65,6 +74,7 @@ def build_node_servicer(
         nodes=build_node_service(base, stores, dispatch, gate),
         transfers=transfers,
         sessions=dispatch,
+        proofs=NodeProofs(log=log, leases=stores.leases),
         installation=base.found.installation,
     )
 

@@ -4,6 +4,7 @@ import ssl
 from dataclasses import dataclass
 
 from control_plane.installation.domain import DEFAULT_TENANT
+from control_plane.log.ports import Inclusion
 from control_plane.policy.active import ActivePolicy
 from control_plane.policy.builtin import builtin_policy, builtin_record
 from control_plane.policy.embedded import EmbeddedPolicyEngines
@@ -47,7 +48,7 @@ class PolicyParts:
     servicer: PolicyServicer
 
 
-async def open_policies(base: Base, stores: Stores) -> PolicyParts:
+async def open_policies(base: Base, stores: Stores, log: Inclusion) -> PolicyParts:
     """Load the policy in force and build what manages it.
 
     Raises:
@@ -75,6 +76,7 @@ async def open_policies(base: Base, stores: Stores) -> PolicyParts:
         builtin=builtin,
         home=DEFAULT_TENANT,
         audit=base.audit,
+        log=log,
         clock=base.clock,
         random=base.random,
     )

@@ -13,10 +13,12 @@ from agentfactory.v1 import (
     access_pb2_grpc,
     agents_pb2_grpc,
     audit_pb2_grpc,
+    engines_pb2_grpc,
     executions_pb2_grpc,
     keys_pb2_grpc,
     nodes_pb2_grpc,
     policy_pb2_grpc,
+    replay_pb2_grpc,
     stops_pb2_grpc,
     templates_pb2_grpc,
 )
@@ -25,13 +27,10 @@ from control_plane.access.service import AccessService
 from control_plane.access.servicer import AccessServicer
 from control_plane.agents.directory import CachedAgentDirectory
 from control_plane.agents.servicer import AgentServicer
-from control_plane.audit.service import AuditService
 from control_plane.audit.servicer import AuditServicer
 from control_plane.call_turns import CallTurns
-from control_plane.database.notifications import (
-    Channel,
-)
 from control_plane.dispatch.service import Dispatch
+from control_plane.engines.servicer import EngineServicer
 from control_plane.executions.admission import Admission, AdmissionBounds
 from control_plane.executions.admission_store import PostgresQueueCount
 from control_plane.executions.bodies import BodyService
@@ -48,15 +47,19 @@ from control_plane.kv.store import PostgresKvStore
 from control_plane.metrics import MeasuredAcceptor, MeasuredCompletions
 from control_plane.nodes.servicer import FleetServicer, NodeServicer
 from control_plane.policy.active import ActivePolicy
-from control_plane.policy.gate import AuditPolicyGate, NodePolicyGate
+from control_plane.policy.gate import NodePolicyGate
 from control_plane.policy.servicer import PolicyServicer
+from control_plane.replay.servicer import ReplayServicer
 from control_plane.stops.servicer import StopServicer
 from control_plane.templates.cached import CachedTemplates
 from control_plane.templates.catalog import TemplateCatalog
 from control_plane.templates.servicer import TemplateServicer
 from control_plane.upkeep import Housekeeping
 from control_plane.wiring.access import build_access
+from control_plane.wiring.audit import build_audit, build_completeness
 from control_plane.wiring.base import Base
+from control_plane.wiring.body_keys import BodyKeyParts
+from control_plane.wiring.engines import build_engines
 from control_plane.wiring.factory import (
     build_agents,
     build_cached_templates,
@@ -69,7 +72,9 @@ from control_plane.wiring.keys import build_keys
 from control_plane.wiring.log import build_log
 from control_plane.wiring.nodes import build_dispatch, build_node_service, build_node_servicer
 from control_plane.wiring.policy import build_gate, build_policy, open_policies
+from control_plane.wiring.replay import build_replay
 from control_plane.wiring.stores import Stores
+from control_plane.witnesses.http_client import HttpWitnessClient
 from shared.gathering import Gathering
 
 
@@ -87,16 +92,18 @@ class Services:
     templates: CachedTemplates
     register: Callable[[grpc.aio.Server], None]
     loops: tuple[Callable[[], Coroutine[Any, Any, NoReturn]], ...]
-    stores: tuple[PostgresExecutionStore | PostgresLeaseStore | PostgresKvStore, ...]
+    stores: tuple[PostgresExecutionStore | PostgresLeaseStore | PostgresKvStore | HttpWitnessClient, ...]
     """They keep connections of their own."""
 
 
-async def build(base: Base, signer: OrderSigner) -> Services:
+async def build(base: Base, signer: OrderSigner, body_keys: BodyKeyParts) -> Services:
     """Return everything that is served; nothing runs yet."""
-    stores = Stores.of(base)
+    stores = Stores.of(base, body_keys.keyring)
     completions = MeasuredCompletions(base.metrics)
     dispatch = build_dispatch(base, stores, completions, signer)
-    policies = await open_policies(base, stores)
+    log_parts = build_log(base, signer)
+    log = log_parts.log
+    policies = await open_policies(base, stores, log)
     policy = build_policy(base, policies.active)
     gate = build_gate(base, stores, policy)
     node_gate = NodePolicyGate(gate)
@@ -126,27 +133,25 @@ async def build(base: Base, signer: OrderSigner) -> Services:
     )
     halter = Halter(executions=stores.executions, placer=dispatch.placer, completions=completions)
     bodies = BodyService(store=stores.executions, clock=base.clock, random=base.random)
-    access = build_access(base)
-    log = build_log(base, signer)
+    access = build_access(base, body_keys.administration)
+    completeness = build_completeness(base)
     servicers = _Servicers(
         executions=ExecutionServicer(
             executions,
             bodies,
             Crowd(service=executions, acceptor=acceptor, completions=completions, store=stores.executions),
         ),
-        templates=build_templates(base, stores, policy, catalog, halter),
+        templates=build_templates(base, stores, policy, catalog, halter, log),
         agents=build_agents(base, stores, policy, templates),
-        nodes=build_node_servicer(base, stores, dispatch, catalog, node_gate),
+        nodes=build_node_servicer(base, stores, dispatch, catalog, node_gate, log),
         fleet=FleetServicer(nodes=build_node_service(base, stores, dispatch, node_gate)),
         stops=build_stops(base, stores, halter),
-        audit=AuditServicer(
-            AuditService(base.audit, subscribe=partial(base.subscriptions.subscribed, Channel.AUDIT)),
-            log,
-            AuditPolicyGate(gate),
-        ),
+        audit=build_audit(base, stores, log_parts.log, gate, completeness),
         access=access.servicer,
         keys=build_keys(base, signer, dispatch),
         policy=policies.servicer,
+        replay=build_replay(base, stores, catalog),
+        engines=build_engines(base),
     )
     return Services(
         access=access.gatekeeper,
@@ -170,10 +175,13 @@ async def build(base: Base, signer: OrderSigner) -> Services:
             base.refusals.run,
             access.run,
             signer.run,
-            log.run,
+            body_keys.keyring.run,
+            log_parts.log.run,
+            log_parts.witnesses.run,
+            completeness.run,
             policies.active.run,
         ),
-        stores=(stores.executions, stores.leases, stores.kv),
+        stores=(stores.executions, stores.leases, stores.kv, log_parts.client),
     )
 
 
@@ -189,6 +197,8 @@ class _Servicers:
     access: AccessServicer
     keys: KeyServicer
     policy: PolicyServicer
+    replay: ReplayServicer
+    engines: EngineServicer
 
     def register(self, server: grpc.aio.Server) -> None:
         executions_pb2_grpc.add_ExecutionServiceServicer_to_server(self.executions, server)
@@ -201,6 +211,8 @@ class _Servicers:
         access_pb2_grpc.add_AccessServiceServicer_to_server(self.access, server)
         keys_pb2_grpc.add_KeyServiceServicer_to_server(self.keys, server)
         policy_pb2_grpc.add_PolicyServiceServicer_to_server(self.policy, server)
+        engines_pb2_grpc.add_EngineServiceServicer_to_server(self.engines, server)
+        replay_pb2_grpc.add_ReplayServiceServicer_to_server(self.replay, server)
 
 
 def build_admission(base: Base) -> Admission:

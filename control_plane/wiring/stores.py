@@ -5,6 +5,7 @@ from dataclasses import dataclass
 from control_plane.agents.store import PostgresAgentStore
 from control_plane.channels.store import PostgresChannelStore
 from control_plane.executions.lease_store import PostgresLeaseStore
+from control_plane.executions.ports import BodySealer
 from control_plane.executions.store import PostgresExecutionStore
 from control_plane.kv.domain import KvQuota
 from control_plane.kv.store import PostgresKvStore
@@ -34,9 +35,9 @@ class Stores:
     channels: PostgresChannelStore
 
     @classmethod
-    def of(cls, base: Base) -> "Stores":
+    def of(cls, base: Base, sealer: BodySealer) -> "Stores":
         executions = PostgresExecutionStore(
-            base.database, audit=base.audit, clock=base.clock, random=base.random
+            base.database, audit=base.audit, clock=base.clock, random=base.random, sealer=sealer
         )
         return cls(
             executions=executions,
@@ -47,6 +48,7 @@ class Stores:
                 clock=base.clock,
                 random=base.random,
                 kv_quota=KvQuota(max_keys=base.settings.kv_max_keys, max_bytes=base.settings.kv_max_bytes),
+                sealer=sealer,
             ),
             kv=PostgresKvStore(base.database),
             nodes=PostgresNodeStore(database=base.database, audit=base.audit),

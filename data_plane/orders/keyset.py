@@ -1,6 +1,7 @@
 """The newest root-signed keyset this node has seen, kept across restarts. Versions never go back (rule 12).
 
-Says which key may sign what; signs nothing.
+Neither do roots: once a keyset of root N+1 is kept, root N signs nothing here. Says which key may sign what;
+signs nothing.
 """
 
 from collections.abc import Mapping
@@ -11,20 +12,22 @@ from data_plane.files import replace_file
 from shared.dsse import MAX_ENVELOPE_BYTES
 from shared.errors import RollbackError, UnavailableError, UnknownKeyError
 from shared.ids import InstallationId, KeyId
-from shared.keyset import KeyPurpose, Keyset, verify_keyset
+from shared.keyset import KeyPurpose, Keyset
 from shared.logs import get_logger
+from shared.roots import RootedKeyset, encode_relayed, verify_relayed
 from shared.signatures import PublicKey
 
 logger = get_logger(__name__)
 
 
 class NodeKeyset:
-    """Verifies keysets under the pinned root keys and answers which key may sign what."""
+    """Verifies keysets under the pinned root, or one that followed it; answers which key may sign what."""
 
     def __init__(
         self, *, root_keys: Mapping[KeyId, PublicKey], installation: InstallationId, path: Path
     ) -> None:
-        self._root_keys = dict(root_keys)
+        self._root_keys: Mapping[KeyId, PublicKey] = dict(root_keys)
+        self._handovers: tuple[bytes, ...] = ()
         self._installation = installation
         self._path = path
         self._keyset: Keyset | None = None
@@ -42,14 +45,15 @@ class NodeKeyset:
                 envelope = file.read(MAX_ENVELOPE_BYTES + 1)
         except FileNotFoundError:
             return
-        self._keyset = self._verify(envelope, minimum_version=1)
-        self._envelope = envelope
+        found = self._verify(envelope, minimum_version=1)
+        self._take(found, envelope)
 
     def offer(self, envelope: bytes) -> bool:
         """Verify a keyset and, when it is newer, keep it for good. Returns whether it was newer.
 
         Raises:
-            VerificationError: As `verify_keyset`: not signed by the pinned root, altered, of another one.
+            VerificationError: As `verify_relayed`: not signed by the root in force or by one to which it has
+                handed over, altered, of another installation.
             RollbackError: It is older than the newest one seen, or another of the same version.
             UnavailableError: It cannot be kept (the disk is full): the older one stays in force, as after a
                 restart.
@@ -57,17 +61,27 @@ class NodeKeyset:
         if envelope == self._envelope:
             return False
         found = self._verify(envelope, minimum_version=self.version)
-        if self._keyset is not None and found.version == self._keyset.version:
-            if found == self._keyset:
+        version = found.keyset.version
+        if self._keyset is not None and version == self._keyset.version:
+            if found.keyset == self._keyset:
                 return False
-            raise RollbackError(f"a second, different keyset of version {found.version} was offered")
+            raise RollbackError(f"a second, different keyset of version {version} was offered")
+        # With the handovers that this node has followed: without them it could not read it again.
+        data = encode_relayed(found.relayed)
         try:
-            replace_file(self._path, envelope)
+            replace_file(self._path, data)
         except OSError as error:
-            raise UnavailableError(f"keyset {found.version} cannot be kept: {error.strerror}") from error
-        self._keyset, self._envelope = found, envelope
-        logger.info("a newer keyset is in force", keyset_version=found.version)
+            raise UnavailableError(f"keyset {version} cannot be kept: {error.strerror}") from error
+        self._take(found, data)
+        logger.info("a newer keyset is in force", keyset_version=version)
+        if found.followed:
+            logger.warning("a new root key is in force", root_key_id=found.keyset.root_key_id)
         return True
+
+    @property
+    def installation(self) -> InstallationId:
+        """Whose keysets these are."""
+        return self._installation
 
     @property
     def version(self) -> int:
@@ -106,10 +120,15 @@ class NodeKeyset:
             raise UnknownKeyError(f"key {key_id} cannot be looked up: this node has no keyset yet")
         return self._keyset.require(purpose, key_id, at)
 
-    def _verify(self, envelope: bytes, *, minimum_version: int) -> Keyset:
-        return verify_keyset(
+    def _take(self, found: RootedKeyset, envelope: bytes) -> None:
+        self._keyset, self._root_keys = found.keyset, found.root_keys
+        self._handovers, self._envelope = found.relayed.handovers, envelope
+
+    def _verify(self, envelope: bytes, *, minimum_version: int) -> RootedKeyset:
+        return verify_relayed(
             envelope,
             root_keys=self._root_keys,
             minimum_version=minimum_version,
             installation=self._installation,
+            held=self._handovers,
         )

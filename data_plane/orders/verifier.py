@@ -26,6 +26,7 @@ The list, in this order:
 18. The keyset that decided check 1 is known to be the newest (`Freshness`). Asked before check 1; numbered
     last, because numbers stand in receipts.
 19. The input fits the schema that the signed template has for it (`check_input_schema`).
+20. Template and policy are in the transparency log, of which there is one (`LogCheck`). Before check 12.
 """
 
 from collections.abc import Mapping
@@ -75,6 +76,7 @@ class Check(IntEnum):
     NODE_POLICY = 17
     FRESHNESS = 18
     INPUT_SCHEMA = 19
+    LOG = 20
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -7,6 +7,8 @@ from typing import Final
 from agentfactory.v1 import nodes_pb2, orders_pb2
 
 from data_plane.orders.domain import AttemptRef, Delivery, InputBody
+from data_plane.orders.log_check import LogSeen
+from data_plane.orders.log_view import LogOffer, Place
 from data_plane.receipts.domain import INLINE_BODY_BYTES, SpooledBody, SpooledReceipt, SpoolHead
 from data_plane.receipts.issuer import SignedHead
 from data_plane.sandbox.domain import EngineInfo, LayerState
@@ -100,6 +102,28 @@ def hello_to_proto(
     )
     hello.now.FromDatetime(now)
     return nodes_pb2.SessionRequest(hello=hello)
+
+
+def log_to_proto(seen: LogSeen | None) -> nodes_pb2.LogSeen | None:
+    if seen is None:
+        return None
+    return nodes_pb2.LogSeen(size=seen.size, root=seen.root, problem=seen.problem)
+
+
+def log_offer_from_proto(message: nodes_pb2.GetLogProofResponse) -> LogOffer:
+    template = message.template if message.HasField("template") else None
+    policy = message.policy if message.HasField("policy") else None
+    return LogOffer(
+        checkpoint=message.checkpoint,
+        consistency=tuple(message.consistency),
+        places=(_place_from_proto(template), _place_from_proto(policy)),
+    )
+
+
+def _place_from_proto(message: nodes_pb2.LogPlace | None) -> Place | None:
+    if message is None:
+        return None
+    return Place(log_index=message.log_index, salt=message.salt, path=tuple(message.path))
 
 
 def receipts_to_proto(receipts: Sequence[SpooledReceipt]) -> nodes_pb2.SessionRequest:

@@ -4,7 +4,7 @@ Fetches and uploads run beside the session on the same channel. Every failure co
 """
 
 import asyncio
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator, Callable, Sequence
 from datetime import timedelta
 from itertools import cycle
 from typing import Any, Final
@@ -15,18 +15,20 @@ from agentfactory.v1 import nodes_pb2, nodes_pb2_grpc
 from data_plane.artifacts.ports import FetchedTemplate
 from data_plane.identity import Certificate
 from data_plane.orders.domain import AttemptRef
+from data_plane.orders.log_view import LogOffer
 from data_plane.receipts.domain import SpooledBody
-from data_plane.session.convert import attempt_to_proto
+from data_plane.session.convert import attempt_to_proto, log_offer_from_proto
 from shared.digests import Digest
 from shared.dsse import MAX_ENVELOPE_BYTES
 from shared.errors import MalformedError, UnavailableError
 from shared.manifest import MAX_MODULE_BYTES
 from shared.rpc.channel import connect
 from shared.rpc.errors import error_of
-from shared.trust import TrustRoots
 
 FETCH_TEMPLATE_DEADLINE: Final = timedelta(seconds=60)
 FETCH_INPUT_DEADLINE: Final = timedelta(seconds=30)
+READ_LOG_DEADLINE: Final = timedelta(seconds=3)
+"""Below a lease: an order that waits for it is given back before its lease runs out."""
 UPLOAD_DEADLINE: Final = timedelta(seconds=30)
 RENEW_DEADLINE: Final = timedelta(seconds=20)
 CONNECT_DEADLINE: Final = timedelta(seconds=10)
@@ -75,17 +77,28 @@ class ControlPlaneLink:
     """A node's way to the control plane."""
 
     def __init__(
-        self, *, targets: Sequence[str], trust: TrustRoots, tls_key_pem: bytes, certificate: Certificate
+        self,
+        *,
+        targets: Sequence[str],
+        authority: Callable[[], bytes],
+        tls_key_pem: bytes,
+        certificate: Certificate,
     ) -> None:
+        """Talk to these; the authority (PEM) that their certificates are by is asked for at each session."""
         if not targets:
             raise ValueError("a node needs at least one control plane to talk to")
         self._targets = cycle(targets)
-        self._trust = trust
+        self._authority = authority
         self._tls_key_pem = tls_key_pem
         self._certificate = certificate
         self._channel: grpc.aio.Channel | None = None
         self._stub: nodes_pb2_grpc.NodeServiceAsyncStub | None = None
         self.target = ""
+
+    @property
+    def certificate(self) -> Certificate:
+        """What is presented."""
+        return self._certificate
 
     def use_certificate(self, certificate: Certificate) -> None:
         """Present another certificate from the next `open_session` on."""
@@ -100,7 +113,7 @@ class ControlPlaneLink:
         await self.close()
         self.target = next(self._targets)
         credentials = grpc.ssl_channel_credentials(
-            root_certificates=self._trust.ca_certificate_pem,
+            root_certificates=await asyncio.to_thread(self._authority),
             private_key=self._tls_key_pem,
             certificate_chain=self._certificate.chain_pem,
         )
@@ -171,6 +184,17 @@ class ControlPlaneLink:
             await self._connected().UploadOutput(parts(), timeout=UPLOAD_DEADLINE.total_seconds())
         except grpc.aio.AioRpcError as error:
             raise error_of(error) from error
+
+    async def read_log(self, known_size: int, attempt: AttemptRef | None) -> LogOffer:
+        """Read the transparency log; see `LogSource`."""
+        request = nodes_pb2.GetLogProofRequest(
+            known_size=known_size, attempt=None if attempt is None else attempt_to_proto(attempt)
+        )
+        try:
+            answer = await self._connected().GetLogProof(request, timeout=READ_LOG_DEADLINE.total_seconds())
+        except grpc.aio.AioRpcError as error:
+            raise error_of(error) from error
+        return log_offer_from_proto(answer)
 
     async def renew_certificate(self, csr_der: bytes) -> tuple[bytes, ...]:
         """Return a new certificate chain, leaf first, DER.

@@ -17,6 +17,7 @@ from data_plane.metrics import NodeMetrics
 from data_plane.orders.admission import Admissions
 from data_plane.orders.freshness import Freshness
 from data_plane.orders.keyset import NodeKeyset
+from data_plane.orders.log_check import LogCheck
 from data_plane.orders.verifier import NodeFacts
 from data_plane.receipts.issuer import ReceiptIssuer
 from data_plane.receipts.ports import ReceiptSpool
@@ -78,6 +79,7 @@ class SessionParts:
     zone: str
     keyset: NodeKeyset
     freshness: Freshness
+    log: LogCheck
     leases: Leases
     admissions: Admissions
     cache: ArtifactCache
@@ -277,16 +279,24 @@ class Session:
         now = parts.clock.monotonic()
         heartbeat = nodes_pb2.Heartbeat(
             number=number,
-            free_slots=0 if parts.freshness.problem() else parts.admissions.free_places(now=now),
+            free_slots=self._wanted(now),
             capacity=parts.admissions.capacity(now=now),
             spool_head=convert.head_to_proto(parts.issuer.signed_head()),
             keyset_version=parts.keyset.version,
             cached_digests=new,
             draining=parts.admissions.draining,
+            log=convert.log_to_proto(parts.log.seen()),
         )
         # Counted from before it is written: the node's count of a lease must never be the longer one.
         parts.leases.heartbeat_sent(number, at=now)
         self._queue(nodes_pb2.SessionRequest(heartbeat=heartbeat))
+
+    def _wanted(self, now: float) -> int:
+        """Return how many orders this node wants: none that it would refuse."""
+        parts = self._parts
+        if parts.freshness.problem() or parts.log.problem():
+            return 0
+        return parts.admissions.free_places(now=now)
 
     def _queue_renewal(self) -> None:
         parts = self._parts

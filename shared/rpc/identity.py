@@ -86,6 +86,8 @@ class Admission:
     deadline: timedelta
     identified_for: timedelta | None = None
     """What is left of the caller's token: a stream does not outlive it. None: a certificate."""
+    beyond_tenant: bool = False
+    """The call may see rows of other tenants than the caller's."""
 
 
 class Gatekeeper(Protocol):
@@ -111,6 +113,7 @@ class Gatekeeper(Protocol):
 
 _caller: ContextVar[Caller] = ContextVar("caller")
 _forwarder: ContextVar[str] = ContextVar("forwarder", default="")
+_confined_to: ContextVar[TenantId | None] = ContextVar("confined_to", default=None)
 
 
 def caller() -> Caller:
@@ -123,6 +126,11 @@ def caller() -> Caller:
         return _caller.get()
     except LookupError as error:
         raise UnauthenticatedError("there is no authenticated caller outside an rpc") from error
+
+
+def confined_to() -> TenantId | None:
+    """Return the tenant whose rows alone the current RPC may see; None: those of all, or no RPC runs here."""
+    return _confined_to.get()
 
 
 def forwarder() -> str:
@@ -138,6 +146,12 @@ def set_forwarder(name: str) -> None:
 def set_caller(value: Caller) -> Token[Caller]:
     """Make `value` the caller of this task; only the server interceptor and tests do."""
     return _caller.set(value)
+
+
+def set_admitted(admission: Admission) -> None:
+    """Let this task act for who was admitted, and for nobody else; only the server interceptor does."""
+    _caller.set(admission.caller)
+    _confined_to.set(None if admission.beyond_tenant else admission.caller.tenant_id)
 
 
 def reset_caller(token: Token[Caller]) -> None:

@@ -27,7 +27,7 @@ from shared.errors import (
 from shared.logs import get_logger
 from shared.rpc.credentials import Presented, presented
 from shared.rpc.errors import typed_error, wire_error
-from shared.rpc.identity import Admission, Caller, Gatekeeper, Principal, set_caller, set_forwarder
+from shared.rpc.identity import Admission, Caller, Gatekeeper, Principal, set_admitted, set_forwarder
 from shared.rpc.inflight import InFlight, RpcBounds
 from shared.rpc.patience import Patience, rest_of
 from shared.rpc.turns import NoTurns, Turns, end_turn, set_turn
@@ -122,7 +122,7 @@ class Guard(grpc.aio.ServerInterceptor):
                 principal = await self._principal(method, shown)
                 with self._in_flight.count(_name(principal), stream=False):
                     admission = await self._gatekeeper.admit(method, principal, shown.tenant)
-                    set_caller(admission.caller)
+                    set_admitted(admission)
                     try:
                         self._require_room(admission.caller, service)
                         async with asyncio.timeout(_limit(admission, context)) as call.scope:
@@ -185,7 +185,7 @@ class Guard(grpc.aio.ServerInterceptor):
                 principal = await self._principal(method, shown)
                 with self._in_flight.count(_name(principal), stream=True):
                     admission = await self._gatekeeper.admit(method, principal, shown.tenant)
-                    set_caller(admission.caller)
+                    set_admitted(admission)
                     async with asyncio.timeout(_limit(admission, context)) as call.scope:
                         return await inner(validated(requests), context)
             except BaseException as error:
@@ -214,7 +214,7 @@ class Guard(grpc.aio.ServerInterceptor):
                 principal = await self._principal(method, shown)
                 with self._in_flight.count(_name(principal), stream=True):
                     admission = await self._gatekeeper.admit(method, principal, shown.tenant)
-                    set_caller(admission.caller)
+                    set_admitted(admission)
                     async with asyncio.timeout(_stream_limit(admission, context)) as call.scope:
                         answers = inner(_checked(request), context)
                         if inspect.isawaitable(answers):

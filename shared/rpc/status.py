@@ -28,6 +28,7 @@ STATUS_BY_ERROR: Final[Mapping[type[AgentFactoryError], grpc.StatusCode]] = {
     errors.PolicyUndecidedError: _Code.PERMISSION_DENIED,
     errors.EnrollmentTokenInvalidError: _Code.UNAUTHENTICATED,
     errors.NodeQuarantinedError: _Code.PERMISSION_DENIED,
+    errors.EngineDeniedError: _Code.PERMISSION_DENIED,
     errors.NodeEvictedError: _Code.UNAUTHENTICATED,
     errors.SessionSupersededError: _Code.ABORTED,
     errors.ClockSkewError: _Code.FAILED_PRECONDITION,
@@ -57,6 +58,9 @@ STATUS_BY_ERROR: Final[Mapping[type[AgentFactoryError], grpc.StatusCode]] = {
     errors.UnknownFieldError: _Code.INVALID_ARGUMENT,
     errors.MalformedError: _Code.INVALID_ARGUMENT,
     errors.ProofInvalidError: _Code.PERMISSION_DENIED,
+    errors.LogForkedError: _Code.PERMISSION_DENIED,
+    errors.EvidenceMismatchError: _Code.PERMISSION_DENIED,
+    errors.EvidenceMissingError: _Code.PERMISSION_DENIED,
     errors.RollbackError: _Code.PERMISSION_DENIED,
     errors.KeyFormatError: _Code.INVALID_ARGUMENT,
     errors.KeyFileModeError: _Code.FAILED_PRECONDITION,
@@ -77,6 +81,7 @@ STATUS_BY_ERROR: Final[Mapping[type[AgentFactoryError], grpc.StatusCode]] = {
     errors.HostCallRefusedError: _Code.PERMISSION_DENIED,
     # orders and receipts
     errors.OrderRejectedError: _Code.PERMISSION_DENIED,
+    errors.NotReplayableError: _Code.FAILED_PRECONDITION,
     errors.ReceiptInvalidError: _Code.PERMISSION_DENIED,
     errors.ReceiptConflictError: _Code.PERMISSION_DENIED,
 }

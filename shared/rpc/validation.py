@@ -6,7 +6,7 @@ from typing import Final
 from google.protobuf.message import Message
 from protovalidate import ValidationError, Validator, Violation
 
-from shared.errors import InvalidInputError
+from shared.errors import FieldViolation, InvalidInputError
 
 MAX_VIOLATIONS: Final = 5
 """Named in one answer."""
@@ -23,8 +23,12 @@ def validate(message: Message) -> None:
     try:
         _validator.validate(message)
     except ValidationError as error:
-        problems = [_describe(violation) for violation in error.violations[:MAX_VIOLATIONS]]
-        raise InvalidInputError("; ".join(problems)) from None
+        found = [_field_violation(violation) for violation in error.violations[:MAX_VIOLATIONS]]
+        said = [
+            f"{one.field.replace('/', '.')}: {one.description}" if one.field else one.description
+            for one in found
+        ]
+        raise InvalidInputError("; ".join(said), violations=[one for one in found if one.field]) from None
 
 
 async def validated(messages: AsyncIterator[Message]) -> AsyncIterator[Message]:
@@ -34,8 +38,10 @@ async def validated(messages: AsyncIterator[Message]) -> AsyncIterator[Message]:
         yield message
 
 
-def _describe(violation: Violation) -> str:
+def _field_violation(violation: Violation) -> FieldViolation:
+    """Without the key where a map is wrong: that came from outside."""
     proto = violation.proto
-    path = ".".join(element.field_name for element in proto.field.elements) if proto.field is not None else ""
-    rule = proto.message or proto.rule_id
-    return f"{path}: {rule}" if path else rule
+    elements = proto.field.elements if proto.field is not None else ()
+    return FieldViolation(
+        field="/".join(element.field_name for element in elements), description=proto.message or proto.rule_id
+    )

@@ -24,7 +24,8 @@ async def test_the_demo_tells_result_outcome_resources_times_and_proof() -> None
     assert process.returncode == 0, err
     assert "36 tickets read; redacted: 27 email, 12 iban, 5 card, 13 ip, 16 phone" in out
     assert "succeeded, exit code 0, attempt 1" in out
-    assert "6. the receipt answers exactly this order" in out
+    assert "8. the receipt answers exactly this order" in out
+    assert "15. the 4 keys of the file are those that signed" in out
     for step in ("Postgres is up", "control plane is ready", "node is ready", "published", "agent ran on"):
         assert step in err
     assert set(Path(tempfile.gettempdir()).glob("agentfactory-demo-*")) <= before

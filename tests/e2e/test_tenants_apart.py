@@ -16,10 +16,12 @@ from agentfactory.v1 import (
     agents_pb2,
     audit_pb2,
     common_pb2,
+    engines_pb2,
     executions_pb2,
     keys_pb2,
     nodes_pb2,
     policy_pb2,
+    replay_pb2,
     stops_pb2,
     templates_pb2,
 )
@@ -156,6 +158,24 @@ def checks(theirs: Theirs) -> dict[str, Check]:
             audit_pb2.GetInclusionProofRequest(subject=theirs.receipt_id)
         ),
         "AuditService/GetConsistencyProof": Elsewhere("the log is one for all: its leaves are silent"),
+        "AuditService/GetLogTile": Elsewhere("the log is one for all: its leaves are silent"),
+        "AuditService/CheckEvidence": Refused(audit_pb2.CheckEvidenceRequest()),
+        "AuditService/ExportEvidence": Blind(audit_pb2.ExportEvidenceRequest()),
+        "AuditService/EraseExecutions": Refused(
+            audit_pb2.EraseExecutionsRequest(execution_id=theirs.execution_id, reason="test")
+        ),
+        "EngineService/CreateEngineDenial": Refused(
+            engines_pb2.CreateEngineDenialRequest(engine=engines_pb2.EngineRef(name="wasmer"), reason="test")
+        ),
+        "EngineService/ListEngineDenials": Refused(engines_pb2.ListEngineDenialsRequest()),
+        "EngineService/DeleteEngineDenial": Refused(
+            engines_pb2.DeleteEngineDenialRequest(engine=engines_pb2.EngineRef(name="wasmer"), reason="test")
+        ),
+        "NodeService/GetLogProof": _NODES_ONLY,
+        "ReplayService/DownloadReplayMaterial": Refused(
+            replay_pb2.DownloadReplayMaterialRequest(execution_id=theirs.execution_id)
+        ),
+        "StopService/GetStop": Refused(stops_pb2.GetStopRequest(stop_id=theirs.stop_id)),
         "KeyService/ListKeys": Refused(keys_pb2.ListKeysRequest()),
         "KeyService/GetKeyset": Elsewhere("public keys, which every node has"),
         "KeyService/PublishKeyset": Refused(keys_pb2.PublishKeysetRequest(envelope=b"{}")),

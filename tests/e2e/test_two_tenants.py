@@ -1,4 +1,4 @@
-"""One tenant floods: it is bounded, and told when to come again, and the other goes on as if alone."""
+"""Two tenants on one node: a flood of one is bounded, and what one of them brings forth is its own."""
 
 import asyncio
 from collections.abc import AsyncIterator
@@ -9,7 +9,7 @@ import pytest
 from agentfactory.v1 import executions_pb2
 
 from cli.client import Client, connect
-from cli.run import to_message
+from cli.run import execute_with, to_message
 from shared.errors import ResourceExhaustedError
 from shared.rpc.errors import error_of
 from tests.bench.peers import postgres_server
@@ -19,6 +19,8 @@ from tests.e2e.tenants import add_tenant
 AGENT = "busy"
 RUN = b"sleep 100"
 BOUND = 40
+LARGE = b"output 200000"
+"""More than travels in a message."""
 LONG = 300.0
 """Seconds that the flood may wait: nothing of it expires."""
 
@@ -85,5 +87,19 @@ async def test_a_flood_is_bounded_and_delays_another_tenant_by_a_turn(
                 execution.execution_id,
             )
             assert overtook <= BOUND / 4, "its turn came before the flood's"
+        finally:
+            await sql.close(timeout=5)
+
+
+async def test_a_large_output_of_one_tenant_comes_from_a_node_that_another_enrolled() -> None:
+    async with running_stack(nodes=1) as stack:
+        sql = await postgres_server.connect(stack.database.url())
+        try:
+            await stack.make_agent(AGENT)
+            settings = await add_tenant(stack, sql, "guest", agent=AGENT)
+            async with connect(settings) as client:
+                execution, output = await execute_with(client, new_request(AGENT, LARGE, 60))
+            assert execution.state == executions_pb2.EXECUTION_STATE_SUCCEEDED
+            assert len(output) == 200_000
         finally:
             await sql.close(timeout=5)

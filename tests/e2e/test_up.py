@@ -117,6 +117,8 @@ async def test_ctrl_c_stops_everything_in_order_and_a_second_up_finds_its_data(d
         assert "installation is found" in "".join(second.lines)
         assert second.state()["node_id"] == node
         assert node in await second.cli("node", "list")
+    # Kept for replays after an upgrade, once however often it starts.
+    assert len(list((data_dir / "workers").glob("sha256-*"))) == 1
 
 
 async def test_a_second_up_on_the_same_data_says_so(data_dir: Path) -> None:

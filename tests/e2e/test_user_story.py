@@ -71,16 +71,17 @@ async def test_a_limit_of_agent_toml_is_the_one_that_fires_and_all_that_was_used
 
 async def test_the_receipt_is_verified_offline_and_a_forged_one_refused(stack: TestStack, desk: str) -> None:
     execution = (await stack.cli("run", desk, "--input", str(TICKETS), "--json")).json()["executionId"]
-    evidence = stack.folder / "evidence.json"
-    await stack.cli("receipt", "get", execution, "--out", str(evidence))
-    verified = await stack.cli("receipt", "verify", str(evidence), "--json")
+    file = stack.folder / "receipt.json"
+    await stack.cli("receipt", "get", execution, "--out", str(file))
+    verified = await stack.cli("receipt", "verify", str(file), "--json")
     assert verified.json()["verified"] is True
     assert verified.json()["outcome"] == "succeeded"
-    forged = json.loads(evidence.read_text())
-    forged["order"]["order"] = "A" + forged["order"]["order"][1:]
-    evidence.write_text(json.dumps(forged))
-    refused = await stack.cli("receipt", "verify", str(evidence), "--json", expect=3)
-    assert refused.json()["error"]["reason"] == "PROOF_INVALID"
+    forged = json.loads(file.read_text())
+    forged["order"]["content"] = "A" + forged["order"]["content"][1:]
+    file.write_text(json.dumps(forged, ensure_ascii=False, separators=(",", ":"), sort_keys=True) + "\n")
+    refused = await stack.cli("receipt", "verify", str(file), "--json", expect=1)
+    (wrong,) = (check for check in refused.json()["checks"] if check["result"] == "failed")
+    assert (wrong["name"], wrong["reason"]) == ("order", "PROOF_INVALID")
 
 
 async def test_unsigned_foreign_and_altered_packages_are_refused(stack: TestStack, tmp_path: Path) -> None:

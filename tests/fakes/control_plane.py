@@ -20,6 +20,7 @@ from shared.digests import Digest, commit_body, sha256_digest
 from shared.ids import BootId, NodeId, TenantId
 from shared.keyset import KeyPurpose, Keyset, KeysetEntry, sign_keyset
 from shared.limits import Limits
+from shared.log_leaf import policy_fact, template_fact
 from shared.manifest import Manifest, ModuleFile, Profile
 from shared.order_codec import encode_order
 from shared.orders import Order
@@ -28,6 +29,7 @@ from shared.paths import NodePaths
 from shared.receipt_codec import VerifiedReceipt, verify_receipt
 from shared.signatures import PrivateKey, PublicKey
 from shared.trust import TrustRoots, encode_trust
+from tests.fakes.scripted_log import ScriptedLog
 from tests.fixtures.keys import ed25519_key, rsa_key, signer
 from tests.fixtures.order_batches import sign_batch
 
@@ -120,6 +122,13 @@ class ScriptedControlPlane(nodes_pb2_grpc.NodeServiceServicer):
         self.deliveries: dict[str, nodes_pb2.ReceiptDelivery] = {}
         self.receipt_keys: dict[NodeId, PublicKey] = {}
         self.sessions: list[Heard] = []
+        self.log = ScriptedLog(INSTALLATION)
+        self.logs: dict[NodeId, ScriptedLog] = {}
+        """What nodes are told instead of `log`, by node."""
+        self.spoil_log: Callable[[nodes_pb2.GetLogProofResponse], None] = lambda _answer: None
+        """What a test gets wrong in an answer about the log."""
+        self.log_refusal: tuple[grpc.StatusCode, str] | None = None
+        self.orders: dict[str, Order] = {}
         self.fetches = 0
         self.leaf_ttl = timedelta(hours=24)
         """Of certificates that `enroll_folder` writes; renewed ones live for a day."""
@@ -189,14 +198,19 @@ class ScriptedControlPlane(nodes_pb2_grpc.NodeServiceServicer):
             )
 
         root = root or self.root
+        named = extra or (
+            entry(KeyPurpose.ORDER, self.order_key),
+            entry(KeyPurpose.PUBLISHER, self.publisher),
+        )
+        if not any(one.purpose is KeyPurpose.LOG for one in named):
+            named = (*named, entry(KeyPurpose.LOG, self.log.key))
         keyset = Keyset(
             version=self.keyset_version,
             installation=INSTALLATION,
             epoch=self.epoch,
             root_key_id=root.key_id,
             issued_at=now,
-            entries=extra
-            or (entry(KeyPurpose.ORDER, self.order_key), entry(KeyPurpose.PUBLISHER, self.publisher)),
+            entries=named,
         )
         self.keyset_envelope = await sign_keyset(replace(keyset, **changes), [signer(root)])
 
@@ -301,6 +315,7 @@ class ScriptedControlPlane(nodes_pb2_grpc.NodeServiceServicer):
         )
         for job in jobs:
             self.inputs[job.order.execution_id] = job.input
+            self.orders[job.order.execution_id] = job.order
         message = orders_pb2.OrderBatch(
             envelope=batch.envelope,
             orders=[
@@ -453,6 +468,20 @@ class ScriptedControlPlane(nodes_pb2_grpc.NodeServiceServicer):
         assert len(content) == header.size_bytes
         self.outputs[header.commitment] = content
         return nodes_pb2.UploadOutputResponse()
+
+    async def GetLogProof(  # noqa: N802 - the contract names it
+        self, request: Any, context: Any
+    ) -> nodes_pb2.GetLogProofResponse:
+        if self.log_refusal is not None:
+            await context.abort(*self.log_refusal)
+        node_id = context.auth_context()["peer_spiffe_id"][0].decode().rpartition("/")[2]
+        log, facts = self.logs.get(NodeId(node_id), self.log), ()
+        if request.HasField("attempt"):
+            order = self.orders[request.attempt.execution_id]
+            facts = (template_fact(order.tenant_id, order.template_digest), policy_fact(order.policy_digest))
+        answer = await log.answer(request.known_size, facts, epoch=self.epoch)
+        self.spoil_log(answer)
+        return answer
 
     async def RenewNodeCertificate(  # noqa: N802 - the contract names it
         self, request: Any, context: Any

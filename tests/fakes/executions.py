@@ -220,6 +220,12 @@ class FakeExecutionStore:
 
     # --- bodies
 
+    async def protect(self, tenant_id: TenantId, body: StoredBody) -> StoredBody:
+        return body
+
+    async def protect_results(self, results: Sequence[AttemptResult]) -> Sequence[AttemptResult]:
+        return results
+
     async def add_body(self, tenant_id: TenantId, body: StoredBody, *, quota: UploadQuota) -> None:
         unused = [
             one.body.size_bytes
@@ -241,6 +247,10 @@ class FakeExecutionStore:
             if (one.tenant_id, one.body.commitment) == (tenant_id, commitment) and one.expires_at is not None:
                 return replace(one.body, content=None)
         return None
+
+    async def find_output(self, execution_id: ExecutionId, commitment: Digest) -> StoredBody | None:
+        found = self._executions.get(execution_id)
+        return None if found is None else await self.find_uploaded_body(found.tenant_id, commitment)
 
     async def body_of(self, tenant_id: TenantId, execution_id: ExecutionId, kind: BodyKind) -> StoredBody:
         execution = await self.get(tenant_id, execution_id)
@@ -538,6 +548,7 @@ class FakeExecutionStore:
             tenant_id=execution.tenant_id,
             template_digest=execution.template_digest,
             module_digest=self._work[attempt.execution_id].run.module_digest,
+            policy_digest=self._work[attempt.execution_id].run.policy_digest,
             input_body_id=execution.input_body_id,
             input_bytes=execution.input_bytes,
         )

@@ -2,12 +2,13 @@
 
 import json
 import os
-import socket
 import subprocess
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
+
+from cli.stack.probe import free_ports
 
 ROOT = Path(__file__).resolve().parents[2]
 UP_SECONDS = 300
@@ -15,16 +16,15 @@ CALL_SECONDS = 120
 
 
 def free_port() -> int:
-    with socket.socket() as found:
-        found.bind(("127.0.0.1", 0))
-        port: int = found.getsockname()[1]
-        return port
+    (port,) = free_ports(1)
+    return port
 
 
 @dataclass(slots=True, kw_only=True)
 class Compose:
     project: str
     rest_port: int = field(default_factory=free_port)
+    prometheus_port: int = field(default_factory=free_port)
 
     def call(self, *arguments: str, seconds: float = CALL_SECONDS, check: bool = True) -> str:
         """Run a compose command and return what it printed."""
@@ -39,7 +39,9 @@ class Compose:
                 **os.environ,
                 "AF_POSTGRES_IMAGE": "agentfactory-test/postgres",
                 "AF_REST_PORT": str(self.rest_port),
-                "COMPOSE_PROFILES": "minimal",
+                "AF_PROMETHEUS_IMAGE": "agentfactory-test/prometheus",
+                "AF_PROMETHEUS_PORT": str(self.prometheus_port),
+                "COMPOSE_PROFILES": "metrics",
             },
         )
         if check and done.returncode != 0:

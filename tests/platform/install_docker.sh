@@ -3,13 +3,15 @@
 #
 #   tests/platform/install_docker.sh            prints nothing when all is there
 #
-# A running engine is used as it is. Local images: agentfactory-test/base (Debian with Python 3.11) and
-# agentfactory-test/postgres (Debian's server behind the variables of the official image). Packages and the unpacked
+# A running engine is used as it is. Local images: agentfactory-test/base (Debian with Python 3.11),
+# agentfactory-test/postgres (Debian's server behind the variables of the official image) and agentfactory-test/prometheus,
+# from the programs beside $PROMTOOL. Packages and the unpacked
 # base are kept in AF_CACHE_DIR.
 set -euo pipefail
 cache=${AF_CACHE_DIR:-$HOME/.cache/agentfactory}/docker
 here=$(cd "$(dirname "$0")" && pwd)
 mkdir -p "$cache"
+source "$here/debian_sid.sh"
 export DEBIAN_FRONTEND=noninteractive
 plugins=${DOCKER_CONFIG:-$HOME/.docker}/cli-plugins
 suite=bookworm
@@ -26,20 +28,8 @@ compose() {
     docker compose version >/dev/null 2>&1 && docker buildx version >/dev/null 2>&1 && return
     local debs=$cache/debs
     if ! ls "$debs"/docker-compose_*.deb "$debs"/docker-buildx_*.deb >/dev/null 2>&1; then
-        mkdir -p "$debs"/{lists/partial,archives/partial,parts}
-        echo "deb [signed-by=/usr/share/keyrings/debian-archive-keyring.gpg] $mirror sid main" > "$debs/sources.list"
-        cat > "$debs/apt.conf" <<-CONF
-			Dir::Etc::sourcelist "$debs/sources.list";
-			Dir::Etc::sourceparts "$debs/parts";
-			Dir::Etc::preferencesparts "$debs/parts";
-			Dir::State::lists "$debs/lists";
-			Dir::Cache::archives "$debs/archives";
-			Dir::Cache::pkgcache "";
-			Dir::Cache::srcpkgcache "";
-			APT::Sandbox::User "root";
-		CONF
-        APT_CONFIG=$debs/apt.conf apt-get update -qq
-        (cd "$debs" && APT_CONFIG=$debs/apt.conf apt-get download -qq docker-compose docker-buildx)
+        mkdir -p "$debs"
+        sid_download "$debs" docker-compose docker-buildx
     fi
     local unpacked
     unpacked=$(mktemp -d)
@@ -81,3 +71,9 @@ engine
 base
 docker image inspect agentfactory-test/postgres >/dev/null 2>&1 ||
     docker build --quiet --tag agentfactory-test/postgres "$here/images/postgres" >/dev/null
+docker image inspect agentfactory-test/prometheus >/dev/null 2>&1 || {
+    context=$(mktemp -d)
+    cp "$here/images/prometheus/Dockerfile" "$(dirname "$PROMTOOL")/prometheus" "$context"
+    docker build --quiet --tag agentfactory-test/prometheus "$context" >/dev/null
+    rm -rf "$context"
+}

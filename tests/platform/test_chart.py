@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 import yaml
 
-from tests.tools import chart_readme
+from tests.tools import chart_readme, dashboards
 
 ROOT = Path(__file__).resolve().parents[2]
 CHART = ROOT / "helm" / "agent-factory"
@@ -20,7 +20,14 @@ GREEN_BESIDE = ("--set", "colours.green.enabled=true", "--set", "colours.green.t
 EVERYTHING = (
     *GREEN_BESIDE,
     *("--set", "nodes.autoscaling.enabled=true", "--set", "externalSecrets.enabled=true"),
-    *("--set", "monitoring.podMonitor=true"),
+    *(
+        "--set",
+        "monitoring.podMonitor=true",
+        "--set",
+        "monitoring.rules=true",
+        "--set",
+        "monitoring.dashboards=true",
+    ),
 )
 
 
@@ -105,6 +112,27 @@ def test_every_pod_is_under_the_policy_that_denies():
         if found["kind"] in {"Deployment", "StatefulSet", "Job"}:
             labels = found["spec"]["template"]["metadata"]["labels"]
             assert wanted <= labels.items(), found["metadata"]["name"]
+
+
+def test_the_rules_are_in_it_with_links_to_where_the_runbook_is():
+    manifests = rendered(
+        "--set", "monitoring.rules=true", "--set", "monitoring.runbook=https://x.test/runbook"
+    )
+    groups = one(manifests, "PrometheusRule", "af")["spec"]["groups"]
+    links = [
+        rule["annotations"]["runbook_url"] for group in groups for rule in group["rules"] if "alert" in rule
+    ]
+    assert links
+    assert all(link.startswith("https://x.test/runbook#") for link in links)
+
+
+def test_the_dashboards_are_in_it():
+    manifests = rendered("--set", "monitoring.dashboards=true")
+    maps = {found["metadata"]["name"]: found for found in manifests if found["kind"] == "ConfigMap"}
+    assert {f"af-dashboard-{name.removesuffix('.json')}" for name in dashboards.files()} == maps.keys()
+    for found in maps.values():
+        (text,) = found["data"].values()
+        assert json.loads(text)["panels"]
 
 
 def test_services_lead_to_the_active_colour_alone():

@@ -2,15 +2,19 @@
 
 import base64
 import json
+import re
 import shutil
 import subprocess
+import time
 from pathlib import Path
 from typing import Any
+from urllib.parse import quote
 
 import httpx
 import pytest
 
 from tests.platform.compose import ROOT, Compose
+from tests.platform.test_rules import METRIC, SUFFIX, expressions, rules
 
 EXAMPLE = ROOT / "examples" / "redact"
 READY_SECONDS = 60
@@ -42,9 +46,10 @@ def test_everything_is_up_and_hardened(compose: Compose) -> None:
     found = {one["Service"]: one for one in compose.containers()}
     jobs = {"secrets", "install", "hand-out"}
     assert {name: found[name]["ExitCode"] for name in jobs} == dict.fromkeys(jobs, 0)
+    jobs.add("prometheus")  # has no check of its own; it is asked below
     assert {one["Health"] for name, one in found.items() if name not in jobs} == {"healthy"}
     for name, one in found.items():
-        if name == "postgres":
+        if name in {"postgres", "prometheus"}:
             continue
         inspected = json.loads(subprocess.check_output(["docker", "inspect", one["ID"]]))[0]
         assert inspected["Config"]["User"] == "10001:10001", name
@@ -82,6 +87,47 @@ def test_rest_answers_on_loopback(compose: Compose, agent: Path) -> None:
     )
     assert answer.status_code == 200, answer.text
     assert answer.json()["execution"]["state"] == "EXECUTION_STATE_SUCCEEDED"
+
+
+def test_prometheus_sees_every_process_and_every_metric_that_alerts_name(
+    compose: Compose, agent: Path
+) -> None:
+    run(compose, agent)
+    deadline = time.monotonic() + READY_SECONDS
+    while unseen := not_seen(compose):
+        assert time.monotonic() < deadline, unseen
+        time.sleep(1)
+    rules = ask(compose, "rules")["groups"]
+    found = [rule for group in rules for rule in group["rules"]]
+    assert {rule["health"] for rule in found} <= {"ok", "unknown"}
+    assert len(found) > 30
+    for expression in expressions():
+        asked = expression.replace("$__rate_interval", "1m")
+        assert ask(compose, f"query?query={quote(asked)}")["resultType"] == "vector", expression
+        for metric in METRIC.findall(expression):
+            series = ask(compose, f"series?match[]={quote(metric)}")
+            given = {label for one in series for label in one}
+            assert not series or labels_of(expression) <= given | {"le"}, expression
+
+
+def labels_of(expression: str) -> set[str]:
+    """Return the labels that an expression divides by."""
+    return {name.strip() for found in re.findall(r"by \(([^)]*)\)", expression) for name in found.split(",")}
+
+
+def not_seen(compose: Compose) -> set[str]:
+    """Return the targets that are not up and the metrics of rules that no target has shown."""
+    targets = ask(compose, "targets")["activeTargets"]
+    down = {one["scrapeUrl"] for one in targets if one["health"] != "up"}
+    known = set(ask(compose, "metadata"))
+    named = {metric for rule in rules() for metric in METRIC.findall(rule["expr"])}
+    absent = {metric for metric in named if metric not in known and SUFFIX.sub("", metric) not in known}
+    return down | absent | ({"no target"} if len(targets) < 7 else set())
+
+
+def ask(compose: Compose, what: str) -> Any:
+    answer = httpx.get(f"http://127.0.0.1:{compose.prometheus_port}/api/v1/{what}", timeout=10)
+    return answer.json()["data"]
 
 
 def test_a_killed_node_and_a_killed_control_plane_are_survived(compose: Compose, agent: Path) -> None:

@@ -50,6 +50,7 @@ from shared.outcomes import Outcome
 from shared.paths import NodePaths
 from tests.fakes.clock import START, FakeClock
 from tests.fakes.host_calls import fake_parts
+from tests.fakes.log import unchecked
 from tests.fixtures.keys import ed25519_key, rsa_key
 from tests.simulation.chance import Chance
 from tests.simulation.disk import Disk
@@ -281,6 +282,7 @@ class SimulatedNode:
         )
         spool = self.disk.open_spool(self.process)
         leases, metrics, modules = Leases(), _metrics(), _Modules(chance.of("modules"))
+        log = unchecked(keyset, metrics)
         issuer = ReceiptIssuer(spool=spool, key=self.key, facts=facts, random=chance.of("salts"))
         admissions = Admissions(slots=SLOTS, queue=QUEUE, leases=leases, spool=spool, ceilings=facts.ceilings)
         outbox = Outbox(spool=spool, clock=self.clock)
@@ -298,6 +300,7 @@ class SimulatedNode:
             carrier=OrderCarrier(
                 facts=facts,
                 leases=leases,
+                log=log,
                 modules=modules,
                 inputs=link,
                 sandbox=sandbox,
@@ -318,6 +321,7 @@ class SimulatedNode:
             zone="",
             keyset=keyset,
             freshness=freshness,
+            log=log,
             leases=leases,
             admissions=admissions,
             cache=cast("Any", modules),
@@ -336,6 +340,7 @@ class SimulatedNode:
             link=cast("Any", link),
             sessions=SessionService(connector=link, parts=parts, random=chance.of("backoff")),
             runner=runner,
+            log=log,
             admissions=admissions,
             leases=leases,
             spool=spool,

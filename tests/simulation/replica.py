@@ -19,6 +19,7 @@ from shared.errors import KeyUnavailableError
 from shared.ids import NodeId, TenantId
 from shared.signatures import Signature
 from tests.fakes.answers import OneAgentDirectory, OpenGate, SaidPolicy
+from tests.fakes.engines import FakeEngines
 from tests.fixtures.keys import rsa_key, signer
 from tests.simulation.chance import Chance
 from tests.simulation.database import AGENT_ID, Database, StoreView
@@ -82,6 +83,7 @@ class Replica:
             nodes=view,
             orders=view,
             keysets=view,
+            engines=FakeEngines(),
             signer=self._custody,
             completions=self.completions,
             options=DispatchOptions(

@@ -461,6 +461,8 @@ async def test_an_uploaded_output_is_kept_with_its_execution(world):
     output = world.build.body(content)
     await world.store.add_body(TENANT, output, quota=QUOTA)
     assert await world.store.find_uploaded_body(TENANT, output.commitment) == replace(output, content=None)
+    found = await world.store.find_output(placement.execution_id, output.commitment)
+    assert found == replace(output, content=None)
 
     await world.leases.finish([world.build.result(placement, output=replace(output, content=None))])
     await world.pass_time(timedelta(hours=25))

@@ -223,6 +223,22 @@ async def test_pages_of_bindings_hold_each_once(plane):
             await call(Access(admin).ListRoleBindings, access_pb2.ListRoleBindingsRequest(page=page))
 
 
+async def test_an_administrator_elsewhere_cannot_change_where_a_caller_works(plane):
+    for tenant in ("red", "blue"):
+        await plane.make_tenant(tenant)
+    await plane.bind("alice", "viewer", "red")
+    await plane.bind("mallory", "admin", "blue")
+    async with plane.person("alice") as alice, plane.person("mallory") as mallory:
+        assert (await whoami(alice)).tenant_id == "red"
+        await bind(mallory, "alice", ADMIN)
+        answer = await whoami(alice)
+        assert ([one.tenant_id for one in answer.held], answer.tenant_id) == (["blue", "red"], "red")
+        with pytest.raises(NotFoundError):
+            await get_agent(alice)
+    async with plane.person("alice", "blue") as alice:
+        assert (await whoami(alice)).tenant_id == "blue"
+
+
 async def test_who_is_bound_in_two_tenants_chooses_one(plane):
     for tenant in ("red", "blue"):
         await plane.make_tenant(tenant)
@@ -340,3 +356,48 @@ async def test_the_log_names_the_gateway_beside_the_caller(plane):
         identity_of("by-rest"),
     )
     assert found == [{"actor": "oidc:local/ann", "by": "gateway/one"}]
+
+
+async def test_keys_of_bodies_belong_to_their_tenant_and_encrypting_to_the_installation(plane):
+    encrypt = access_pb2.UpdateTenantRequest(tenant_id="red", encrypt_bodies=True)
+
+    def erase(tenant):
+        return access_pb2.EraseBodyKeysRequest(tenant_id=tenant, reason="request 4711")
+
+    async with plane.administrator() as admin:
+        for name in ("red", "blue"):
+            await call(Access(admin).CreateTenant, access_pb2.CreateTenantRequest(tenant_id=name))
+        await bind(admin, "ruth", ADMIN, "red")
+        await bind(admin, "vera", VIEWER, "red")
+        assert (await call(Access(admin).UpdateTenant, encrypt)).tenant.encrypt_bodies
+        await call(Access(admin).UpdateTenant, encrypt)  # a repeat makes no other key
+        made = await plane.rows("SELECT tenant_id, retired_at IS NULL AS newest FROM body_keys")
+        assert [(row["tenant_id"], row["newest"]) for row in made] == [("red", True)]
+        with pytest.raises(NotFoundError):
+            await call(Access(admin).EraseBodyKeys, erase("nowhere"))
+        with pytest.raises(InvalidInputError):
+            await call(Access(admin).EraseBodyKeys, access_pb2.EraseBodyKeysRequest(tenant_id="red"))
+    async with plane.person("vera") as vera:
+        for method, request in (
+            ("RotateBodyKey", access_pb2.RotateBodyKeyRequest()),
+            ("EraseBodyKeys", erase("red")),
+        ):
+            with pytest.raises(PermissionDeniedError):
+                await call(getattr(Access(vera), method), request)
+    async with plane.person("ruth") as ruth:
+        with pytest.raises(PermissionDeniedError):
+            await call(Access(ruth).UpdateTenant, encrypt)
+        for method, request in (
+            ("RotateBodyKey", access_pb2.RotateBodyKeyRequest(tenant_id="blue")),
+            ("EraseBodyKeys", erase("blue")),
+        ):
+            with pytest.raises(PermissionDeniedError):
+                await call(getattr(Access(ruth), method), request)
+        rotated = await call(Access(ruth).RotateBodyKey, access_pb2.RotateBodyKeyRequest())
+        assert rotated.body_key_id.startswith("bky_")
+        assert (await call(Access(ruth).EraseBodyKeys, erase("red"))).keys == 2
+        assert (await call(Access(ruth).EraseBodyKeys, erase("red"))).keys == 0
+    left = await plane.rows("SELECT octet_length(wrapped) AS size, destroyed_at FROM body_keys")
+    assert all(row["size"] == 0 and row["destroyed_at"] is not None for row in left)
+    said = await plane.rows("SELECT actor FROM audit_entries WHERE action = 'tenant.body_keys_erased'")
+    assert [row["actor"] for row in said] == [identity_of("ruth")]

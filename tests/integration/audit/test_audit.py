@@ -1,18 +1,22 @@
 """The audit log on a real Postgres: entries with their change, lists, and a watch that misses nothing."""
 
 import asyncio
+import itertools
 from contextlib import contextmanager
+from datetime import UTC, datetime
 
 import pytest
 
-from control_plane.audit.domain import NewAuditEntry
+from control_plane.audit.domain import AuditFilter, EntryOrder, NewAuditEntry
 from control_plane.audit.service import AuditService
 from control_plane.database.unit_of_work import connection_of
+from control_plane.policy.store import PostgresDecisionReader
 from shared.errors import InvalidInputError, NotFoundError
 from shared.ids import AUDIT_ENTRY, TenantId, new_id
 from tests.builders.executions import TENANT
 
 BOUND_SECONDS = 30.0
+FAR_BACK = datetime(2020, 1, 1, tzinfo=UTC)
 
 
 def entry(world, action="test.happened", **changes):
@@ -55,14 +59,19 @@ def hints():
 
 @pytest.fixture
 def service(world, hints):
-    return AuditService(world.audit, subscribe=hints.subscribe, poll_seconds=60)
+    return AuditService(
+        world.audit,
+        decisions=PostgresDecisionReader(world.database),
+        subscribe=hints.subscribe,
+        poll_seconds=60,
+    )
 
 
 async def test_an_entry_is_as_it_was_recorded(world, service):
     recorded = entry(world, result="POLICY_DENIED")
     await world.audit.record([recorded])
 
-    (found,) = (await service.list(TENANT, action="", subject="thing", page_size=0, page_token="")).items
+    (found,) = (await service.list(TENANT, AuditFilter(subject="thing"), page_size=0, page_token="")).items
 
     assert (found.audit_entry_id, found.actor, found.result) == (
         recorded.audit_entry_id,
@@ -81,7 +90,7 @@ async def test_an_entry_goes_with_its_transaction(world, service):
 
     with pytest.raises(RuntimeError):
         await change_that_fails()
-    page = await service.list(TENANT, action="", subject="thing", page_size=0, page_token="")
+    page = await service.list(TENANT, AuditFilter(subject="thing"), page_size=0, page_token="")
     assert page.items == ()
 
 
@@ -91,7 +100,9 @@ async def test_lists_are_paged_filtered_and_per_tenant(world, service):
     await world.audit.record([entry(world, tenant_id=TenantId("other"))])
 
     async def page(token="", action=""):
-        return await service.list(TENANT, action=action, subject="thing", page_size=3, page_token=token)
+        return await service.list(
+            TENANT, AuditFilter(action=action, subject="thing"), page_size=3, page_token=token
+        )
 
     first = await page()
     second = await page(first.next_page_token)
@@ -100,6 +111,107 @@ async def test_lists_are_paged_filtered_and_per_tenant(world, service):
     assert len((await page(action="test.0")).items) == 3
     with pytest.raises(InvalidInputError):
         await page(token="nonsense")
+
+
+async def everything(service, wanted, order, page_size=7):
+    found, token = [], ""
+    while True:
+        page = await service.list(TENANT, wanted, order=order, page_size=page_size, page_token=token)
+        found += page.items
+        token = page.next_page_token
+        if not token:
+            return found
+
+
+FILTERS = (
+    AuditFilter(),
+    AuditFilter(actor="bob"),
+    AuditFilter(action="test.*"),
+    AuditFilter(action="test.two"),
+    AuditFilter(action="te_t.*"),
+    AuditFilter(subject="other", actor="ann"),
+    AuditFilter(result="ok", actor="bob"),
+    AuditFilter(result="refused"),
+    AuditFilter(result="POLICY_DENIED", action="test.one", actor="ann"),
+    AuditFilter(recorded_from=FAR_BACK, result="refused"),
+    AuditFilter(recorded_before=FAR_BACK),
+)
+
+
+@pytest.mark.parametrize("order", list(EntryOrder))
+async def test_filters_take_in_postgres_what_they_take_here(world, service, order):
+    makings = itertools.product(
+        ("test.one", "test.two", "tester.three"),
+        ("ann", "bob"),
+        ("ok", "POLICY_DENIED", "PERMISSION_DENIED"),
+        ("thing", "other"),
+    )
+    await world.audit.record(
+        [
+            entry(world, action=action, actor=actor, result=result, subject=subject)
+            for action, actor, result, subject in makings
+        ]
+    )
+    recorded = await everything(service, AuditFilter(), order)
+    ids = [one.audit_entry_id for one in recorded]
+    assert len(set(ids)) == len(ids) >= 36
+    assert ids == sorted(ids, reverse=order is EntryOrder.NEWEST_FIRST)
+    middle = recorded[len(recorded) // 2].recorded_at
+    for wanted in (*FILTERS, AuditFilter(recorded_from=middle), AuditFilter(recorded_before=middle)):
+        assert await everything(service, wanted, order) == [one for one in recorded if wanted.takes(one)]
+
+
+@pytest.mark.parametrize("order", list(EntryOrder))
+async def test_pages_are_stable_while_others_write(world, service, order):
+    before = [entry(world, subject="paged") for _ in range(60)]
+    await world.audit.record(before)
+    going = True
+
+    async def write():
+        while going:
+            await world.audit.record([entry(world, subject="paged")])
+            await asyncio.sleep(0)
+
+    writers = [asyncio.ensure_future(write()) for _ in range(3)]
+    try:
+        found = []
+        token = ""
+        async with asyncio.timeout(BOUND_SECONDS):
+            while len(found) < len(before):
+                page = await service.list(
+                    TENANT, AuditFilter(subject="paged"), order=order, page_size=7, page_token=token
+                )
+                found += [one.audit_entry_id for one in page.items]
+                token = page.next_page_token
+                assert token or len(found) >= len(before)
+            while order is EntryOrder.NEWEST_FIRST and token:
+                page = await service.list(
+                    TENANT, AuditFilter(subject="paged"), order=order, page_size=500, page_token=token
+                )
+                found += [one.audit_entry_id for one in page.items]
+                token = page.next_page_token
+    finally:
+        going = False
+        await asyncio.gather(*writers)
+    assert len(set(found)) == len(found)
+    assert {one.audit_entry_id for one in before} <= set(found)
+
+
+@pytest.mark.parametrize(
+    "bad", [{"action": "*.x"}, {"recorded_from": FAR_BACK, "recorded_before": FAR_BACK}], ids=["star", "time"]
+)
+def test_a_filter_that_can_mean_nothing_is_refused(bad):
+    with pytest.raises(InvalidInputError):
+        AuditFilter(**bad)
+
+
+async def test_a_watch_takes_what_its_filter_takes(world, service):
+    recorded = [entry(world, actor=actor) for actor in ("ann", "bob", "ann", "bob")]
+    for one in recorded:
+        await world.audit.record([one])
+    watching = service.watch(TENANT, after=recorded[0].audit_entry_id, wanted=AuditFilter(actor="bob"))
+    assert await take(watching, 2) == [recorded[1].audit_entry_id, recorded[3].audit_entry_id]
+    await watching.aclose()
 
 
 async def take(watching, count):

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from datetime import timedelta
 from pathlib import Path
 
+from prometheus_client import CollectorRegistry
 from sqlalchemy import text
 from sqlalchemy.ext.asyncio import AsyncEngine
 
@@ -19,6 +20,7 @@ from control_plane.channels.store import PostgresChannelStore
 from control_plane.database.engine import create_engine
 from control_plane.database.unit_of_work import PostgresDatabase
 from control_plane.kv.store import PostgresKvStore
+from control_plane.metrics import ControlMetrics
 from control_plane.policy.active import FixedPolicy
 from control_plane.policy.builtin import builtin_policy
 from control_plane.policy.domain import Subject
@@ -42,6 +44,7 @@ from shared.limits import RequestedLimits
 from shared.manifest import Capabilities, Manifest, ModuleFile
 from shared.packages import SignedPackage, make_package, sign_package
 from shared.schemas import JsonSchema
+from tests.fakes.log import NoLog
 from tests.fixtures.keys import rsa_key, signer, trusting
 from tests.fixtures.postgres import OWNER, SERVICE
 
@@ -187,6 +190,7 @@ async def registry_over(database: PostgresDatabase, owner: AsyncEngine, owner_ur
         owner_url=owner_url,
         database=database,
         templates=TemplateService(
+            log=NoLog(),
             database=database,
             store=template_store,
             publishers=Publishers(),
@@ -221,6 +225,7 @@ async def registry_over(database: PostgresDatabase, owner: AsyncEngine, owner_ur
             audit=audit,
             clock=clock,
             random=random,
+            observer=ControlMetrics(CollectorRegistry()),
         ),
         watch=StopWatch(database=database, store=PostgresStopStore(), halting=stopped),
         stopped=stopped,

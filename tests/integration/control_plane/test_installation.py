@@ -3,19 +3,29 @@
 import asyncio
 import stat
 from dataclasses import replace
+from datetime import UTC, datetime
 
 import pytest
 from sqlalchemy import text
 
 from control_plane.database.engine import create_engine
 from control_plane.installation.domain import InitRequest
-from control_plane.setup import add_publisher, initialize
-from shared.errors import ConflictError, InvalidInputError, KeyFileModeError, NotFoundError
+from control_plane.setup import add_publisher, initialize, record_new_authority, replace_root
+from shared.errors import (
+    ConflictError,
+    InvalidInputError,
+    KeyFileModeError,
+    NotFoundError,
+    UnknownKeyError,
+    WrongStateError,
+)
 from shared.ids import InstallationId
-from shared.key_files import read_public_key
-from shared.keyset import KeyPurpose, verify_keyset
+from shared.key_files import read_private_key, read_public_key, write_private_key
+from shared.keyset import KeyPurpose, sign_keyset, verify_keyset
+from shared.roots import verify_relayed
 from shared.trust import read_trust
-from tests.fixtures.keys import ed25519_key, rsa_key
+from tests.builders.roots import handover, with_chain
+from tests.fixtures.keys import ed25519_key, rsa_key, signer, trusting
 
 
 @pytest.fixture
@@ -168,3 +178,69 @@ async def test_the_password_of_the_service_reaches_postgres_as_a_verifier(reques
     await initialize(replace(request_, service_password="correct-horse"))
     with pytest.raises(InvalidInputError):
         await initialize(replace(request_, service_password="b\u00e4d"))
+
+
+async def test_init_leaves_the_pinned_root_alone_after_a_handover(request_):
+    made = await initialize(request_)
+    old, new = read_private_key(made.paths.root_key), ed25519_key("root 2")
+    offered = await next_keyset(made.paths, old, new)
+    await store_keyset(request_.owner_database_url, 2, offered)
+    again = await initialize(request_)
+    assert (again.keyset_version, again.root_key_id) == (2, old.key_id)
+    # The root key here is not the one in force: it signs nothing, and says why.
+    with pytest.raises(WrongStateError, match="in force"):
+        await add_publisher(
+            paths=made.paths, owner_database_url=request_.owner_database_url, publisher=rsa_key("pub").public
+        )
+    made.paths.root_key.unlink()
+    write_private_key(made.paths.root_key, new)
+    again = await initialize(request_)
+    assert read_trust(again.paths.trust).root_key.key_id == old.key_id
+    version = await add_publisher(
+        paths=made.paths, owner_database_url=request_.owner_database_url, publisher=rsa_key("pub").public
+    )
+    found = verify_relayed(made.paths.keyset.read_bytes(), root_keys=trusting(old), minimum_version=version)
+    assert (version, found.root.key_id) == (3, new.key_id)
+
+
+async def test_a_lost_root_is_replaced_without_its_word(request_):
+    made = await initialize(request_)
+    old, new = read_private_key(made.paths.root_key), ed25519_key("root 2")
+    made.paths.node.keyset.write_bytes(made.paths.keyset.read_bytes())
+    url = request_.owner_database_url
+    for _ in range(2):
+        assert await replace_root(paths=made.paths, owner_database_url=url, root=new) == 2
+    assert read_trust(made.paths.node.trust).root_key.key_id == new.key_id
+    assert read_public_key(made.paths.root_public_key).key_id == new.key_id
+    assert not made.paths.node.keyset.exists()
+    keyset = made.paths.keyset.read_bytes()
+    assert verify_relayed(keyset, root_keys=trusting(new), minimum_version=2).keyset.version == 2
+    with pytest.raises(UnknownKeyError):
+        verify_relayed(keyset, root_keys=trusting(old), minimum_version=1)
+    replaced = "SELECT subject, details->>'instead_of' FROM audit_entries WHERE action = 'root.replaced'"
+    assert await rows(url, replaced) == [("2", old.key_id)]
+
+
+async def test_a_new_authority_is_on_record(request_):
+    await initialize(request_)
+    until = datetime(2027, 1, 1, tzinfo=UTC)
+    await record_new_authority(request_.owner_database_url, fingerprint="ab" * 32, old_until=until)
+    query = "SELECT details->>'certificate_sha256' FROM audit_entries WHERE action = 'authority.rotated'"
+    assert await rows(request_.owner_database_url, query) == [("ab" * 32,)]
+
+
+async def next_keyset(paths, old, new):
+    held = verify_relayed(paths.keyset.read_bytes(), root_keys=trusting(old), minimum_version=1).keyset
+    keyset = replace(held, version=held.version + 1, root_key_id=new.key_id)
+    link = await handover(old, new, installation=held.installation)
+    return with_chain(await sign_keyset(keyset, [signer(new)]), link)
+
+
+async def store_keyset(url, version, envelope):
+    engine = create_engine(url, application="test")
+    try:
+        async with engine.begin() as connection:
+            row = text("INSERT INTO keysets (version, envelope) VALUES (:version, :envelope)")
+            await connection.execute(row, {"version": version, "envelope": envelope})
+    finally:
+        await engine.dispose()

@@ -126,3 +126,34 @@ async def test_what_is_retired_ends_what_waits_also_when_it_is_repeated(registry
     for _ in range(2):
         version = await registry.templates.retire(AUTHOR, TemplateRef(name="probe", version="1.0.0"))
     assert registry.stopped == [(version.digest, "TEMPLATE_RETIRED", AUTHOR.identity)] * 2
+
+
+async def test_a_quarantine_keeps_its_evidence_out_of_lists_and_after_it_is_lifted(registry):
+    await registry.publish(await package())
+    digest = (await registry.catalog.get(TENANT, TemplateRef(name="probe", version="1.0.0"))).digest
+    target = StopTarget(tenant_id=TENANT, template_digest=digest)
+
+    made = (await registry.stops.create(ADMIN, target, reason="they differ", evidence=b'{"a":1}')).stop
+
+    (shown,) = (await registry.stops.list(ADMIN, lifted=False, page_size=0, page_token="")).items
+    assert (shown.stop_id, shown.is_quarantine, shown.evidence) == (made.stop_id, True, b"")
+    await registry.stops.lift(ADMIN, made.stop_id, reason="known")
+    assert (await registry.stops.get(ADMIN, made.stop_id)).evidence == b'{"a":1}'
+    with pytest.raises(NotFoundError):
+        await registry.stops.get(STRANGER, made.stop_id)
+    assert "template.quarantined" in [action for action, _, _ in await registry.audit()]
+
+
+@pytest.mark.parametrize(
+    ("target", "evidence"),
+    [
+        (OWN, b"{}"),
+        (StopTarget(tenant_id=TENANT, template_name="probe"), b"{}"),
+        (StopTarget(tenant_id=TENANT, template_digest="sha256:" + "f" * 64), b'{"b":1, "a":1}'),
+        (StopTarget(tenant_id=TENANT, template_digest="sha256:" + "f" * 64), b"no JSON"),
+    ],
+    ids=["tenant", "every version", "not canonical", "no JSON"],
+)
+async def test_evidence_is_of_one_version_and_canonical(registry, target, evidence):
+    with pytest.raises(InvalidInputError):
+        await registry.stops.create(ADMIN, target, reason="?", evidence=evidence)

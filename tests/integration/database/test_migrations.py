@@ -18,7 +18,7 @@ from control_plane.database.migrate import downgrade, require_current_schema, up
 from control_plane.database.tables import metadata
 from shared.errors import DatabaseUnavailableError, SettingsError
 
-APPEND_ONLY = ["audit_entries", "receipts", "decisions", "order_batches", "keysets"]
+APPEND_ONLY = ["audit_entries", "receipts", "decisions", "order_batches", "keysets", "policies_used"]
 
 
 async def _differences(url: str) -> list[object]:
@@ -207,3 +207,28 @@ async def test_an_older_schema_is_refused_with_both_versions(owner_url):
 def test_the_service_does_not_load_the_tool_that_migrates():
     program = "import sys, control_plane.main; sys.exit('alembic' in sys.modules)"
     subprocess.run([sys.executable, "-c", program], check=True, timeout=60)
+
+
+@pytest.mark.parametrize(("oldest", "serves"), [("0023", True), (None, False), ("9999", False)])
+async def test_a_newer_schema_is_accepted_as_long_as_it_serves_this_build(
+    owner_url, database_url, oldest, serves
+):
+    """The colour of the version before starts anew while the next one is tried beside it."""
+    owner, service = (create_engine(url, application="test") for url in (owner_url, database_url))
+    try:
+        async with owner.begin() as connection:
+            await connection.execute(text("UPDATE alembic_version SET version_num = '9999'"))
+            if oldest is None:
+                await connection.execute(text("DROP TABLE schema_support"))
+            else:
+                await connection.execute(
+                    text("UPDATE schema_support SET oldest_revision = :oldest"), {"oldest": oldest}
+                )
+        if serves:
+            await require_current_schema(service)
+        else:
+            with pytest.raises(SettingsError, match="has schema 9999"):
+                await require_current_schema(service)
+    finally:
+        await owner.dispose()
+        await service.dispose()

@@ -124,6 +124,26 @@ async def test_rule_19_the_service_reaches_partitions_through_their_table_alone(
         await engine.dispose()
 
 
+async def test_inputs_and_outputs_go_before_what_proves_them(world: PostgresWorld, owner_url: str) -> None:
+    await run(world)
+    await run(world, at=MONTHS_LATER - timedelta(days=3))
+    (live,) = await submit(world, world.build.execution())
+    plan = {"inputs_older_than": timedelta(days=7), "outputs_older_than": timedelta(days=2)}
+    assert (await retain(owner_url, **plan, dry_run=True)).bodies == 3
+    assert await count(world, "bodies") == 5
+    done = await retain(owner_url, **plan)
+    assert (done.bodies, done.dropped, done.executions) == (3, (), 0)
+    kept = "SELECT count(*) FROM bodies b JOIN executions e ON e.input_body_id = b.body_id"
+    assert await world.fetch(kept) == [2]
+    assert await count(world, "receipts") == 2
+    assert live.run.input.body_id in await world.fetch("SELECT body_id FROM bodies")
+    assert await world.fetch(
+        "SELECT subject || (details ->> 'bodies') FROM audit_entries WHERE action = 'retention.erased'"
+        " ORDER BY subject"
+    ) == ["inputs1", "outputs2"]
+    assert (await retain(owner_url, **plan)).bodies == 0
+
+
 async def test_old_partitions_go_with_their_executions_and_leave_an_audit_entry(
     world: PostgresWorld, owner_url: str
 ) -> None:

@@ -17,6 +17,7 @@ from control_plane.database.notifications import Channel, Notifications, Postgre
 from control_plane.database.unit_of_work import PostgresDatabase
 from control_plane.dispatch.ports import SilentObserver
 from control_plane.dispatch.service import Dispatch
+from control_plane.engines.store import PostgresEngineDenialStore
 from control_plane.executions.domain import (
     Accepted,
     DecisionRecord,
@@ -27,20 +28,25 @@ from control_plane.executions.lease_store import PostgresLeaseStore
 from control_plane.executions.lifecycle import Execution
 from control_plane.executions.store import PostgresExecutionStore
 from control_plane.kv.store import PostgresKvStore
+from control_plane.log.node_proofs import NodeProofs
+from control_plane.log.service import LogService
+from control_plane.log.store import PostgresLogStore
 from control_plane.nodes.domain import Node
 from control_plane.nodes.service import NodeService
 from control_plane.nodes.servicer import NodeServicer
 from control_plane.nodes.store import PostgresNodeStore
 from control_plane.nodes.transfers import NodeTransfers
+from shared.checkpoints import log_origin
 from shared.clock import SystemClock, SystemRandom
 from shared.digests import sha256_digest
 from shared.errors import NotFoundError
 from shared.ids import AGENT, AUDIT_ENTRY, ExecutionId, KeyId, NodeId, new_id
 from shared.signatures import PublicKey
 from tests.fakes.answers import OpenGate
+from tests.fakes.log import LogKey, SilentLog
 from tests.fixtures import dispatch as build
 from tests.fixtures.identities import INSTALLATION, Identities
-from tests.fixtures.keys import rsa_key, signer, trusting
+from tests.fixtures.keys import ed25519_key, rsa_key, signer, trusting
 from tests.fixtures.scripted_node import ScriptedNode
 
 WAIT_SECONDS = 30.0
@@ -263,6 +269,7 @@ async def replica(database_url: str, *, name: str = "replica-1", **options: Any)
         nodes=nodes,
         orders=nodes,
         keysets=keysets,
+        engines=PostgresEngineDenialStore(database),
         signer=signer(rsa_key("orders")),
         completions=waiting,
         options=replace(build.options(), replica_id=name, **options),
@@ -291,7 +298,22 @@ async def replica(database_url: str, *, name: str = "replica-1", **options: Any)
         clock=CLOCK,
         random=RANDOM,
     )
-    servicer = NodeServicer(nodes=service, transfers=transfers, sessions=dispatch, installation=INSTALLATION)
+    log = LogService(
+        database=database.of_every_tenant(),
+        store=PostgresLogStore(),
+        origin=log_origin(INSTALLATION, 1),
+        keys=LogKey(key=ed25519_key("log")),
+        observer=SilentLog(),
+        include_within=timedelta(seconds=WAIT_SECONDS),
+        random=RANDOM,
+    )
+    servicer = NodeServicer(
+        nodes=service,
+        transfers=transfers,
+        sessions=dispatch,
+        proofs=NodeProofs(log=log, leases=leases),
+        installation=INSTALLATION,
+    )
     made = Replica(
         database=database,
         nodes=nodes,

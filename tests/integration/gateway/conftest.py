@@ -8,6 +8,7 @@ import grpc
 import httpx
 import pytest
 import trustme
+from agentfactory.v1 import access_pb2
 from google.protobuf.message_factory import GetMessageClass
 
 from control_plane.gateway.api import Api
@@ -25,10 +26,17 @@ MAKERS = {
 }
 
 
+async def tenant_of_token(_, context):
+    """The part of a token before its first dot is its tenant."""
+    token = dict(context.invocation_metadata())["authorization"].removeprefix("Bearer ")
+    return access_pb2.GetCallerIdentityResponse(tenant_id=token.partition(".")[0])
+
+
 class Scripted(grpc.GenericRpcHandler):
     """Answers RPCs by name with what a test gave, and remembers what came with them."""
 
     def __init__(self, answers):
+        answers = {"GetCallerIdentity": tenant_of_token, **answers}
         self._answers = {ROUTES[name].rpc: (ROUTES[name], answer) for name, answer in answers.items()}
         self.metadata = []
 
@@ -36,7 +44,8 @@ class Scripted(grpc.GenericRpcHandler):
         if details.method not in self._answers:
             return None
         route, answer = self._answers[details.method]
-        self.metadata.append(dict(details.invocation_metadata))
+        if route.name != "GetCallerIdentity":
+            self.metadata.append(dict(details.invocation_metadata))
         return MAKERS[route.kind](
             answer,
             request_deserializer=GetMessageClass(route.request).FromString,

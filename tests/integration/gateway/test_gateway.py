@@ -2,6 +2,7 @@
 
 import asyncio
 import json
+import ssl
 from datetime import timedelta
 
 import httpx
@@ -11,7 +12,13 @@ from agentfactory.v1 import agents_pb2, audit_pb2, executions_pb2, templates_pb2
 
 from control_plane.gateway.main import run
 from control_plane.gateway.settings import GatewaySettings
-from shared.errors import PackageAlteredError, PortInUseError, SettingsError
+from shared.errors import (
+    FieldViolation,
+    InvalidInputError,
+    PackageAlteredError,
+    PortInUseError,
+    SettingsError,
+)
 from shared.rpc.errors import wire_error
 from shared.settings import load_settings
 from tests.integration.gateway.conftest import LIMIT, serving
@@ -370,14 +377,73 @@ async def test_https_with_a_certificate_of_its_own(tmp_path):
         {"GetAgent": get_agent}, tmp_path, certificate=tmp_path / "tls.crt", key=tmp_path / "tls.key"
     ) as (client, *_):
         authority.cert_pem.write_to_path(tmp_path / "ca2.crt")
-        import ssl  # noqa: PLC0415
-
         trust = ssl.create_default_context(cafile=str(tmp_path / "ca2.crt"))
         async with httpx.AsyncClient(verify=trust, base_url=client.base_url, headers=client.headers) as own:
             answer = await own.get("/v1/agents/a")
 
     assert answer.status_code == 200
     assert "strict-transport-security" in answer.headers
+
+
+@pytest.mark.parametrize("host", ["localhost", "127.0.0.1"], ids=["named", "unnamed"])
+async def test_a_rotated_certificate_serves_the_next_handshake_and_a_broken_one_none(tmp_path, host):
+    def place(pems, key):
+        (tmp_path / "tls.crt").write_bytes(b"".join(pem.bytes() for pem in pems))
+        key.write_to_path(tmp_path / "tls.key")
+        (tmp_path / "tls.key").chmod(0o600)
+
+    async def served(port, authority):
+        trust = ssl.create_default_context()
+        authority.configure_trust(trust)
+        _, writer = await asyncio.wait_for(
+            asyncio.open_connection(host, port, ssl=trust), LIMIT.total_seconds()
+        )
+        found = writer.get_extra_info("ssl_object").getpeercert()["serialNumber"]
+        writer.close()
+        return found
+
+    first, second = trustme.CA(), trustme.CA()
+    old, new = (ca.issue_cert("localhost", "127.0.0.1") for ca in (first, second))
+    place(old.cert_chain_pems, old.private_key_pem)
+    async with serving(
+        {}, tmp_path, certificate=tmp_path / "tls.crt", key=tmp_path / "tls.key", host="127.0.0.1"
+    ) as (client, *_):
+        port = client.base_url.port
+        before = await served(port, first)
+        (tmp_path / "tls.crt").write_bytes(new.cert_chain_pems[0].bytes()[:100])
+        meanwhile = await served(port, first)
+        place(new.cert_chain_pems, new.private_key_pem)
+        after = await served(port, second)
+
+    assert before == meanwhile
+    assert after != before
+
+
+async def test_fields_that_the_control_plane_names_are_parts_of_the_http_request(gateway):
+    async def not_so(_, context):
+        await refuse(
+            context,
+            InvalidInputError(
+                "two fields",
+                violations=[
+                    FieldViolation(field="parameters/rules/0/pattern", description="expected a string"),
+                    FieldViolation(field="update_mask", description="names no field"),
+                    FieldViolation(field="name", description="has a space"),
+                ],
+            ),
+        )
+
+    async with gateway({"UpdateAgent": not_so, "ListAgents": not_so}) as (client, *_):
+        changed = await client.patch("/v1/agents/a", json={"revision": "1", "parameters": "e30="})
+        listed = await client.get("/v1/agents")
+
+    assert (changed.status_code, changed.json()["reason"]) == (400, "INVALID_INPUT")
+    assert changed.json()["violations"] == [
+        {"in": "body", "pointer": "/parameters/rules/0/pattern", "detail": "expected a string"},
+        {"in": "body", "pointer": "/update_mask", "detail": "names no field"},
+        {"in": "path", "pointer": "name", "detail": "has a space"},
+    ]
+    assert listed.json()["violations"][0]["in"] == "query"
 
 
 async def test_a_taken_port_is_said(gateway, tmp_path):

@@ -31,10 +31,11 @@ from shared.freshness import FreshnessStatement, sign_statement
 from shared.ids import InstallationId
 from shared.keyset import KeyPurpose, encode_keyset, sign_keyset
 from shared.keyset_changes import add_key, end_others, following, revoke_key
+from tests.builders.roots import handover, with_chain
 from tests.fixtures.keys import ed25519_key, rsa_key, signer
 from tests.fixtures.postgres import OWNER, SERVICE
 
-ROOT, FRESH = ed25519_key("root"), ed25519_key("freshness")
+ROOT, NEXT_ROOT, FRESH = ed25519_key("root"), ed25519_key("root 2"), ed25519_key("freshness")
 LOCAL = InstallationId("local")
 ADMIN = "spiffe://local/caller/admin"
 DAY = timedelta(days=1)
@@ -293,3 +294,64 @@ async def test_a_custodian_that_is_away_is_told_and_the_keyset_is_shown(desk, tm
     found = await desk.service.list_keys()
     assert "0644" in found.custody_problem
     assert len(found.keys) == 3
+
+
+# --- root N hands over to root N+1
+
+
+async def test_the_next_root_takes_over_and_what_it_signs_is_relayed_with_the_chain(desk):
+    pinned = desk.keyset.root_key_id
+    chain = await handover(ROOT, NEXT_ROOT)
+    desk.keyset, envelope = await desk.signed(root=NEXT_ROOT)
+    with pytest.raises(UnknownKeyError):
+        await desk.service.publish(ADMIN, envelope)
+    offered = with_chain(envelope, chain)
+    assert await desk.service.publish(ADMIN, offered) == 2
+    assert await desk.service.publish(ADMIN, offered) == 2
+    assert (await desk.service.newest()).envelope == offered
+
+    # From here on nobody has to know the chain: it is put in front of what the new root signs.
+    desk.keyset, envelope = await desk.signed(root=NEXT_ROOT)
+    assert await desk.service.publish(ADMIN, envelope) == 3
+    assert (await desk.service.newest()).envelope == with_chain(envelope, chain)
+    desk.registry.changed()
+    assert (await desk.registry.current()).root_key_id == NEXT_ROOT.key_id
+    assert await desk.registry.newest() == (3, with_chain(envelope, chain))
+    first = "SELECT details->>'change_1' FROM audit_entries ORDER BY recorded_at LIMIT 1"
+    assert await desk.rows(first) == [(f"root {pinned} hands over to {NEXT_ROOT.key_id}",)]
+
+
+async def test_root_rollback_forged_chains_and_skipped_links_are_refused_and_change_nothing(desk):
+    chain, thief = await handover(ROOT, NEXT_ROOT), ed25519_key("thief")
+    desk.keyset, envelope = await desk.signed(root=NEXT_ROOT)
+    await desk.service.publish(ADMIN, with_chain(envelope, chain))
+    _, by_the_old = await desk.signed(root=ROOT)
+    _, by_a_thief = await desk.signed(root=thief)
+    for attack in (
+        by_the_old,
+        with_chain(by_the_old, chain),
+        with_chain(by_the_old, chain, await handover(NEXT_ROOT, ROOT, by=(ROOT, NEXT_ROOT))),
+        with_chain(by_the_old, await handover(NEXT_ROOT, ROOT)),
+        with_chain(by_a_thief, await handover(ROOT, thief)),
+        with_chain(by_a_thief, chain, await handover(NEXT_ROOT, thief, by=(thief, thief))),
+        with_chain(by_a_thief, chain, await handover(ed25519_key("root 3"), thief)),
+    ):
+        with pytest.raises(VerificationError):
+            await desk.service.publish(ADMIN, attack)
+    assert await desk.rows("SELECT max(version), count(*) FROM keysets") == [(2, 2)]
+
+
+async def test_a_replica_that_knows_the_new_root_does_not_go_back_with_the_database(desk):
+    """Whoever can write to the database and has the old root key makes no replica believe it again."""
+    desk.keyset, envelope = await desk.signed(root=NEXT_ROOT)
+    await desk.service.publish(ADMIN, with_chain(envelope, await handover(ROOT, NEXT_ROOT)))
+    desk.registry.changed()
+    await desk.registry.current()
+    _, by_the_old = await desk.signed(root=ROOT)
+    async with desk.engine.begin() as connection:
+        await connection.execute(
+            text("INSERT INTO keysets (version, envelope) VALUES (3, :envelope)"), {"envelope": by_the_old}
+        )
+    desk.registry.changed()
+    with pytest.raises(UnknownKeyError):
+        await desk.registry.current()

@@ -5,7 +5,7 @@ import asyncio
 import pytest
 from sqlalchemy import select
 
-from control_plane.audit.domain import NewAuditEntry
+from control_plane.audit.domain import AuditFilter, EntryOrder, NewAuditEntry
 from control_plane.database.tables import audit_entries, log_entries, log_pending
 from control_plane.database.unit_of_work import connection_of
 from control_plane.log.domain import Head
@@ -109,7 +109,9 @@ async def test_what_is_recorded_is_proved_in_a_signed_checkpoint(world):
     async with world.database.reading() as connection:
         rows = await connection.execute(select(audit_entries).where(audit_entries.c.audit_entry_id == named))
         [row] = rows.mappings()
-    entries = await world.audit.list(TENANT, action="", subject="thing", page_size=300, page_token="")
+    entries = await world.audit.list(
+        TENANT, AuditFilter(subject="thing"), order=EntryOrder.NEWEST_FIRST, page_size=300, page_token=""
+    )
     served = next(entry for entry in entries.items if entry.audit_entry_id == named)
     content = audit_content(
         audit_entry_id=served.audit_entry_id,

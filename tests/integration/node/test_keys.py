@@ -11,6 +11,7 @@ from shared.freshness import FreshnessStatement, sign_statement
 from shared.ids import InstallationId
 from shared.keyset import KeyPurpose, KeysetEntry
 from shared.outcomes import Outcome
+from tests.builders.roots import handover, with_chain
 from tests.fakes.control_plane import INSTALLATION
 from tests.fixtures.keys import ed25519_key, rsa_key, signer
 
@@ -33,14 +34,15 @@ class Keys:
         bounds = {"not_before": now - DAY, "not_after": now + DAY} | changes
         return KeysetEntry(purpose=purpose, key=key.public, **bounds)
 
-    async def issue(self, *changed):
+    async def issue(self, *changed, root=None, chain=()):
         self.entries |= {entry.key_id: entry for entry in changed}
-        await self.control_plane.issue_keyset(*self.entries.values())
+        await self.control_plane.issue_keyset(*self.entries.values(), root=root)
+        self.control_plane.keyset_envelope = with_chain(self.control_plane.keyset_envelope, *chain)
 
-    async def update(self, session, *changed):
+    async def update(self, session, *changed, root=None, chain=()):
         """Put a newer keyset in force; returns how long the node took."""
         self.control_plane.keyset_version += 1
-        await self.issue(*changed)
+        await self.issue(*changed, root=root, chain=chain)
         message = nodes_pb2.KeysetUpdate(keyset=self.control_plane.keyset_envelope)
         started = time.monotonic()
         self.control_plane.say(session, nodes_pb2.SessionResponse(keyset_update=message))
@@ -198,3 +200,49 @@ async def test_a_statement_by_a_key_that_the_keyset_does_not_list_is_ignored(
     await keys.say(session, key=ed25519_key("stranger"))
     assert (await outcome(control_plane, session, actor)).outcome is Outcome.SUCCEEDED
     assert len(control_plane.sessions) == 1
+
+
+async def test_a_new_root_takes_over_while_orders_run_and_the_old_one_counts_no_more(
+    control_plane, start_node, actor
+):
+    old, new, thief = control_plane.root, ed25519_key("root 2"), ed25519_key("thief")
+    chain = await handover(old, new, installation=INSTALLATION)
+    keys = Keys(control_plane)
+    await keys.issue()
+    node = await start_node()
+    session = await control_plane.session()
+    running = control_plane.job(session, actor, b"sleep 500")
+    await control_plane.send(session, running)
+    await control_plane.wait_for(lambda: session.started)
+
+    await keys.update(session, root=new, chain=(chain,))
+    assert (await control_plane.receipt_of(running)).predicate.outcome is Outcome.SUCCEEDED
+    assert (await outcome(control_plane, session, actor)).outcome is Outcome.SUCCEEDED
+
+    # Forged, a link left out, and back to the old root: each ends the session and changes nothing.
+    forged = await handover(new, thief, by=(thief, thief), installation=INSTALLATION)
+    skipped = await handover(ed25519_key("root 3"), thief, installation=INSTALLATION)
+    for root, links in ((thief, (chain, forged)), (thief, (chain, skipped)), (old, ()), (old, (chain,))):
+        await refuses(control_plane, keys, root=root, chain=links)
+
+    # Started again with the first root pinned, it has not forgotten.
+    await node.stop()
+    before = len(control_plane.sessions)
+    await start_node()
+    session = await control_plane.session(before + 1)
+    assert (await outcome(control_plane, session, actor)).outcome is Outcome.SUCCEEDED
+    await refuses(control_plane, keys, root=old, chain=())
+
+
+async def refuses(control_plane, keys, *, root, chain):
+    """A newer keyset by this root keeps the node out of every session, until it is offered the right one."""
+    right, version = control_plane.keyset_envelope, control_plane.keyset_version
+    control_plane.keyset_version += 1
+    await keys.issue(root=root, chain=chain)
+    before = len(control_plane.sessions)
+    control_plane.say(control_plane.sessions[-1], None)
+    await control_plane.wait_for(lambda: len(control_plane.sessions) >= before + 2)
+    assert not any(one.heartbeats for one in control_plane.sessions[before:])
+    control_plane.keyset_envelope, control_plane.keyset_version = right, version
+    heard = await control_plane.wait_for(lambda: control_plane.sessions[-1].heartbeats)
+    assert heard[-1].keyset_version == version

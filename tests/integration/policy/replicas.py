@@ -34,6 +34,7 @@ from shared.keyset import KeyPurpose, Keyset, KeysetEntry
 from shared.limits import RequestedLimits
 from shared.manifest import Capabilities
 from shared.policy_bundle import make_policy, sign_policy
+from tests.fakes.log import NoLog
 from tests.fixtures.keys import ed25519_key, signer
 from tests.fixtures.postgres import OWNER, SERVICE
 
@@ -158,6 +159,7 @@ async def running_replica(server, name: str, *, engines=None, database=None) -> 
         clock=clock,
     )
     library = PolicyLibrary(
+        log=NoLog(),
         database=database,
         store=store,
         keys=keys,

@@ -1,7 +1,7 @@
 """Proofs from tiles are those that the definitions of RFC 9162 give, however the tree grew."""
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from shared.errors import InvalidInputError
@@ -13,7 +13,16 @@ from shared.merkle import (
     verify_consistency,
     verify_inclusion,
 )
-from shared.tiles import TILE_WIDTH, TileId, consistency, grown, inclusion, range_root, tiles_of_edge
+from shared.tiles import (
+    TILE_WIDTH,
+    TileId,
+    consistency,
+    grown,
+    hashes_of,
+    inclusion,
+    range_root,
+    tiles_of_edge,
+)
 
 MAX_LEAVES = 70_000
 LEAVES = [leaf_hash(number.to_bytes(4, "big")) for number in range(MAX_LEAVES)]
@@ -81,3 +90,15 @@ def test_what_is_not_there_is_named():
         inclusion(5, 300).hashes(tiles)
     with pytest.raises(InvalidInputError, match="tile 0/1 holds 1408 bytes, not 45 hashes"):
         grown(tiles, 301, LEAVES[301:302])
+
+
+@settings(max_examples=30, deadline=None)
+@given(st.integers(1, MAX_LEAVES - 1))
+def test_as_many_hashes_of_a_tile_are_said_to_be_there_as_there_are(size):
+    tiles = tree_of(size)
+    assert {tile: hashes_of(tile, size) * 32 for tile in tiles} == {
+        tile: len(hashes) for tile, hashes in tiles.items()
+    }
+    for tile in tiles:
+        beyond = TileId(tile.level, tile.place + 1)
+        assert beyond in tiles or hashes_of(beyond, size) <= 0

@@ -7,14 +7,15 @@ import grpc
 import pytest
 from agentfactory.v1 import executions_pb2
 
-from cli.agents import MAX_PARAMETERS_BYTES, read_parameters
 from cli.client import Client
 from cli.executions import parse_state
-from cli.receipts import read_evidence
+from cli.parameters import MAX_PARAMETERS_BYTES, read_parameters
+from cli.receipts import read_file
 from cli.run import MAX_BODY_BYTES, Priority, Request, outcome, read_input, to_message
 from cli.settings import owner_database_url, read_settings
 from cli.templates import reference
 from shared.errors import InvalidInputError, MalformedError, NotFoundError, SettingsError
+from shared.receipt_file import MAX_FILE_BYTES
 
 
 def test_an_input_of_the_bound_passes_and_one_byte_more_does_not(tmp_path: Path) -> None:
@@ -73,13 +74,13 @@ def test_an_outcome_names_what_ended_it(fields: dict, words: str) -> None:
     assert words == outcome(executions_pb2.Execution(**fields))
 
 
-def test_evidence_that_is_none_is_refused(tmp_path: Path) -> None:
-    path = tmp_path / "evidence.json"
+def test_a_receipt_file_that_is_not_there_or_far_too_large_is_refused(tmp_path: Path) -> None:
+    path = tmp_path / "receipt.json"
     with pytest.raises(NotFoundError):
-        read_evidence(path)
-    path.write_text('{"unknown": 1}')
+        read_file(path)
+    path.write_bytes(b"x" * (MAX_FILE_BYTES + 2))
     with pytest.raises(MalformedError):
-        read_evidence(path)
+        read_file(path)
 
 
 def test_settings_are_strict_and_the_database_must_be_named(

@@ -48,6 +48,7 @@ from shared.resources import NO_RESOURCES, ResourcesUsed
 from shared.schemas import JsonSchema
 from tests.fakes.clock import START, FakeClock, FakeRandom
 from tests.fakes.host_calls import fake_parts
+from tests.fakes.log import unchecked
 from tests.fakes.sandbox import FakeSandbox
 from tests.fakes.spool import FakeSpool
 from tests.fixtures.keys import ed25519_key, rsa_key, signer
@@ -133,6 +134,7 @@ class World:
             carrier=OrderCarrier(
                 facts=self.facts,
                 leases=self.leases,
+                log=unchecked(self.keyset),
                 modules=self.modules,
                 inputs=None,
                 sandbox=self.sandbox,

@@ -1,4 +1,5 @@
 import pytest
+import rfc8785
 
 from shared.canonical import MAX_DEPTH, MAX_DOCUMENT_BYTES, canonical_json, parse_canonical, parse_strict
 from shared.errors import InvalidInputError, MalformedError
@@ -23,6 +24,24 @@ def test_example_of_rfc_8785():
 def test_keys_sort_by_utf_16_as_rfc_8785_says():
     document = {"\u20ac": 1, "\r": 2, "\ufb33": 3, "1": 4, "\U0001f600": 5, "\x80": 6, "\u00f6": 7}
     assert list(parse_strict(canonical_json(document)).values()) == [2, 4, 6, 7, 1, 5, 3]
+
+
+@pytest.mark.parametrize(
+    "text",
+    ["\u2014 dash", "\u2028\u2029", "\x7f\x80\x1f", "\U0001f600", "\ufb33\ufeff", '\u00e9\\"/\n'],
+    ids=ascii,
+)
+def test_texts_beyond_ascii_are_written_as_the_other_implementation_does(text):
+    for document in ({"a": text, "b": [text, 1]}, {text: 1, "\ufb33": 2, "\U0001f600x": [text]}):
+        assert canonical_json(document) == rfc8785.dumps(document)
+        assert parse_canonical(rfc8785.dumps(document)) == document
+
+
+def test_a_lone_surrogate_has_no_canonical_form():
+    with pytest.raises(InvalidInputError):
+        canonical_json({"a": "\ud800"})
+    with pytest.raises(MalformedError):
+        parse_canonical(b'{"a":"\\ud800"}')
 
 
 @pytest.mark.parametrize(

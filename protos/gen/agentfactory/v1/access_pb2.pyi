@@ -434,12 +434,15 @@ class Tenant(_message.Message):
     MAX_PENDING_FIELD_NUMBER: _builtins.int
     EXECUTIONS_PER_MINUTE_FIELD_NUMBER: _builtins.int
     CREATED_AT_FIELD_NUMBER: _builtins.int
+    ENCRYPT_BODIES_FIELD_NUMBER: _builtins.int
     tenant_id: _builtins.str
     display_name: _builtins.str
     max_pending: _builtins.int
     """Executions that may wait for a node. Zero: what the settings of the control plane say."""
     executions_per_minute: _builtins.int
     """Executions accepted within a minute. Zero: what the settings of the control plane say."""
+    encrypt_bodies: _builtins.bool
+    """Inputs, outputs, logs and recordings are stored encrypted under a key of the tenant."""
     @_builtins.property
     def created_at(self) -> _timestamp_pb2.Timestamp: ...
     def __init__(
@@ -450,10 +453,11 @@ class Tenant(_message.Message):
         max_pending: _builtins.int = ...,
         executions_per_minute: _builtins.int = ...,
         created_at: _timestamp_pb2.Timestamp | None = ...,
+        encrypt_bodies: _builtins.bool = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["created_at", b"created_at"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["created_at", b"created_at", "display_name", b"display_name", "executions_per_minute", b"executions_per_minute", "max_pending", b"max_pending", "tenant_id", b"tenant_id"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["created_at", b"created_at", "display_name", b"display_name", "encrypt_bodies", b"encrypt_bodies", "executions_per_minute", b"executions_per_minute", "max_pending", b"max_pending", "tenant_id", b"tenant_id"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -598,12 +602,15 @@ class UpdateTenantRequest(_message.Message):
     DISPLAY_NAME_FIELD_NUMBER: _builtins.int
     MAX_PENDING_FIELD_NUMBER: _builtins.int
     EXECUTIONS_PER_MINUTE_FIELD_NUMBER: _builtins.int
+    ENCRYPT_BODIES_FIELD_NUMBER: _builtins.int
     tenant_id: _builtins.str
     display_name: _builtins.str
     max_pending: _builtins.int
     """Zero: what the settings say."""
     executions_per_minute: _builtins.int
     """Zero: what the settings say."""
+    encrypt_bodies: _builtins.bool
+    """Of bodies that are stored from now on; on every replica within a second. Those before stay as they are."""
     def __init__(
         self,
         *,
@@ -611,19 +618,24 @@ class UpdateTenantRequest(_message.Message):
         display_name: _builtins.str | None = ...,
         max_pending: _builtins.int | None = ...,
         executions_per_minute: _builtins.int | None = ...,
+        encrypt_bodies: _builtins.bool | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["_display_name", b"_display_name", "_executions_per_minute", b"_executions_per_minute", "_max_pending", b"_max_pending", "display_name", b"display_name", "executions_per_minute", b"executions_per_minute", "max_pending", b"max_pending"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_display_name", b"_display_name", "_encrypt_bodies", b"_encrypt_bodies", "_executions_per_minute", b"_executions_per_minute", "_max_pending", b"_max_pending", "display_name", b"display_name", "encrypt_bodies", b"encrypt_bodies", "executions_per_minute", b"executions_per_minute", "max_pending", b"max_pending"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["_display_name", b"_display_name", "_executions_per_minute", b"_executions_per_minute", "_max_pending", b"_max_pending", "display_name", b"display_name", "executions_per_minute", b"executions_per_minute", "max_pending", b"max_pending", "tenant_id", b"tenant_id"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_display_name", b"_display_name", "_encrypt_bodies", b"_encrypt_bodies", "_executions_per_minute", b"_executions_per_minute", "_max_pending", b"_max_pending", "display_name", b"display_name", "encrypt_bodies", b"encrypt_bodies", "executions_per_minute", b"executions_per_minute", "max_pending", b"max_pending", "tenant_id", b"tenant_id"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     _WhichOneofReturnType__display_name: _TypeAlias = _typing.Literal["display_name"]  # noqa: Y015
     _WhichOneofArgType__display_name: _TypeAlias = _typing.Literal["_display_name", b"_display_name"]  # noqa: Y015
+    _WhichOneofReturnType__encrypt_bodies: _TypeAlias = _typing.Literal["encrypt_bodies"]  # noqa: Y015
+    _WhichOneofArgType__encrypt_bodies: _TypeAlias = _typing.Literal["_encrypt_bodies", b"_encrypt_bodies"]  # noqa: Y015
     _WhichOneofReturnType__executions_per_minute: _TypeAlias = _typing.Literal["executions_per_minute"]  # noqa: Y015
     _WhichOneofArgType__executions_per_minute: _TypeAlias = _typing.Literal["_executions_per_minute", b"_executions_per_minute"]  # noqa: Y015
     _WhichOneofReturnType__max_pending: _TypeAlias = _typing.Literal["max_pending"]  # noqa: Y015
     _WhichOneofArgType__max_pending: _TypeAlias = _typing.Literal["_max_pending", b"_max_pending"]  # noqa: Y015
     @_typing.overload
     def WhichOneof(self, oneof_group: _WhichOneofArgType__display_name) -> _WhichOneofReturnType__display_name | None: ...
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__encrypt_bodies) -> _WhichOneofReturnType__encrypt_bodies | None: ...
     @_typing.overload
     def WhichOneof(self, oneof_group: _WhichOneofArgType__executions_per_minute) -> _WhichOneofReturnType__executions_per_minute | None: ...
     @_typing.overload
@@ -650,3 +662,85 @@ class UpdateTenantResponse(_message.Message):
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___UpdateTenantResponse: _TypeAlias = UpdateTenantResponse  # noqa: Y015
+
+@_typing.final
+class RotateBodyKeyRequest(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    TENANT_ID_FIELD_NUMBER: _builtins.int
+    tenant_id: _builtins.str
+    """Empty: the caller's."""
+    def __init__(
+        self,
+        *,
+        tenant_id: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["tenant_id", b"tenant_id"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___RotateBodyKeyRequest: _TypeAlias = RotateBodyKeyRequest  # noqa: Y015
+
+@_typing.final
+class RotateBodyKeyResponse(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    BODY_KEY_ID_FIELD_NUMBER: _builtins.int
+    body_key_id: _builtins.str
+    def __init__(
+        self,
+        *,
+        body_key_id: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["body_key_id", b"body_key_id"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___RotateBodyKeyResponse: _TypeAlias = RotateBodyKeyResponse  # noqa: Y015
+
+@_typing.final
+class EraseBodyKeysRequest(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    TENANT_ID_FIELD_NUMBER: _builtins.int
+    REASON_FIELD_NUMBER: _builtins.int
+    tenant_id: _builtins.str
+    reason: _builtins.str
+    """Who asked for it, and why; on record for ever."""
+    def __init__(
+        self,
+        *,
+        tenant_id: _builtins.str = ...,
+        reason: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["reason", b"reason", "tenant_id", b"tenant_id"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___EraseBodyKeysRequest: _TypeAlias = EraseBodyKeysRequest  # noqa: Y015
+
+@_typing.final
+class EraseBodyKeysResponse(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    KEYS_FIELD_NUMBER: _builtins.int
+    keys: _builtins.int
+    """Keys that were destroyed now."""
+    def __init__(
+        self,
+        *,
+        keys: _builtins.int = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["keys", b"keys"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___EraseBodyKeysResponse: _TypeAlias = EraseBodyKeysResponse  # noqa: Y015

@@ -88,6 +88,16 @@ class AccessServiceStub:
                 request_serializer=agentfactory_dot_v1_dot_access__pb2.UpdateTenantRequest.SerializeToString,
                 response_deserializer=agentfactory_dot_v1_dot_access__pb2.UpdateTenantResponse.FromString,
                 _registered_method=True)
+        self.RotateBodyKey = channel.unary_unary(
+                '/agentfactory.v1.AccessService/RotateBodyKey',
+                request_serializer=agentfactory_dot_v1_dot_access__pb2.RotateBodyKeyRequest.SerializeToString,
+                response_deserializer=agentfactory_dot_v1_dot_access__pb2.RotateBodyKeyResponse.FromString,
+                _registered_method=True)
+        self.EraseBodyKeys = channel.unary_unary(
+                '/agentfactory.v1.AccessService/EraseBodyKeys',
+                request_serializer=agentfactory_dot_v1_dot_access__pb2.EraseBodyKeysRequest.SerializeToString,
+                response_deserializer=agentfactory_dot_v1_dot_access__pb2.EraseBodyKeysResponse.FromString,
+                _registered_method=True)
 
 
 class AccessServiceServicer:
@@ -174,6 +184,25 @@ class AccessServiceServicer:
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def RotateBodyKey(self, request, context):
+        """Makes the key that new bodies of a tenant are encrypted with; older keys go on to open what they sealed.
+        Who: admin of the tenant; admin of the tenant "default", of any. Repeat: makes another one.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def EraseBodyKeys(self, request, context):
+        """Destroys all keys of a tenant's bodies, for good: whatever they sealed is erased, in backups too.
+        Refused while executions of the tenant have not ended: WRONG_STATE. KEY_UNAVAILABLE: the database has
+        forgotten the keys, their custodian has not destroyed its own; repeat.
+        Who: admin of the tenant; admin of the tenant "default", of any. Required: tenant_id, reason.
+        Repeat: finishes what was left; erases what was made since.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
 
 def add_AccessServiceServicer_to_server(servicer, server):
     rpc_method_handlers = {
@@ -226,6 +255,16 @@ def add_AccessServiceServicer_to_server(servicer, server):
                     servicer.UpdateTenant,
                     request_deserializer=agentfactory_dot_v1_dot_access__pb2.UpdateTenantRequest.FromString,
                     response_serializer=agentfactory_dot_v1_dot_access__pb2.UpdateTenantResponse.SerializeToString,
+            ),
+            'RotateBodyKey': grpc.unary_unary_rpc_method_handler(
+                    servicer.RotateBodyKey,
+                    request_deserializer=agentfactory_dot_v1_dot_access__pb2.RotateBodyKeyRequest.FromString,
+                    response_serializer=agentfactory_dot_v1_dot_access__pb2.RotateBodyKeyResponse.SerializeToString,
+            ),
+            'EraseBodyKeys': grpc.unary_unary_rpc_method_handler(
+                    servicer.EraseBodyKeys,
+                    request_deserializer=agentfactory_dot_v1_dot_access__pb2.EraseBodyKeysRequest.FromString,
+                    response_serializer=agentfactory_dot_v1_dot_access__pb2.EraseBodyKeysResponse.SerializeToString,
             ),
     }
     generic_handler = grpc.method_handlers_generic_handler(
@@ -502,6 +541,60 @@ class AccessService:
             '/agentfactory.v1.AccessService/UpdateTenant',
             agentfactory_dot_v1_dot_access__pb2.UpdateTenantRequest.SerializeToString,
             agentfactory_dot_v1_dot_access__pb2.UpdateTenantResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def RotateBodyKey(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/agentfactory.v1.AccessService/RotateBodyKey',
+            agentfactory_dot_v1_dot_access__pb2.RotateBodyKeyRequest.SerializeToString,
+            agentfactory_dot_v1_dot_access__pb2.RotateBodyKeyResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def EraseBodyKeys(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/agentfactory.v1.AccessService/EraseBodyKeys',
+            agentfactory_dot_v1_dot_access__pb2.EraseBodyKeysRequest.SerializeToString,
+            agentfactory_dot_v1_dot_access__pb2.EraseBodyKeysResponse.FromString,
             options,
             channel_credentials,
             insecure,

@@ -70,6 +70,17 @@ class AccessServiceStub:
     """Changes what is named of a tenant. Who: admin of the tenant "default". Required: tenant_id.
     Repeat: no effect.
     """
+    RotateBodyKey: _grpc.UnaryUnaryMultiCallable[_access_pb2.RotateBodyKeyRequest, _access_pb2.RotateBodyKeyResponse]
+    """Makes the key that new bodies of a tenant are encrypted with; older keys go on to open what they sealed.
+    Who: admin of the tenant; admin of the tenant "default", of any. Repeat: makes another one.
+    """
+    EraseBodyKeys: _grpc.UnaryUnaryMultiCallable[_access_pb2.EraseBodyKeysRequest, _access_pb2.EraseBodyKeysResponse]
+    """Destroys all keys of a tenant's bodies, for good: whatever they sealed is erased, in backups too.
+    Refused while executions of the tenant have not ended: WRONG_STATE. KEY_UNAVAILABLE: the database has
+    forgotten the keys, their custodian has not destroyed its own; repeat.
+    Who: admin of the tenant; admin of the tenant "default", of any. Required: tenant_id, reason.
+    Repeat: finishes what was left; erases what was made since.
+    """
 
 @_typing.type_check_only
 class AccessServiceAsyncStub(AccessServiceStub):
@@ -112,6 +123,17 @@ class AccessServiceAsyncStub(AccessServiceStub):
     UpdateTenant: _aio.UnaryUnaryMultiCallable[_access_pb2.UpdateTenantRequest, _access_pb2.UpdateTenantResponse]  # type: ignore[assignment]
     """Changes what is named of a tenant. Who: admin of the tenant "default". Required: tenant_id.
     Repeat: no effect.
+    """
+    RotateBodyKey: _aio.UnaryUnaryMultiCallable[_access_pb2.RotateBodyKeyRequest, _access_pb2.RotateBodyKeyResponse]  # type: ignore[assignment]
+    """Makes the key that new bodies of a tenant are encrypted with; older keys go on to open what they sealed.
+    Who: admin of the tenant; admin of the tenant "default", of any. Repeat: makes another one.
+    """
+    EraseBodyKeys: _aio.UnaryUnaryMultiCallable[_access_pb2.EraseBodyKeysRequest, _access_pb2.EraseBodyKeysResponse]  # type: ignore[assignment]
+    """Destroys all keys of a tenant's bodies, for good: whatever they sealed is erased, in backups too.
+    Refused while executions of the tenant have not ended: WRONG_STATE. KEY_UNAVAILABLE: the database has
+    forgotten the keys, their custodian has not destroyed its own; repeat.
+    Who: admin of the tenant; admin of the tenant "default", of any. Required: tenant_id, reason.
+    Repeat: finishes what was left; erases what was made since.
     """
 
 class AccessServiceServicer(metaclass=_abc_1.ABCMeta):
@@ -212,6 +234,29 @@ class AccessServiceServicer(metaclass=_abc_1.ABCMeta):
     ) -> _typing.Union[_access_pb2.UpdateTenantResponse, _abc.Awaitable[_access_pb2.UpdateTenantResponse]]:
         """Changes what is named of a tenant. Who: admin of the tenant "default". Required: tenant_id.
         Repeat: no effect.
+        """
+
+    @_abc_1.abstractmethod
+    def RotateBodyKey(
+        self,
+        request: _access_pb2.RotateBodyKeyRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_access_pb2.RotateBodyKeyResponse, _abc.Awaitable[_access_pb2.RotateBodyKeyResponse]]:
+        """Makes the key that new bodies of a tenant are encrypted with; older keys go on to open what they sealed.
+        Who: admin of the tenant; admin of the tenant "default", of any. Repeat: makes another one.
+        """
+
+    @_abc_1.abstractmethod
+    def EraseBodyKeys(
+        self,
+        request: _access_pb2.EraseBodyKeysRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_access_pb2.EraseBodyKeysResponse, _abc.Awaitable[_access_pb2.EraseBodyKeysResponse]]:
+        """Destroys all keys of a tenant's bodies, for good: whatever they sealed is erased, in backups too.
+        Refused while executions of the tenant have not ended: WRONG_STATE. KEY_UNAVAILABLE: the database has
+        forgotten the keys, their custodian has not destroyed its own; repeat.
+        Who: admin of the tenant; admin of the tenant "default", of any. Required: tenant_id, reason.
+        Repeat: finishes what was left; erases what was made since.
         """
 
 def add_AccessServiceServicer_to_server(servicer: AccessServiceServicer, server: _typing.Union[_grpc.Server, _aio.Server]) -> None: ...

@@ -4,11 +4,13 @@ isort:skip_file
 """
 
 from agentfactory.v1 import common_pb2 as _common_pb2
+from agentfactory.v1 import policy_pb2 as _policy_pb2
 from collections import abc as _abc
 from google.protobuf import descriptor as _descriptor
 from google.protobuf import message as _message
 from google.protobuf import timestamp_pb2 as _timestamp_pb2
 from google.protobuf.internal import containers as _containers
+from google.protobuf.internal import enum_type_wrapper as _enum_type_wrapper
 import builtins as _builtins
 import sys
 import typing as _typing
@@ -19,6 +21,25 @@ else:
     from typing_extensions import TypeAlias as _TypeAlias, Never as _Never
 
 DESCRIPTOR: _descriptor.FileDescriptor
+
+class _EntryOrder:
+    ValueType = _typing.NewType("ValueType", _builtins.int)
+    V: _TypeAlias = ValueType  # noqa: Y015
+
+class _EntryOrderEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_EntryOrder.ValueType], _builtins.type):
+    DESCRIPTOR: _descriptor.EnumDescriptor
+    ENTRY_ORDER_UNSPECIFIED: _EntryOrder.ValueType  # 0
+    """Newest first."""
+    ENTRY_ORDER_NEWEST_FIRST: _EntryOrder.ValueType  # 1
+    ENTRY_ORDER_OLDEST_FIRST: _EntryOrder.ValueType  # 2
+
+class EntryOrder(_EntryOrder, metaclass=_EntryOrderEnumTypeWrapper): ...
+
+ENTRY_ORDER_UNSPECIFIED: EntryOrder.ValueType  # 0
+"""Newest first."""
+ENTRY_ORDER_NEWEST_FIRST: EntryOrder.ValueType  # 1
+ENTRY_ORDER_OLDEST_FIRST: EntryOrder.ValueType  # 2
+Global___EntryOrder: _TypeAlias = EntryOrder  # noqa: Y015
 
 @_typing.final
 class AuditEntry(_message.Message):
@@ -69,20 +90,43 @@ class ListAuditEntriesRequest(_message.Message):
     PAGE_FIELD_NUMBER: _builtins.int
     ACTION_FIELD_NUMBER: _builtins.int
     SUBJECT_FIELD_NUMBER: _builtins.int
+    ACTOR_FIELD_NUMBER: _builtins.int
+    RESULT_FIELD_NUMBER: _builtins.int
+    RECORDED_FROM_FIELD_NUMBER: _builtins.int
+    RECORDED_BEFORE_FIELD_NUMBER: _builtins.int
+    ORDER_FIELD_NUMBER: _builtins.int
     action: _builtins.str
+    """An action, or the beginning of some with a star: "execution.*"."""
     subject: _builtins.str
+    actor: _builtins.str
+    result: _builtins.str
+    """"ok", a reason such as "POLICY_DENIED", or "refused" for every reason."""
+    order: Global___EntryOrder.ValueType
     @_builtins.property
     def page(self) -> _common_pb2.PageRequest: ...
+    @_builtins.property
+    def recorded_from(self) -> _timestamp_pb2.Timestamp:
+        """Recorded then or later."""
+
+    @_builtins.property
+    def recorded_before(self) -> _timestamp_pb2.Timestamp:
+        """Recorded earlier than that."""
+
     def __init__(
         self,
         *,
         page: _common_pb2.PageRequest | None = ...,
         action: _builtins.str = ...,
         subject: _builtins.str = ...,
+        actor: _builtins.str = ...,
+        result: _builtins.str = ...,
+        recorded_from: _timestamp_pb2.Timestamp | None = ...,
+        recorded_before: _timestamp_pb2.Timestamp | None = ...,
+        order: Global___EntryOrder.ValueType = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["page", b"page"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["page", b"page", "recorded_before", b"recorded_before", "recorded_from", b"recorded_from"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["action", b"action", "page", b"page", "subject", b"subject"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["action", b"action", "actor", b"actor", "order", b"order", "page", b"page", "recorded_before", b"recorded_before", "recorded_from", b"recorded_from", "result", b"result", "subject", b"subject"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -116,16 +160,29 @@ class WatchAuditEntriesRequest(_message.Message):
     DESCRIPTOR: _descriptor.Descriptor
 
     AFTER_FIELD_NUMBER: _builtins.int
+    ACTION_FIELD_NUMBER: _builtins.int
+    SUBJECT_FIELD_NUMBER: _builtins.int
+    ACTOR_FIELD_NUMBER: _builtins.int
+    RESULT_FIELD_NUMBER: _builtins.int
     after: _builtins.str
     """Id of the last entry seen; empty: from now on."""
+    action: _builtins.str
+    """As in ListAuditEntriesRequest."""
+    subject: _builtins.str
+    actor: _builtins.str
+    result: _builtins.str
     def __init__(
         self,
         *,
         after: _builtins.str = ...,
+        action: _builtins.str = ...,
+        subject: _builtins.str = ...,
+        actor: _builtins.str = ...,
+        result: _builtins.str = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["after", b"after"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["action", b"action", "actor", b"actor", "after", b"after", "result", b"result", "subject", b"subject"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -150,6 +207,310 @@ class WatchAuditEntriesResponse(_message.Message):
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___WatchAuditEntriesResponse: _TypeAlias = WatchAuditEntriesResponse  # noqa: Y015
+
+@_typing.final
+class ExportEvidenceRequest(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    AFTER_LOG_INDEX_FIELD_NUMBER: _builtins.int
+    after_log_index: _builtins.int
+    """Place in the log of the last one that the caller has; absent: from the beginning."""
+    def __init__(
+        self,
+        *,
+        after_log_index: _builtins.int | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_after_log_index", b"_after_log_index", "after_log_index", b"after_log_index"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_after_log_index", b"_after_log_index", "after_log_index", b"after_log_index"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    _WhichOneofReturnType__after_log_index: _TypeAlias = _typing.Literal["after_log_index"]  # noqa: Y015
+    _WhichOneofArgType__after_log_index: _TypeAlias = _typing.Literal["_after_log_index", b"_after_log_index"]  # noqa: Y015
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__after_log_index) -> _WhichOneofReturnType__after_log_index | None: ...
+
+Global___ExportEvidenceRequest: _TypeAlias = ExportEvidenceRequest  # noqa: Y015
+
+@_typing.final
+class ExportedReceipt(_message.Message):
+    """A receipt as the node signed it."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    RECEIPT_ID_FIELD_NUMBER: _builtins.int
+    EXECUTION_ID_FIELD_NUMBER: _builtins.int
+    NODE_ID_FIELD_NUMBER: _builtins.int
+    SEQUENCE_FIELD_NUMBER: _builtins.int
+    RECEIVED_AT_FIELD_NUMBER: _builtins.int
+    ACCEPTED_FIELD_NUMBER: _builtins.int
+    ENVELOPE_FIELD_NUMBER: _builtins.int
+    receipt_id: _builtins.str
+    execution_id: _builtins.str
+    node_id: _builtins.str
+    sequence: _builtins.int
+    """Place in the node's chain."""
+    accepted: _builtins.bool
+    """False: it came late, or twice, and decided nothing."""
+    envelope: _builtins.bytes
+    """DSSE."""
+    @_builtins.property
+    def received_at(self) -> _timestamp_pb2.Timestamp: ...
+    def __init__(
+        self,
+        *,
+        receipt_id: _builtins.str = ...,
+        execution_id: _builtins.str = ...,
+        node_id: _builtins.str = ...,
+        sequence: _builtins.int = ...,
+        received_at: _timestamp_pb2.Timestamp | None = ...,
+        accepted: _builtins.bool = ...,
+        envelope: _builtins.bytes = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["received_at", b"received_at"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["accepted", b"accepted", "envelope", b"envelope", "execution_id", b"execution_id", "node_id", b"node_id", "receipt_id", b"receipt_id", "received_at", b"received_at", "sequence", b"sequence"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___ExportedReceipt: _TypeAlias = ExportedReceipt  # noqa: Y015
+
+@_typing.final
+class ExportEvidenceResponse(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    LOG_INDEX_FIELD_NUMBER: _builtins.int
+    AUDIT_ENTRY_FIELD_NUMBER: _builtins.int
+    RECEIPT_FIELD_NUMBER: _builtins.int
+    BARE_KIND_FIELD_NUMBER: _builtins.int
+    SUBJECT_FIELD_NUMBER: _builtins.int
+    ORIGIN_FIELD_NUMBER: _builtins.int
+    log_index: _builtins.int
+    bare_kind: _builtins.str
+    """The kind of a leaf without a fact: retention has removed it, or leaves of this kind have none here."""
+    subject: _builtins.str
+    """Of the leaf."""
+    origin: _builtins.str
+    """Name of the log, as its checkpoints give it."""
+    @_builtins.property
+    def audit_entry(self) -> Global___AuditEntry: ...
+    @_builtins.property
+    def receipt(self) -> Global___ExportedReceipt: ...
+    def __init__(
+        self,
+        *,
+        log_index: _builtins.int = ...,
+        audit_entry: Global___AuditEntry | None = ...,
+        receipt: Global___ExportedReceipt | None = ...,
+        bare_kind: _builtins.str = ...,
+        subject: _builtins.str = ...,
+        origin: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["audit_entry", b"audit_entry", "bare_kind", b"bare_kind", "evidence", b"evidence", "receipt", b"receipt"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["audit_entry", b"audit_entry", "bare_kind", b"bare_kind", "evidence", b"evidence", "log_index", b"log_index", "origin", b"origin", "receipt", b"receipt", "subject", b"subject"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    _WhichOneofReturnType_evidence: _TypeAlias = _typing.Literal["audit_entry", "receipt", "bare_kind"]  # noqa: Y015
+    _WhichOneofArgType_evidence: _TypeAlias = _typing.Literal["evidence", b"evidence"]  # noqa: Y015
+    def WhichOneof(self, oneof_group: _WhichOneofArgType_evidence) -> _WhichOneofReturnType_evidence | None: ...
+
+Global___ExportEvidenceResponse: _TypeAlias = ExportEvidenceResponse  # noqa: Y015
+
+@_typing.final
+class CheckEvidenceRequest(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    FROM_LOG_INDEX_FIELD_NUMBER: _builtins.int
+    from_log_index: _builtins.int
+    """First leaf to look at; absent: a sample of the whole log."""
+    def __init__(
+        self,
+        *,
+        from_log_index: _builtins.int | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_from_log_index", b"_from_log_index", "from_log_index", b"from_log_index"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_from_log_index", b"_from_log_index", "from_log_index", b"from_log_index"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    _WhichOneofReturnType__from_log_index: _TypeAlias = _typing.Literal["from_log_index"]  # noqa: Y015
+    _WhichOneofArgType__from_log_index: _TypeAlias = _typing.Literal["_from_log_index", b"_from_log_index"]  # noqa: Y015
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__from_log_index) -> _WhichOneofReturnType__from_log_index | None: ...
+
+Global___CheckEvidenceRequest: _TypeAlias = CheckEvidenceRequest  # noqa: Y015
+
+@_typing.final
+class EvidenceFinding(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    CHECK_FIELD_NUMBER: _builtins.int
+    SUBJECT_FIELD_NUMBER: _builtins.int
+    MESSAGE_FIELD_NUMBER: _builtins.int
+    check: _builtins.str
+    """Which check: "receipts", "log", "tree"."""
+    subject: _builtins.str
+    """A node, a receipt, an audit entry, a leaf or a checkpoint."""
+    message: _builtins.str
+    """What is wrong, in words."""
+    def __init__(
+        self,
+        *,
+        check: _builtins.str = ...,
+        subject: _builtins.str = ...,
+        message: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["check", b"check", "message", b"message", "subject", b"subject"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___EvidenceFinding: _TypeAlias = EvidenceFinding  # noqa: Y015
+
+@_typing.final
+class EvidenceProgress(_message.Message):
+    """Leaves before this one were looked at: a check that was interrupted goes on there."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    NEXT_LOG_INDEX_FIELD_NUMBER: _builtins.int
+    TREE_SIZE_FIELD_NUMBER: _builtins.int
+    next_log_index: _builtins.int
+    tree_size: _builtins.int
+    def __init__(
+        self,
+        *,
+        next_log_index: _builtins.int = ...,
+        tree_size: _builtins.int = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["next_log_index", b"next_log_index", "tree_size", b"tree_size"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___EvidenceProgress: _TypeAlias = EvidenceProgress  # noqa: Y015
+
+@_typing.final
+class EvidenceSummary(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    TREE_SIZE_FIELD_NUMBER: _builtins.int
+    LEAVES_FIELD_NUMBER: _builtins.int
+    FACTS_FIELD_NUMBER: _builtins.int
+    REMOVED_FIELD_NUMBER: _builtins.int
+    CHECKPOINTS_FIELD_NUMBER: _builtins.int
+    NODES_FIELD_NUMBER: _builtins.int
+    RECEIPTS_FIELD_NUMBER: _builtins.int
+    FINDINGS_FIELD_NUMBER: _builtins.int
+    tree_size: _builtins.int
+    leaves: _builtins.int
+    """Leaves that agree with their tiles."""
+    facts: _builtins.int
+    """Leaves that were made again of what they are about."""
+    removed: _builtins.int
+    """Leaves whose fact was removed by retention."""
+    checkpoints: _builtins.int
+    nodes: _builtins.int
+    receipts: _builtins.int
+    """Receipts that ought to be there."""
+    findings: _builtins.int
+    def __init__(
+        self,
+        *,
+        tree_size: _builtins.int = ...,
+        leaves: _builtins.int = ...,
+        facts: _builtins.int = ...,
+        removed: _builtins.int = ...,
+        checkpoints: _builtins.int = ...,
+        nodes: _builtins.int = ...,
+        receipts: _builtins.int = ...,
+        findings: _builtins.int = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["checkpoints", b"checkpoints", "facts", b"facts", "findings", b"findings", "leaves", b"leaves", "nodes", b"nodes", "receipts", b"receipts", "removed", b"removed", "tree_size", b"tree_size"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___EvidenceSummary: _TypeAlias = EvidenceSummary  # noqa: Y015
+
+@_typing.final
+class CheckEvidenceResponse(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    FINDING_FIELD_NUMBER: _builtins.int
+    PROGRESS_FIELD_NUMBER: _builtins.int
+    SUMMARY_FIELD_NUMBER: _builtins.int
+    @_builtins.property
+    def finding(self) -> Global___EvidenceFinding: ...
+    @_builtins.property
+    def progress(self) -> Global___EvidenceProgress: ...
+    @_builtins.property
+    def summary(self) -> Global___EvidenceSummary: ...
+    def __init__(
+        self,
+        *,
+        finding: Global___EvidenceFinding | None = ...,
+        progress: Global___EvidenceProgress | None = ...,
+        summary: Global___EvidenceSummary | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["event", b"event", "finding", b"finding", "progress", b"progress", "summary", b"summary"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["event", b"event", "finding", b"finding", "progress", b"progress", "summary", b"summary"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    _WhichOneofReturnType_event: _TypeAlias = _typing.Literal["finding", "progress", "summary"]  # noqa: Y015
+    _WhichOneofArgType_event: _TypeAlias = _typing.Literal["event", b"event"]  # noqa: Y015
+    def WhichOneof(self, oneof_group: _WhichOneofArgType_event) -> _WhichOneofReturnType_event | None: ...
+
+Global___CheckEvidenceResponse: _TypeAlias = CheckEvidenceResponse  # noqa: Y015
+
+@_typing.final
+class EraseExecutionsRequest(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    EXECUTION_ID_FIELD_NUMBER: _builtins.int
+    CALLER_FIELD_NUMBER: _builtins.int
+    REASON_FIELD_NUMBER: _builtins.int
+    execution_id: _builtins.str
+    caller: _builtins.str
+    """Or every ended execution of this identity in the caller's tenant."""
+    reason: _builtins.str
+    def __init__(
+        self,
+        *,
+        execution_id: _builtins.str = ...,
+        caller: _builtins.str = ...,
+        reason: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["caller", b"caller", "execution_id", b"execution_id", "reason", b"reason"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___EraseExecutionsRequest: _TypeAlias = EraseExecutionsRequest  # noqa: Y015
+
+@_typing.final
+class EraseExecutionsResponse(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    ERASED_FIELD_NUMBER: _builtins.int
+    MORE_FIELD_NUMBER: _builtins.int
+    erased: _builtins.int
+    """Removed by this call."""
+    more: _builtins.bool
+    """There are more: call again."""
+    def __init__(
+        self,
+        *,
+        erased: _builtins.int = ...,
+        more: _builtins.bool = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["erased", b"erased", "more", b"more"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___EraseExecutionsResponse: _TypeAlias = EraseExecutionsResponse  # noqa: Y015
 
 @_typing.final
 class GetReceiptRequest(_message.Message):
@@ -213,7 +574,12 @@ class GetReceiptResponse(_message.Message):
     KEYSET_FIELD_NUMBER: _builtins.int
     TEMPLATE_ENVELOPE_FIELD_NUMBER: _builtins.int
     AFTER_EVICTION_FIELD_NUMBER: _builtins.int
+    DECISION_FIELD_NUMBER: _builtins.int
+    ANCESTOR_ENVELOPES_FIELD_NUMBER: _builtins.int
+    SUBMISSION_FIELD_NUMBER: _builtins.int
+    ENROLLMENT_FIELD_NUMBER: _builtins.int
     LOG_FIELD_NUMBER: _builtins.int
+    ERASED_AT_FIELD_NUMBER: _builtins.int
     receipt_id: _builtins.str
     envelope: _builtins.bytes
     receipt_public_key: _builtins.bytes
@@ -226,8 +592,28 @@ class GetReceiptResponse(_message.Message):
     @_builtins.property
     def order(self) -> Global___SignedOrder: ...
     @_builtins.property
+    def decision(self) -> _policy_pb2.Decision:
+        """The decision that allowed the execution, with its input. Absent where it is no longer kept."""
+
+    @_builtins.property
+    def ancestor_envelopes(self) -> _containers.RepeatedScalarFieldContainer[_builtins.bytes]:
+        """Envelopes of the templates that the template extends, the nearest first."""
+
+    @_builtins.property
+    def submission(self) -> Global___LoggedEntry:
+        """That the execution was accepted, by which decision."""
+
+    @_builtins.property
+    def enrollment(self) -> Global___LoggedEntry:
+        """That the node was admitted, with which receipt key."""
+
+    @_builtins.property
     def log(self) -> Global___LogInclusion:
         """Absent until a checkpoint of the log covers the receipt."""
+
+    @_builtins.property
+    def erased_at(self) -> _timestamp_pb2.Timestamp:
+        """When what the execution read and wrote was removed; absent: it was not."""
 
     def __init__(
         self,
@@ -239,15 +625,51 @@ class GetReceiptResponse(_message.Message):
         keyset: _builtins.bytes = ...,
         template_envelope: _builtins.bytes = ...,
         after_eviction: _builtins.bool = ...,
+        decision: _policy_pb2.Decision | None = ...,
+        ancestor_envelopes: _abc.Iterable[_builtins.bytes] | None = ...,
+        submission: Global___LoggedEntry | None = ...,
+        enrollment: Global___LoggedEntry | None = ...,
         log: Global___LogInclusion | None = ...,
+        erased_at: _timestamp_pb2.Timestamp | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["log", b"log", "order", b"order"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["decision", b"decision", "enrollment", b"enrollment", "erased_at", b"erased_at", "log", b"log", "order", b"order", "submission", b"submission"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["after_eviction", b"after_eviction", "envelope", b"envelope", "keyset", b"keyset", "log", b"log", "order", b"order", "receipt_id", b"receipt_id", "receipt_public_key", b"receipt_public_key", "template_envelope", b"template_envelope"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["after_eviction", b"after_eviction", "ancestor_envelopes", b"ancestor_envelopes", "decision", b"decision", "enrollment", b"enrollment", "envelope", b"envelope", "erased_at", b"erased_at", "keyset", b"keyset", "log", b"log", "order", b"order", "receipt_id", b"receipt_id", "receipt_public_key", b"receipt_public_key", "submission", b"submission", "template_envelope", b"template_envelope"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___GetReceiptResponse: _TypeAlias = GetReceiptResponse  # noqa: Y015
+
+@_typing.final
+class LoggedEntry(_message.Message):
+    """An audit entry exactly as it is in the log."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    AUDIT_ENTRY_FIELD_NUMBER: _builtins.int
+    TENANT_ID_FIELD_NUMBER: _builtins.int
+    LOG_FIELD_NUMBER: _builtins.int
+    tenant_id: _builtins.str
+    @_builtins.property
+    def audit_entry(self) -> Global___AuditEntry: ...
+    @_builtins.property
+    def log(self) -> Global___LogInclusion:
+        """Under the checkpoint of the receipt. Absent until that covers it."""
+
+    def __init__(
+        self,
+        *,
+        audit_entry: Global___AuditEntry | None = ...,
+        tenant_id: _builtins.str = ...,
+        log: Global___LogInclusion | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["audit_entry", b"audit_entry", "log", b"log"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["audit_entry", b"audit_entry", "log", b"log", "tenant_id", b"tenant_id"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___LoggedEntry: _TypeAlias = LoggedEntry  # noqa: Y015
 
 @_typing.final
 class LogInclusion(_message.Message):
@@ -312,19 +734,75 @@ class GetCheckpointResponse(_message.Message):
     DESCRIPTOR: _descriptor.Descriptor
 
     CHECKPOINT_FIELD_NUMBER: _builtins.int
+    WITNESSED_FIELD_NUMBER: _builtins.int
+    STOPPED_BY_FIELD_NUMBER: _builtins.int
     checkpoint: _builtins.bytes
+    witnessed: _builtins.bytes
+    """The newest checkpoint with the quorum of cosignatures, those below it; empty: there is none, or no
+    quorum is asked for.
+    """
+    stopped_by: _builtins.str
+    """Why the log signs nothing any more: a witness saw another one; empty: it does."""
     def __init__(
         self,
         *,
         checkpoint: _builtins.bytes = ...,
+        witnessed: _builtins.bytes = ...,
+        stopped_by: _builtins.str = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["checkpoint", b"checkpoint"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["checkpoint", b"checkpoint", "stopped_by", b"stopped_by", "witnessed", b"witnessed"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___GetCheckpointResponse: _TypeAlias = GetCheckpointResponse  # noqa: Y015
+
+@_typing.final
+class GetLogTileRequest(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    LEVEL_FIELD_NUMBER: _builtins.int
+    INDEX_FIELD_NUMBER: _builtins.int
+    WIDTH_FIELD_NUMBER: _builtins.int
+    level: _builtins.int
+    index: _builtins.int
+    width: _builtins.int
+    """How many hashes, from the first; 256 make a whole tile."""
+    def __init__(
+        self,
+        *,
+        level: _builtins.int = ...,
+        index: _builtins.int = ...,
+        width: _builtins.int = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["index", b"index", "level", b"level", "width", b"width"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___GetLogTileRequest: _TypeAlias = GetLogTileRequest  # noqa: Y015
+
+@_typing.final
+class GetLogTileResponse(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    HASHES_FIELD_NUMBER: _builtins.int
+    hashes: _builtins.bytes
+    """32 bytes each."""
+    def __init__(
+        self,
+        *,
+        hashes: _builtins.bytes = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["hashes", b"hashes"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___GetLogTileResponse: _TypeAlias = GetLogTileResponse  # noqa: Y015
 
 @_typing.final
 class GetInclusionProofRequest(_message.Message):

@@ -45,6 +45,21 @@ class AuditServiceStub:
                 request_serializer=agentfactory_dot_v1_dot_audit__pb2.WatchAuditEntriesRequest.SerializeToString,
                 response_deserializer=agentfactory_dot_v1_dot_audit__pb2.WatchAuditEntriesResponse.FromString,
                 _registered_method=True)
+        self.ExportEvidence = channel.unary_stream(
+                '/agentfactory.v1.AuditService/ExportEvidence',
+                request_serializer=agentfactory_dot_v1_dot_audit__pb2.ExportEvidenceRequest.SerializeToString,
+                response_deserializer=agentfactory_dot_v1_dot_audit__pb2.ExportEvidenceResponse.FromString,
+                _registered_method=True)
+        self.CheckEvidence = channel.unary_stream(
+                '/agentfactory.v1.AuditService/CheckEvidence',
+                request_serializer=agentfactory_dot_v1_dot_audit__pb2.CheckEvidenceRequest.SerializeToString,
+                response_deserializer=agentfactory_dot_v1_dot_audit__pb2.CheckEvidenceResponse.FromString,
+                _registered_method=True)
+        self.EraseExecutions = channel.unary_unary(
+                '/agentfactory.v1.AuditService/EraseExecutions',
+                request_serializer=agentfactory_dot_v1_dot_audit__pb2.EraseExecutionsRequest.SerializeToString,
+                response_deserializer=agentfactory_dot_v1_dot_audit__pb2.EraseExecutionsResponse.FromString,
+                _registered_method=True)
         self.GetReceipt = channel.unary_unary(
                 '/agentfactory.v1.AuditService/GetReceipt',
                 request_serializer=agentfactory_dot_v1_dot_audit__pb2.GetReceiptRequest.SerializeToString,
@@ -65,6 +80,11 @@ class AuditServiceStub:
                 request_serializer=agentfactory_dot_v1_dot_audit__pb2.GetConsistencyProofRequest.SerializeToString,
                 response_deserializer=agentfactory_dot_v1_dot_audit__pb2.GetConsistencyProofResponse.FromString,
                 _registered_method=True)
+        self.GetLogTile = channel.unary_unary(
+                '/agentfactory.v1.AuditService/GetLogTile',
+                request_serializer=agentfactory_dot_v1_dot_audit__pb2.GetLogTileRequest.SerializeToString,
+                response_deserializer=agentfactory_dot_v1_dot_audit__pb2.GetLogTileResponse.FromString,
+                _registered_method=True)
 
 
 class AuditServiceServicer:
@@ -72,7 +92,8 @@ class AuditServiceServicer:
     """
 
     def ListAuditEntries(self, request, context):
-        """Lists entries, newest first. Who: auditor, operator, admin.
+        """Lists entries that meet every filter given, newest first unless `order` says otherwise. Who: auditor, operator,
+        admin. A page token goes on behind the last entry, whatever is recorded meanwhile; repeat the filters with it.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -85,8 +106,34 @@ class AuditServiceServicer:
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def ExportEvidence(self, request, context):
+        """Sends audit entries and receipts of the caller's tenant in the order of the log, each once, and ends with the log.
+        Who: auditor, operator, admin. A repeat with `after_log_index` of the last one goes on behind it and misses nothing.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def CheckEvidence(self, request, context):
+        """Checks that no receipt is missing, that all that was recorded is in the log, and that log, tiles and checkpoints
+        agree; sends what is wrong, how far it is, and last a summary. Who: auditor, operator, admin of tenant `default`.
+        Changes nothing: a repeat checks again.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def EraseExecutions(self, request, context):
+        """Removes what executions read and wrote: inputs, outputs, logs, recordings and their salts. Their receipts stay, and
+        prove as before; an audit entry says who removed what, and why. Who: admin. Required: execution_id or caller, and
+        reason. FAILED_PRECONDITION while the execution has not ended. A repeat changes nothing.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
     def GetReceipt(self, request, context):
-        """Returns a receipt with the order it answers and the keys that verify both. Who: every role.
+        """Returns a receipt with the order it answers, what allowed it, and all that verifies them. Who: every role.
         Required: receipt_id, or execution_id (its deciding receipt).
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
@@ -94,7 +141,8 @@ class AuditServiceServicer:
         raise NotImplementedError('Method not implemented!')
 
     def GetCheckpoint(self, request, context):
-        """Returns the newest signed head of the transparency log. Who: every role.
+        """Returns the newest signed head of the transparency log, and the newest that witnesses have cosigned.
+        Who: everybody, also without an identity: a checkpoint is public.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -116,6 +164,15 @@ class AuditServiceServicer:
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def GetLogTile(self, request, context):
+        """Returns hashes of the log's tree, as C2SP tlog-tiles cuts it: what a checkpoint covers, nothing else.
+        Who: everybody, also without an identity: leaves are salted commitments. Required: width.
+        NOT_FOUND until a checkpoint covers so many hashes of the tile; afterwards always the same.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
 
 def add_AuditServiceServicer_to_server(servicer, server):
     rpc_method_handlers = {
@@ -128,6 +185,21 @@ def add_AuditServiceServicer_to_server(servicer, server):
                     servicer.WatchAuditEntries,
                     request_deserializer=agentfactory_dot_v1_dot_audit__pb2.WatchAuditEntriesRequest.FromString,
                     response_serializer=agentfactory_dot_v1_dot_audit__pb2.WatchAuditEntriesResponse.SerializeToString,
+            ),
+            'ExportEvidence': grpc.unary_stream_rpc_method_handler(
+                    servicer.ExportEvidence,
+                    request_deserializer=agentfactory_dot_v1_dot_audit__pb2.ExportEvidenceRequest.FromString,
+                    response_serializer=agentfactory_dot_v1_dot_audit__pb2.ExportEvidenceResponse.SerializeToString,
+            ),
+            'CheckEvidence': grpc.unary_stream_rpc_method_handler(
+                    servicer.CheckEvidence,
+                    request_deserializer=agentfactory_dot_v1_dot_audit__pb2.CheckEvidenceRequest.FromString,
+                    response_serializer=agentfactory_dot_v1_dot_audit__pb2.CheckEvidenceResponse.SerializeToString,
+            ),
+            'EraseExecutions': grpc.unary_unary_rpc_method_handler(
+                    servicer.EraseExecutions,
+                    request_deserializer=agentfactory_dot_v1_dot_audit__pb2.EraseExecutionsRequest.FromString,
+                    response_serializer=agentfactory_dot_v1_dot_audit__pb2.EraseExecutionsResponse.SerializeToString,
             ),
             'GetReceipt': grpc.unary_unary_rpc_method_handler(
                     servicer.GetReceipt,
@@ -148,6 +220,11 @@ def add_AuditServiceServicer_to_server(servicer, server):
                     servicer.GetConsistencyProof,
                     request_deserializer=agentfactory_dot_v1_dot_audit__pb2.GetConsistencyProofRequest.FromString,
                     response_serializer=agentfactory_dot_v1_dot_audit__pb2.GetConsistencyProofResponse.SerializeToString,
+            ),
+            'GetLogTile': grpc.unary_unary_rpc_method_handler(
+                    servicer.GetLogTile,
+                    request_deserializer=agentfactory_dot_v1_dot_audit__pb2.GetLogTileRequest.FromString,
+                    response_serializer=agentfactory_dot_v1_dot_audit__pb2.GetLogTileResponse.SerializeToString,
             ),
     }
     generic_handler = grpc.method_handlers_generic_handler(
@@ -205,6 +282,87 @@ class AuditService:
             '/agentfactory.v1.AuditService/WatchAuditEntries',
             agentfactory_dot_v1_dot_audit__pb2.WatchAuditEntriesRequest.SerializeToString,
             agentfactory_dot_v1_dot_audit__pb2.WatchAuditEntriesResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def ExportEvidence(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_stream(
+            request,
+            target,
+            '/agentfactory.v1.AuditService/ExportEvidence',
+            agentfactory_dot_v1_dot_audit__pb2.ExportEvidenceRequest.SerializeToString,
+            agentfactory_dot_v1_dot_audit__pb2.ExportEvidenceResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def CheckEvidence(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_stream(
+            request,
+            target,
+            '/agentfactory.v1.AuditService/CheckEvidence',
+            agentfactory_dot_v1_dot_audit__pb2.CheckEvidenceRequest.SerializeToString,
+            agentfactory_dot_v1_dot_audit__pb2.CheckEvidenceResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def EraseExecutions(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/agentfactory.v1.AuditService/EraseExecutions',
+            agentfactory_dot_v1_dot_audit__pb2.EraseExecutionsRequest.SerializeToString,
+            agentfactory_dot_v1_dot_audit__pb2.EraseExecutionsResponse.FromString,
             options,
             channel_credentials,
             insecure,
@@ -313,6 +471,33 @@ class AuditService:
             '/agentfactory.v1.AuditService/GetConsistencyProof',
             agentfactory_dot_v1_dot_audit__pb2.GetConsistencyProofRequest.SerializeToString,
             agentfactory_dot_v1_dot_audit__pb2.GetConsistencyProofResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def GetLogTile(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/agentfactory.v1.AuditService/GetLogTile',
+            agentfactory_dot_v1_dot_audit__pb2.GetLogTileRequest.SerializeToString,
+            agentfactory_dot_v1_dot_audit__pb2.GetLogTileResponse.FromString,
             options,
             channel_credentials,
             insecure,

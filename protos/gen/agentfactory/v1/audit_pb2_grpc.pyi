@@ -34,15 +34,33 @@ class AuditServiceStub:
     @_typing.overload
     def __new__(cls, channel: _aio.Channel) -> AuditServiceAsyncStub: ...
     ListAuditEntries: _grpc.UnaryUnaryMultiCallable[_audit_pb2.ListAuditEntriesRequest, _audit_pb2.ListAuditEntriesResponse]
-    """Lists entries, newest first. Who: auditor, operator, admin."""
+    """Lists entries that meet every filter given, newest first unless `order` says otherwise. Who: auditor, operator,
+    admin. A page token goes on behind the last entry, whatever is recorded meanwhile; repeat the filters with it.
+    """
     WatchAuditEntries: _grpc.UnaryStreamMultiCallable[_audit_pb2.WatchAuditEntriesRequest, _audit_pb2.WatchAuditEntriesResponse]
     """Sends entries as they are committed, oldest first, from `after` on. Who: auditor, operator, admin."""
+    ExportEvidence: _grpc.UnaryStreamMultiCallable[_audit_pb2.ExportEvidenceRequest, _audit_pb2.ExportEvidenceResponse]
+    """Sends audit entries and receipts of the caller's tenant in the order of the log, each once, and ends with the log.
+    Who: auditor, operator, admin. A repeat with `after_log_index` of the last one goes on behind it and misses nothing.
+    """
+    CheckEvidence: _grpc.UnaryStreamMultiCallable[_audit_pb2.CheckEvidenceRequest, _audit_pb2.CheckEvidenceResponse]
+    """Checks that no receipt is missing, that all that was recorded is in the log, and that log, tiles and checkpoints
+    agree; sends what is wrong, how far it is, and last a summary. Who: auditor, operator, admin of tenant `default`.
+    Changes nothing: a repeat checks again.
+    """
+    EraseExecutions: _grpc.UnaryUnaryMultiCallable[_audit_pb2.EraseExecutionsRequest, _audit_pb2.EraseExecutionsResponse]
+    """Removes what executions read and wrote: inputs, outputs, logs, recordings and their salts. Their receipts stay, and
+    prove as before; an audit entry says who removed what, and why. Who: admin. Required: execution_id or caller, and
+    reason. FAILED_PRECONDITION while the execution has not ended. A repeat changes nothing.
+    """
     GetReceipt: _grpc.UnaryUnaryMultiCallable[_audit_pb2.GetReceiptRequest, _audit_pb2.GetReceiptResponse]
-    """Returns a receipt with the order it answers and the keys that verify both. Who: every role.
+    """Returns a receipt with the order it answers, what allowed it, and all that verifies them. Who: every role.
     Required: receipt_id, or execution_id (its deciding receipt).
     """
     GetCheckpoint: _grpc.UnaryUnaryMultiCallable[_audit_pb2.GetCheckpointRequest, _audit_pb2.GetCheckpointResponse]
-    """Returns the newest signed head of the transparency log. Who: every role."""
+    """Returns the newest signed head of the transparency log, and the newest that witnesses have cosigned.
+    Who: everybody, also without an identity: a checkpoint is public.
+    """
     GetInclusionProof: _grpc.UnaryUnaryMultiCallable[_audit_pb2.GetInclusionProofRequest, _audit_pb2.GetInclusionProofResponse]
     """Proves that a receipt or an audit entry of the caller's tenant is in the log. Who: every role.
     NOT_FOUND until a checkpoint covers it, within a second of its commit.
@@ -51,6 +69,11 @@ class AuditServiceStub:
     """Proves that an earlier log is the beginning of a later one. Who: every role.
     Required: first_size.
     """
+    GetLogTile: _grpc.UnaryUnaryMultiCallable[_audit_pb2.GetLogTileRequest, _audit_pb2.GetLogTileResponse]
+    """Returns hashes of the log's tree, as C2SP tlog-tiles cuts it: what a checkpoint covers, nothing else.
+    Who: everybody, also without an identity: leaves are salted commitments. Required: width.
+    NOT_FOUND until a checkpoint covers so many hashes of the tile; afterwards always the same.
+    """
 
 @_typing.type_check_only
 class AuditServiceAsyncStub(AuditServiceStub):
@@ -58,15 +81,33 @@ class AuditServiceAsyncStub(AuditServiceStub):
 
     def __init__(self, channel: _aio.Channel) -> None: ...
     ListAuditEntries: _aio.UnaryUnaryMultiCallable[_audit_pb2.ListAuditEntriesRequest, _audit_pb2.ListAuditEntriesResponse]  # type: ignore[assignment]
-    """Lists entries, newest first. Who: auditor, operator, admin."""
+    """Lists entries that meet every filter given, newest first unless `order` says otherwise. Who: auditor, operator,
+    admin. A page token goes on behind the last entry, whatever is recorded meanwhile; repeat the filters with it.
+    """
     WatchAuditEntries: _aio.UnaryStreamMultiCallable[_audit_pb2.WatchAuditEntriesRequest, _audit_pb2.WatchAuditEntriesResponse]  # type: ignore[assignment]
     """Sends entries as they are committed, oldest first, from `after` on. Who: auditor, operator, admin."""
+    ExportEvidence: _aio.UnaryStreamMultiCallable[_audit_pb2.ExportEvidenceRequest, _audit_pb2.ExportEvidenceResponse]  # type: ignore[assignment]
+    """Sends audit entries and receipts of the caller's tenant in the order of the log, each once, and ends with the log.
+    Who: auditor, operator, admin. A repeat with `after_log_index` of the last one goes on behind it and misses nothing.
+    """
+    CheckEvidence: _aio.UnaryStreamMultiCallable[_audit_pb2.CheckEvidenceRequest, _audit_pb2.CheckEvidenceResponse]  # type: ignore[assignment]
+    """Checks that no receipt is missing, that all that was recorded is in the log, and that log, tiles and checkpoints
+    agree; sends what is wrong, how far it is, and last a summary. Who: auditor, operator, admin of tenant `default`.
+    Changes nothing: a repeat checks again.
+    """
+    EraseExecutions: _aio.UnaryUnaryMultiCallable[_audit_pb2.EraseExecutionsRequest, _audit_pb2.EraseExecutionsResponse]  # type: ignore[assignment]
+    """Removes what executions read and wrote: inputs, outputs, logs, recordings and their salts. Their receipts stay, and
+    prove as before; an audit entry says who removed what, and why. Who: admin. Required: execution_id or caller, and
+    reason. FAILED_PRECONDITION while the execution has not ended. A repeat changes nothing.
+    """
     GetReceipt: _aio.UnaryUnaryMultiCallable[_audit_pb2.GetReceiptRequest, _audit_pb2.GetReceiptResponse]  # type: ignore[assignment]
-    """Returns a receipt with the order it answers and the keys that verify both. Who: every role.
+    """Returns a receipt with the order it answers, what allowed it, and all that verifies them. Who: every role.
     Required: receipt_id, or execution_id (its deciding receipt).
     """
     GetCheckpoint: _aio.UnaryUnaryMultiCallable[_audit_pb2.GetCheckpointRequest, _audit_pb2.GetCheckpointResponse]  # type: ignore[assignment]
-    """Returns the newest signed head of the transparency log. Who: every role."""
+    """Returns the newest signed head of the transparency log, and the newest that witnesses have cosigned.
+    Who: everybody, also without an identity: a checkpoint is public.
+    """
     GetInclusionProof: _aio.UnaryUnaryMultiCallable[_audit_pb2.GetInclusionProofRequest, _audit_pb2.GetInclusionProofResponse]  # type: ignore[assignment]
     """Proves that a receipt or an audit entry of the caller's tenant is in the log. Who: every role.
     NOT_FOUND until a checkpoint covers it, within a second of its commit.
@@ -74,6 +115,11 @@ class AuditServiceAsyncStub(AuditServiceStub):
     GetConsistencyProof: _aio.UnaryUnaryMultiCallable[_audit_pb2.GetConsistencyProofRequest, _audit_pb2.GetConsistencyProofResponse]  # type: ignore[assignment]
     """Proves that an earlier log is the beginning of a later one. Who: every role.
     Required: first_size.
+    """
+    GetLogTile: _aio.UnaryUnaryMultiCallable[_audit_pb2.GetLogTileRequest, _audit_pb2.GetLogTileResponse]  # type: ignore[assignment]
+    """Returns hashes of the log's tree, as C2SP tlog-tiles cuts it: what a checkpoint covers, nothing else.
+    Who: everybody, also without an identity: leaves are salted commitments. Required: width.
+    NOT_FOUND until a checkpoint covers so many hashes of the tile; afterwards always the same.
     """
 
 class AuditServiceServicer(metaclass=_abc_1.ABCMeta):
@@ -85,7 +131,9 @@ class AuditServiceServicer(metaclass=_abc_1.ABCMeta):
         request: _audit_pb2.ListAuditEntriesRequest,
         context: _ServicerContext,
     ) -> _typing.Union[_audit_pb2.ListAuditEntriesResponse, _abc.Awaitable[_audit_pb2.ListAuditEntriesResponse]]:
-        """Lists entries, newest first. Who: auditor, operator, admin."""
+        """Lists entries that meet every filter given, newest first unless `order` says otherwise. Who: auditor, operator,
+        admin. A page token goes on behind the last entry, whatever is recorded meanwhile; repeat the filters with it.
+        """
 
     @_abc_1.abstractmethod
     def WatchAuditEntries(
@@ -96,12 +144,44 @@ class AuditServiceServicer(metaclass=_abc_1.ABCMeta):
         """Sends entries as they are committed, oldest first, from `after` on. Who: auditor, operator, admin."""
 
     @_abc_1.abstractmethod
+    def ExportEvidence(
+        self,
+        request: _audit_pb2.ExportEvidenceRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_abc.Iterator[_audit_pb2.ExportEvidenceResponse], _abc.AsyncIterator[_audit_pb2.ExportEvidenceResponse]]:
+        """Sends audit entries and receipts of the caller's tenant in the order of the log, each once, and ends with the log.
+        Who: auditor, operator, admin. A repeat with `after_log_index` of the last one goes on behind it and misses nothing.
+        """
+
+    @_abc_1.abstractmethod
+    def CheckEvidence(
+        self,
+        request: _audit_pb2.CheckEvidenceRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_abc.Iterator[_audit_pb2.CheckEvidenceResponse], _abc.AsyncIterator[_audit_pb2.CheckEvidenceResponse]]:
+        """Checks that no receipt is missing, that all that was recorded is in the log, and that log, tiles and checkpoints
+        agree; sends what is wrong, how far it is, and last a summary. Who: auditor, operator, admin of tenant `default`.
+        Changes nothing: a repeat checks again.
+        """
+
+    @_abc_1.abstractmethod
+    def EraseExecutions(
+        self,
+        request: _audit_pb2.EraseExecutionsRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_audit_pb2.EraseExecutionsResponse, _abc.Awaitable[_audit_pb2.EraseExecutionsResponse]]:
+        """Removes what executions read and wrote: inputs, outputs, logs, recordings and their salts. Their receipts stay, and
+        prove as before; an audit entry says who removed what, and why. Who: admin. Required: execution_id or caller, and
+        reason. FAILED_PRECONDITION while the execution has not ended. A repeat changes nothing.
+        """
+
+    @_abc_1.abstractmethod
     def GetReceipt(
         self,
         request: _audit_pb2.GetReceiptRequest,
         context: _ServicerContext,
     ) -> _typing.Union[_audit_pb2.GetReceiptResponse, _abc.Awaitable[_audit_pb2.GetReceiptResponse]]:
-        """Returns a receipt with the order it answers and the keys that verify both. Who: every role.
+        """Returns a receipt with the order it answers, what allowed it, and all that verifies them. Who: every role.
         Required: receipt_id, or execution_id (its deciding receipt).
         """
 
@@ -111,7 +191,9 @@ class AuditServiceServicer(metaclass=_abc_1.ABCMeta):
         request: _audit_pb2.GetCheckpointRequest,
         context: _ServicerContext,
     ) -> _typing.Union[_audit_pb2.GetCheckpointResponse, _abc.Awaitable[_audit_pb2.GetCheckpointResponse]]:
-        """Returns the newest signed head of the transparency log. Who: every role."""
+        """Returns the newest signed head of the transparency log, and the newest that witnesses have cosigned.
+        Who: everybody, also without an identity: a checkpoint is public.
+        """
 
     @_abc_1.abstractmethod
     def GetInclusionProof(
@@ -131,6 +213,17 @@ class AuditServiceServicer(metaclass=_abc_1.ABCMeta):
     ) -> _typing.Union[_audit_pb2.GetConsistencyProofResponse, _abc.Awaitable[_audit_pb2.GetConsistencyProofResponse]]:
         """Proves that an earlier log is the beginning of a later one. Who: every role.
         Required: first_size.
+        """
+
+    @_abc_1.abstractmethod
+    def GetLogTile(
+        self,
+        request: _audit_pb2.GetLogTileRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_audit_pb2.GetLogTileResponse, _abc.Awaitable[_audit_pb2.GetLogTileResponse]]:
+        """Returns hashes of the log's tree, as C2SP tlog-tiles cuts it: what a checkpoint covers, nothing else.
+        Who: everybody, also without an identity: leaves are salted commitments. Required: width.
+        NOT_FOUND until a checkpoint covers so many hashes of the tile; afterwards always the same.
         """
 
 def add_AuditServiceServicer_to_server(servicer: AuditServiceServicer, server: _typing.Union[_grpc.Server, _aio.Server]) -> None: ...

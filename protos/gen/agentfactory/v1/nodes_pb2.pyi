@@ -442,6 +442,7 @@ class Heartbeat(_message.Message):
     CACHED_DIGESTS_FIELD_NUMBER: _builtins.int
     DRAINING_FIELD_NUMBER: _builtins.int
     CAPACITY_FIELD_NUMBER: _builtins.int
+    LOG_FIELD_NUMBER: _builtins.int
     number: _builtins.int
     """Grows by one; an order echoes the one that offered its slot."""
     free_slots: _builtins.int
@@ -458,6 +459,10 @@ class Heartbeat(_message.Message):
     def cached_digests(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
         """New module digests in the cache since the last heartbeat."""
 
+    @_builtins.property
+    def log(self) -> Global___LogSeen:
+        """Absent from nodes that do not look at the log."""
+
     def __init__(
         self,
         *,
@@ -468,10 +473,11 @@ class Heartbeat(_message.Message):
         cached_digests: _abc.Iterable[_builtins.str] | None = ...,
         draining: _builtins.bool = ...,
         capacity: _builtins.int = ...,
+        log: Global___LogSeen | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["spool_head", b"spool_head"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["log", b"log", "spool_head", b"spool_head"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["cached_digests", b"cached_digests", "capacity", b"capacity", "draining", b"draining", "free_slots", b"free_slots", "keyset_version", b"keyset_version", "number", b"number", "spool_head", b"spool_head"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["cached_digests", b"cached_digests", "capacity", b"capacity", "draining", b"draining", "free_slots", b"free_slots", "keyset_version", b"keyset_version", "log", b"log", "number", b"number", "spool_head", b"spool_head"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -1169,6 +1175,129 @@ class UploadOutputResponse(_message.Message):
 Global___UploadOutputResponse: _TypeAlias = UploadOutputResponse  # noqa: Y015
 
 @_typing.final
+class GetLogProofRequest(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    KNOWN_SIZE_FIELD_NUMBER: _builtins.int
+    ATTEMPT_FIELD_NUMBER: _builtins.int
+    known_size: _builtins.int
+    """Leaves of the newest checkpoint that the node has verified; zero: none."""
+    @_builtins.property
+    def attempt(self) -> Global___AttemptRef:
+        """Absent: only the checkpoint is wanted."""
+
+    def __init__(
+        self,
+        *,
+        known_size: _builtins.int = ...,
+        attempt: Global___AttemptRef | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["attempt", b"attempt"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["attempt", b"attempt", "known_size", b"known_size"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___GetLogProofRequest: _TypeAlias = GetLogProofRequest  # noqa: Y015
+
+@_typing.final
+class GetLogProofResponse(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    CHECKPOINT_FIELD_NUMBER: _builtins.int
+    CONSISTENCY_FIELD_NUMBER: _builtins.int
+    TEMPLATE_FIELD_NUMBER: _builtins.int
+    POLICY_FIELD_NUMBER: _builtins.int
+    checkpoint: _builtins.bytes
+    """C2SP tlog-checkpoint as a signed note."""
+    @_builtins.property
+    def consistency(self) -> _containers.RepeatedScalarFieldContainer[_builtins.bytes]:
+        """RFC 9162 section 2.1.4, from known_size to the checkpoint's; empty when known_size is zero or the same."""
+
+    @_builtins.property
+    def template(self) -> Global___LogPlace:
+        """Absent: it is not in the log under this checkpoint."""
+
+    @_builtins.property
+    def policy(self) -> Global___LogPlace: ...
+    def __init__(
+        self,
+        *,
+        checkpoint: _builtins.bytes = ...,
+        consistency: _abc.Iterable[_builtins.bytes] | None = ...,
+        template: Global___LogPlace | None = ...,
+        policy: Global___LogPlace | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["policy", b"policy", "template", b"template"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["checkpoint", b"checkpoint", "consistency", b"consistency", "policy", b"policy", "template", b"template"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___GetLogProofResponse: _TypeAlias = GetLogProofResponse  # noqa: Y015
+
+@_typing.final
+class LogPlace(_message.Message):
+    """Where a fact that the node can state by itself is in the log. The leaf's data is
+    sha256("af-log-leaf-v1" || 0 || kind || 0 || subject || 0 || salt || content); docs/log.md says which.
+    """
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    LOG_INDEX_FIELD_NUMBER: _builtins.int
+    SALT_FIELD_NUMBER: _builtins.int
+    PATH_FIELD_NUMBER: _builtins.int
+    log_index: _builtins.int
+    salt: _builtins.bytes
+    @_builtins.property
+    def path(self) -> _containers.RepeatedScalarFieldContainer[_builtins.bytes]:
+        """RFC 9162 section 2.1.3, from the leaf up."""
+
+    def __init__(
+        self,
+        *,
+        log_index: _builtins.int = ...,
+        salt: _builtins.bytes = ...,
+        path: _abc.Iterable[_builtins.bytes] | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["log_index", b"log_index", "path", b"path", "salt", b"salt"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___LogPlace: _TypeAlias = LogPlace  # noqa: Y015
+
+@_typing.final
+class LogSeen(_message.Message):
+    """What a node has seen of the transparency log: whoever has another view of it has been told another truth."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    SIZE_FIELD_NUMBER: _builtins.int
+    ROOT_FIELD_NUMBER: _builtins.int
+    PROBLEM_FIELD_NUMBER: _builtins.int
+    size: _builtins.int
+    """Of the newest checkpoint that it has verified."""
+    root: _builtins.bytes
+    problem: _builtins.str
+    """Why the node takes no orders on account of the log; empty: it does."""
+    def __init__(
+        self,
+        *,
+        size: _builtins.int = ...,
+        root: _builtins.bytes = ...,
+        problem: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["problem", b"problem", "root", b"root", "size", b"size"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___LogSeen: _TypeAlias = LogSeen  # noqa: Y015
+
+@_typing.final
 class CreateEnrollmentTokenRequest(_message.Message):
     DESCRIPTOR: _descriptor.Descriptor
 
@@ -1242,6 +1371,7 @@ class Node(_message.Message):
     LAST_ACCEPTED_FIELD_NUMBER: _builtins.int
     RECEIPT_KEY_ID_FIELD_NUMBER: _builtins.int
     SANDBOX_LAYERS_FIELD_NUMBER: _builtins.int
+    LOG_FIELD_NUMBER: _builtins.int
     node_id: _builtins.str
     state: Global___NodeState.ValueType
     zone: _builtins.str
@@ -1263,6 +1393,10 @@ class Node(_message.Message):
     def sandbox_layers(self) -> _containers.RepeatedCompositeFieldContainer[Global___SandboxLayer]:
         """As its newest session said; nothing while it has none, or comes from an older node."""
 
+    @_builtins.property
+    def log(self) -> Global___LogSeen:
+        """As its newest heartbeat said; absent while it has said nothing of the log."""
+
     def __init__(
         self,
         *,
@@ -1280,10 +1414,11 @@ class Node(_message.Message):
         last_accepted: Global___SpoolHead | None = ...,
         receipt_key_id: _builtins.str = ...,
         sandbox_layers: _abc.Iterable[Global___SandboxLayer] | None = ...,
+        log: Global___LogSeen | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["engine", b"engine", "enrolled_at", b"enrolled_at", "last_accepted", b"last_accepted", "last_seen_at", b"last_seen_at"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["engine", b"engine", "enrolled_at", b"enrolled_at", "last_accepted", b"last_accepted", "last_seen_at", b"last_seen_at", "log", b"log"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["boot_id", b"boot_id", "connected", b"connected", "engine", b"engine", "enrolled_at", b"enrolled_at", "free_slots", b"free_slots", "last_accepted", b"last_accepted", "last_seen_at", b"last_seen_at", "node_id", b"node_id", "receipt_key_id", b"receipt_key_id", "sandbox_layers", b"sandbox_layers", "session_epoch", b"session_epoch", "slots", b"slots", "state", b"state", "zone", b"zone"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["boot_id", b"boot_id", "connected", b"connected", "engine", b"engine", "enrolled_at", b"enrolled_at", "free_slots", b"free_slots", "last_accepted", b"last_accepted", "last_seen_at", b"last_seen_at", "log", b"log", "node_id", b"node_id", "receipt_key_id", b"receipt_key_id", "sandbox_layers", b"sandbox_layers", "session_epoch", b"session_epoch", "slots", b"slots", "state", b"state", "zone", b"zone"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

@@ -65,6 +65,11 @@ class NodeServiceStub:
                 request_serializer=agentfactory_dot_v1_dot_nodes__pb2.UploadOutputRequest.SerializeToString,
                 response_deserializer=agentfactory_dot_v1_dot_nodes__pb2.UploadOutputResponse.FromString,
                 _registered_method=True)
+        self.GetLogProof = channel.unary_unary(
+                '/agentfactory.v1.NodeService/GetLogProof',
+                request_serializer=agentfactory_dot_v1_dot_nodes__pb2.GetLogProofRequest.SerializeToString,
+                response_deserializer=agentfactory_dot_v1_dot_nodes__pb2.GetLogProofResponse.FromString,
+                _registered_method=True)
 
 
 class NodeServiceServicer:
@@ -119,6 +124,16 @@ class NodeServiceServicer:
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def GetLogProof(self, request, context):
+        """Returns the newest checkpoint of the transparency log, that it continues the one the node knows, and where an
+        attempt's template and policy are in it. Who: an enrolled node; of an attempt, the node that holds its live lease.
+        Required: nothing. Repeat: the newest. NOT_FOUND while the log has no checkpoint; INVALID_ARGUMENT when the known
+        one is larger than any here. Waits up to a second for a fact that is recorded and not in the log yet.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
 
 def add_NodeServiceServicer_to_server(servicer, server):
     rpc_method_handlers = {
@@ -151,6 +166,11 @@ def add_NodeServiceServicer_to_server(servicer, server):
                     servicer.UploadOutput,
                     request_deserializer=agentfactory_dot_v1_dot_nodes__pb2.UploadOutputRequest.FromString,
                     response_serializer=agentfactory_dot_v1_dot_nodes__pb2.UploadOutputResponse.SerializeToString,
+            ),
+            'GetLogProof': grpc.unary_unary_rpc_method_handler(
+                    servicer.GetLogProof,
+                    request_deserializer=agentfactory_dot_v1_dot_nodes__pb2.GetLogProofRequest.FromString,
+                    response_serializer=agentfactory_dot_v1_dot_nodes__pb2.GetLogProofResponse.SerializeToString,
             ),
     }
     generic_handler = grpc.method_handlers_generic_handler(
@@ -316,6 +336,33 @@ class NodeService:
             '/agentfactory.v1.NodeService/UploadOutput',
             agentfactory_dot_v1_dot_nodes__pb2.UploadOutputRequest.SerializeToString,
             agentfactory_dot_v1_dot_nodes__pb2.UploadOutputResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def GetLogProof(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/agentfactory.v1.NodeService/GetLogProof',
+            agentfactory_dot_v1_dot_nodes__pb2.GetLogProofRequest.SerializeToString,
+            agentfactory_dot_v1_dot_nodes__pb2.GetLogProofResponse.FromString,
             options,
             channel_credentials,
             insecure,

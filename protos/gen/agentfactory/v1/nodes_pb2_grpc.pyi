@@ -54,6 +54,12 @@ class NodeServiceStub:
     """Takes an output above 64 KiB before its receipt is sent. Who: the node of the attempt; late ones are evidence.
     Repeat: the same digest is accepted again.
     """
+    GetLogProof: _grpc.UnaryUnaryMultiCallable[_nodes_pb2.GetLogProofRequest, _nodes_pb2.GetLogProofResponse]
+    """Returns the newest checkpoint of the transparency log, that it continues the one the node knows, and where an
+    attempt's template and policy are in it. Who: an enrolled node; of an attempt, the node that holds its live lease.
+    Required: nothing. Repeat: the newest. NOT_FOUND while the log has no checkpoint; INVALID_ARGUMENT when the known
+    one is larger than any here. Waits up to a second for a fact that is recorded and not in the log yet.
+    """
 
 @_typing.type_check_only
 class NodeServiceAsyncStub(NodeServiceStub):
@@ -80,6 +86,12 @@ class NodeServiceAsyncStub(NodeServiceStub):
     UploadOutput: _aio.StreamUnaryMultiCallable[_nodes_pb2.UploadOutputRequest, _nodes_pb2.UploadOutputResponse]  # type: ignore[assignment]
     """Takes an output above 64 KiB before its receipt is sent. Who: the node of the attempt; late ones are evidence.
     Repeat: the same digest is accepted again.
+    """
+    GetLogProof: _aio.UnaryUnaryMultiCallable[_nodes_pb2.GetLogProofRequest, _nodes_pb2.GetLogProofResponse]  # type: ignore[assignment]
+    """Returns the newest checkpoint of the transparency log, that it continues the one the node knows, and where an
+    attempt's template and policy are in it. Who: an enrolled node; of an attempt, the node that holds its live lease.
+    Required: nothing. Repeat: the newest. NOT_FOUND while the log has no checkpoint; INVALID_ARGUMENT when the known
+    one is larger than any here. Waits up to a second for a fact that is recorded and not in the log yet.
     """
 
 class NodeServiceServicer(metaclass=_abc_1.ABCMeta):
@@ -140,6 +152,18 @@ class NodeServiceServicer(metaclass=_abc_1.ABCMeta):
     ) -> _typing.Union[_nodes_pb2.UploadOutputResponse, _abc.Awaitable[_nodes_pb2.UploadOutputResponse]]:
         """Takes an output above 64 KiB before its receipt is sent. Who: the node of the attempt; late ones are evidence.
         Repeat: the same digest is accepted again.
+        """
+
+    @_abc_1.abstractmethod
+    def GetLogProof(
+        self,
+        request: _nodes_pb2.GetLogProofRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_nodes_pb2.GetLogProofResponse, _abc.Awaitable[_nodes_pb2.GetLogProofResponse]]:
+        """Returns the newest checkpoint of the transparency log, that it continues the one the node knows, and where an
+        attempt's template and policy are in it. Who: an enrolled node; of an attempt, the node that holds its live lease.
+        Required: nothing. Repeat: the newest. NOT_FOUND while the log has no checkpoint; INVALID_ARGUMENT when the known
+        one is larger than any here. Waits up to a second for a fact that is recorded and not in the log yet.
         """
 
 def add_NodeServiceServicer_to_server(servicer: NodeServiceServicer, server: _typing.Union[_grpc.Server, _aio.Server]) -> None: ...

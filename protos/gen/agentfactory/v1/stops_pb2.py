@@ -27,7 +27,7 @@ from buf.validate import validate_pb2 as buf_dot_validate_dot_validate__pb2
 from google.protobuf import timestamp_pb2 as google_dot_protobuf_dot_timestamp__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x1b\x61gentfactory/v1/stops.proto\x12\x0f\x61gentfactory.v1\x1a\x1c\x61gentfactory/v1/common.proto\x1a\x1b\x62uf/validate/validate.proto\x1a\x1fgoogle/protobuf/timestamp.proto\"\x85\x02\n\x04Stop\x12\x0f\n\x07stop_id\x18\x01 \x01(\t\x12\x11\n\ttenant_id\x18\x02 \x01(\t\x12\x15\n\rtemplate_name\x18\x03 \x01(\t\x12\x17\n\x0ftemplate_digest\x18\x04 \x01(\t\x12\x0e\n\x06reason\x18\x05 \x01(\t\x12\x12\n\ncreated_by\x18\x06 \x01(\t\x12.\n\ncreated_at\x18\x07 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12-\n\tlifted_at\x18\x08 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\x11\n\tlifted_by\x18\t \x01(\t\x12\x13\n\x0blift_reason\x18\n \x01(\t\"\x8d\x01\n\x11\x43reateStopRequest\x12\x1a\n\ttenant_id\x18\x01 \x01(\tB\x07\xbaH\x04r\x02\x18@\x12\x1e\n\rtemplate_name\x18\x02 \x01(\tB\x07\xbaH\x04r\x02\x18?\x12 \n\x0ftemplate_digest\x18\x03 \x01(\tB\x07\xbaH\x04r\x02\x18G\x12\x1a\n\x06reason\x18\x04 \x01(\tB\n\xbaH\x07r\x05\x10\x01\x18\x80\x08\"U\n\x12\x43reateStopResponse\x12#\n\x04stop\x18\x01 \x01(\x0b\x32\x15.agentfactory.v1.Stop\x12\x1a\n\x12\x65xecutions_stopped\x18\x02 \x01(\r\"V\n\x10ListStopsRequest\x12*\n\x04page\x18\x01 \x01(\x0b\x32\x1c.agentfactory.v1.PageRequest\x12\x16\n\x0einclude_lifted\x18\x02 \x01(\x08\"R\n\x11ListStopsResponse\x12$\n\x05stops\x18\x01 \x03(\x0b\x32\x15.agentfactory.v1.Stop\x12\x17\n\x0fnext_page_token\x18\x02 \x01(\t\"I\n\x11\x44\x65leteStopRequest\x12\x1a\n\x07stop_id\x18\x01 \x01(\tB\t\xbaH\x06r\x04\x10\x01\x18@\x12\x18\n\x06reason\x18\x02 \x01(\tB\x08\xbaH\x05r\x03\x18\x80\x08\"9\n\x12\x44\x65leteStopResponse\x12#\n\x04stop\x18\x01 \x01(\x0b\x32\x15.agentfactory.v1.Stop2\x8f\x02\n\x0bStopService\x12U\n\nCreateStop\x12\".agentfactory.v1.CreateStopRequest\x1a#.agentfactory.v1.CreateStopResponse\x12R\n\tListStops\x12!.agentfactory.v1.ListStopsRequest\x1a\".agentfactory.v1.ListStopsResponse\x12U\n\nDeleteStop\x12\".agentfactory.v1.DeleteStopRequest\x1a#.agentfactory.v1.DeleteStopResponseb\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x1b\x61gentfactory/v1/stops.proto\x12\x0f\x61gentfactory.v1\x1a\x1c\x61gentfactory/v1/common.proto\x1a\x1b\x62uf/validate/validate.proto\x1a\x1fgoogle/protobuf/timestamp.proto\"\xae\x02\n\x04Stop\x12\x0f\n\x07stop_id\x18\x01 \x01(\t\x12\x11\n\ttenant_id\x18\x02 \x01(\t\x12\x15\n\rtemplate_name\x18\x03 \x01(\t\x12\x17\n\x0ftemplate_digest\x18\x04 \x01(\t\x12\x0e\n\x06reason\x18\x05 \x01(\t\x12\x12\n\ncreated_by\x18\x06 \x01(\t\x12.\n\ncreated_at\x18\x07 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12-\n\tlifted_at\x18\x08 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\x11\n\tlifted_by\x18\t \x01(\t\x12\x13\n\x0blift_reason\x18\n \x01(\t\x12\x15\n\ris_quarantine\x18\x0b \x01(\x08\x12\x10\n\x08\x65vidence\x18\x0c \x01(\x0c\"\xaa\x01\n\x11\x43reateStopRequest\x12\x1a\n\ttenant_id\x18\x01 \x01(\tB\x07\xbaH\x04r\x02\x18@\x12\x1e\n\rtemplate_name\x18\x02 \x01(\tB\x07\xbaH\x04r\x02\x18?\x12 \n\x0ftemplate_digest\x18\x03 \x01(\tB\x07\xbaH\x04r\x02\x18G\x12\x1a\n\x06reason\x18\x04 \x01(\tB\n\xbaH\x07r\x05\x10\x01\x18\x80\x08\x12\x1b\n\x08\x65vidence\x18\x05 \x01(\x0c\x42\t\xbaH\x06z\x04\x18\x80\x80\x10\"U\n\x12\x43reateStopResponse\x12#\n\x04stop\x18\x01 \x01(\x0b\x32\x15.agentfactory.v1.Stop\x12\x1a\n\x12\x65xecutions_stopped\x18\x02 \x01(\r\",\n\x0eGetStopRequest\x12\x1a\n\x07stop_id\x18\x01 \x01(\tB\t\xbaH\x06r\x04\x10\x01\x18@\"6\n\x0fGetStopResponse\x12#\n\x04stop\x18\x01 \x01(\x0b\x32\x15.agentfactory.v1.Stop\"V\n\x10ListStopsRequest\x12*\n\x04page\x18\x01 \x01(\x0b\x32\x1c.agentfactory.v1.PageRequest\x12\x16\n\x0einclude_lifted\x18\x02 \x01(\x08\"R\n\x11ListStopsResponse\x12$\n\x05stops\x18\x01 \x03(\x0b\x32\x15.agentfactory.v1.Stop\x12\x17\n\x0fnext_page_token\x18\x02 \x01(\t\"I\n\x11\x44\x65leteStopRequest\x12\x1a\n\x07stop_id\x18\x01 \x01(\tB\t\xbaH\x06r\x04\x10\x01\x18@\x12\x18\n\x06reason\x18\x02 \x01(\tB\x08\xbaH\x05r\x03\x18\x80\x08\"9\n\x12\x44\x65leteStopResponse\x12#\n\x04stop\x18\x01 \x01(\x0b\x32\x15.agentfactory.v1.Stop2\xdd\x02\n\x0bStopService\x12U\n\nCreateStop\x12\".agentfactory.v1.CreateStopRequest\x1a#.agentfactory.v1.CreateStopResponse\x12L\n\x07GetStop\x12\x1f.agentfactory.v1.GetStopRequest\x1a .agentfactory.v1.GetStopResponse\x12R\n\tListStops\x12!.agentfactory.v1.ListStopsRequest\x1a\".agentfactory.v1.ListStopsResponse\x12U\n\nDeleteStop\x12\".agentfactory.v1.DeleteStopRequest\x1a#.agentfactory.v1.DeleteStopResponseb\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
@@ -42,24 +42,32 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_CREATESTOPREQUEST'].fields_by_name['template_digest']._serialized_options = b'\272H\004r\002\030G'
   _globals['_CREATESTOPREQUEST'].fields_by_name['reason']._loaded_options = None
   _globals['_CREATESTOPREQUEST'].fields_by_name['reason']._serialized_options = b'\272H\007r\005\020\001\030\200\010'
+  _globals['_CREATESTOPREQUEST'].fields_by_name['evidence']._loaded_options = None
+  _globals['_CREATESTOPREQUEST'].fields_by_name['evidence']._serialized_options = b'\272H\006z\004\030\200\200\020'
+  _globals['_GETSTOPREQUEST'].fields_by_name['stop_id']._loaded_options = None
+  _globals['_GETSTOPREQUEST'].fields_by_name['stop_id']._serialized_options = b'\272H\006r\004\020\001\030@'
   _globals['_DELETESTOPREQUEST'].fields_by_name['stop_id']._loaded_options = None
   _globals['_DELETESTOPREQUEST'].fields_by_name['stop_id']._serialized_options = b'\272H\006r\004\020\001\030@'
   _globals['_DELETESTOPREQUEST'].fields_by_name['reason']._loaded_options = None
   _globals['_DELETESTOPREQUEST'].fields_by_name['reason']._serialized_options = b'\272H\005r\003\030\200\010'
   _globals['_STOP']._serialized_start=141
-  _globals['_STOP']._serialized_end=402
-  _globals['_CREATESTOPREQUEST']._serialized_start=405
-  _globals['_CREATESTOPREQUEST']._serialized_end=546
-  _globals['_CREATESTOPRESPONSE']._serialized_start=548
-  _globals['_CREATESTOPRESPONSE']._serialized_end=633
-  _globals['_LISTSTOPSREQUEST']._serialized_start=635
-  _globals['_LISTSTOPSREQUEST']._serialized_end=721
-  _globals['_LISTSTOPSRESPONSE']._serialized_start=723
-  _globals['_LISTSTOPSRESPONSE']._serialized_end=805
-  _globals['_DELETESTOPREQUEST']._serialized_start=807
-  _globals['_DELETESTOPREQUEST']._serialized_end=880
-  _globals['_DELETESTOPRESPONSE']._serialized_start=882
-  _globals['_DELETESTOPRESPONSE']._serialized_end=939
-  _globals['_STOPSERVICE']._serialized_start=942
-  _globals['_STOPSERVICE']._serialized_end=1213
+  _globals['_STOP']._serialized_end=443
+  _globals['_CREATESTOPREQUEST']._serialized_start=446
+  _globals['_CREATESTOPREQUEST']._serialized_end=616
+  _globals['_CREATESTOPRESPONSE']._serialized_start=618
+  _globals['_CREATESTOPRESPONSE']._serialized_end=703
+  _globals['_GETSTOPREQUEST']._serialized_start=705
+  _globals['_GETSTOPREQUEST']._serialized_end=749
+  _globals['_GETSTOPRESPONSE']._serialized_start=751
+  _globals['_GETSTOPRESPONSE']._serialized_end=805
+  _globals['_LISTSTOPSREQUEST']._serialized_start=807
+  _globals['_LISTSTOPSREQUEST']._serialized_end=893
+  _globals['_LISTSTOPSRESPONSE']._serialized_start=895
+  _globals['_LISTSTOPSRESPONSE']._serialized_end=977
+  _globals['_DELETESTOPREQUEST']._serialized_start=979
+  _globals['_DELETESTOPREQUEST']._serialized_end=1052
+  _globals['_DELETESTOPRESPONSE']._serialized_start=1054
+  _globals['_DELETESTOPRESPONSE']._serialized_end=1111
+  _globals['_STOPSERVICE']._serialized_start=1114
+  _globals['_STOPSERVICE']._serialized_end=1463
 # @@protoc_insertion_point(module_scope)

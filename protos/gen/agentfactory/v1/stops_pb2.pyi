@@ -34,6 +34,8 @@ class Stop(_message.Message):
     LIFTED_AT_FIELD_NUMBER: _builtins.int
     LIFTED_BY_FIELD_NUMBER: _builtins.int
     LIFT_REASON_FIELD_NUMBER: _builtins.int
+    IS_QUARANTINE_FIELD_NUMBER: _builtins.int
+    EVIDENCE_FIELD_NUMBER: _builtins.int
     stop_id: _builtins.str
     tenant_id: _builtins.str
     template_name: _builtins.str
@@ -44,6 +46,10 @@ class Stop(_message.Message):
     created_by: _builtins.str
     lifted_by: _builtins.str
     lift_reason: _builtins.str
+    is_quarantine: _builtins.bool
+    """It was made with evidence: engines differed on this version."""
+    evidence: _builtins.bytes
+    """Of a quarantine: the receipt, and what running it again on another engine came to. Canonical JSON; empty in lists."""
     @_builtins.property
     def created_at(self) -> _timestamp_pb2.Timestamp: ...
     @_builtins.property
@@ -63,10 +69,12 @@ class Stop(_message.Message):
         lifted_at: _timestamp_pb2.Timestamp | None = ...,
         lifted_by: _builtins.str = ...,
         lift_reason: _builtins.str = ...,
+        is_quarantine: _builtins.bool = ...,
+        evidence: _builtins.bytes = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["created_at", b"created_at", "lifted_at", b"lifted_at"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["created_at", b"created_at", "created_by", b"created_by", "lift_reason", b"lift_reason", "lifted_at", b"lifted_at", "lifted_by", b"lifted_by", "reason", b"reason", "stop_id", b"stop_id", "template_digest", b"template_digest", "template_name", b"template_name", "tenant_id", b"tenant_id"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["created_at", b"created_at", "created_by", b"created_by", "evidence", b"evidence", "is_quarantine", b"is_quarantine", "lift_reason", b"lift_reason", "lifted_at", b"lifted_at", "lifted_by", b"lifted_by", "reason", b"reason", "stop_id", b"stop_id", "template_digest", b"template_digest", "template_name", b"template_name", "tenant_id", b"tenant_id"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -80,6 +88,7 @@ class CreateStopRequest(_message.Message):
     TEMPLATE_NAME_FIELD_NUMBER: _builtins.int
     TEMPLATE_DIGEST_FIELD_NUMBER: _builtins.int
     REASON_FIELD_NUMBER: _builtins.int
+    EVIDENCE_FIELD_NUMBER: _builtins.int
     tenant_id: _builtins.str
     """Empty: the caller's own."""
     template_name: _builtins.str
@@ -88,6 +97,10 @@ class CreateStopRequest(_message.Message):
     """One version alone; not together with a name."""
     reason: _builtins.str
     """Why; callers that are refused are told, and it is recorded in the audit entry."""
+    evidence: _builtins.bytes
+    """Makes it a quarantine, which is of one version alone: canonical JSON that names the receipt and both results.
+    It is kept for good, and its digest is in the audit entry.
+    """
     def __init__(
         self,
         *,
@@ -95,10 +108,11 @@ class CreateStopRequest(_message.Message):
         template_name: _builtins.str = ...,
         template_digest: _builtins.str = ...,
         reason: _builtins.str = ...,
+        evidence: _builtins.bytes = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["reason", b"reason", "template_digest", b"template_digest", "template_name", b"template_name", "tenant_id", b"tenant_id"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["evidence", b"evidence", "reason", b"reason", "template_digest", b"template_digest", "template_name", b"template_name", "tenant_id", b"tenant_id"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -127,6 +141,45 @@ class CreateStopResponse(_message.Message):
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___CreateStopResponse: _TypeAlias = CreateStopResponse  # noqa: Y015
+
+@_typing.final
+class GetStopRequest(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    STOP_ID_FIELD_NUMBER: _builtins.int
+    stop_id: _builtins.str
+    def __init__(
+        self,
+        *,
+        stop_id: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["stop_id", b"stop_id"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___GetStopRequest: _TypeAlias = GetStopRequest  # noqa: Y015
+
+@_typing.final
+class GetStopResponse(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    STOP_FIELD_NUMBER: _builtins.int
+    @_builtins.property
+    def stop(self) -> Global___Stop: ...
+    def __init__(
+        self,
+        *,
+        stop: Global___Stop | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["stop", b"stop"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["stop", b"stop"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___GetStopResponse: _TypeAlias = GetStopResponse  # noqa: Y015
 
 @_typing.final
 class ListStopsRequest(_message.Message):

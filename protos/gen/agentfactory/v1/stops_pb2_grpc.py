@@ -40,6 +40,11 @@ class StopServiceStub:
                 request_serializer=agentfactory_dot_v1_dot_stops__pb2.CreateStopRequest.SerializeToString,
                 response_deserializer=agentfactory_dot_v1_dot_stops__pb2.CreateStopResponse.FromString,
                 _registered_method=True)
+        self.GetStop = channel.unary_unary(
+                '/agentfactory.v1.StopService/GetStop',
+                request_serializer=agentfactory_dot_v1_dot_stops__pb2.GetStopRequest.SerializeToString,
+                response_deserializer=agentfactory_dot_v1_dot_stops__pb2.GetStopResponse.FromString,
+                _registered_method=True)
         self.ListStops = channel.unary_unary(
                 '/agentfactory.v1.StopService/ListStops',
                 request_serializer=agentfactory_dot_v1_dot_stops__pb2.ListStopsRequest.SerializeToString,
@@ -61,6 +66,14 @@ class StopServiceServicer:
         with that reason, those that a node has are cancelled with it. Durable: it holds until it is lifted.
         Who: operator, admin. Required: reason. Another tenant than the caller's own: only from the tenant `default`.
         Repeat: the same scope returns the stop that is there, and stops again what still runs.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def GetStop(self, request, context):
+        """Returns one stop with its evidence. Who: viewer, auditor, operator, admin. Required: stop_id.
+        From the tenant `default` that of every tenant.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -88,6 +101,11 @@ def add_StopServiceServicer_to_server(servicer, server):
                     servicer.CreateStop,
                     request_deserializer=agentfactory_dot_v1_dot_stops__pb2.CreateStopRequest.FromString,
                     response_serializer=agentfactory_dot_v1_dot_stops__pb2.CreateStopResponse.SerializeToString,
+            ),
+            'GetStop': grpc.unary_unary_rpc_method_handler(
+                    servicer.GetStop,
+                    request_deserializer=agentfactory_dot_v1_dot_stops__pb2.GetStopRequest.FromString,
+                    response_serializer=agentfactory_dot_v1_dot_stops__pb2.GetStopResponse.SerializeToString,
             ),
             'ListStops': grpc.unary_unary_rpc_method_handler(
                     servicer.ListStops,
@@ -128,6 +146,33 @@ class StopService:
             '/agentfactory.v1.StopService/CreateStop',
             agentfactory_dot_v1_dot_stops__pb2.CreateStopRequest.SerializeToString,
             agentfactory_dot_v1_dot_stops__pb2.CreateStopResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def GetStop(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/agentfactory.v1.StopService/GetStop',
+            agentfactory_dot_v1_dot_stops__pb2.GetStopRequest.SerializeToString,
+            agentfactory_dot_v1_dot_stops__pb2.GetStopResponse.FromString,
             options,
             channel_credentials,
             insecure,

@@ -39,6 +39,10 @@ class StopServiceStub:
     Who: operator, admin. Required: reason. Another tenant than the caller's own: only from the tenant `default`.
     Repeat: the same scope returns the stop that is there, and stops again what still runs.
     """
+    GetStop: _grpc.UnaryUnaryMultiCallable[_stops_pb2.GetStopRequest, _stops_pb2.GetStopResponse]
+    """Returns one stop with its evidence. Who: viewer, auditor, operator, admin. Required: stop_id.
+    From the tenant `default` that of every tenant.
+    """
     ListStops: _grpc.UnaryUnaryMultiCallable[_stops_pb2.ListStopsRequest, _stops_pb2.ListStopsResponse]
     """Lists stops, newest first. Who: viewer, auditor, operator, admin. From the tenant `default` those of every tenant."""
     DeleteStop: _grpc.UnaryUnaryMultiCallable[_stops_pb2.DeleteStopRequest, _stops_pb2.DeleteStopResponse]
@@ -56,6 +60,10 @@ class StopServiceAsyncStub(StopServiceStub):
     with that reason, those that a node has are cancelled with it. Durable: it holds until it is lifted.
     Who: operator, admin. Required: reason. Another tenant than the caller's own: only from the tenant `default`.
     Repeat: the same scope returns the stop that is there, and stops again what still runs.
+    """
+    GetStop: _aio.UnaryUnaryMultiCallable[_stops_pb2.GetStopRequest, _stops_pb2.GetStopResponse]  # type: ignore[assignment]
+    """Returns one stop with its evidence. Who: viewer, auditor, operator, admin. Required: stop_id.
+    From the tenant `default` that of every tenant.
     """
     ListStops: _aio.UnaryUnaryMultiCallable[_stops_pb2.ListStopsRequest, _stops_pb2.ListStopsResponse]  # type: ignore[assignment]
     """Lists stops, newest first. Who: viewer, auditor, operator, admin. From the tenant `default` those of every tenant."""
@@ -77,6 +85,16 @@ class StopServiceServicer(metaclass=_abc_1.ABCMeta):
         with that reason, those that a node has are cancelled with it. Durable: it holds until it is lifted.
         Who: operator, admin. Required: reason. Another tenant than the caller's own: only from the tenant `default`.
         Repeat: the same scope returns the stop that is there, and stops again what still runs.
+        """
+
+    @_abc_1.abstractmethod
+    def GetStop(
+        self,
+        request: _stops_pb2.GetStopRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_stops_pb2.GetStopResponse, _abc.Awaitable[_stops_pb2.GetStopResponse]]:
+        """Returns one stop with its evidence. Who: viewer, auditor, operator, admin. Required: stop_id.
+        From the tenant `default` that of every tenant.
         """
 
     @_abc_1.abstractmethod

@@ -6,7 +6,7 @@ from importlib import import_module
 
 import agentfactory.v1
 
-from control_plane.access.domain import Audit, Role
+from control_plane.access.domain import Audit, Reach, Role
 from control_plane.access.rules import HEALTH_WATCH_DEADLINE, RULES
 from control_plane.servers import SERVICES
 
@@ -30,9 +30,11 @@ def test_every_service_of_the_contract_is_named_to_health_and_reflection():
     assert set(SERVICES) == {service.full_name for service in SERVICE_DESCRIPTORS}
 
 
-def test_only_enrollment_is_open_to_strangers():
+def test_only_enrollment_and_the_public_log_are_open_to_strangers():
     assert [method for method, rule in OURS.items() if rule.anonymous] == [
-        "/agentfactory.v1.NodeService/EnrollNode"
+        "/agentfactory.v1.NodeService/EnrollNode",
+        "/agentfactory.v1.AuditService/GetCheckpoint",
+        "/agentfactory.v1.AuditService/GetLogTile",
     ]
 
 
@@ -55,6 +57,24 @@ def test_people_may_not_act_as_a_node():
 def test_every_rule_has_a_deadline_and_every_refusal_of_ours_is_recorded():
     assert all(rule.deadline.total_seconds() > 0 for rule in RULES.values())
     assert all(rule.audit is not Audit.NONE for rule in OURS.values())
+
+
+def test_only_these_look_beyond_the_callers_tenant():
+    """Row security holds every other call to one tenant. Whoever adds one here says why in the rules."""
+    beyond = {method.removeprefix("/agentfactory.v1.") for method, rule in OURS.items() if _is_beyond(rule)}
+    own = tuple(f"{name}Service/" for name in ("Node", "Key", "Policy", "Access", "Stop", "Engine"))
+    assert {method for method in beyond if not method.startswith(own)} == {"AuditService/CheckEvidence"}
+    assert not beyond & {"KeyService/GetKeyset", "PolicyService/GetDecision", "PolicyService/ListDecisions"}
+
+
+def _is_beyond(rule):
+    return rule.reach is not Reach.OWN_TENANT
+
+
+def test_what_concerns_every_tenant_or_comes_from_a_node_is_not_held_to_one():
+    for method, rule in OURS.items():
+        if rule.of_installation or ".NodeService/" in method:
+            assert rule.reach is Reach.EVERY_TENANT
 
 
 def test_what_changes_something_is_recorded_in_full():

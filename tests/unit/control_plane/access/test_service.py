@@ -41,6 +41,10 @@ class Grants(dict):
     asked = 0
     away = False
 
+    def __init__(self, held=()):
+        super().__init__(held)
+        self.homes = {}
+
     async def node(self, node_id):
         return self._find(f"spiffe://local/node/{node_id}")
 
@@ -49,6 +53,12 @@ class Grants(dict):
         for grant in filter(None, map(self._find, subjects)):
             held[grant.tenant_id] = held.get(grant.tenant_id, frozenset()) | grant.roles
         return held
+
+    async def home(self, identity):
+        return self.homes.get(identity)
+
+    async def settle(self, identity, tenant_id):
+        self.homes.setdefault(identity, tenant_id)
 
     def _find(self, identity):
         self.asked += 1
@@ -237,6 +247,47 @@ async def test_who_is_bound_in_several_tenants_has_to_name_one(desk):
         await desk.access.admit("/s/Change", ALICE)
     for tenant in (RED, BLUE):
         assert (await desk.access.admit("/s/Change", ALICE, tenant)).caller.tenant_id == tenant
+
+
+async def test_what_others_bind_later_changes_nothing_for_calls_that_name_no_tenant(desk):
+    desk.grants["oidc:corp/alice"] = CHANGE
+    await desk.access.admit("/s/Change", ALICE)
+    desk.grants["group:corp/staff"] = replace(CHANGE, tenant_id=BLUE)
+    desk.clock.advance(GRANT_LIFE)
+    assert (await desk.access.admit("/s/Change", ALICE)).caller.tenant_id == RED
+    assert (await desk.access.admit("/s/Change", ALICE, "blue")).caller.tenant_id == BLUE
+    desk.access.forget()
+    assert (await desk.access.admit("/s/Change", ALICE)).caller.tenant_id == RED
+
+
+async def test_who_was_bound_elsewhere_first_and_never_called_is_not_sent_there(desk):
+    desk.grants["group:corp/staff"] = replace(CHANGE, tenant_id=BLUE)
+    desk.grants["oidc:corp/alice"] = CHANGE
+    with pytest.raises(TenantRequiredError, match="several tenants: blue, red"):
+        await desk.access.admit("/s/Change", ALICE)
+
+
+async def test_who_loses_its_home_is_not_sent_where_others_bound_it(desk):
+    desk.grants["oidc:corp/alice"] = CHANGE
+    await desk.access.admit("/s/Change", ALICE)
+    desk.grants["group:corp/staff"] = replace(CHANGE, tenant_id=BLUE)
+    del desk.grants["oidc:corp/alice"]
+    desk.clock.advance(GRANT_LIFE)
+    with pytest.raises(TenantRequiredError, match="nothing in tenant red any more, but in: blue"):
+        await desk.access.admit("/s/Change", ALICE)
+    assert (await desk.access.admit("/s/WhoAmI", ALICE)).caller.roles == frozenset()
+    assert (await desk.access.admit("/s/Change", ALICE, "blue")).caller.tenant_id == BLUE
+    desk.grants["oidc:corp/alice"] = CHANGE
+    desk.clock.advance(GRANT_LIFE)
+    assert (await desk.access.admit("/s/Change", ALICE)).caller.tenant_id == RED
+
+
+async def test_a_named_tenant_does_not_become_the_home(desk):
+    desk.grants["oidc:corp/alice"] = CHANGE
+    desk.grants["group:corp/staff"] = replace(CHANGE, tenant_id=BLUE)
+    await desk.access.admit("/s/Change", ALICE, "blue")
+    with pytest.raises(TenantRequiredError):
+        await desk.access.admit("/s/Change", ALICE)
 
 
 async def test_a_tenant_where_nothing_is_held_is_refused_like_one_that_does_not_exist(desk):

@@ -16,10 +16,12 @@ from control_plane.dispatch.ports import SilentObserver
 from control_plane.dispatch.receipts import ReceiptIntake
 from control_plane.dispatch.returned import ReturnedSignatures
 from control_plane.dispatch.session import LiveSession
+from control_plane.engines.domain import EngineDenial, EngineRule
 from control_plane.nodes.domain import Node, NodeState, SpoolHead
 from shared.errors import (
     ClockSkewError,
     DeadlineExceededError,
+    EngineDeniedError,
     InvalidInputError,
     NodeEvictedError,
     NodeQuarantinedError,
@@ -31,6 +33,7 @@ from shared.errors import (
     UnsupportedVersionError,
 )
 from tests.fakes.clock import START, FakeRandom
+from tests.fakes.engines import FakeEngines
 from tests.fakes.executions import FakeExecutionStore
 from tests.fakes.nodes import FakeNodeStore
 from tests.fixtures import dispatch as build
@@ -57,7 +60,7 @@ class NobodyWaits:
 
 
 class NothingUploaded:
-    async def find_uploaded_body(self, tenant_id: Any, commitment: Any) -> None:
+    async def find_output(self, execution_id: Any, commitment: Any) -> None:
         return None
 
 
@@ -70,6 +73,7 @@ class Door:
     node: Node
     opener: SessionOpener
     endpoint: SessionEndpoint
+    engines: FakeEngines
 
     def hello(self, **changes: Any) -> nodes_pb2.Hello:
         boot = build.boot_id()
@@ -114,6 +118,7 @@ async def requests(*messages: nodes_pb2.SessionRequest) -> AsyncIterator[nodes_p
 def door(parts: Parts) -> Door:
     nodes, node = FakeNodeStore(parts.clock), build.node()
     nodes._nodes[node.node_id] = node
+    engines = FakeEngines()
     common = {
         "clock": parts.clock,
         "random": FakeRandom("door"),
@@ -124,6 +129,7 @@ def door(parts: Parts) -> Door:
         fleet=parts.fleet,
         leases=parts.leases,
         keysets=OneKeyset(),
+        engines=engines,
         options=build.options(),
         **common,
     )
@@ -153,6 +159,7 @@ def door(parts: Parts) -> Door:
                 observer=SilentObserver(),
             ),
             finish=_finish_one(parts),
+            protect=parts.leases.protect_results,
             bodies=NothingUploaded(),
             orders=nodes,
             completions=NobodyWaits(),
@@ -163,7 +170,7 @@ def door(parts: Parts) -> Door:
         background=parts.background,
         **common,
     )
-    return Door(parts=parts, nodes=nodes, node=node, opener=opener, endpoint=endpoint)
+    return Door(parts=parts, nodes=nodes, node=node, opener=opener, endpoint=endpoint, engines=engines)
 
 
 def _finish_one(parts: Parts) -> Any:
@@ -196,6 +203,39 @@ async def test_rule_11_no_common_order_type_no_session(door: Door):
     with pytest.raises(UnsupportedVersionError, match="check 5"):
         await door.open(door.hello(accepts=["agentfactory.order.v3"]))
     assert door.last_entry() == ("node.session_refused", "UNSUPPORTED_VERSION")
+
+
+# --- engines
+
+
+@pytest.mark.parametrize(
+    "rule",
+    [
+        EngineRule(name="wasmer"),
+        EngineRule(name="wasmer", version="7.4.2"),
+        EngineRule(name="wasmer", version="7.4.2", config_digest=build.CONFIG_DIGEST),
+    ],
+    ids=["name", "version", "configuration"],
+)
+async def test_a_node_of_a_denied_engine_gets_no_session(door: Door, rule: EngineRule):
+    door.engines.denied = [EngineDenial(rule=rule, reason="CVE", denied_by="ann", denied_at=START)]
+    with pytest.raises(EngineDeniedError, match="check 5"):
+        await door.open()
+    assert door.last_entry() == ("node.session_refused", "ENGINE_DENIED")
+
+
+@pytest.mark.parametrize(
+    "rule",
+    [
+        EngineRule(name="wasm"),
+        EngineRule(name="wasmer", version="7.4.20"),
+        EngineRule(name="wasmer", config_digest="sha256:" + "0" * 64),
+    ],
+    ids=["name", "version", "configuration"],
+)
+async def test_a_node_of_another_engine_gets_one(door: Door, rule: EngineRule):
+    door.engines.denied = [EngineDenial(rule=rule, reason="CVE", denied_by="ann", denied_at=START)]
+    assert (await door.open()).session_epoch == 1
 
 
 # --- rule 5

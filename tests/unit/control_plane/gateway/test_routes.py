@@ -64,6 +64,9 @@ def test_every_route_has_a_deadline_of_its_rule():
         ("RetireTemplate", "POST", "/v1/templates/{template}:retire", Kind.UNARY),
         ("ListAuditEntries", "GET", "/v1/audit-entries", Kind.UNARY),
         ("WatchAuditEntries", "GET", "/v1/audit-entries:watch", Kind.EVENTS),
+        ("ExportEvidence", "GET", "/v1/evidence:export", Kind.EVENTS),
+        ("CheckEvidence", "GET", "/v1/evidence:check", Kind.EVENTS),
+        ("EraseExecutions", "POST", "/v1/executions:erase", Kind.UNARY),
         ("CreateEnrollmentToken", "POST", "/v1/enrollment-tokens", Kind.UNARY),
     ],
 )

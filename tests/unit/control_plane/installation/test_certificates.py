@@ -5,6 +5,7 @@ from datetime import timedelta
 import pytest
 from cryptography import x509
 
+from control_plane.installation.authorities import InstallationAuthority
 from control_plane.installation.domain import SERVER_CERTIFICATE_LIFE, InitRequest
 from control_plane.installation.files import ensure_authority, ensure_server_certificate
 from control_plane.upkeep import CertificateRenewal
@@ -27,7 +28,7 @@ class Desk:
         self.renewal = CertificateRenewal(
             paths=self.paths,
             installation=LOCAL,
-            authority=self.authority,
+            authority=InstallationAuthority(self.paths, self.clock),
             server_names=NAMES,
             clock=self.clock,
         )

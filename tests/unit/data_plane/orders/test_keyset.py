@@ -16,11 +16,13 @@ from shared.errors import (
 )
 from shared.ids import InstallationId
 from shared.keyset import KeyPurpose, sign_keyset
+from tests.builders.roots import handover, with_chain
 from tests.fakes.clock import START
-from tests.fixtures.keys import rsa_key, signer
+from tests.fixtures.keys import ed25519_key, rsa_key, signer
 from tests.unit.shared.builders import INSTALLATION, a_keyset, an_entry
 
 ROOT, ORDER_KEY = rsa_key("root"), rsa_key("order")
+NEXT_ROOT, THIEF = ed25519_key("root 2"), ed25519_key("thief")
 
 
 @pytest.fixture
@@ -129,3 +131,69 @@ async def test_keyset_that_a_full_disk_cannot_keep_is_not_in_force(path, monkeyp
     assert keyset.version == 0
 
     assert keyset.offer(newer)
+
+
+# --- root N hands over to root N+1
+
+
+async def test_keyset_by_the_next_root_is_taken_with_its_chain_alone(path):
+    keyset = holder(path)
+    keyset.offer(await envelope(version=3))
+    new = await envelope(root=NEXT_ROOT, version=4)
+
+    with pytest.raises(UnknownKeyError):
+        keyset.offer(new)
+    assert keyset.offer(with_chain(new, await handover(ROOT, NEXT_ROOT)))
+    assert keyset.version == 4
+
+
+async def test_root_rollback(path):
+    keyset = holder(path)
+    chain = await handover(ROOT, NEXT_ROOT)
+    keyset.offer(with_chain(await envelope(root=NEXT_ROOT, version=4), chain))
+    fork = await handover(ROOT, THIEF)
+
+    for held in (keyset, holder(path)):  # now, and after a restart with the first root pinned
+        for attack in (
+            await envelope(version=9),
+            with_chain(await envelope(version=9), chain),
+            with_chain(await envelope(root=THIEF, version=9), fork),
+            with_chain(await envelope(root=THIEF, version=9), fork, chain),
+        ):
+            with pytest.raises(VerificationError):
+                held.offer(attack)
+        assert held.version == 4
+
+
+async def test_a_new_root_takes_no_version_back(path):
+    keyset = holder(path)
+    keyset.offer(await envelope(version=3))
+
+    for version in (2, 3):
+        with pytest.raises(RollbackError):
+            keyset.offer(
+                with_chain(await envelope(root=NEXT_ROOT, version=version), await handover(ROOT, NEXT_ROOT))
+            )
+
+
+async def test_a_relay_that_leaves_the_chain_out_does_not_keep_the_node_from_starting_again(path):
+    keyset = holder(path)
+    keyset.offer(with_chain(await envelope(root=NEXT_ROOT, version=4), await handover(ROOT, NEXT_ROOT)))
+
+    assert keyset.offer(await envelope(root=NEXT_ROOT, version=5))
+    assert holder(path).version == 5
+
+
+async def test_after_the_next_root_is_pinned_what_was_kept_still_counts(path):
+    holder(path).offer(with_chain(await envelope(root=NEXT_ROOT, version=4), await handover(ROOT, NEXT_ROOT)))
+    keyset = holder(path, root=NEXT_ROOT)
+
+    assert keyset.version == 4
+    assert keyset.offer(
+        with_chain(
+            await envelope(root=THIEF, version=5),
+            await handover(ROOT, NEXT_ROOT),
+            await handover(NEXT_ROOT, THIEF),
+        )
+    )
+    assert holder(path, root=NEXT_ROOT).version == 5

@@ -1,0 +1,1 @@
+"""Runs an execution again and says whether it came out the same."""
