@@ -12,7 +12,6 @@ OPA_VERSION := 1.22.2
 # It has no releases.
 OMNIWITNESS_VERSION := 20260720115447-2e1c6971d19e
 HELM_VERSION := 4.3.1
-KUBERNETES_VERSION := 1.37.2
 export AF_CACHE_DIR ?= $(or $(XDG_CACHE_HOME),$(HOME)/.cache)/agentfactory
 # rustup puts cargo where a plain shell of root does not look.
 export PATH := $(PATH):$(HOME)/.cargo/bin
@@ -28,6 +27,8 @@ OPA := $(AF_CACHE_DIR)/opa-$(OPA_VERSION)/bin/opa
 PROMTOOL := $(AF_CACHE_DIR)/prometheus/promtool
 OMNIWITNESS := $(AF_CACHE_DIR)/omniwitness-$(OMNIWITNESS_VERSION)/bin/omniwitness
 HELM := $(AF_CACHE_DIR)/helm-$(HELM_VERSION)/bin/helm
+# What is in it: tests/platform/kubernetes/go.mod.
+KUBERNETES := $(AF_CACHE_DIR)/kubernetes-1.37.2/bin
 READY := .venv/.ready
 # What a new engine depends on; its tests do not count.
 ENGINE_SOURCES := $(shell find data_plane/engine -type f \( -path '*/src/*.rs' -o -name 'Cargo.*' -o -name pyproject.toml \
@@ -50,8 +51,8 @@ test: $(READY) $(BUF) $(OPA) $(OMNIWITNESS) ## all checks and all tests; install
 	@$(BIN)/python -m tests.tools.stages
 
 .PHONY: test-platform
-test-platform: $(READY) $(HELM) $(PROMTOOL) ## what operators install, on a real Docker engine; as root on Debian it installs that engine
-	@UV=$(UV) HELM=$(HELM) PROMTOOL=$(PROMTOOL) KUBERNETES=$(AF_CACHE_DIR)/kubernetes-$(KUBERNETES_VERSION)/bin \
+test-platform: $(READY) $(HELM) $(PROMTOOL) ## what operators install, on a real Docker engine and Kubernetes API server; as root on Debian it installs that engine
+	@UV=$(UV) HELM=$(HELM) PROMTOOL=$(PROMTOOL) KUBERNETES=$(KUBERNETES) \
 		$(BIN)/python -m tests.tools.stages --only platform
 
 .PHONY: check
