@@ -147,10 +147,16 @@ class Colours:
     async def kill(self, colour: str) -> None:
         await kill(self.children[colour])
 
-    async def roll_nodes(self) -> None:
+    def node_of(self, colour: str) -> dict[str, str]:
+        """Return the environment that makes a real node one of a colour's version."""
+        service = {"AF_NODE_CONTROL_PLANES": f'["localhost:{self.port}"]'}
+        return service | (version_before.imports_from(self.code_before) if colour == "blue" else {})
+
+    async def roll_nodes(self, colour: str) -> None:
         """Start the real nodes anew, one after the other, as the StatefulSet does when its image changes."""
         for node in self.stack.nodes:
             await stop(node.running)
+            node.environment = self.node_of(colour)
             await self.stack.start_node(node)
 
     async def follow(self) -> None:
@@ -236,7 +242,7 @@ async def running_colours(cluster: Cluster, code_before: Path) -> AsyncIterator[
         for task in (colours.follow(), colours.play_jobs()):
             last.callback(asyncio.create_task(task).cancel)
         for _ in range(2):
-            await stack.add_node(AF_NODE_CONTROL_PLANES=f'["localhost:{colours.port}"]')
+            await stack.add_node(**colours.node_of("blue"))
         yield colours
 
 

@@ -150,23 +150,26 @@ async def test_blue_to_green_and_back_fails_no_call(colours):
         assert await asyncio.to_thread(leads_to, cluster, "af-gateway") == {"green"}
         images = {one["spec"]["containers"][0]["image"] for one in pods(cluster, "node-default")}
         assert images == {"agentfactory/node:0.2.0"}
-        await colours.roll_nodes()
+        await colours.roll_nodes("green")
         await calls.more()
         assert await answered(colours, "green") > before
 
         await asyncio.to_thread(cluster.helm, "rollback", "af", "--namespace", NAMESPACE, "--wait")
         assert await asyncio.to_thread(leads_to, cluster) == {"blue"}
+        await colours.roll_nodes("blue")
         before = await answered(colours, "blue")
         await calls.more()
         assert await answered(colours, "blue") > before
 
         await asyncio.to_thread(change, cluster, "green")
+        await colours.roll_nodes("green")
         await asyncio.to_thread(upgrade, cluster, "--set", "colours.blue.enabled=false")
         await colours.stop("blue")
         await calls.more()
         await colours.start("blue")
         await asyncio.to_thread(cluster.helm, "rollback", "af", "--namespace", NAMESPACE, "--wait")
         await asyncio.to_thread(change, cluster, "blue")
+        await colours.roll_nodes("blue")
         await calls.more()
     assert calls.failed == {}, calls.ended
     print(f"calls: {dict(calls.ended)}")  # noqa: T201 - how much the retries hid

@@ -5,7 +5,6 @@ Its code comes out of the repository's history and runs in processes of its own;
 
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
-from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -51,12 +50,12 @@ def test_it_is_the_code_of_before(code):
 
 async def test_the_version_before_serves_alone_on_the_schema_of_now(code):
     """What was made before it came is there for it; what it made is there, with its evidence, after it went."""
-    async with running_stack() as stack:
+    async with running_stack(nodes=0) as stack:
         await stack.make_agent("actor")
+        await stack.add_node(**version_before.imports_from(code))
         first = await run(stack.settings)
         await stack.kill_control_plane()
-        old = replace(stack.ports)
-        child = await version_before.start_control_plane(code, stack, old)
+        child = await version_before.start_control_plane(code, stack, stack.ports)
         try:
             assert (await stack.get(first.execution_id)).receipt_id == first.receipt_id
             assert (await run(stack.settings, request_id="asked-of-the-version-before")).state == SUCCEEDED
@@ -73,18 +72,25 @@ async def test_the_version_before_serves_alone_on_the_schema_of_now(code):
 
 
 async def test_two_versions_work_beside_each_other_on_one_database(code):
-    """Whichever colour a caller reaches and whichever holds the node's session, executions end and are found."""
+    """Whichever colour a caller reaches and whichever holds a node's session, executions end and are found.
+
+    Nodes follow the colour that serves: one of now refuses the orders of a control plane without a log to ask.
+    """
     async with running_stack(nodes=0) as stack, control_plane_of_before(code, stack) as old:
         await stack.make_agent("actor")
-        node = await stack.add_node()
-        for settings in (stack.settings, at(stack, old)):
-            assert (await run(settings)).state == SUCCEEDED  # the node's session is with the version of now
+        both = (stack.settings, at(stack, old))
+        at_the_old = {"AF_NODE_CONTROL_PLANES": f'["localhost:{old.grpc}"]'}
+        before = version_before.imports_from(code)
+        node = await stack.add_node(**before, **at_the_old)
+        for settings in both:
+            assert (await run(settings)).state == SUCCEEDED  # all of a node's side is of before
 
-        await stop(node.running)
-        node.environment["AF_NODE_CONTROL_PLANES"] = f'["localhost:{old.grpc}"]'
-        await stack.start_node(node)
-        for settings in (stack.settings, at(stack, old)):
-            assert (await run(settings)).state == SUCCEEDED  # and now with the version before
+        for environment in (before, {}):
+            await stop(node.running)
+            node.environment = environment
+            await stack.start_node(node)
+            for settings in both:
+                assert (await run(settings)).state == SUCCEEDED  # its session is with the version of now
 
         one = await run(at(stack, old), request_id="the same for both")
         assert (await run(stack.settings, request_id="the same for both")).execution_id == one.execution_id

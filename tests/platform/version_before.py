@@ -1,4 +1,4 @@
-"""The control plane of an earlier version of this repository, started from its own code on today's schema."""
+"""Processes of an earlier version of this repository, started from its own code on today's schema."""
 
 import io
 import subprocess
@@ -14,7 +14,7 @@ from tests.e2e.stack import READY, ROOT, TestStack
 REVISION = "92b324bd45ddf200f94d369acef5519321f9baa6"
 """The first version that starts on a newer schema which still serves it; raised when that schema ends it."""
 SCHEMA = "0023"
-PARTS = ("control_plane", "shared", "protos/gen")
+PARTS = ("control_plane", "data_plane", "shared", "protos/gen", ":(exclude)data_plane/engine")
 SECONDS = 60
 
 
@@ -29,7 +29,10 @@ def unpack(folder: Path) -> Path:
 
 
 def imports_from(code: Path) -> dict[str, str]:
-    """Return what makes Python take these packages from there, and nothing from the current folder."""
+    """Return what makes Python take these packages from there, and nothing from the current folder.
+
+    As the environment of a `TestNode` it makes a node of that version.
+    """
     return {"PYTHONSAFEPATH": "1", "PYTHONPATH": f"{code}:{code / 'protos' / 'gen'}"}
 
 
