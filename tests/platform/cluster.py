@@ -224,11 +224,10 @@ def commands(files: Files, ports: list[int]) -> Iterator[tuple[str, str, tuple[s
             f"--cert-dir={folder / 'scheduler'}",
         ),
     )
-    for group in ("stays", "lost"):
+    for number, group in enumerate(("stays", "lost")):
         own = (
-            f"--config={folder / 'stages.yaml'}",
-            f"--manage-nodes-with-label-selector=group={group}",
-            "--node-lease-duration-seconds=16",
+            *(f"--config={folder / 'stages.yaml'}", f"--manage-nodes-with-label-selector=group={group}"),
+            *("--node-lease-duration-seconds=16", f"--cidr=10.{number + 1}.0.1/16", "--node-port=0"),
         )
         yield f"kwok-{group}", "kwok", (config, *own)
 
