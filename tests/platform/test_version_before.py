@@ -8,16 +8,18 @@ from contextlib import asynccontextmanager
 from pathlib import Path
 
 import pytest
+from agentfactory.v1 import templates_pb2
 
 from cli.settings import CliSettings
 from cli.stack import local
 from cli.stack.children import stop
+from cli.templates import reference
 from control_plane.database.migrate import newest_revision
 from tests.e2e.stack import Execution, TestStack, running_stack
 from tests.platform import version_before
 from tests.platform.callers import SUCCEEDED, call, request
 
-pytestmark = pytest.mark.timeout(300)
+pytestmark = pytest.mark.timeout(600)
 
 
 @pytest.fixture(scope="module")
@@ -59,15 +61,17 @@ async def test_the_version_before_serves_alone_on_the_schema_of_now(code):
         try:
             assert (await stack.get(first.execution_id)).receipt_id == first.receipt_id
             assert (await run(stack.settings, request_id="asked-of-the-version-before")).state == SUCCEEDED
-            await stack.publish("another")
+            digest = await stack.publish("another")
         finally:
             await stop(child)
 
         await stack.start_control_plane()
         again = await run(stack.settings, request_id="asked-of-the-version-before")
         assert again.state == SUCCEEDED
-        await stack.cli("receipt", "get", again.receipt_id)
-        await stack.cli("template", "show", "another@1.0.0")
+        await stack.cli("receipt", "get", again.receipt_id)  # and every check of it holds
+        published = templates_pb2.GetTemplateRequest(template=reference(digest))
+        async with stack.client() as client:
+            await client.templates.GetTemplate(published, timeout=10)
         assert (await run(stack.settings)).state == SUCCEEDED
 
 
