@@ -14,7 +14,7 @@ from control_plane.paging import BAD_TOKEN, DEFAULT_PAGE_SIZE, MAX_PAGE_SIZE, de
 from control_plane.policy.domain import Decision, PolicyInput, Question, Subject
 from control_plane.policy.gate import PolicyGate
 from control_plane.policy.ports import DecisionLog
-from control_plane.templates.domain import TemplateRef, TemplateVersion, require_open
+from control_plane.templates.domain import TemplateRef, TemplateState, TemplateVersion, require_open
 from shared.canonical import canonical_json, parse_strict
 from shared.clock import Clock, Random
 from shared.errors import (
@@ -77,7 +77,7 @@ class AgentService:
         self._random = random
 
     async def create(self, subject: Subject, *, name: str, template: TemplateRef, parameters: bytes) -> Agent:
-        """Create an agent, or return the one that has exactly this content.
+        """Create an agent, or return the one that has exactly this content. A repeat is decided again.
 
         Raises:
             InvalidInputError: The parameters do not fit the template's schema.
@@ -88,10 +88,12 @@ class AgentService:
         """
         version = await self._templates.get(subject.tenant_id, template)
         checked = check_parameters(version, parameters)
-        existing = await self._find(subject.tenant_id, name)
-        if existing is not None:
-            return _same_or_taken(existing, version, checked, template.channel)
-        require_open(version)
+        if version.state is not TemplateState.ACTIVE:
+            # What was created before it was closed is still there for who asks again.
+            existing = await self._find(subject.tenant_id, name)
+            if existing is not None:
+                return _same_or_taken(existing, version, checked, template.channel)
+            require_open(version)
         decision = await self._decide(subject, version, name)
         now = self._clock.now()
         agent = Agent(

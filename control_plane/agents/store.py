@@ -35,26 +35,28 @@ _COLUMNS: Final = (
     _a.previous_parameters,
 )
 
+_ADD: Final = upsert(agents).on_conflict_do_nothing().returning(_a.agent_id)
+
 
 class PostgresAgentStore:
     """Implements `AgentStore`."""
 
     async def add(self, tx: Transaction, agent: Agent) -> bool:
         """See `AgentStore.add`."""
-        row = upsert(agents).values(
-            agent_id=agent.agent_id,
-            tenant_id=agent.tenant_id,
-            name=agent.name,
-            template_digest=agent.template_digest,
-            template_name=agent.template_name,
-            template_version=agent.template_version,
-            parameters=agent.parameters,
-            revision=agent.revision,
-            created_at=agent.created_at,
-            updated_at=agent.updated_at,
-            channel=agent.channel,
-        )
-        stored = await connection_of(tx).execute(row.on_conflict_do_nothing().returning(_a.agent_id))
+        row = {
+            "agent_id": agent.agent_id,
+            "tenant_id": agent.tenant_id,
+            "name": agent.name,
+            "template_digest": agent.template_digest,
+            "template_name": agent.template_name,
+            "template_version": agent.template_version,
+            "parameters": agent.parameters,
+            "revision": agent.revision,
+            "created_at": agent.created_at,
+            "updated_at": agent.updated_at,
+            "channel": agent.channel,
+        }
+        stored = await connection_of(tx).execute(_ADD, row)
         return stored.first() is not None
 
     async def find(self, tx: Transaction, tenant_id: TenantId, name: str) -> Agent | None:

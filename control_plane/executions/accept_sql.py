@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from typing import Any, Final
 
 from control_plane.executions.domain import NewExecution, PendingReason, Placement
-from control_plane.executions.halt_sql import NOT_STOPPED, stops_of
+from control_plane.executions.halt_sql import NOT_STOPPED, STOPS
 from control_plane.executions.rows import request_hmac
 from shared.decisions import decision_digest
 
@@ -168,7 +168,7 @@ ACCEPT_UPLOADED: Final = _statement(bodies_there=_UPLOADED_THERE, use_bodies=_US
 
 RESOLVE: Final = f"""
 SELECT i.n, k.execution_id, k.hmac_key, k.request_hmac, a.order_id, b.body_id,
-    (SELECT s.reason {stops_of("i.tenant_id", "v.name", "v.digest")}
+    (SELECT s.reason {STOPS}
         ORDER BY s.stop_id LIMIT 1) AS stop_reason
 FROM unnest($1::text[], $2::text[], $3::text[], $4::text[], $5::text[], $6::text[]) WITH ORDINALITY
     AS i (tenant_id, caller, method, request_id, body_id, template_digest, n)

@@ -11,7 +11,7 @@ from control_plane.executions.domain import (
     PendingReason,
     Placement,
 )
-from control_plane.executions.halt_sql import stops_of
+from control_plane.executions.halt_sql import STOPS
 from control_plane.executions.turns import Turns
 from shared.ids import NodeId
 
@@ -65,7 +65,7 @@ WHERE e.tenant_id = t.tenant_id AND e.claimable_at <= now() AND e.run_deadline_a
     AND (NOT $1 = ANY(e.excluded_nodes)
         OR e.claimable_at <= now() - interval '{EXCLUSION_LAPSE.total_seconds()} seconds')
     AND ($3 OR NOT e.runs_alone)
-    AND (NOT t.has_stops OR NOT EXISTS (SELECT {stops_of("e.tenant_id", "v.name", "v.digest")}))
+    AND (NOT t.has_stops OR NOT EXISTS (SELECT {STOPS}))
 ORDER BY {DUE}, e.execution_id
 LIMIT coalesce($7::bigint, (t.tenants + $2 - 1) / t.tenants)
 FOR UPDATE OF e SKIP LOCKED

@@ -89,8 +89,9 @@ class LogService:
         while True:
             due = loop.time() + INTEGRATE_EVERY.total_seconds()
             try:
-                # Where something waits always, a head is signed all the same.
-                while await self.integrate() and loop.time() < due:
+                # At once again only after a full group: small ones cost nearly what large ones do. A head is
+                # signed all the same where something waits always.
+                while await self.integrate() >= MAX_GROUP_ROWS and loop.time() < due:
                     pass
                 await self.sign()
             except AgentFactoryError as error:
@@ -99,6 +100,8 @@ class LogService:
 
     async def integrate(self) -> int:
         """Append one group of what waits; returns how many leaves. 0: nothing waits, or others integrate.
+
+        Fewer than `MAX_GROUP_ROWS`: it was all that waited.
 
         Raises:
             DatabaseUnavailableError: It cannot be written now.

@@ -26,29 +26,30 @@ _b = policy_bundles.c
 _a = policy_activations.c
 _SUMMARY: Final = (_b.digest, _b.name, _b.version, _b.comment, _b.key_id, _b.published_by, _b.published_at)
 
+_ADD: Final = insert(decisions)
+
 
 class PostgresDecisionLog:
     """Implements `DecisionLog`."""
 
     async def append(self, tx: Transaction, decision: Decision) -> None:
         """See `DecisionLog.append`."""
-        await connection_of(tx).execute(
-            insert(decisions).values(
-                decision_id=decision.decision_id,
-                tenant_id=decision.tenant_id,
-                question=str(decision.question),
-                allowed=decision.allowed,
-                reason=decision.reason,
-                input=decision.input,
-                policy_digest=decision.policy_digest,
-                input_digest=decision.input_digest,
-                result_digest=decision.result_digest,
-                reasons=list(decision.reasons) or None,
-                duration_us=decision.duration_us,
-                engine=decision.engine,
-                engine_decision_id=decision.engine_decision_id,
-            )
-        )
+        row = {
+            "decision_id": decision.decision_id,
+            "tenant_id": decision.tenant_id,
+            "question": str(decision.question),
+            "allowed": decision.allowed,
+            "reason": decision.reason,
+            "input": decision.input,
+            "policy_digest": decision.policy_digest,
+            "input_digest": decision.input_digest,
+            "result_digest": decision.result_digest,
+            "reasons": list(decision.reasons) or None,
+            "duration_us": decision.duration_us,
+            "engine": decision.engine,
+            "engine_decision_id": decision.engine_decision_id,
+        }
+        await connection_of(tx).execute(_ADD, row)
 
 
 class PostgresDecisionReader:

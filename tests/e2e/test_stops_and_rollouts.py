@@ -6,6 +6,7 @@ from collections import Counter
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from datetime import timedelta
+from pathlib import Path
 
 import pytest
 import pytest_asyncio
@@ -13,6 +14,7 @@ from agentfactory.v1 import executions_pb2
 
 from cli.stack import local, probe
 from tests.e2e.stack import READY, TestStack, eventually, kill, running_stack
+from tests.e2e.test_inheritance import publish, write_template
 
 pytestmark = [pytest.mark.asyncio(loop_scope="module"), pytest.mark.timeout(300)]
 
@@ -78,6 +80,36 @@ async def test_a_stop_ends_what_runs_on_every_node_refuses_and_keeps_what_waits(
     await stack.cli("stop", "lift", stop["stop"]["stopId"], "--reason", "fixed")
     assert (await stack.wait_for_end(waiting)).state == SUCCEEDED
     assert (await stack.execute("actor", b"exit 0"))[0].state == SUCCEEDED
+
+
+async def test_a_stop_of_a_template_holds_what_extends_it(stack: TestStack) -> None:
+    sources = stack.folder / "sources"
+    child = '[template]\nname = "child"\nversion = "1.0.0"\nextends = "actor@1.0.0"\n'
+    built = await stack.cli(
+        "template", "build", str(write_template(sources / "child", child)), "--out", str(sources)
+    )
+    await publish(stack, Path(built.out.strip()))
+    await stack.cli("agent", "create", "child", "--template", "child@1.0.0")
+    parent = (await stack.cli("template", "show", "actor@1.0.0", "--json")).json()["digest"]
+
+    for named in ("actor", parent):
+        running = [await stack.submit("child", b"sleep 60000", timeout_seconds=300) for _ in range(4)]
+        for one in running:
+            await stack.wait_until_running(one)
+        waiting = await stack.submit("child", b"exit 0", timeout_seconds=300)
+        stop = (await stack.cli("stop", "template", named, "--reason", "it leaks", "--json")).json()
+        ended = await ends(stack, running)
+        assert [(one.state, one.reason) for one in ended] == [(CANCELLED, "STOPPED")] * 4
+        assert (await stack.cli("run", "child", "--json", expect=3)).json()["error"]["reason"] == "STOPPED"
+        held = await stack.get(waiting)
+        assert (held.state, held.pending_reason) == (PENDING, "STOPPED")
+        await stack.cli("stop", "lift", stop["stop"]["stopId"], "--reason", "fixed")
+        assert (await stack.wait_for_end(waiting)).state == SUCCEEDED
+
+    # The other way round nothing is held: a stop of the child is no stop of its parent.
+    stop = (await stack.cli("stop", "template", "child", "--reason", "it leaks", "--json")).json()
+    assert (await stack.execute("actor", b"exit 0"))[0].state == SUCCEEDED
+    await stack.cli("stop", "lift", stop["stop"]["stopId"], "--reason", "fixed")
 
 
 async def test_revoking_ends_what_runs_and_retiring_what_waits(stack: TestStack) -> None:

@@ -115,6 +115,10 @@ def checks(theirs: Theirs) -> dict[str, Check]:
         "AccessService/UpdateTenant": Refused(
             access_pb2.UpdateTenantRequest(tenant_id="default", max_pending=1)
         ),
+        "AccessService/RotateBodyKey": Refused(access_pb2.RotateBodyKeyRequest(tenant_id="default")),
+        "AccessService/EraseBodyKeys": Refused(
+            access_pb2.EraseBodyKeysRequest(tenant_id="default", reason="test")
+        ),
         "AgentService/CreateAgent": Refused(
             agents_pb2.CreateAgentRequest(name="mine", template=theirs.template)
         ),

@@ -197,7 +197,7 @@ def servers(run: Run) -> None:
 
 
 def tests(*folders: str, workers: int) -> Callable[[Run], None]:
-    """Tests that mostly wait for servers take half as long in two processes."""
+    """Two processes: as many as the smallest machine has cores, and what waits for servers leaves it room."""
 
     def stage(run: Run) -> None:
         spread = ["-n", str(workers)] if workers > 1 else []
@@ -242,11 +242,11 @@ STAGES: dict[str, Callable[[Run], None]] = {
     "rust": rust,
     "fuzz": fuzz,
     "servers": servers,
-    "unit": tests("tests/unit", "tests/property", workers=1),
+    "unit": tests("tests/unit", "tests/property", workers=2),
     "simulation": simulation,
-    "contract": tests("tests/contract", workers=1),
+    "contract": tests("tests/contract", workers=2),
     "integration": tests("tests/integration", workers=2),
-    "e2e": tests("tests/e2e", workers=1),
+    "e2e": tests("tests/e2e", workers=2),
     "chaos": tests("tests/chaos", workers=1),
     "coverage": coverage,
     "platform": platform,
