@@ -51,12 +51,12 @@ test: $(READY) $(BUF) $(OPA) $(OMNIWITNESS) ## all checks and all tests; install
 	@$(BIN)/python -m tests.tools.stages
 
 .PHONY: test-platform
-test-platform: $(READY) $(HELM) $(PROMTOOL) ## what operators install, on a real Docker engine and Kubernetes API server; as root on Debian it installs that engine
-	@UV=$(UV) HELM=$(HELM) PROMTOOL=$(PROMTOOL) KUBERNETES=$(KUBERNETES) \
+test-platform: $(READY) $(HELM) $(PROMTOOL) $(OPA) ## what operators install, on a real Docker engine and Kubernetes API server; as root on Debian it installs that engine
+	@UV=$(UV) HELM=$(HELM) PROMTOOL=$(PROMTOOL) OPA=$(OPA) KUBERNETES=$(KUBERNETES) \
 		$(BIN)/python -m tests.tools.stages --only platform
 
 .PHONY: check
-check: $(READY) $(BUF) $(OPA) $(OMNIWITNESS) ## formatting, lint, types, import rules, contract drift, Rust lint, security lint
+check: $(READY) $(BUF) $(OPA) $(OMNIWITNESS) ## formatting, lint, types, import rules, drift, dependencies, secrets, documentation, Rust lint
 	@$(BIN)/python -m tests.tools.stages --only check
 
 .PHONY: bench
@@ -97,17 +97,24 @@ proto: $(READY) $(BUF) ## generate protos/gen from protos/agentfactory and lint 
 	@$(BIN)/python protos/generate.py --lint $(BUF)
 
 .PHONY: docs
-docs: $(READY) ## check every link and command of README.md and docs/
-	@$(BIN)/pytest -q tests/e2e/test_docs.py
+docs: $(READY) ## build the site of docs/ into build/site; a broken link or a page out of date is an error
+	@$(BIN)/python -m tests.tools.docs_site
+
+.PHONY: reference
+reference: $(READY) ## write docs/reference anew: commands, contract, routes
+	@$(BIN)/python -m tests.tools.reference
+
+.PHONY: sbom
+sbom: $(READY) ## write build/sbom.json: every package and crate of what is shipped (CycloneDX)
+	@$(BIN)/python -m tests.tools.sbom $(UV)
 
 .PHONY: images
 images: $(READY) ## build the container images for docker compose and Helm (BASE=IMAGE for another base)
 	@$(BIN)/python docker/images.py --uv $(UV) $(if $(BASE),--base $(BASE))
 
 .PHONY: audit
-audit: $(READY) ## look the locked dependencies up in a vulnerability service (needs internet; not part of CI)
-	@$(UV) export --frozen --no-hashes --no-emit-workspace --quiet > build/requirements.audit.txt
-	@$(BIN)/pip-audit --strict --no-deps --disable-pip -r build/requirements.audit.txt
+audit: $(READY) ## look every locked package and crate up; fails also when that is not possible (needs internet and cargo-audit)
+	@$(BIN)/python -m tests.tools.vulnerabilities
 
 .PHONY: ready
 ready: $(READY) ## only the environment: .venv, locked dependencies, the engine wheel

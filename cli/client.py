@@ -1,8 +1,8 @@
 """Calls to the control plane: one mutually authenticated channel, deadlines, typed errors. Prints nothing."""
 
 import asyncio
-from collections.abc import AsyncIterator, Awaitable, Callable
-from contextlib import asynccontextmanager
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
+from contextlib import asynccontextmanager, contextmanager
 from dataclasses import dataclass
 from typing import Final, TypeVar
 
@@ -129,6 +129,31 @@ def credentials_of(settings: CliSettings) -> grpc.ChannelCredentials:
     return with_metadata(credentials, ((TENANT, settings.tenant),)) if settings.tenant else credentials
 
 
+def open_token_channel(settings: CliSettings) -> grpc.aio.Channel:
+    """Return a channel to the port of tokens, on which every call has to name its caller by itself.
+
+    Raises:
+        NotFoundError: There is no installation in the data folder.
+    """
+    stack = read_stack(settings.data_dir)
+    found = stack.enroll_target if stack is not None else DEFAULT_TLS_TARGET
+    authority = read_authority(tls_files(settings))
+    return open_channel(settings.target or found, server_only_channel_credentials(authority))
+
+
+@contextmanager
+def typed_errors() -> Iterator[None]:
+    """Raise what the control plane refuses within the block as it said it.
+
+    Raises:
+        AgentFactoryError: As the control plane said, or UnavailableError when it does not answer.
+    """
+    try:
+        yield
+    except grpc.aio.AioRpcError as error:
+        raise error_of(error) from error
+
+
 @asynccontextmanager
 async def connect(settings: CliSettings) -> AsyncIterator[Client]:
     """Open a channel for the time of the context. Errors of calls within it come out typed.
@@ -140,9 +165,8 @@ async def connect(settings: CliSettings) -> AsyncIterator[Client]:
     """
     channel = open_channel(target_of(settings), credentials_of(settings))
     try:
-        yield Client(channel=channel, timeout=settings.call_timeout.total_seconds())
-    except grpc.aio.AioRpcError as error:
-        raise error_of(error) from error
+        with typed_errors():
+            yield Client(channel=channel, timeout=settings.call_timeout.total_seconds())
     finally:
         await channel.close(grace=None)
 

@@ -24,6 +24,7 @@ GROUPS = {
     "agent": "cli.agents",
     "run": "cli.run",
     "execution": "cli.executions",
+    "mcp": "cli.mcp",
     "node": "cli.nodes",
     "access": "cli.access",
     "tenant": "cli.tenants",
@@ -37,6 +38,7 @@ GROUPS = {
     "trust": "cli.trust",
     "sandbox": "cli.sandbox",
     "retention": "cli.retention",
+    "backup": "cli.backup",
 }
 
 

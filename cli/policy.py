@@ -34,7 +34,7 @@ app.command()(reevaluate)
 Folder = Annotated[Path, typer.Argument(help="Folder of .rego files and data.json.")]
 Bundle = Annotated[str, typer.Argument(help="VERSION or sha256:… of a published bundle.")]
 
-DATA_JSON = '{\n  "operator": {\n    "allowed_http": []\n  }\n}\n'
+DATA_JSON = '{\n  "operator": {\n    "allowed_http": [],\n    "allowed_llm": []\n  }\n}\n'
 TEST_REGO = """\
 # Run by 'agentfactory policy test' and before every activation: each rule test_… has to be true.
 package agentfactory_test

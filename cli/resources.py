@@ -22,6 +22,8 @@ _WORDS: Final = {
     "host_calls": ("host calls", ""),
     "host_call_bytes": ("in host calls", " bytes"),
     "host_call_time": ("waited in them", ""),
+    "llm_tokens": ("model tokens", ""),
+    "llm_cost_micros": ("model cost", " millionths"),
 }
 """By the field: what it is called, and the unit of a number."""
 _ALWAYS: Final = frozenset({"wall", "cpu", "peak_memory_bytes"})

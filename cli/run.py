@@ -16,6 +16,7 @@ from cli import output
 from cli.output import Json
 from cli.settings import CliSettings, DataDir, Target, read_settings
 from shared.errors import InvalidInputError
+from shared.telemetry import parse_traceparent
 
 if TYPE_CHECKING:
     from agentfactory.v1 import executions_pb2
@@ -46,6 +47,7 @@ class Request:
     request_id: str
     timeout: timedelta
     priority: Priority = Priority.NORMAL
+    traceparent: str = ""
 
 
 @app.command()
@@ -64,6 +66,9 @@ def run(
     request_id: Annotated[
         str | None, typer.Option("--request-id", help="Repeat with the same one to find the same execution.")
     ] = None,
+    traceparent: Annotated[
+        str, typer.Option("--traceparent", help="W3C context of the trace that it belongs to.")
+    ] = "",
     data_dir: DataDir = None,
     target: Target = None,
     as_json: Json = False,
@@ -78,6 +83,7 @@ def run(
         request_id=request_id or str(uuid.uuid4()),
         timeout=timedelta(seconds=timeout),
         priority=priority,
+        traceparent=checked_traceparent(traceparent),
     )
     settings = read_settings(data_dir, target)
     if detach:
@@ -89,6 +95,15 @@ def run(
         return
     execution, result = execute(settings, request)
     raise typer.Exit(show_result(execution, result))
+
+
+def checked_traceparent(text: str) -> str:
+    """Return a traceparent, or nothing if there is none.
+
+    Raises:
+        InvalidInputError: It is not one of version 00.
+    """
+    return str(parse_traceparent(text)) if text else ""
 
 
 def read_input(path: Path | None) -> bytes:
@@ -126,6 +141,7 @@ async def to_message(client: "Client", request: Request) -> "executions_pb2.Exec
         request_id=request.request_id,
         run_deadline=deadline,
         priority=executions_pb2.Priority.Value(f"PRIORITY_{request.priority.name}"),
+        traceparent=request.traceparent,
     )
     if len(request.body) <= INLINE_BYTES:
         message.inline = request.body

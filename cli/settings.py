@@ -48,7 +48,11 @@ class CliSettings(PlaneSettings):
     tenant: str = Field(default="", max_length=64)
     """Tenant to act in, where the identity is bound in several."""
     owner_database_url: SecretStr | None = None
-    """For `init`, `keys trust` and `retention run`: postgresql://… as the role that owns the schema."""
+    """For `init`, `keys trust`, `retention run`, `backup`: postgresql://… as the schema's owner."""
+    backup_place: str = Field(default="", max_length=1024)
+    """Where backups are kept: a folder, or s3://bucket/prefix."""
+    postgres_programs: Path | None = None
+    """Folder of pg_dump and pg_restore; unset: of the embedded Postgres, PATH, Debian's packages."""
     call_timeout: timedelta = Field(default=timedelta(seconds=30), gt=timedelta(0), le=timedelta(hours=1))
     """Deadline of one call that is not told otherwise."""
 

@@ -23,6 +23,15 @@ PerMinute = Annotated[
 ]
 
 
+LlmTokens = Annotated[
+    int | None, typer.Option("--llm-tokens", min=0, help="Of language models, a day; 0: as settings say.")
+]
+LlmCost = Annotated[
+    int | None,
+    typer.Option("--llm-cost-micros", min=0, help="Their cost a day, in millionths; 0: as settings say."),
+]
+
+
 EncryptBodies = Annotated[
     bool | None,
     typer.Option(
@@ -38,6 +47,8 @@ def create(
     display_name: DisplayName = None,
     max_pending: MaxPending = None,
     per_minute: PerMinute = None,
+    llm_tokens: LlmTokens = None,
+    llm_cost_micros: LlmCost = None,
     data_dir: DataDir = None,
     target: Target = None,
     as_json: Json = False,
@@ -55,6 +66,8 @@ def create(
         display_name=display_name or "",
         max_pending=max_pending or 0,
         executions_per_minute=per_minute or 0,
+        llm_tokens_per_day=llm_tokens or 0,
+        llm_cost_micros_per_day=llm_cost_micros or 0,
     )
 
     async def use(client: Client) -> access_pb2.Tenant:
@@ -135,6 +148,8 @@ def update(
     max_pending: MaxPending = None,
     per_minute: PerMinute = None,
     encrypt_bodies: EncryptBodies = None,
+    llm_tokens: LlmTokens = None,
+    llm_cost_micros: LlmCost = None,
     data_dir: DataDir = None,
     target: Target = None,
     as_json: Json = False,
@@ -153,6 +168,8 @@ def update(
         max_pending=max_pending,
         executions_per_minute=per_minute,
         encrypt_bodies=encrypt_bodies,
+        llm_tokens_per_day=llm_tokens,
+        llm_cost_micros_per_day=llm_cost_micros,
     )
 
     async def use(client: Client) -> access_pb2.Tenant:
@@ -224,6 +241,8 @@ def _show(tenant: "access_pb2.Tenant") -> None:
             ("name", tenant.display_name),
             ("may wait", tenant.max_pending or "as the settings say"),
             ("per minute", tenant.executions_per_minute or "as the settings say"),
+            ("model tokens a day", tenant.llm_tokens_per_day or "as the settings say"),
+            ("model cost a day", tenant.llm_cost_micros_per_day or "as the settings say"),
             ("bodies", "encrypted" if tenant.encrypt_bodies else "plain"),
             ("since", output.time(tenant.created_at)),
         ]

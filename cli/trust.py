@@ -1,7 +1,7 @@
 """`agentfactory trust …`: the file by which others verify receipts of this installation."""
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Final
 
 import typer
 
@@ -60,6 +60,10 @@ def export(
     output.note(f"wrote {out}: hand it over by another way than the receipts, and compare the fingerprints")
 
 
+MAX_EPOCHS: Final = 8
+"""Of which the logs are named."""
+
+
 def trust_of(paths: InstallationPaths, witnesses: list[str], quorum: int) -> "ReceiptTrust":
     """Return what the installation's folder says: the root in force, and the logs of the keyset beside it.
 
@@ -78,13 +82,15 @@ def trust_of(paths: InstallationPaths, witnesses: list[str], quorum: int) -> "Re
     roots = read_trust(paths.trust)
     found = rooted(read_bounded(paths.keyset), roots.root_key)
     keyset = found.keyset
-    origin = log_origin(keyset.installation, keyset.epoch)
+    # Of epochs before a restore too: their checkpoints are in receipts that were handed over then.
+    epochs = range(max(1, keyset.epoch - MAX_EPOCHS + 1), keyset.epoch + 1)
     return ReceiptTrust(
         installation=roots.installation,
         root_keys=(found.root,),
         minimum_keyset_version=keyset.version,
         logs=tuple(
-            VerifierKey(name=origin, kind=ED25519, public=entry.key)
+            VerifierKey(name=log_origin(keyset.installation, epoch), kind=ED25519, public=entry.key)
+            for epoch in epochs
             for entry in keyset.entries
             if entry.purpose is KeyPurpose.LOG
         ),

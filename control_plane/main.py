@@ -10,6 +10,7 @@ from contextlib import AsyncExitStack, ExitStack, asynccontextmanager, contextma
 from dataclasses import dataclass
 from typing import Any, NoReturn
 
+from control_plane.backup.store import BackupAge
 from control_plane.database.notifications import Channel
 from control_plane.installation.files import read_server_names
 from control_plane.queue_store import QueueGauge
@@ -65,7 +66,12 @@ async def _serve(
         turns=services.turns,
         register=services.register,
     )
-    watch = HealthWatch(queue=QueueGauge(base.database), front=front, metrics=base.metrics)
+    watch = HealthWatch(
+        queue=QueueGauge(base.database),
+        backups=BackupAge(base.database),
+        front=front,
+        metrics=base.metrics,
+    )
     renewal = CertificateRenewal(
         paths=base.paths,
         installation=base.found.installation,

@@ -19,12 +19,15 @@ from control_plane.executions.completions import Completions
 from control_plane.executions.domain import Accepted, NewExecution
 from control_plane.executions.lifecycle import Execution
 from control_plane.executions.ports import ExecutionStore, Placer
+from control_plane.executions.trails import ExecutionTrails
 from control_plane.nodes.domain import NodeState
+from control_plane.tenant_metrics import TenantMetrics
 from shared.cache import CacheStats
 from shared.certificates import seconds_left
 from shared.clock import Clock
 from shared.gathering import Gathering
-from shared.ids import NodeId
+from shared.ids import NodeId, TenantId
+from shared.telemetry import sampled_trace_id
 
 LATENCY_BUCKETS: Final = (
     0.0005, 0.001, 0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 60.0, 600.0,
@@ -38,7 +41,9 @@ STAGES: Final = ("accept", "claim", "sign", "node", "finish")
 class ControlMetrics:
     """Implements dispatch's `Observer`, `RpcObserver`, and counts executions and denials."""
 
-    def __init__(self, registry: CollectorRegistry) -> None:
+    def __init__(self, registry: CollectorRegistry, *, tenants: int = 0) -> None:
+        """Register everything; so many tenants get series of their own."""
+        self._tenants = TenantMetrics(registry, limit=tenants)
         self._executions = Counter("af_executions", "Executions that ended.", ["outcome"], registry=registry)
         self._end_to_end = Histogram(
             "af_execution_seconds",
@@ -58,6 +63,11 @@ class ControlMetrics:
         self._queue_age = Gauge(
             "af_queue_age_seconds",
             "How long the oldest claimable execution has waited for a node.",
+            registry=registry,
+        )
+        self._backup_age = Gauge(
+            "af_backup_age_seconds",
+            "How old the newest backup is; without any, how old the installation.",
             registry=registry,
         )
         self._signature_failures = Counter(
@@ -144,19 +154,26 @@ class ControlMetrics:
         """Two engines came to different results: see `StopObserver`."""
         self._template_quarantines.inc()
 
+    def backup_age(self, age: timedelta) -> None:
+        """The newest backup is so old."""
+        self._backup_age.set(age.total_seconds())
+
     def queue_depth(self, count: int) -> None:
         """So many executions wait for a node, in all replicas."""
         self._queue_depth.set(count)
 
-    def queue_age(self, age: timedelta) -> None:
-        """So long has the oldest claimable execution waited, in all replicas."""
-        self._queue_age.set(age.total_seconds())
+    def queue_ages(self, ages: Mapping[TenantId, timedelta]) -> None:
+        """So long have the oldest claimable executions waited, in all replicas, of tenants that have any."""
+        self._queue_age.set(max(ages.values(), default=timedelta(0)).total_seconds())
+        self._tenants.queue_ages(ages)
 
-    def ended(self, execution: Execution) -> None:
-        """An execution has ended; the change is committed."""
+    def ended(self, execution: Execution, trace_id: str = "") -> None:
+        """An execution has ended; the change is committed. `trace_id` is of a trace that is kept."""
         self._executions.labels(str(execution.state)).inc()
+        self._tenants.ended(execution.tenant_id, str(execution.state))
         if execution.ended_at is not None:
-            self._end_to_end.observe((execution.ended_at - execution.created_at).total_seconds())
+            seconds = (execution.ended_at - execution.created_at).total_seconds()
+            self._end_to_end.observe(seconds, {"trace_id": trace_id} if trace_id else None)
 
     def break_glass(self) -> None:
         """A call was let in by a token for emergencies."""
@@ -167,9 +184,10 @@ class ControlMetrics:
         self._policy_version.set(version)
         self._policy_loaded.set(loaded)
 
-    def policy_denied(self, question: str, reason: str) -> None:
-        """Policy said no."""
+    def policy_denied(self, question: str, reason: str, tenant_id: TenantId) -> None:
+        """See `PolicyObserver`."""
         self._policy_denials.labels(question, reason).inc()
+        self._tenants.denied(tenant_id)
 
     def log_integrated(self, leaves: int, seconds: float) -> None:
         """See `LogObserver.log_integrated`."""
@@ -199,11 +217,11 @@ class ControlMetrics:
             cell = self._rpc_cells[(method, code)] = self._rpcs.labels(method.rpartition(".")[2], code)
         cell.observe(seconds)
 
-    def stage(self, name: str, seconds: float) -> None:
+    def stage(self, name: str, seconds: float, trace_id: str = "") -> None:
         """See `Observer.stage`."""
         cell = self._stages.get(name)
         if cell is not None:
-            cell.observe(seconds)
+            cell.observe(seconds, {"trace_id": trace_id} if trace_id else None)
 
     def signature_failure(self, kind: str) -> None:
         """See `Observer.signature_failure`."""
@@ -213,9 +231,10 @@ class ControlMetrics:
         """See `Observer.lease_expired`."""
         self._lease_expiries.inc(count)
 
-    def swept(self, outcome: str, count: int) -> None:
+    def swept(self, outcome: str, tenant_id: TenantId, count: int) -> None:
         """See `Observer.swept`."""
         self._executions.labels(outcome).inc(count)
+        self._tenants.ended(tenant_id, str(outcome), count)
 
     def session_opened(self, node_id: NodeId) -> None:  # noqa: ARG002 - a label per node has no bound
         """See `Observer.session_opened`."""
@@ -289,7 +308,8 @@ class MeasuredAcceptor(Acceptor):
 
         def measure(answer: "asyncio.Future[Accepted]") -> None:
             if not answer.cancelled() and answer.exception() is None:
-                self._metrics.stage("accept", time.perf_counter() - started)
+                trace_id = sampled_trace_id(item.run.traceparent)
+                self._metrics.stage("accept", time.perf_counter() - started, trace_id)
 
         answer = super().enqueue(item)
         answer.add_done_callback(measure)
@@ -299,12 +319,13 @@ class MeasuredAcceptor(Acceptor):
 class MeasuredCompletions(Completions):
     """A `Completions` that counts ends."""
 
-    def __init__(self, metrics: ControlMetrics) -> None:
+    def __init__(self, metrics: ControlMetrics, trails: ExecutionTrails) -> None:
         super().__init__()
         self._metrics = metrics
+        self._trails = trails
 
     def complete(self, execution: Execution) -> None:
         """See `Completions.complete`."""
         if execution.state.is_terminal:
-            self._metrics.ended(execution)
+            self._metrics.ended(execution, self._trails.of(execution.execution_id).sampled_id)
         super().complete(execution)

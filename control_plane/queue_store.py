@@ -1,12 +1,14 @@
 """Questions to Postgres for health and metrics: is it there, how much waits and how long. Changes nothing."""
 
+from collections.abc import Mapping, Sequence
 from datetime import timedelta
-from typing import Final
+from typing import Any, Final
 
 from sqlalchemy import func, literal, select
 
 from control_plane.database.tables import executions
 from control_plane.database.unit_of_work import PostgresDatabase
+from shared.ids import TenantId
 
 MAX_COUNTED: Final = 100_000
 """A longer queue is reported as this: counting it must not become a load of its own."""
@@ -37,8 +39,8 @@ class QueueGauge:
         async with self._database.reading() as connection:
             return int(await connection.scalar(select(func.count()).select_from(waiting)) or 0)
 
-    async def age(self) -> timedelta:
-        """Return how long the oldest of the claimable executions has waited for a node; zero when none does.
+    async def ages(self) -> Mapping[TenantId, timedelta]:
+        """Return how long the oldest claimable execution of each tenant that has any has waited for a node.
 
         A retry counts from the end of its backoff. Of a queue longer than 100,000 only so many are looked at.
 
@@ -46,7 +48,14 @@ class QueueGauge:
             DatabaseUnavailableError: Postgres does not answer.
         """
         claimable_at = executions.c.claimable_at
-        waiting = select(claimable_at).where(claimable_at <= func.now()).limit(MAX_COUNTED).subquery()
+        waiting = (
+            select(executions.c.tenant_id, claimable_at)
+            .where(claimable_at <= func.now())
+            .limit(MAX_COUNTED)
+            .subquery()
+        )
+        seconds = func.extract("epoch", func.now() - func.min(waiting.c.claimable_at)).label("seconds")
+        oldest = select(waiting.c.tenant_id, seconds).group_by(waiting.c.tenant_id)
         async with self._database.reading() as connection:
-            seconds = func.extract("epoch", func.now() - func.min(waiting.c.claimable_at))
-            return timedelta(seconds=float(await connection.scalar(select(seconds)) or 0))
+            rows: Sequence[Any] = (await connection.execute(oldest)).all()
+        return {TenantId(row.tenant_id): timedelta(seconds=float(row.seconds)) for row in rows}

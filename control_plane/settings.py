@@ -13,11 +13,15 @@ from shared.errors import AgentFactoryError
 from shared.local_tokens import ISSUER_NAME
 from shared.logs import LogStyle
 from shared.orders import MAX_LEASE
-from shared.settings import Plane, PlaneSettings, default_data_dir
+from shared.settings import Plane, TracedSettings, default_data_dir
 
 _SECOND = timedelta(seconds=1)
 
 AllowedHttp = Annotated[str, Field(pattern=r"^(\*|[A-Z]+) https?://[!-~]+$", max_length=2080)]
+
+AllowedLlm = Annotated[
+    str, Field(pattern=r"^[a-z][a-z0-9-]{0,62}/(\*|[A-Za-z0-9][A-Za-z0-9._:@/-]{0,127})$", max_length=192)
+]
 
 OpaUrl = Annotated[str, Field(pattern=r"^https?://[!-~]+$", max_length=2048)]
 
@@ -86,7 +90,7 @@ class WitnessSettings(BaseModel):
         return key
 
 
-class ControlSettings(PlaneSettings):
+class ControlSettings(TracedSettings):
     """What one replica may be told."""
 
     plane: ClassVar[Plane] = Plane.CONTROL
@@ -126,6 +130,17 @@ class ControlSettings(PlaneSettings):
         default=(),
         max_length=1024,
         description="METHOD URL, or * URL: what agents may call, with all that is below it.",
+    )
+    allowed_llm: tuple[AllowedLlm, ...] = Field(
+        default=(),
+        max_length=1024,
+        description="ENDPOINT/MODEL, or ENDPOINT/*: language models that agents may ask.",
+    )
+    llm_tokens_per_day: int | None = Field(
+        default=None, ge=1, le=10**15, description="Of language models, of one tenant; absent: any number."
+    )
+    llm_cost_micros_per_day: int | None = Field(
+        default=None, ge=1, le=10**15, description="As above, in millionths of the operator's currency."
     )
     opa_urls: tuple[OpaUrl, ...] = Field(
         default=(), max_length=16, description="OPA servers that decide; none: the engine in this process."
@@ -187,6 +202,13 @@ class ControlSettings(PlaneSettings):
         default=None, description="PEM; trusted for witnesses instead of the system's."
     )
 
+    metrics_tenants: int = Field(
+        default=50,
+        ge=0,
+        le=1000,
+        description="So many tenants have metrics of their own, those after them share one; 0: none.",
+    )
+
     cache_life: timedelta = Field(
         default=timedelta(minutes=10),
         gt=timedelta(0),
@@ -197,6 +219,9 @@ class ControlSettings(PlaneSettings):
         default=10 * _SECOND, ge=timedelta(0), le=timedelta(minutes=5), description="For RPCs in flight."
     )
 
+    trace_ratio: float = Field(
+        default=0.01, ge=0, le=1, description="Of the traces that begin here; with an otlp_endpoint."
+    )
     log_level: Literal["debug", "info", "warning", "error"] = "info"
     log_style: LogStyle = LogStyle.JSON
 

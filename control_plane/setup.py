@@ -124,7 +124,7 @@ async def _service(owner_database_url: str, clock: Clock | None) -> AsyncIterato
     engine = create_engine(
         owner_database_url, application="agentfactory-setup", bounds=PoolBounds(connections=2)
     )
-    database = PostgresDatabase(engine, notifier=_NobodyListens())
+    database = PostgresDatabase(engine, notifier=NobodyListens())
     try:
         yield InstallationService(
             database=database,
@@ -137,7 +137,7 @@ async def _service(owner_database_url: str, clock: Clock | None) -> AsyncIterato
         await database.close()
 
 
-class _NobodyListens:
+class NobodyListens:
     """A `Notifier` for a process that ends at once: the others poll."""
 
     def notify(self, channel: str, payloads: Sequence[str] = ()) -> None: ...

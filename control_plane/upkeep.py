@@ -4,6 +4,7 @@ import asyncio
 from datetime import timedelta
 from typing import Final, NoReturn
 
+from control_plane.backup.store import BackupAge
 from control_plane.executions.ports import ExecutionStore
 from control_plane.installation.authorities import InstallationAuthority
 from control_plane.installation.files import ensure_server_certificate
@@ -38,8 +39,11 @@ logger = get_logger(__name__)
 class HealthWatch:
     """Whether this replica can do its work: Postgres answers, and nobody has asked it to stop."""
 
-    def __init__(self, *, queue: QueueGauge, front: Front, metrics: ControlMetrics) -> None:
+    def __init__(
+        self, *, queue: QueueGauge, backups: BackupAge, front: Front, metrics: ControlMetrics
+    ) -> None:
         self._queue = queue
+        self._backups = backups
         self._front = front
         self._metrics = metrics
         self._state = Readiness(ready=False, detail="starting")
@@ -60,7 +64,8 @@ class HealthWatch:
             async with asyncio.timeout(ANSWER_WITHIN.total_seconds()):
                 await self._queue.ping()
                 self._metrics.queue_depth(await self._queue.depth())
-                self._metrics.queue_age(await self._queue.age())
+                self._metrics.queue_ages(await self._queue.ages())
+                self._metrics.backup_age(await self._backups.age())
             found = Readiness(ready=True)
         except (AgentFactoryError, TimeoutError) as error:
             found = Readiness(ready=False, detail=str(error) or "postgres is slow")

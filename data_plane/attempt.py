@@ -7,7 +7,7 @@ import asyncio  # noqa: TC003 - imports stay in one place
 import hashlib
 import hmac
 from dataclasses import dataclass, field, replace
-from datetime import datetime
+from datetime import datetime, timedelta
 from enum import Enum
 from typing import Final
 
@@ -27,6 +27,7 @@ from shared.manifest import Profile
 from shared.orders import Order
 from shared.outcomes import Outcome
 from shared.schemas import JsonSchema
+from shared.tracing import UNTRACED, Part, Trail
 
 PARAMETERS_VARIABLE: Final = "AGENTFACTORY_PARAMETERS"
 """Where a guest finds its agent's parameters, as canonical JSON."""
@@ -36,6 +37,7 @@ OUTPUT_INVALID: Final = "OUTPUT_INVALID"
 
 MAX_OUTPUT_PLACES_BYTES: Final = 4096
 
+_MICROSECOND: Final = timedelta(microseconds=1)
 _CALLS_DOMAIN: Final = b"agentfactory-host-calls-v1\0"
 
 
@@ -81,6 +83,7 @@ class Running:
     """The slot that carries it out; None while it waits for one."""
     calls: AttemptCalls | None = field(default=None, repr=False)
     """What its guest asks; None until it starts."""
+    trail: Trail = field(default=UNTRACED, repr=False)
     is_stoppable: bool = False
     """Whether its slot may be interrupted now."""
 
@@ -195,4 +198,31 @@ def guest_request(order: Order, *, limits: Limits, parameters: bytes, content: b
         seed=order.seed if repeatable else None,
         clock=order.clock_start_at if repeatable else None,
         scratch=limits.has_scratch,
+    )
+
+
+def end_trail(trail: Trail, report: Report) -> None:
+    """The receipt of an order is written: its trail is kept if it says anything but success."""
+    if trail is UNTRACED:
+        return
+    is_good = report.outcome is Outcome.SUCCEEDED
+    trail.end(
+        failed="" if is_good else str(report.outcome),
+        outcome=str(report.outcome),
+        rejection="" if report.rejection is None else str(report.rejection.reason),
+        limit=str((report.result.limit if report.result else None) or ""),
+    )
+
+
+def note_guest(part: Part, result: RunResult) -> None:
+    """Show what the worker measured of its guest: it has no clock of ours and is told nothing of traces."""
+    used = result.resources
+    ended = part.trail.now()
+    part.trail.part("guest", since=max(part.started, ended - used.wall.total_seconds()), parent=part).end(
+        at=ended,
+        failed="" if result.outcome is Outcome.SUCCEEDED else str(result.outcome),
+        cpu_us=used.cpu // _MICROSECOND,
+        peak_memory_bytes=used.peak_memory_bytes,
+        host_calls=used.host_calls,
+        fuel=used.fuel,
     )

@@ -4,9 +4,8 @@ Owns no queue and no task: `runner.py` gives it one order per slot, and issues w
 """
 
 import asyncio
-
-from opentelemetry import trace
-from opentelemetry.context import Context
+from collections.abc import Iterator
+from contextlib import contextmanager
 
 from data_plane.artifacts.ports import ModulePreparer, PreparedModule
 from data_plane.attempt import (
@@ -14,6 +13,7 @@ from data_plane.attempt import (
     StopReason,
     call_context,
     judged,
+    note_guest,
     report_of_rejection,
     report_of_run,
     request_of,
@@ -42,7 +42,6 @@ from shared.clock import Clock
 from shared.errors import (
     AgentFactoryError,
     ArtifactInvalidError,
-    InvalidInputError,
     OrderRejectedError,
     RejectionReason,
     WorkerCrashedError,
@@ -50,10 +49,9 @@ from shared.errors import (
 from shared.logs import get_logger
 from shared.orders import Order
 from shared.outcomes import Outcome
-from shared.telemetry import parse_traceparent
+from shared.tracing import Part
 
 logger = get_logger(__name__)
-_tracer = trace.get_tracer("data_plane.runner")
 
 
 class OrderCarrier:
@@ -90,15 +88,7 @@ class OrderCarrier:
 
     async def carry_out(self, running: Running) -> Report:
         """Run the order to what its receipt says; whatever goes wrong is an outcome or a rejection."""
-        with _tracer.start_as_current_span(
-            "run order", context=_context_of(running.order), attributes={"order.id": running.order.id}
-        ) as span:
-            report = await self._report_of(running)
-            span.set_attribute("order.outcome", report.outcome)
-            return report
-
-    async def _report_of(self, running: Running) -> Report:
-        """Do what can be stopped; afterwards `stop` has no effect any more."""
+        # What can be stopped; afterwards `stop` has no effect any more.
         running.is_stoppable = True
         try:
             self._require_lease(running)
@@ -130,9 +120,9 @@ class OrderCarrier:
         """Checks 20 and 12 to 19, then the guest, then its output."""
         order, delivery = running.order, running.delivery
         await self._log.require(order)
-        with self._metrics.timed(Stage.ARTIFACT):
+        with self._timed(running, Stage.ARTIFACT):
             module = await self._modules.prepare(order)
-        with self._metrics.timed(Stage.INPUT):
+        with self._timed(running, Stage.INPUT):
             content = delivery.input.inline
             if content is None:
                 content = await self._inputs.fetch_input(running.admission.attempt, order.input_bytes)
@@ -149,14 +139,26 @@ class OrderCarrier:
         self._announcer.started(running.admission.attempt)
         # The wall clock may have been set back since; a receipt's times never run backwards.
         running.started_at = max(self._clock.now(), running.received_at)
-        with self._metrics.timed(Stage.RUN):
-            result = await self._load_and_run(running, module, request)
+        with self._timed(running, Stage.RUN) as part:
+            result = await self._load_and_run(running, module, request, part)
+            note_guest(part, result)
         return await judged(result, module.manifest.output_schema, running.admission.limits)
 
-    async def _load_and_run(self, running: Running, module: PreparedModule, request: RunRequest) -> RunResult:
+    @contextmanager
+    def _timed(self, running: Running, stage: Stage) -> Iterator[Part]:
+        part = running.trail.part(stage)
+        try:
+            with self._metrics.timed(stage, running.trail.sampled_id):
+                yield part
+        finally:
+            part.end()
+
+    async def _load_and_run(
+        self, running: Running, module: PreparedModule, request: RunRequest, part: Part
+    ) -> RunResult:
         order, attempt = running.order, running.admission.attempt
         running.calls = self._host_calls.begin(
-            call_context(running), lambda: self._leases.is_live(attempt, now=self._clock.monotonic())
+            call_context(running), lambda: self._leases.is_live(attempt, now=self._clock.monotonic()), part
         )
         for last in (False, True):
             try:
@@ -236,11 +238,3 @@ def count_rejection(metrics: NodeMetrics, error: OrderRejectedError) -> None:
         rejection=error.rejection,
         detail=str(error),
     )
-
-
-def _context_of(order: Order) -> Context | None:
-    """Return the caller's trace, or none: a malformed context is no reason to refuse an order."""
-    try:
-        return parse_traceparent(order.traceparent).to_context() if order.traceparent else None
-    except InvalidInputError:
-        return None

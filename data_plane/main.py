@@ -3,11 +3,10 @@
 import asyncio
 import signal
 from collections.abc import Mapping
-from contextlib import AsyncExitStack
+from contextlib import AbstractAsyncContextManager, AsyncExitStack
 from datetime import timedelta
 
 import agentfactory_engine
-from opentelemetry import trace
 from prometheus_client import CollectorRegistry
 
 from data_plane.artifacts.cache import ArtifactCache
@@ -65,7 +64,8 @@ from shared.key_files import read_secret_file, write_secret_file
 from shared.logs import get_logger
 from shared.manifest import Profile
 from shared.runtime import settle
-from shared.telemetry import make_tracer_provider
+from shared.trace_setup import TraceOptions, tracing
+from shared.tracing import Tracer
 from shared.trust import read_trust
 from shared.vault import VaultAccess, VaultClient
 
@@ -126,8 +126,8 @@ async def build_node(settings: NodeSettings, stack: AsyncExitStack) -> tuple[Nod
     layers = with_layer(await read_layers(worker_path), group_layer)
     check_layers(layers, settings.sandbox_require)
     facts = _facts(settings, identity, engines, layers, new_id(BOOT, clock, random))
-    _trace(settings, identity, stack)
     registry = CollectorRegistry()
+    tracer = await stack.enter_async_context(_tracing(settings, identity, registry, clock, random))
     metrics = NodeMetrics(registry, clock)
     metrics.show_layers(layers)
     keyset = NodeKeyset(root_keys=trust.root_keys, installation=trust.installation, path=paths.keyset)
@@ -189,6 +189,7 @@ async def build_node(settings: NodeSettings, stack: AsyncExitStack) -> tuple[Nod
         announcer=outbox,
         metrics=metrics,
         clock=clock,
+        tracer=tracer,
     )
     parts = SessionParts(
         facts=facts,
@@ -290,6 +291,7 @@ def _host_calls(
         kv=relay,
         secrets=_secrets(settings, stack, clock),
         metrics=metrics,
+        llm=settings.llm_policy,
     )
 
 
@@ -322,11 +324,26 @@ def _vault_secrets(settings: NodeSettings, stack: AsyncExitStack, clock: Clock) 
     return VaultSecrets(vault, clock=clock, mount=settings.vault_kv_mount, prefix=settings.vault_kv_prefix)
 
 
-def _trace(settings: NodeSettings, identity: NodeIdentity, stack: AsyncExitStack) -> None:
-    if settings.otlp_endpoint is not None:
-        provider = make_tracer_provider("agentfactory-node", identity.node_id, settings.otlp_endpoint)
-        trace.set_tracer_provider(provider)
-        stack.callback(provider.shutdown)
+def _tracing(
+    settings: NodeSettings,
+    identity: NodeIdentity,
+    registry: CollectorRegistry,
+    clock: Clock,
+    random: SystemRandom,
+) -> AbstractAsyncContextManager[Tracer]:
+    return tracing(
+        TraceOptions(
+            endpoint=settings.otlp_endpoint,
+            authority=settings.otlp_ca_file,
+            ratio=0,  # no trace begins here: its order says whether it is kept
+            max_per_second=settings.trace_max_per_s,
+        ),
+        service="agentfactory-node",
+        instance=identity.node_id,
+        registry=registry,
+        clock=clock,
+        random=random,
+    )
 
 
 def _quarantine(settings: NodeSettings) -> Quarantine:

@@ -117,6 +117,11 @@ class NodeMetrics:
             buckets=CALL_BUCKETS,
             registry=registry,
         )
+        self.llm_tokens = Counter(
+            "agentfactory_node_llm_tokens",
+            "Tokens of language models that runs were charged",
+            registry=registry,
+        )
         self.lease_expiries = Counter(
             "agentfactory_node_lease_expiries", "Runs stopped because their lease ran out", registry=registry
         )
@@ -174,13 +179,14 @@ class NodeMetrics:
             self.sandbox_layers.labels(state.layer).set(state.active)
 
     @contextmanager
-    def timed(self, stage: Stage) -> Iterator[None]:
-        """Observe how long the body takes, errors included."""
+    def timed(self, stage: Stage, trace_id: str = "") -> Iterator[None]:
+        """Observe how long the body takes, errors included; `trace_id` of a trace that shows it."""
         started = self._clock.monotonic()
         try:
             yield
         finally:
-            self._stages[stage].observe(self._clock.monotonic() - started)
+            exemplar = {"trace_id": trace_id} if trace_id else None
+            self._stages[stage].observe(self._clock.monotonic() - started, exemplar)
 
     @contextmanager
     def host_call(self, seen: HostCallSeen) -> Iterator[HostCallSeen]:

@@ -10,10 +10,7 @@ from collections.abc import Sequence
 from datetime import datetime, timedelta
 from typing import Final, NoReturn
 
-from data_plane.attempt import (
-    Running,
-    StopReason,
-)
+from data_plane.attempt import Running, StopReason, end_trail
 from data_plane.carrier import OrderCarrier, count_rejection
 from data_plane.metrics import NodeMetrics, Stage
 from data_plane.orders.admission import Admissions
@@ -42,6 +39,7 @@ from shared.keyset import KeyPurpose
 from shared.logs import get_logger
 from shared.orders import Order, VerifiedOrderRoot
 from shared.outcomes import Outcome
+from shared.tracing import NO_TRACER, SpanKind, Tracer, Trail
 
 logger = get_logger(__name__)
 
@@ -69,6 +67,7 @@ class OrderRunner:
         announcer: Announcer,
         metrics: NodeMetrics,
         clock: Clock,
+        tracer: Tracer = NO_TRACER,
     ) -> None:
         self._facts = facts
         self._keyset = keyset
@@ -81,6 +80,7 @@ class OrderRunner:
         self._announcer = announcer
         self._metrics = metrics
         self._clock = clock
+        self._tracer = tracer
         self._roots: OrderedDict[tuple[int, Digest], VerifiedOrderRoot] = OrderedDict()
         self._running: dict[AttemptRef, Running] = {}
         self._queue: deque[Running] = deque()  # bounded by the admissions
@@ -173,7 +173,7 @@ class OrderRunner:
                 envelope,
                 keys=keys,
                 installation=self._facts.installation,
-                minimum_epoch=self._keyset.epoch,
+                epoch=self._keyset.epoch,
             )
             self._roots[name] = root
             while len(self._roots) > REMEMBERED_ROOTS:
@@ -184,12 +184,17 @@ class OrderRunner:
         self, root: VerifiedOrderRoot, envelope: bytes, delivery: Delivery, received_at: datetime
     ) -> None:
         order: Order | None = None
+        verified_from = self._clock.monotonic()
         try:
             order = verify_order(delivery, root=root, facts=self._facts, now=received_at)
             self._ledger.accept(order, now=received_at)
             admission = self._admissions.admit(order, now=self._clock.monotonic())
         except OrderRejectedError as error:
             self._start(self._reject(delivery, order, received_at, error, envelope))
+            if order is not None:
+                self._trail(order, since=verified_from).end(
+                    failed=Outcome.REJECTED, rejection=error.rejection
+                )
             return
         except Exception:
             # What nobody foresaw in one order must not take the others, the session and the node with it.
@@ -208,7 +213,9 @@ class OrderRunner:
             order_digest=sha256_digest(delivery.order),
             received_at=received_at,
             queued_at=self._clock.monotonic(),
+            trail=self._trail(order, since=verified_from),
         )
+        running.trail.part("verify", since=verified_from).end(at=running.queued_at)
         self._one_begun()
         self._running[admission.attempt] = running
         self._queue.append(running)
@@ -217,6 +224,17 @@ class OrderRunner:
             if not slot.done():
                 slot.set_result(None)
                 break
+
+    def _trail(self, order: Order, *, since: float) -> Trail:
+        """Begin the trail of an order whose signature holds: before, it has no say in what is kept."""
+        trail = self._tracer.begin("order", order.traceparent, kind=SpanKind.CONSUMER, since=since)
+        trail.note(
+            order_id=order.id,
+            execution_id=order.execution_id,
+            attempt_number=order.attempt_number,
+            node_id=order.node_id,
+        )
+        return trail
 
     async def _serve_slot(self) -> NoReturn:
         """Carry out one order after the other. Ends by being cancelled while it waits for the next."""
@@ -228,6 +246,7 @@ class OrderRunner:
             running = self._queue.popleft()
             running.task = asyncio.current_task()
             self._admissions.begin(running.admission, now=self._clock.monotonic())
+            running.trail.part("queue", since=running.queued_at).end()
             try:
                 report = await self._carrier.carry_out(running)
             finally:
@@ -255,10 +274,13 @@ class OrderRunner:
         self._one_finished()
 
     async def _keep_receipt(self, running: Running, report: Report) -> None:
+        part = running.trail.part("receipt")
         try:
             await self._issue(report, running.admission.reservation)
         finally:
             self._forget(running)
+            part.end()
+            end_trail(running.trail, report)
 
     def _forget(self, running: Running) -> None:
         running.admission.leave()

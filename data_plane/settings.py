@@ -1,21 +1,25 @@
 """The node's settings, from `AF_NODE_…`, `agentfactory.toml` and the command line. Nothing else reads any."""
 
 import os
+from datetime import timedelta
 from pathlib import Path
-from typing import Annotated, ClassVar, Final
+from typing import Annotated, ClassVar, Final, Literal
 
-from pydantic import Field, field_validator
+from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
 
 from data_plane.host_calls.addresses import parse_networks
 from data_plane.host_calls.http_fetch import AllowedHttp, HttpPolicy
+from data_plane.host_calls.llm import LlmEndpoint, Prices
+from data_plane.host_calls.llm_complete import LlmPolicy
 from data_plane.orders.log_check import LogRequire
 from data_plane.sandbox.domain import Layer
 from shared.errors import HostCallRefusedError
 from shared.limits import LIMIT_FIELDS, MAX_LIMITS, Limits
 from shared.logs import LogStyle
-from shared.manifest import Profile
+from shared.manifest import MAX_LLM_TOKENS, SECRET_NAME, Profile
 from shared.paths import NodePaths
-from shared.settings import Plane, PlaneSettings, default_data_dir
+from shared.settings import Plane, TracedSettings, default_data_dir
+from shared.urls import Url, parse_url
 
 GIBIBYTE: Final = 1024**3
 MIBIBYTE: Final = 1024**2
@@ -24,7 +28,66 @@ MAX_SLOTS: Final = 4096
 Target = Annotated[str, Field(pattern=r"^[A-Za-z0-9.\[\]:_-]+:\d{1,5}$", max_length=256)]
 
 
-class NodeSettings(PlaneSettings):
+class LlmPriceSettings(BaseModel):
+    """What a model costs, in millionths of the operator's currency for a million tokens."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    prompt_micros: int = Field(default=0, ge=0, le=1_000_000_000_000)
+    answer_micros: int = Field(default=0, ge=0, le=1_000_000_000_000)
+
+
+class LlmEndpointSettings(BaseModel):
+    """A server of language models that speaks the chat completions of OpenAI."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    url: str = Field(max_length=2048)
+    """Up to `/v1/`; `chat/completions` comes behind it."""
+    models: dict[
+        Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._:@/-]{0,127}$")], LlmPriceSettings
+    ] = Field(min_length=1, max_length=256)
+    secret: str | None = Field(default=None, pattern=rf"^{SECRET_NAME.pattern}$", max_length=63)
+    """Name of its key among the node's secrets."""
+    key_of: Literal["operator", "tenant"] = "operator"
+    """Whose secret it is: that of `_operator`, or one of the tenant that runs."""
+    timeout_s: float = Field(default=60, gt=0, le=600)
+    answer_bound: Literal["max_tokens", "max_completion_tokens"] = "max_tokens"
+    """The field in which the server is told how long its answer may be."""
+
+    @model_validator(mode="after")
+    def _keeps_its_key(self) -> "LlmEndpointSettings":
+        try:
+            url = self._completions
+        except HostCallRefusedError as error:
+            raise ValueError(f"url: {error}") from error
+        address = url.address
+        is_here = address is not None and address.is_loopback
+        if self.secret is not None and url.scheme != "https" and not is_here:
+            raise ValueError("its key would travel in clear: use https, or an address of loopback")
+        return self
+
+    @property
+    def _completions(self) -> Url:
+        return parse_url(f"{self.url.removesuffix('/')}/chat/completions")
+
+    @property
+    def endpoint(self) -> LlmEndpoint:
+        """The endpoint as host calls know it."""
+        return LlmEndpoint(
+            url=self._completions,
+            models={
+                name: Prices(prompt=price.prompt_micros, answer=price.answer_micros)
+                for name, price in self.models.items()
+            },
+            secret=self.secret,
+            is_key_of_tenant=self.key_of == "tenant",
+            timeout=timedelta(seconds=self.timeout_s),
+            bound_field=self.answer_bound,
+        )
+
+
+class NodeSettings(TracedSettings):
     """How one node runs. Paths are below `data_dir` unless named."""
 
     plane: ClassVar[Plane] = Plane.NODE
@@ -91,6 +154,12 @@ class NodeSettings(PlaneSettings):
     vault_timeout_s: float = Field(default=3, gt=0, le=60)
     http_ca_file: Path | None = None
     """Certificates that such calls trust instead of the system's."""
+    llm_endpoints: dict[Annotated[str, Field(pattern=r"^[a-z][a-z0-9-]{0,62}$")], LlmEndpointSettings] = (
+        Field(default_factory=dict, max_length=64)
+    )
+    """By the name before the slash of a model, see docs/llm.md."""
+    max_llm_tokens: int | None = Field(default=None, ge=1, le=MAX_LLM_TOKENS)
+    """Of one run, whatever its order grants."""
     policy_file: Path | None = None
     """Rego that decides which valid orders this node runs (docs/policy.md); without it all of them."""
     policy_data_file: Path | None = None
@@ -120,8 +189,6 @@ class NodeSettings(PlaneSettings):
     """`/metrics /healthz /readyz`; 0 takes any free port."""
     log_level: str = "info"
     log_style: LogStyle = LogStyle.JSON
-    otlp_endpoint: str | None = None
-    """Where spans go; none are sent without it."""
 
     @field_validator("log_level")
     @classmethod
@@ -154,6 +221,15 @@ class NodeSettings(PlaneSettings):
         return HttpPolicy(
             allowed=tuple(map(AllowedHttp.parse, self.allowed_http)),
             networks=parse_networks(self.allowed_networks),
+        )
+
+    @property
+    def llm_policy(self) -> LlmPolicy:
+        """What `llm.complete` of this node may reach."""
+        return LlmPolicy(
+            endpoints={name: one.endpoint for name, one in self.llm_endpoints.items()},
+            networks=parse_networks(self.allowed_networks),
+            max_tokens=self.max_llm_tokens,
         )
 
     @property

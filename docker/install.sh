@@ -1,10 +1,12 @@
 #!/bin/sh
-# The installation: keys, certificates, schema; the same again after an upgrade. With "nodes": what new nodes need.
+# The installation: keys, certificates, schema; the same again after an upgrade. With "nodes": keys of the custodian, and
+# what new nodes need.
 set -eu
 umask 077
 handed=/run/agentfactory/handed
 case "${1:-}" in
 nodes)
+    python3 /opt/agentfactory/bin/first_run.py keys
     # Whoever holds the token can enroll a node in this zone until it expires; nodes that are enrolled need none.
     cp /var/lib/agentfactory/trust.json /var/lib/agentfactory/ca.crt "$handed"
     agentfactory node token --zone "$NODE_ZONE" --uses 100 --hours 24 > "$handed/token.new"

@@ -1,7 +1,9 @@
 #!/bin/sh
-# First step of a new installation: random passwords of the database, made once and kept in a volume.
+# First step of a new installation: random passwords of the database, the seal and the certificate of the custodian.
+# Made once and kept in volumes.
 set -eu
 umask 077
+python3 /opt/agentfactory/bin/custody.py prepare
 cd /run/agentfactory
 [ -s pgpass ] && exit 0
 random() { python3 -c 'import secrets; print(secrets.token_urlsafe(32))'; }

@@ -13,8 +13,8 @@ from dataclasses import dataclass
 from datetime import timedelta
 from typing import Final
 
-from prometheus_client import CollectorRegistry
-from prometheus_client.exposition import CONTENT_TYPE_LATEST, generate_latest
+from prometheus_client import CollectorRegistry, exposition
+from prometheus_client.openmetrics import exposition as openmetrics
 
 from shared.errors import PortInUseError
 
@@ -112,7 +112,8 @@ class _Handler:
             answer, with_body = _Answer(status=400, body=b"request too large\n"), True
         else:
             method, _, rest = head.partition(b" ")
-            answer = await self._answer(method, rest.split(b" ", 1)[0].split(b"?", 1)[0])
+            path = rest.split(b" ", 1)[0].split(b"?", 1)[0]
+            answer = await self._answer(method, path, takes_openmetrics=_takes_openmetrics(head))
             with_body = method != b"HEAD"
         lines = (
             f"HTTP/1.1 {answer.status} {_PHRASES[answer.status]}",
@@ -125,7 +126,7 @@ class _Handler:
         writer.write("\r\n".join(lines).encode("ascii") + b"\r\n\r\n" + (answer.body if with_body else b""))
         await writer.drain()
 
-    async def _answer(self, method: bytes, path: bytes) -> _Answer:
+    async def _answer(self, method: bytes, path: bytes, *, takes_openmetrics: bool) -> _Answer:
         if method not in {b"GET", b"HEAD"}:
             return _Answer(status=405, body=b"only GET and HEAD\n")
         match path:
@@ -134,9 +135,7 @@ class _Handler:
             case b"/readyz":
                 return await self._ready()
             case b"/metrics":
-                return _Answer(
-                    status=200, body=generate_latest(self._registry), content_type=CONTENT_TYPE_LATEST
-                )
+                return _metrics(self._registry, takes_openmetrics=takes_openmetrics)
             case _:
                 return _Answer(status=404, body=b"not found: /metrics /healthz /readyz\n")
 
@@ -149,3 +148,24 @@ class _Handler:
         if state.ready:
             return _Answer(status=200, body=b"ready\n")
         return _Answer(status=503, body=f"not ready: {state.detail}\n".encode())
+
+
+def _metrics(registry: CollectorRegistry, *, takes_openmetrics: bool) -> _Answer:
+    """Return the numbers; in the one form that has room for exemplars, if the reader knows it."""
+    if takes_openmetrics:
+        body: bytes = openmetrics.generate_latest(registry)  # type: ignore[no-untyped-call]
+        content_type = openmetrics.CONTENT_TYPE_LATEST
+    else:
+        body = exposition.generate_latest(registry)
+        content_type = exposition.CONTENT_TYPE_LATEST
+    return _Answer(status=200, body=body, content_type=content_type)
+
+
+def _takes_openmetrics(head: bytes) -> bool:
+    for line in head.split(b"\r\n")[1:]:
+        name, _, value = line.partition(b":")
+        if name.strip().lower() == b"accept":
+            kinds = {kind.split(b";")[0].strip().lower() for kind in value.split(b",")}
+            if b"application/openmetrics-text" in kinds:
+                return True
+    return False

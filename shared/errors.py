@@ -210,6 +210,13 @@ class ResourceExhaustedError(AgentFactoryError):
     hint = "retry later with backoff, or ask the operator to raise the named bound"
 
 
+class LlmQuotaExhaustedError(ResourceExhaustedError):
+    """The tenant has used up what it may of language models today."""
+
+    reason = "LLM_QUOTA_EXHAUSTED"
+    hint = "come again tomorrow (UTC), or ask the operator to raise the tenant's quota"
+
+
 class DeadlineExceededError(AgentFactoryError):
     """The deadline passed before the answer was there."""
 

@@ -26,6 +26,7 @@ from shared.manifest import (
     Ancestor,
     Capabilities,
     HttpCapability,
+    LlmCapability,
     Manifest,
     ModuleFile,
     Profile,
@@ -209,7 +210,24 @@ def _wider_capabilities(own: Capabilities, parent: Capabilities) -> Iterator[str
     for secret in own.secrets:
         if secret not in parent.secrets:
             yield f"capabilities.secrets: {secret} is not among those"
+    yield from _wider_llm(own.llm, parent.llm)
     yield from _wider_http(own.http, parent.http)
+
+
+def _wider_llm(own: LlmCapability | None, parent: LlmCapability | None) -> Iterator[str]:
+    if own is None:
+        return
+    if parent is None:
+        yield "capabilities.llm: not among those"
+        return
+    for model in own.models:
+        if model not in parent.models:
+            yield f"capabilities.llm: {model} is not among those"
+    if own.max_tokens > parent.max_tokens:
+        yield f"capabilities.llm: max_tokens {own.max_tokens} > {parent.max_tokens}"
+    if parent.max_cost_micros and not 0 < own.max_cost_micros <= parent.max_cost_micros:
+        asked = own.max_cost_micros or "any number"
+        yield f"capabilities.llm: max_cost_micros {asked} > {parent.max_cost_micros}"
 
 
 def _wider_http(own: Sequence[HttpCapability], parents: Sequence[HttpCapability]) -> Iterator[str]:

@@ -139,6 +139,8 @@ def differences(older: Keyset, newer: Keyset) -> list[str]:
     lines = []
     if newer.root_key_id != older.root_key_id:
         lines.append(f"root {older.root_key_id} hands over to {newer.root_key_id}")
+    if newer.epoch != older.epoch:
+        lines.append(f"epoch {older.epoch} becomes {newer.epoch}, as after a restore")
     lines += [
         f"+ {one.purpose} {one.key_id} until {one.not_after.isoformat()}"
         for name, one in after.items()

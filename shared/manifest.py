@@ -26,6 +26,8 @@ from shared.limits import FIRST_LIMITS, LIMIT_FIELDS, MAX_LIMITS, NO_REQUEST, Re
 from shared.schemas import JsonSchema
 from shared.urls import parse_url
 
+FORMAT_WITH_LLM: Final = "agentfactory.template.v4"
+"""With the capability `llm`, and `extends` or not."""
 FORMAT: Final = "agentfactory.template.v3"
 """With `extends`."""
 FORMAT_WITHOUT_PARENTS: Final = "agentfactory.template.v2"
@@ -45,6 +47,9 @@ MAX_HTTP_CAPABILITIES: Final = 64
 MAX_URL_CHARS: Final = 2048
 MAX_HTTP_ADDRESSES: Final = 16
 MAX_SECRETS: Final = 16
+MAX_LLM_MODELS: Final = 16
+MAX_LLM_TOKENS: Final = 100_000_000
+MAX_LLM_COST_MICROS: Final = 1_000_000_000_000
 
 NAME: Final = re.compile(r"[a-z][a-z0-9-]{0,62}")
 SECRET_NAME: Final = NAME
@@ -56,6 +61,8 @@ VERSION: Final = re.compile(  # Semantic Versioning 2.0.0
 )
 MEDIA_TYPE: Final = re.compile(r"(?=.{1,127}\Z)[a-z0-9][a-z0-9!#$&^_.+-]*/[a-z0-9][a-z0-9!#$&^_.+-]*")
 FILE_NAME: Final = re.compile(r"(?!\.)[A-Za-z0-9._-]{1,128}")
+LLM_MODEL: Final = re.compile(r"[a-z][a-z0-9-]{0,62}/[A-Za-z0-9][A-Za-z0-9._:@/-]{0,127}")
+"""ENDPOINT/MODEL: what the node's operator calls the endpoint, and what that calls the model."""
 HTTP_METHODS: Final = frozenset({"GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS"})
 
 _FIRST_CAPABILITIES: Final = frozenset({"http"})
@@ -93,6 +100,18 @@ class HttpCapability:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class LlmCapability:
+    """Which language models an agent may ask, and how much of them one run may use."""
+
+    models: tuple[str, ...]
+    """ENDPOINT/MODEL."""
+    max_tokens: int
+    """Prompts and answers of one run together."""
+    max_cost_micros: int = 0
+    """Of one run, in millionths of the operator's currency; 0: as the tokens allow."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Capabilities:
     """What an agent may reach outside its sandbox. Empty means nothing."""
 
@@ -103,6 +122,7 @@ class Capabilities:
     """Names of secrets that it may have put into headers of its HTTP requests; it never sees them."""
     record_host_calls: bool = False
     """Keep the bytes of its host calls beside the receipt, not only their digests."""
+    llm: LlmCapability | None = None
 
     @property
     def host_call_grants(self) -> tuple[str, ...]:
@@ -110,6 +130,7 @@ class Capabilities:
         return (
             *(("http.fetch",) if self.http else ()),
             *(("kv.get", "kv.put") if self.kv else ()),
+            *(("llm.complete",) if self.llm else ()),
             *(("secret.ref",) if self.secrets else ()),
         )
 
@@ -170,6 +191,8 @@ class Manifest:
 
 def format_of(manifest: Manifest) -> str:
     """Return the oldest format that can say the manifest."""
+    if manifest.capabilities.llm is not None:
+        return FORMAT_WITH_LLM
     if manifest.extends:
         return FORMAT
     limits, capabilities = requested_json(manifest.limits), capabilities_json(manifest.capabilities)
@@ -225,6 +248,15 @@ def capabilities_json(capabilities: Capabilities) -> JsonObject:
         asked["secrets"] = list(capabilities.secrets)
     if capabilities.record_host_calls:
         asked["record_host_calls"] = True
+    if capabilities.llm is not None:
+        asked["llm"] = _llm_json(capabilities.llm)
+    return asked
+
+
+def _llm_json(llm: LlmCapability) -> JsonObject:
+    asked: JsonObject = {"models": list(llm.models), "max_tokens": llm.max_tokens}
+    if llm.max_cost_micros:
+        asked["max_cost_micros"] = llm.max_cost_micros
     return asked
 
 
@@ -260,8 +292,8 @@ def _decode(data: bytes) -> Manifest:
     except MalformedError as error:
         raise ManifestInvalidError(f"manifest: {error}") from error
     found = document.text("type")
-    if found not in {FORMAT, FORMAT_WITHOUT_PARENTS, OLDER_FORMAT}:
-        raise ManifestInvalidError(f"manifest format is {found[:64]!r}, this build reads {FORMAT!r}")
+    if found not in {FORMAT_WITH_LLM, FORMAT, FORMAT_WITHOUT_PARENTS, OLDER_FORMAT}:
+        raise ManifestInvalidError(f"manifest format is {found[:64]!r}, this build reads {FORMAT_WITH_LLM!r}")
     schemas, run = document.child("schemas"), document.child("run")
     asked = document.raw_object("capabilities")
     manifest = Manifest(
@@ -297,7 +329,9 @@ def _check_format(manifest: Manifest, found: str, asked: JsonObject) -> None:
 
 
 def _read_extends(document: Fields, found: str) -> tuple[Ancestor, ...]:
-    if found != FORMAT:
+    if found == FORMAT_WITH_LLM and not document.has("extends"):
+        return ()
+    if found not in {FORMAT, FORMAT_WITH_LLM}:
         return ()  # left in the document, where `end` refuses it
     return tuple(_read_ancestor(one) for one in document.children("extends", max_items=MAX_ANCESTORS))
 
@@ -365,9 +399,23 @@ def read_capabilities(table: Fields) -> Capabilities:
         kv=table.has("kv") and table.boolean("kv"),
         secrets=_read_secrets(table),
         record_host_calls=table.has("record_host_calls") and table.boolean("record_host_calls"),
+        llm=_read_llm(table.child("llm")) if table.has("llm") else None,
     )
     table.end()
     return capabilities
+
+
+def _read_llm(entry: Fields) -> LlmCapability:
+    models = entry.texts("models", max_items=MAX_LLM_MODELS, max_chars=192)
+    if not models or len(set(models)) != len(models) or not all(map(LLM_MODEL.fullmatch, models)):
+        raise entry.invalid("models", "are not different names ENDPOINT/MODEL, such as openai/gpt-small")
+    llm = LlmCapability(
+        models=models,
+        max_tokens=entry.integer("max_tokens", minimum=1, maximum=MAX_LLM_TOKENS),
+        max_cost_micros=_optional_bound(entry, "max_cost_micros", MAX_LLM_COST_MICROS),
+    )
+    entry.end()
+    return llm
 
 
 def _read_http(entry: Fields) -> HttpCapability:

@@ -22,8 +22,9 @@ from shared.ids import (
     parse_id,
 )
 from shared.limits import DEFAULT_LIMITS, FIRST_LIMITS, LIMIT_FIELDS, Limits
-from shared.manifest import Capabilities, HttpCapability, Profile
+from shared.manifest import Capabilities, HttpCapability, LlmCapability, Profile
 from shared.orders import (
+    LLM_ORDER_FORMAT,
     MAX_ORDER_BYTES,
     OLDER_ORDER_FORMAT,
     ORDER_FORMAT,
@@ -94,7 +95,9 @@ def decode_order(data: bytes) -> Order:
     if message.ByteSize() != with_unknown:
         raise UnknownFieldError("check 2: order carries a field that this version does not know")
     if message.type not in ORDER_FORMATS:
-        raise UnsupportedVersionError(f"check 3: order format is {message.type[:64]!r}, not {ORDER_FORMAT!r}")
+        raise UnsupportedVersionError(
+            f"check 3: order format is {message.type[:64]!r}, not one of {', '.join(ORDER_FORMATS)}"
+        )
     if message.SerializeToString(deterministic=True) != data:
         raise MalformedError("check 4: order is not in its deterministic encoding")
     try:
@@ -112,7 +115,7 @@ def _to_message(order: Order) -> orders_pb2.Order:
     lease = Duration()
     lease.FromTimedelta(order.lease)
     return orders_pb2.Order(
-        type=ORDER_FORMAT,
+        type=order.format,
         order_id=order.id,
         installation=order.installation,
         epoch=order.epoch,
@@ -215,6 +218,13 @@ def needs_current_order(limits: Limits, capabilities: Capabilities) -> bool:
     return bool(capabilities.host_call_grants) or not _is_first(limits, capabilities)
 
 
+def format_for(order_type: str, capabilities: Capabilities) -> str:
+    """Return how an order with these capabilities is written on a session that speaks up to `order_type`."""
+    if capabilities.llm is not None:
+        return LLM_ORDER_FORMAT
+    return OLDER_ORDER_FORMAT if order_type == OLDER_ORDER_FORMAT else ORDER_FORMAT
+
+
 def _is_first(limits: Limits, capabilities: Capabilities) -> bool:
     later = any(getattr(limits, name) != getattr(DEFAULT_LIMITS, name) for name in _LATER_LIMITS)
     return not later and _destinations_of(capabilities) == capabilities
@@ -265,6 +275,7 @@ def limits_from_proto(message: common_pb2.Limits) -> Limits:
 
 def capabilities_to_proto(capabilities: Capabilities) -> common_pb2.Capabilities:
     """Return granted capabilities as the contract carries them."""
+    llm = capabilities.llm
     return common_pb2.Capabilities(
         http=[
             common_pb2.HttpCapability(
@@ -279,6 +290,11 @@ def capabilities_to_proto(capabilities: Capabilities) -> common_pb2.Capabilities
         kv=capabilities.kv,
         secrets=capabilities.secrets,
         record_host_calls=capabilities.record_host_calls,
+        llm=None
+        if llm is None
+        else common_pb2.LlmCapability(
+            models=llm.models, max_tokens=llm.max_tokens, max_cost_micros=llm.max_cost_micros
+        ),
     )
 
 
@@ -298,6 +314,13 @@ def capabilities_from_proto(message: common_pb2.Capabilities) -> Capabilities:
         kv=message.kv,
         secrets=tuple(message.secrets),
         record_host_calls=message.record_host_calls,
+        llm=LlmCapability(
+            models=tuple(message.llm.models),
+            max_tokens=message.llm.max_tokens,
+            max_cost_micros=message.llm.max_cost_micros,
+        )
+        if message.HasField("llm")
+        else None,
     )
 
 

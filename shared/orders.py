@@ -23,7 +23,9 @@ from shared.signatures import PublicKey, Signer
 ORDER_FORMAT: Final = "agentfactory.order.v2"
 OLDER_ORDER_FORMAT: Final = "agentfactory.order.v1"
 """Without the limits and capabilities that came with host calls; spoken with nodes that know no other."""
-ORDER_FORMATS: Final = (ORDER_FORMAT, OLDER_ORDER_FORMAT)
+LLM_ORDER_FORMAT: Final = "agentfactory.order.v3"
+"""Of an order that grants language models, and of no other."""
+ORDER_FORMATS: Final = (LLM_ORDER_FORMAT, ORDER_FORMAT, OLDER_ORDER_FORMAT)
 """Newest first."""
 
 BATCH_FORMAT: Final = "agentfactory.orders.v1"
@@ -199,6 +201,13 @@ def verify_order_inclusion(
     return sha256_digest(order)
 
 
+def _check_format(order: Order) -> None:
+    if order.format not in ORDER_FORMATS:
+        raise InvalidInputError(f"order is of format {order.format[:64]!r}, which is not known")
+    if (order.format == LLM_ORDER_FORMAT) != (order.capabilities.llm is not None):
+        raise InvalidInputError(f"order of {order.format} does not go with the capability llm")
+
+
 def check_order(order: Order) -> None:
     """Refuse an order whose fields contradict the format, at both ends.
 
@@ -207,8 +216,7 @@ def check_order(order: Order) -> None:
             nonce does not have 16 or the seed 32 bytes, it expires before it begins, or its lease is none or
             above 60 s.
     """
-    if order.format not in ORDER_FORMATS:
-        raise InvalidInputError(f"order is of format {order.format[:64]!r}, which is not known")
+    _check_format(order)
     numbers = {
         "epoch": order.epoch,
         "attempt_number": order.attempt_number,

@@ -17,15 +17,17 @@ from shared.canonical import MAX_SAFE_INTEGER
 from shared.digests import Digest, digest_from_raw
 from shared.errors import InvalidInputError, ReceiptInvalidError, RejectionReason
 from shared.ids import BootId, ExecutionId, NodeId, OrderId
-from shared.orders import ORDER_FORMAT
+from shared.orders import LLM_ORDER_FORMAT, ORDER_FORMAT
 from shared.outcomes import LimitName, Outcome
 from shared.resources import NO_RESOURCES, ResourcesUsed
 
 STATEMENT_TYPE: Final = "https://in-toto.io/Statement/v1"
 PREDICATE_TYPE: Final = "https://agentfactory.dev/receipt/v2"
+LLM_PREDICATE_TYPE: Final = "https://agentfactory.dev/receipt/v3"
+"""Of what answers an order that grants language models: it names tokens and cost."""
 OLDER_PREDICATE_TYPE: Final = "https://agentfactory.dev/receipt/v1"
 """Without what came with host calls; answers orders of the older format, and what was never believed."""
-PREDICATE_TYPES: Final = frozenset({PREDICATE_TYPE, OLDER_PREDICATE_TYPE})
+PREDICATE_TYPES: Final = frozenset({LLM_PREDICATE_TYPE, PREDICATE_TYPE, OLDER_PREDICATE_TYPE})
 
 MAX_RECEIPT_ENVELOPE_BYTES: Final = 64 * 1024
 MAX_DETAIL_CHARS: Final = 512
@@ -159,7 +161,8 @@ def receipt_hash(envelope: bytes) -> Digest:
 
 def predicate_type_for(order_format: str | None) -> str:
     """Return the type of the receipt that answers an order of a format; None: it was never believed."""
-    return PREDICATE_TYPE if order_format == ORDER_FORMAT else OLDER_PREDICATE_TYPE
+    types = {LLM_ORDER_FORMAT: LLM_PREDICATE_TYPE, ORDER_FORMAT: PREDICATE_TYPE}
+    return types.get(order_format or "", OLDER_PREDICATE_TYPE)
 
 
 def merge_denials(denials: Iterable[Denial]) -> tuple[Denial, ...]:
@@ -194,7 +197,7 @@ def check_predicate(predicate: ReceiptPredicate) -> None:
     4. Whatever ran names attempt, template, module, input, engine and start. A rejection names no output.
     5. Output, log, recording, writes and denials belong to something that ran, writes to what ended itself.
     6. Times are aware and in order: received, started, finished.
-    7. Version 1 says nothing that came later.
+    7. Version 1 says nothing that came later, and only version 3 tells of language models.
     8. At most 16 denials, different ones, in the order of method and reason, each of words and a number.
 
     Raises:
@@ -235,9 +238,13 @@ def _later(predicate: ReceiptPredicate) -> tuple[object, ...]:
 def _check_version(predicate: ReceiptPredicate) -> None:
     if predicate.type not in PREDICATE_TYPES:
         raise ReceiptInvalidError(f"check 7: receipt is of type {predicate.type[:80]!r}")
+    used = predicate.resources
+    if predicate.type == LLM_PREDICATE_TYPE:
+        return
+    if used != used.without_llm:
+        raise ReceiptInvalidError("check 7: tokens of language models are of receipts of version 3")
     if predicate.type == PREDICATE_TYPE:
         return
-    used = predicate.resources
     if any(_later(predicate)) or predicate.limit in LATER_LIMIT_NAMES or used != used.first_ones:
         raise ReceiptInvalidError("check 7: receipt of version 1 says what came later")
 

@@ -1,6 +1,6 @@
 """What a run used: measured by its worker, named in its receipt. No I/O, no clock."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import timedelta
 from typing import Any, Final
 
@@ -40,6 +40,15 @@ class ResourcesUsed:
     """Requests and responses together."""
     host_call_time: timedelta = _NO_TIME
     """How long the guest waited in host calls."""
+    llm_tokens: int = 0
+    """Of language models: prompts and answers together, as the node counted them."""
+    llm_cost_micros: int = 0
+    """By the prices of the node's operator, in millionths of its currency."""
+
+    @property
+    def without_llm(self) -> "ResourcesUsed":
+        """As much of it as version 2 of receipts can say."""
+        return replace(self, llm_tokens=0, llm_cost_micros=0)
 
     @property
     def first_ones(self) -> "ResourcesUsed":
@@ -51,6 +60,7 @@ NO_RESOURCES: Final = ResourcesUsed()
 
 _FIRST_TIMES: Final = ("wall", "cpu")
 _FIRST_COUNTS: Final = ("peak_memory_bytes", "output_bytes", "log_bytes")
+LLM_COUNTS: Final = ("llm_tokens", "llm_cost_micros")
 _LATER_COUNTS: Final = (
     "fuel",
     "table_elements",
@@ -61,6 +71,7 @@ _LATER_COUNTS: Final = (
     "random_bytes",
     "host_calls",
     "host_call_bytes",
+    *LLM_COUNTS,
 )
 _LATER_TIMES: Final = ("host_call_time",)
 _TIMES: Final = (*_FIRST_TIMES, *_LATER_TIMES)

@@ -12,7 +12,7 @@ from enum import StrEnum
 from pathlib import Path
 from typing import Any, ClassVar, Final, TypeVar
 
-from pydantic import ValidationError
+from pydantic import Field, ValidationError
 from pydantic_settings import (
     BaseSettings,
     EnvSettingsSource,
@@ -68,6 +68,19 @@ class PlaneSettings(BaseSettings):
     ) -> tuple[PydanticBaseSettingsSource, ...]:
         """Take values from nowhere but the constructor: `load_settings` has merged them already."""
         return (init_settings,)
+
+
+class TracedSettings(PlaneSettings):
+    """Base of the settings of a process that traces its work."""
+
+    otlp_endpoint: str | None = Field(
+        default=None, pattern=r"^https?://[A-Za-z0-9.\[\]:_-]+/?$", max_length=512
+    )
+    """Where spans go, by OTLP over gRPC: http://collector:4317, or https; nothing is traced without it."""
+    otlp_ca_file: Path | None = None
+    """PEM that an https collector's certificate is checked against instead of the system's."""
+    trace_max_per_s: int = Field(default=100, ge=1, le=100_000)
+    """Traces kept in a second, and as many failed ones: beyond it they are counted and left out."""
 
 
 def load_settings(

@@ -1,30 +1,25 @@
-"""Trace context and the tracing set-up. Spans are made where the work is; nothing is exported unless told.
+"""W3C Trace Context: where a piece of work belongs in a trace. Pure; `tracing.py` makes spans of it.
 
-A bidi stream would be one span for its whole life, so the context travels as a `traceparent` inside each
-order.
+Neither `tracestate` nor `baggage` is read or passed on: what a caller says of itself there is nobody's
+business further down, least of all a guest's.
 """
 
 import re
 from dataclasses import dataclass
 from typing import Final
 
-from opentelemetry import trace
-from opentelemetry.context import Context
-from opentelemetry.exporter.otlp.proto.grpc.trace_exporter import OTLPSpanExporter
-from opentelemetry.sdk.resources import Resource
-from opentelemetry.sdk.trace import TracerProvider
-from opentelemetry.sdk.trace.export import BatchSpanProcessor
-from opentelemetry.trace import NonRecordingSpan, SpanContext, TraceFlags
-
 from shared.clock import Random
 from shared.errors import InvalidInputError
 
-MAX_QUEUED_SPANS: Final = 2048
-"""Beyond it spans are dropped: tracing never holds work up."""
+HEADER: Final = "traceparent"
+"""Of HTTP, and the key in the metadata of gRPC."""
 
-EXPORT_TIMEOUT_MS: Final = 5_000
+MAX_HEADER_CHARS: Final = 256
+"""Longer ones are ignored unread: version 00 has 55, and a later one begins with these."""
 
+_VERSION_00_CHARS: Final = 55
 _TRACEPARENT = re.compile(r"00-([0-9a-f]{32})-([0-9a-f]{16})-([0-9a-f]{2})")
+_LATER_VERSION = re.compile(r"(?!00|ff)[0-9a-f]{2}-([0-9a-f]{32}-[0-9a-f]{16}-[0-9a-f]{2})(-[!-~]*)?")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -38,38 +33,19 @@ class TraceParent:
     def __str__(self) -> str:
         return f"00-{self.trace_id:032x}-{self.span_id:016x}-{'01' if self.sampled else '00'}"
 
-    def to_context(self) -> Context:
-        """Return an OpenTelemetry context whose spans become children of this one."""
-        remote = SpanContext(
-            trace_id=self.trace_id,
-            span_id=self.span_id,
-            is_remote=True,
-            trace_flags=TraceFlags(TraceFlags.SAMPLED if self.sampled else TraceFlags.DEFAULT),
-        )
-        return trace.set_span_in_context(NonRecordingSpan(remote))
+
+def new_trace_id(random: Random) -> int:
+    """Return the id of a new trace; never the invalid one of all zeroes."""
+    return int.from_bytes(random.token_bytes(16), "big") | 1
 
 
-def new_traceparent(random: Random, *, sampled: bool = False) -> TraceParent:
-    """Return the root of a new trace."""
-    # The all-zero ids are invalid: one bit is set rather than drawn again.
-    return TraceParent(
-        trace_id=int.from_bytes(random.token_bytes(16), "big") | 1,
-        span_id=int.from_bytes(random.token_bytes(8), "big") | 1,
-        sampled=sampled,
-    )
-
-
-def child_of(parent: TraceParent, random: Random) -> TraceParent:
-    """Return the context of a new span below `parent`."""
-    return TraceParent(
-        trace_id=parent.trace_id,
-        span_id=int.from_bytes(random.token_bytes(8), "big") | 1,
-        sampled=parent.sampled,
-    )
+def new_span_id(random: Random) -> int:
+    """Return the id of a new span; never the invalid one of all zeroes."""
+    return int.from_bytes(random.token_bytes(8), "big") | 1
 
 
 def parse_traceparent(text: str) -> TraceParent:
-    """Return what a `traceparent` header or order field says.
+    """Return what a `traceparent` of version 00 says.
 
     Raises:
         InvalidInputError: It is not version 00 of W3C Trace Context, or an id is all zero.
@@ -82,28 +58,23 @@ def parse_traceparent(text: str) -> TraceParent:
     )
 
 
-def current_traceparent(random: Random) -> TraceParent:
-    """Return the context of the active span, or the root of a new trace where there is none."""
-    active = trace.get_current_span().get_span_context()
-    if not active.is_valid:
-        return new_traceparent(random)
-    return TraceParent(trace_id=active.trace_id, span_id=active.span_id, sampled=active.trace_flags.sampled)
+def read_traceparent(text: str) -> TraceParent | None:
+    """Return what a header from outside says, or None when it says nothing: it is never an error.
 
-
-def make_tracer_provider(service: str, instance: str, otlp_endpoint: str | None) -> TracerProvider:
-    """Return the provider of a process; its `shutdown` flushes and must be called at the end.
-
-    Without an endpoint spans are made and thrown away, and no thread is started.
+    A later version counts by its first four fields, as W3C Trace Context section 3.2.4 has it.
     """
-    provider = TracerProvider(
-        resource=Resource.create({"service.name": service, "service.instance.id": instance}),
-        shutdown_on_exit=False,
-    )
-    if otlp_endpoint is not None:
-        exporter = OTLPSpanExporter(endpoint=otlp_endpoint, timeout=EXPORT_TIMEOUT_MS / 1000)
-        provider.add_span_processor(
-            BatchSpanProcessor(
-                exporter, max_queue_size=MAX_QUEUED_SPANS, export_timeout_millis=EXPORT_TIMEOUT_MS
-            )
-        )
-    return provider
+    if not _VERSION_00_CHARS <= len(text) <= MAX_HEADER_CHARS:
+        return None
+    later = _LATER_VERSION.fullmatch(text)
+    try:
+        return parse_traceparent(text if later is None else f"00-{later[1]}")
+    except InvalidInputError:
+        return None
+
+
+def sampled_trace_id(traceparent: str) -> str:
+    """Return the id of a trace that is kept, for an exemplar; empty if it is not, or there is none."""
+    if not traceparent.endswith("-01"):
+        return ""
+    found = read_traceparent(traceparent)
+    return "" if found is None else f"{found.trace_id:032x}"

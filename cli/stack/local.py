@@ -250,8 +250,10 @@ def child_environment(**variables: str) -> dict[str, str]:
     return variables | mine
 
 
-async def start_control_plane(data_dir: Path, ports: Ports, database: postgres.PostgresFiles) -> Child:
-    """Start the control plane; it is not ready yet."""
+async def start_control_plane(
+    data_dir: Path, ports: Ports, database: postgres.PostgresFiles, **variables: str
+) -> Child:
+    """Start the control plane, with further AF_CONTROL_ variables; it is not ready yet."""
     return await spawn(
         ChildSpec(
             name="control plane",
@@ -263,6 +265,7 @@ async def start_control_plane(data_dir: Path, ports: Ports, database: postgres.P
                 AF_CONTROL_ENROLL_PORT=str(ports.enroll),
                 AF_CONTROL_ADMIN_PORT=str(ports.control_admin),
                 AF_CONTROL_CACHE_LIFE="PT60S",
+                **variables,
             ),
             log=data_dir / "logs" / "control-plane.log",
         )

@@ -278,6 +278,8 @@ class AccessAdministration:
                     max_pending=after.max_pending or 0,
                     executions_per_minute=after.executions_per_minute or 0,
                     encrypt_bodies=after.encrypt_bodies,
+                    llm_tokens_per_day=after.llm_tokens_per_day or 0,
+                    llm_cost_micros_per_day=after.llm_cost_micros_per_day or 0,
                 )
         if after.encrypt_bodies != before.encrypt_bodies:
             await self._body_keys.noticed()

@@ -152,6 +152,8 @@ class Tenant:
     executions_per_minute: int | None = None
     created_at: datetime | None = None
     encrypt_bodies: bool = False
+    llm_tokens_per_day: int | None = None
+    llm_cost_micros_per_day: int | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -162,11 +164,15 @@ class TenantChange:
     max_pending: int | None = None
     executions_per_minute: int | None = None
     encrypt_bodies: bool | None = None
+    llm_tokens_per_day: int | None = None
+    llm_cost_micros_per_day: int | None = None
 
     def apply(self, tenant: Tenant) -> Tenant:
         """Return the tenant as it becomes."""
         return replace(
             tenant,
+            llm_tokens_per_day=_quota(self.llm_tokens_per_day, tenant.llm_tokens_per_day),
+            llm_cost_micros_per_day=_quota(self.llm_cost_micros_per_day, tenant.llm_cost_micros_per_day),
             display_name=tenant.display_name if self.display_name is None else self.display_name,
             max_pending=tenant.max_pending if self.max_pending is None else self.max_pending or None,
             executions_per_minute=tenant.executions_per_minute
@@ -174,6 +180,10 @@ class TenantChange:
             else self.executions_per_minute or None,
             encrypt_bodies=tenant.encrypt_bodies if self.encrypt_bodies is None else self.encrypt_bodies,
         )
+
+
+def _quota(changed: int | None, before: int | None) -> int | None:
+    return before if changed is None else changed or None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

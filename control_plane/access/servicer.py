@@ -104,6 +104,8 @@ class AccessServicer(access_pb2_grpc.AccessServiceServicer):
             display_name=request.display_name,
             max_pending=request.max_pending or None,
             executions_per_minute=request.executions_per_minute or None,
+            llm_tokens_per_day=request.llm_tokens_per_day or None,
+            llm_cost_micros_per_day=request.llm_cost_micros_per_day or None,
         )
         tenant = await self._administration.create_tenant(caller(), wanted)
         return access_pb2.CreateTenantResponse(tenant=_tenant(tenant))
@@ -132,6 +134,10 @@ class AccessServicer(access_pb2_grpc.AccessServiceServicer):
             if request.HasField("executions_per_minute")
             else None,
             encrypt_bodies=request.encrypt_bodies if request.HasField("encrypt_bodies") else None,
+            llm_tokens_per_day=request.llm_tokens_per_day if request.HasField("llm_tokens_per_day") else None,
+            llm_cost_micros_per_day=request.llm_cost_micros_per_day
+            if request.HasField("llm_cost_micros_per_day")
+            else None,
         )
         tenant = await self._administration.update_tenant(caller(), TenantId(request.tenant_id), change)
         return access_pb2.UpdateTenantResponse(tenant=_tenant(tenant))
@@ -184,6 +190,8 @@ def _tenant(tenant: Tenant) -> access_pb2.Tenant:
         max_pending=tenant.max_pending or 0,
         executions_per_minute=tenant.executions_per_minute or 0,
         encrypt_bodies=tenant.encrypt_bodies,
+        llm_tokens_per_day=tenant.llm_tokens_per_day or 0,
+        llm_cost_micros_per_day=tenant.llm_cost_micros_per_day or 0,
     )
     if tenant.created_at is not None:
         message.created_at.FromDatetime(tenant.created_at)

@@ -24,6 +24,8 @@ _TENANT = (
     _t.executions_per_minute,
     _t.created_at,
     _t.encrypt_bodies,
+    _t.llm_tokens_per_day,
+    _t.llm_cost_micros_per_day,
 )
 
 
@@ -137,6 +139,8 @@ class PostgresAccessStore:
             display_name=tenant.display_name,
             max_pending=tenant.max_pending,
             executions_per_minute=tenant.executions_per_minute,
+            llm_tokens_per_day=tenant.llm_tokens_per_day,
+            llm_cost_micros_per_day=tenant.llm_cost_micros_per_day,
         )
         added = await connection_of(tx).execute(row.on_conflict_do_nothing().returning(_t.tenant_id))
         return added.first() is not None
@@ -161,6 +165,8 @@ class PostgresAccessStore:
                 max_pending=tenant.max_pending,
                 executions_per_minute=tenant.executions_per_minute,
                 encrypt_bodies=tenant.encrypt_bodies,
+                llm_tokens_per_day=tenant.llm_tokens_per_day,
+                llm_cost_micros_per_day=tenant.llm_cost_micros_per_day,
             )
         )
 
@@ -196,4 +202,6 @@ def _tenant(row: Row[Any]) -> Tenant:
         executions_per_minute=row.executions_per_minute,
         created_at=row.created_at,
         encrypt_bodies=row.encrypt_bodies,
+        llm_tokens_per_day=row.llm_tokens_per_day,
+        llm_cost_micros_per_day=row.llm_cost_micros_per_day,
     )

@@ -85,6 +85,8 @@ class LogState:
 
     tree_size: int
     root: bytes
+    signed_size: int
+    """Leaves under its newest checkpoint."""
     idle_for: timedelta
     """Since it grew last."""
     waiting_for: timedelta

@@ -146,10 +146,9 @@ class CompletenessService:
 
     async def _state_findings(self, state: LogState) -> list[Finding]:
         async with self._database.transaction() as tx:
-            newest = await self._log.newest_checkpoint(tx)
             tiles = await self._log.tiles(tx, tiles_of_sizes([state.tree_size]))
         found = [check_root(tiles, state.tree_size, state.root, "head")]
-        signed = newest[0] if newest is not None else 0
+        signed = state.signed_size
         if signed > state.tree_size:
             found.append(_tree("head", f"it has {state.tree_size} leaves, a checkpoint has {signed}"))
         elif signed < state.tree_size and state.idle_for > self._grace:
@@ -311,10 +310,11 @@ class CompletenessService:
             for check in Check:
                 self._observer.evidence_wrong(check, self._wrong[check])
             self._place, self._wrong = 0, dict.fromkeys(Check, 0)
-        end = min(self._place + WINDOW_LEAVES, state.tree_size)
+        start = self._place // TILE_WIDTH * TILE_WIDTH  # the log has grown since the last window ended
+        end = min(start + WINDOW_LEAVES, state.tree_size)
         found = await self._state_findings(state)
-        if end > self._place:
-            found += await self._window(self._place, end, await self._log_keys(), Summary())
+        if end > start:
+            found += await self._window(start, end, await self._log_keys(), Summary())
         found += [finding async for finding in self._newest_unlogged()]
         self._place = end
         for finding in found:

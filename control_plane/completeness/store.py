@@ -19,8 +19,10 @@ _LEAD: Final = 0x6166636865636B
 SAMPLED_TENANTS: Final = 50
 _NO_TIME: Final = timedelta()
 
+# One statement, so that a checkpoint of a head that came meanwhile is not held against this one.
 _STATE: Final = text(
-    """SELECT h.tree_size, h.root, now() - h.integrated_at AS idle_for, p.waiting_for
+    """SELECT h.tree_size, h.root, now() - h.integrated_at AS idle_for, p.waiting_for,
+        (SELECT max(tree_size) FROM log_checkpoints) AS signed_size
     FROM (SELECT max(now() - created_at) AS waiting_for FROM log_pending) p LEFT JOIN log_head h ON true"""
 )
 # Entries are stored under tenant and id: whoever changes the tenant of either has lost it. What was made
@@ -106,6 +108,7 @@ class PostgresCompletenessStore:
         return LogState(
             tree_size=row.tree_size or 0,
             root=EMPTY_ROOT if row.root is None else row.root,
+            signed_size=row.signed_size or 0,
             idle_for=row.idle_for or _NO_TIME,
             waiting_for=row.waiting_for or _NO_TIME,
         )

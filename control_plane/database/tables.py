@@ -12,6 +12,7 @@ from sqlalchemy import (
     Boolean,
     CheckConstraint,
     Column,
+    Date,
     DateTime,
     ForeignKey,
     Index,
@@ -106,7 +107,23 @@ tenants = Table(
     Column("encrypt_bodies", Boolean, nullable=False, server_default=text("false")),
     # Of the key-encryption key; each erasure of the keys below begins another.
     Column("body_key_generation", Integer, nullable=False, server_default=text("0")),
+    # Of language models, by day (UTC); null as above.
+    Column("llm_tokens_per_day", BigInteger),
+    Column("llm_cost_micros_per_day", BigInteger),
     CheckConstraint("max_pending > 0 AND executions_per_minute > 0", name="quotas"),
+    CheckConstraint("llm_tokens_per_day > 0 AND llm_cost_micros_per_day > 0", name="llm_quotas"),
+)
+
+# What receipts told of language models, by the day (UTC) on which they came.
+llm_use = Table(
+    "llm_use",
+    metadata,
+    _tenant_of_origin(),
+    Column("day", Date, nullable=False),
+    Column("tokens", BigInteger, nullable=False),
+    Column("cost_micros", BigInteger, nullable=False),
+    Column("runs", BigInteger, nullable=False),
+    PrimaryKeyConstraint("tenant_id", "day"),
 )
 
 # Data keys of bodies, wrapped; empty once destroyed. Bodies that are encrypted name theirs.
@@ -801,6 +818,29 @@ log_checkpoints = Table(
     Column("tree_size", BigInteger, primary_key=True, autoincrement=False),
     Column("note", LargeBinary, nullable=False),
     _at("signed_at", now=True),
+)
+
+# Those of earlier epochs, before a restore: the same leaves under another origin.
+log_past_checkpoints = Table(
+    "log_past_checkpoints",
+    metadata,
+    Column("epoch", BigInteger, primary_key=True, autoincrement=False),
+    Column("tree_size", BigInteger, primary_key=True, autoincrement=False),
+    Column("note", LargeBinary, nullable=False),
+    _at("signed_at"),
+)
+
+# Archives that were made and not removed since. The service reads the time of the newest alone.
+backups = Table(
+    "backups",
+    metadata,
+    Column("backup_id", Text, primary_key=True),
+    Column("name", Text, nullable=False),
+    # Folder or bucket.
+    Column("place", Text, nullable=False),
+    Column("size_bytes", BigInteger, nullable=False),
+    _at("snapshot_at"),
+    _at("finished_at", now=True),
 )
 
 # Of witnesses, as signature lines of a note.

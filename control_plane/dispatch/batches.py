@@ -14,6 +14,7 @@ import structlog
 from control_plane.dispatch.background import Background
 from control_plane.dispatch.options import MAX_BATCH_ORDERS, DispatchOptions
 from control_plane.dispatch.ports import Observer
+from control_plane.dispatch.trails import AttemptKey, AttemptTrails
 from control_plane.executions.domain import BatchPlace, Placement, RunSpec, SignedBatchRecord
 from control_plane.executions.ports import LeaseStore
 from shared.clock import Clock, Random
@@ -22,6 +23,7 @@ from shared.errors import AgentFactoryError
 from shared.ids import ORDER_BATCH, OrderBatchId, OrderId, new_id
 from shared.orders import PlannedBatch, plan_batch, sign_planned
 from shared.signatures import Signer
+from shared.tracing import Trail
 
 logger = structlog.get_logger(__name__)
 
@@ -46,6 +48,7 @@ class Batch:
     record: SignedBatchRecord | None = None
     settled: asyncio.Event = field(default_factory=asyncio.Event)
     """Set once it is signed, or cannot be."""
+    begun_at: float = 0.0
     settled_at: float = 0.0
 
 
@@ -62,6 +65,7 @@ class Batches:
         random: Random,
         background: Background,
         observer: Observer,
+        trails: AttemptTrails | None = None,
     ) -> None:
         self._leases = leases
         self._signer = signer
@@ -70,17 +74,19 @@ class Batches:
         self._random = random
         self._background = background
         self._observer = observer
+        self._trails = trails or AttemptTrails()
         self._open: dict[OrderBatchId, Batch] = {}  # bounded by the orders that sessions hold
         self._of_order: dict[OrderId, Batch] = {}
 
-    def begin(self, orders: Sequence[bytes]) -> list[BatchPlace]:
-        """Put orders into batches, and have each signed from now on; returns their places in order."""
+    def begin(self, orders: Sequence[bytes], attempts: Sequence[AttemptKey] = ()) -> list[BatchPlace]:
+        """Put the orders of attempts into batches, and have each signed from now on; returns their places."""
         places: list[BatchPlace] = []
         for first in range(0, len(orders), MAX_BATCH_ORDERS):
-            places += self._begin_one(orders[first : first + MAX_BATCH_ORDERS])
+            some = slice(first, first + MAX_BATCH_ORDERS)
+            places += self._begin_one(orders[some], attempts[some])
         return places
 
-    def _begin_one(self, orders: Sequence[bytes]) -> list[BatchPlace]:
+    def _begin_one(self, orders: Sequence[bytes], attempts: Sequence[AttemptKey]) -> list[BatchPlace]:
         plan = plan_batch(
             orders,
             installation=self._options.installation,
@@ -89,14 +95,16 @@ class Batches:
         )
         batch = Batch(batch_id=new_id(ORDER_BATCH, self._clock, self._random), plan=plan, left=len(orders))
         self._open[batch.batch_id] = batch
-        self._background.spawn(self._sign(batch), name="sign orders")
+        trail = self._trails.signing(attempts)
+        trail.note(batch_id=batch.batch_id, orders=len(orders))
+        self._background.spawn(self._sign(batch, trail), name="sign orders")
         return [
             BatchPlace(batch_id=batch.batch_id, leaf_index=index, path=path)
             for index, path in enumerate(plan.paths)
         ]
 
-    async def _sign(self, batch: Batch) -> None:
-        started = self._clock.monotonic()
+    async def _sign(self, batch: Batch, trail: Trail) -> None:
+        started = batch.begun_at = self._clock.monotonic()
         try:
             async with asyncio.timeout(self._options.sign_deadline.total_seconds()):
                 envelope = await sign_planned(batch.plan, self._signer)
@@ -109,6 +117,7 @@ class Batches:
         finally:
             batch.settled_at = self._clock.monotonic()
             batch.settled.set()
+            trail.end(failed="" if batch.record is not None else "unsigned")
 
     def commit(self, placements: Sequence[Placement], runs: Sequence[RunSpec]) -> list[Batch]:
         """Note that these placements are committed; returns their batches, in order."""

@@ -15,7 +15,7 @@ from agentfactory.v1 import nodes_pb2, orders_pb2
 
 from control_plane.company import Company
 from control_plane.dispatch.background import Background
-from control_plane.dispatch.batches import Batch, Batches, Committed
+from control_plane.dispatch.batches import Batch, Batches
 from control_plane.dispatch.fleet import Fleet
 from control_plane.dispatch.options import MAX_BATCH_ORDERS, DispatchOptions
 from control_plane.dispatch.orders import (
@@ -29,6 +29,7 @@ from control_plane.dispatch.orders import (
 from control_plane.dispatch.ports import Observer
 from control_plane.dispatch.retry import retrying
 from control_plane.dispatch.session import HeldAttempt, LiveSession
+from control_plane.dispatch.trails import AttemptTrails
 from control_plane.dispatch.waiting import WaitingTenants
 from control_plane.executions.domain import (
     CancelRequest,
@@ -84,6 +85,7 @@ class Dispatcher:
         random: Random,
         background: Background,
         observer: Observer,
+        trails: AttemptTrails | None = None,
     ) -> None:
         self._fleet = fleet
         self._leases = leases
@@ -93,6 +95,7 @@ class Dispatcher:
         self._random = random
         self._background = background
         self._observer = observer
+        self._trails = trails or AttemptTrails()
         self._outgoing: deque[Batch] = deque()  # bounded by the places of all own sessions
         self._to_send = asyncio.Event()
         self._to_claim = asyncio.Event()
@@ -117,11 +120,13 @@ class Dispatcher:
 
     def commit(self, placements: Sequence[Placement], executions: Sequence[NewExecution]) -> None:
         """Queue committed placements: they leave as soon as their batch is signed."""
+        self._trails.claimed(placements)
         self._commit(placements, [new.run for new in executions])
 
     def release(self, placements: Sequence[Placement]) -> None:
         """Give the slots of placements back that were not committed; their orders never leave."""
         self._batches.drop(placements)
+        self._trails.unsent(placements)
         self._free_slots_of(placements)
 
     def _free_slots_of(self, placements: Iterable[Placement]) -> None:
@@ -208,7 +213,10 @@ class Dispatcher:
 
     def _placements(self, drafts: Sequence[_Draft]) -> list[Placement]:
         """Put what was chosen together into one batch, whose signing begins now."""
-        places = self._batches.begin([draft.content for draft in drafts])
+        places = self._batches.begin(
+            [draft.content for draft in drafts],
+            [(draft.work.run.execution_id, draft.work.fencing_token) for draft in drafts],
+        )
         return [
             Placement(
                 execution_id=draft.work.run.execution_id,
@@ -228,8 +236,10 @@ class Dispatcher:
 
     def _hold(self, session: LiveSession, work: Claimable) -> _Draft | None:
         """Take a slot and build the order; None for what no order can say: it waits for its run deadline."""
+        order_id = new_id(ORDER, self._clock, self._random)
         parts = OrderParts(
-            order_id=new_id(ORDER, self._clock, self._random),
+            order_id=order_id,
+            traceparent=self._trails.begin(work, session, order_id),
             nonce=self._random.token_bytes(NONCE_BYTES),
             now=self._clock.now(),
         )
@@ -237,6 +247,7 @@ class Dispatcher:
             content = build_order(work, session, parts, self._options)
         except (InvalidInputError, ValueError) as error:
             # One such execution must not stand in the way of the queue.
+            self._trails.unmade(work)
             logger.exception("no order can be made", execution_id=work.run.execution_id, error=str(error))
             return None
         digest = sha256_digest(content)
@@ -344,6 +355,7 @@ class Dispatcher:
             self._company.came(work.run.tenant_id, started)
         committed = {placement.order_id for placement in claimed.placements}
         self.release([placement for placement in chosen if placement.order_id not in committed])
+        self._trails.claimed(claimed.placements, started)
         self._commit(claimed.placements, [work.run for work in claimed.executions])
         return claimed.queue_empty and not too_new  # those wait for another session
 
@@ -398,11 +410,11 @@ class Dispatcher:
             self._paused_until = self._clock.monotonic() + self._options.signing_pause.total_seconds()
             self._take_back([order.placement for order in batch.committed])
         else:
-            self._send(batch.committed, batch.record.envelope)
+            self._send(batch, batch.record.envelope)
 
-    def _send(self, orders: Sequence[Committed], envelope: bytes) -> None:
+    def _send(self, batch: Batch, envelope: bytes) -> None:
         by_session: dict[tuple[NodeId, int], list[tuple[Placement, orders_pb2.OrderDelivery]]] = {}
-        for order in orders:
+        for order in batch.committed:
             where = (order.placement.node_id, order.placement.session_epoch)
             delivery = build_delivery(order.placement, order.run)
             by_session.setdefault(where, []).append((order.placement, delivery))
@@ -412,6 +424,9 @@ class Dispatcher:
             for outgoing in batch_messages(envelope, mine):
                 if session is None or not current or not session.outbox.put(outgoing):
                     self._take_back(outgoing.placements)
+                    continue
+                for placement in outgoing.placements:
+                    self._trails.sent(placement, signing_from=batch.begun_at, signing_to=batch.settled_at)
 
     # --- what did not leave
 
@@ -423,6 +438,7 @@ class Dispatcher:
         """Give slots and leases of orders back that never left: released, uncounted (rule 1)."""
         if not placements:
             return
+        self._trails.unsent(placements)
         self._free_slots_of(placements)
         self._background.spawn(self._release_unsent(tuple(placements)), name="release unsent orders")
 

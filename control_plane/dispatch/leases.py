@@ -18,6 +18,7 @@ from control_plane.dispatch.fleet import Fleet
 from control_plane.dispatch.options import DispatchOptions
 from control_plane.dispatch.ports import Observer
 from control_plane.dispatch.session import AttemptKey, HeldAttempt, LiveSession, WaitingRenewal
+from control_plane.dispatch.trails import AttemptTrails
 from control_plane.executions.domain import AttemptRef, ExecutionState, LostAttempt
 from control_plane.executions.ports import LeaseStore
 from shared.clock import Clock
@@ -129,6 +130,7 @@ class Sweeper:
         options: DispatchOptions,
         clock: Clock,
         observer: Observer,
+        trails: AttemptTrails | None = None,
     ) -> None:
         self._fleet = fleet
         self._dispatcher = dispatcher
@@ -136,6 +138,7 @@ class Sweeper:
         self._options = options
         self._clock = clock
         self._observer = observer
+        self._trails = trails or AttemptTrails()
         self._reconciled_at = clock.monotonic()
         self._grace = Grace(lease=options.lease, max_gap=2 * options.poll_every)
 
@@ -151,8 +154,8 @@ class Sweeper:
                 if nodes:
                     self._dispatcher.cancel(await self._leases.cancel_requests(nodes))
                 expired = await self._leases.expire_deadlines(limit=self._options.sweep_limit)
-                if expired:
-                    self._observer.swept(ExecutionState.EXPIRED, len(expired))
+                for tenant_id, count in Counter(one.tenant_id for one in expired).items():
+                    self._observer.swept(ExecutionState.EXPIRED, tenant_id, count)
                 await self._reconcile()
                 if self._grace.is_over(self._clock.monotonic()):
                     self._lost(
@@ -190,6 +193,7 @@ class Sweeper:
             return
         self._observer.lease_expired(len(attempts))
         count_ended(self._observer, attempts)
+        self._trails.lost(attempts)
         for lost in attempts:
             logger.warning(
                 "attempt is lost",
@@ -225,8 +229,9 @@ class Grace:
 
 def count_ended(observer: Observer, attempts: Sequence[LostAttempt]) -> None:
     """Count the executions that ended with a lost attempt: no receipt will come that would count them."""
-    for state, count in Counter(one.state for one in attempts if one.state.is_terminal).items():
-        observer.swept(state, count)
+    ended = Counter((one.state, one.tenant_id) for one in attempts if one.state.is_terminal)
+    for (state, tenant_id), count in ended.items():
+        observer.swept(state, tenant_id, count)
 
 
 def ref_of(message: nodes_pb2.AttemptRef) -> AttemptRef:

@@ -15,8 +15,8 @@ from shared.digests import Digest, parse_digest
 from shared.errors import InternalError
 from shared.ids import OrderId
 from shared.manifest import Profile
-from shared.order_codec import encode_order, needs_current_order
-from shared.orders import OLDER_ORDER_FORMAT, ORDER_FORMATS, EngineConstraint, Order
+from shared.order_codec import encode_order, format_for, needs_current_order
+from shared.orders import LLM_ORDER_FORMAT, OLDER_ORDER_FORMAT, ORDER_FORMATS, EngineConstraint, Order
 from shared.receipts import AttemptIdentity, ExpectedReceipt, predicate_type_for
 
 ORDER_TYPES: Final = ORDER_FORMATS
@@ -30,6 +30,8 @@ class OrderParts:
     order_id: OrderId
     nonce: bytes
     now: datetime
+    traceparent: str = ""
+    """Of the attempt; empty: that of the execution."""
 
 
 def build_order(work: Claimable, session: LiveSession, parts: OrderParts, options: DispatchOptions) -> bytes:
@@ -48,9 +50,18 @@ def is_for(session: LiveSession, run: RunSpec) -> bool:
     """Return whether the node offers the profile and accepts orders that can say what is allowed."""
     if run.profile not in session.profiles:
         return False
+    if session.order_type == LLM_ORDER_FORMAT:
+        return True
+    capabilities = capabilities_of_bytes(run.capabilities)
+    if capabilities.llm is not None:
+        return False
     if session.order_type != OLDER_ORDER_FORMAT:
         return True
-    return not needs_current_order(limits_of_bytes(run.limits), capabilities_of_bytes(run.capabilities))
+    return not needs_current_order(limits_of_bytes(run.limits), capabilities)
+
+
+def _format(work: Claimable, session: LiveSession) -> str:
+    return format_for(session.order_type, capabilities_of_bytes(work.run.capabilities))
 
 
 def expected_receipt(
@@ -58,7 +69,7 @@ def expected_receipt(
 ) -> ExpectedReceipt:
     """Return what a receipt for this order must say."""
     return ExpectedReceipt(
-        type=predicate_type_for(session.order_type),
+        type=predicate_type_for(_format(work, session)),
         installation=options.installation,
         node_id=session.node_id,
         boot_id=session.boot_id,
@@ -79,7 +90,7 @@ def _order(work: Claimable, session: LiveSession, parts: OrderParts, options: Di
     run = work.run
     capabilities = capabilities_of_bytes(run.capabilities)
     return Order(
-        format=session.order_type,
+        format=_format(work, session),
         id=parts.order_id,
         installation=options.installation,
         epoch=options.epoch,
@@ -111,7 +122,7 @@ def _order(work: Claimable, session: LiveSession, parts: OrderParts, options: Di
         host_call_grants=capabilities.host_call_grants,
         decision_id=run.decision_id,
         policy_digest=parse_digest(run.policy_digest),
-        traceparent=run.traceparent,
+        traceparent=parts.traceparent or run.traceparent,
         not_before=parts.now,
         expires_at=min(parts.now + options.order_life, run.run_deadline_at),
         nonce=parts.nonce,

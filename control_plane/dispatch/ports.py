@@ -9,7 +9,7 @@ from control_plane.executions.domain import StoredBody, UnsignedOrder
 from control_plane.executions.lifecycle import Execution
 from control_plane.nodes.domain import NodeState
 from shared.digests import Digest
-from shared.ids import ExecutionId, KeyId, NodeId, OrderId
+from shared.ids import ExecutionId, KeyId, NodeId, OrderId, TenantId
 from shared.receipts import AttemptIdentity
 from shared.signatures import PublicKey
 
@@ -77,8 +77,11 @@ class OrderLookup(Protocol):
 class Observer(Protocol):
     """Counts what happens; implemented by the metrics. Every method is cheap and never raises."""
 
-    def stage(self, name: str, seconds: float) -> None:
-        """One stage of the path took this long: ``claim``, ``sign``, ``node``, ``finish``."""
+    def stage(self, name: str, seconds: float, trace_id: str = "") -> None:
+        """One stage of the path took this long: ``claim``, ``sign``, ``node``, ``finish``.
+
+        `trace_id` names a trace that is kept and shows it.
+        """
 
     def signature_failure(self, kind: str) -> None:
         """A signature from outside did not verify.
@@ -90,8 +93,8 @@ class Observer(Protocol):
     def lease_expired(self, count: int) -> None:
         """Leases ran out."""
 
-    def swept(self, outcome: str, count: int) -> None:
-        """So many executions ended without a receipt: ``lost`` or ``expired``."""
+    def swept(self, outcome: str, tenant_id: TenantId, count: int) -> None:
+        """So many executions of a tenant ended without a receipt: ``lost`` or ``expired``."""
 
     def session_opened(self, node_id: NodeId) -> None:
         """A session began."""
@@ -106,10 +109,10 @@ class Observer(Protocol):
 class SilentObserver:
     """An `Observer` for tools and tests that count nothing."""
 
-    def stage(self, name: str, seconds: float) -> None: ...
+    def stage(self, name: str, seconds: float, trace_id: str = "") -> None: ...
     def signature_failure(self, kind: str) -> None: ...
     def lease_expired(self, count: int) -> None: ...
-    def swept(self, outcome: str, count: int) -> None: ...
+    def swept(self, outcome: str, tenant_id: TenantId, count: int) -> None: ...
     def session_opened(self, node_id: NodeId) -> None: ...
     def session_closed(self, node_id: NodeId) -> None: ...
     def node_state(self, node_id: NodeId, state: NodeState) -> None: ...

@@ -19,6 +19,7 @@ from control_plane.dispatch.recording import Recording
 from control_plane.dispatch.retry import retrying
 from control_plane.dispatch.returned import Returned, ReturnedSignatures
 from control_plane.dispatch.session import HeldAttempt, LiveSession
+from control_plane.dispatch.trails import AttemptTrails
 from control_plane.dispatch.writes import kv_writes_of
 from control_plane.executions.domain import (
     INLINE_BODY_BYTES,
@@ -73,6 +74,7 @@ class ReceiptIntake:
         random: Random,
         background: Background,
         observer: Observer,
+        trails: AttemptTrails | None = None,
     ) -> None:
         self._dispatcher = dispatcher
         self._batches = batches
@@ -87,6 +89,7 @@ class ReceiptIntake:
         self._random = random
         self._background = background
         self._observer = observer
+        self._trails = trails or AttemptTrails()
 
     async def take(self, session: LiveSession, batch: nodes_pb2.ReceiptBatch) -> None:
         """Verify receipts, free their slots and have them recorded; waits only when too many are under way.
@@ -196,7 +199,9 @@ class ReceiptIntake:
     def _free_slot(self, session: LiveSession, attempt: AttemptIdentity) -> None:
         held = session.attempt((attempt.execution_id, attempt.fencing_token))
         if held is not None:
-            self._observer.stage("node", self._clock.monotonic() - held.since)
+            trail = self._trails.of(attempt.execution_id, attempt.fencing_token)
+            trail.part("node", since=held.since).end()
+            self._observer.stage("node", self._clock.monotonic() - held.since, trail.sampled_id)
             self._dispatcher.slot_freed(session.node_id, held)
 
     async def _body(
@@ -294,6 +299,7 @@ class ReceiptIntake:
     ) -> None:
         started = self._clock.monotonic()
         results = await self._returned.add_to(results, returned, node_id=session.node_id)
+        together = self._trails.recording(results)
         recording = Recording(self._finish, ())
         try:
             # What has no key is not acknowledged: the node keeps it and sends it again in its next session.
@@ -303,7 +309,9 @@ class ReceiptIntake:
             session.end(error)  # the node comes back and sends what is not acknowledged
         finally:
             session.receipts_open.release(size_bytes)
-        self._observer.stage("finish", self._clock.monotonic() - started)
+        self._observer.stage("finish", self._clock.monotonic() - started, together.sampled_id)
+        self._trails.recorded(results, recording.finished, started)
+        together.end(receipts=len(results))
         self._batches.recorded(recording.signatures)
         await self._conclude(session, recording.finished)
         for result, reason in recording.failed:

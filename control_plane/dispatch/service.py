@@ -26,6 +26,7 @@ from control_plane.dispatch.ports import BodyStore, Completions, Engines, Keyset
 from control_plane.dispatch.receipts import ReceiptIntake
 from control_plane.dispatch.retry import retrying
 from control_plane.dispatch.returned import ReturnedSignatures
+from control_plane.dispatch.trails import AttemptTrails
 from control_plane.executions.domain import AttemptResult
 from control_plane.executions.lifecycle import Finished
 from control_plane.executions.ports import LeaseStore
@@ -37,6 +38,7 @@ from shared.errors import AgentFactoryError, NodeQuarantinedError
 from shared.gathering import Gathering
 from shared.ids import NodeId
 from shared.signatures import Signer
+from shared.tracing import NO_TRACER, Tracer
 
 logger = structlog.get_logger(__name__)
 
@@ -70,8 +72,10 @@ class Dispatch:
         clock: Clock,
         random: Random,
         observer: Observer,
+        tracer: Tracer = NO_TRACER,
         gathering: Gathering | None = None,
     ) -> None:
+        trails = AttemptTrails(tracer)
         self._options = options
         self._clock = clock
         self._nodes = nodes
@@ -92,6 +96,7 @@ class Dispatch:
             random=random,
             background=self._background,
             observer=observer,
+            trails=trails,
         )
         self.placer = Dispatcher(
             fleet=self._fleet,
@@ -102,6 +107,7 @@ class Dispatch:
             random=random,
             background=self._background,
             observer=observer,
+            trails=trails,
         )
         self._desk = LeaseDesk(
             dispatcher=self.placer,
@@ -118,6 +124,7 @@ class Dispatch:
             options=options,
             clock=clock,
             observer=observer,
+            trails=trails,
         )
         self._endpoint = SessionEndpoint(
             opener=SessionOpener(
@@ -151,6 +158,7 @@ class Dispatch:
                 random=random,
                 background=self._background,
                 observer=observer,
+                trails=trails,
             ),
             nodes=nodes,
             options=options,

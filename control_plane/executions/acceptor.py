@@ -59,6 +59,7 @@ class Acceptor:
         if self._admission is None:
             return self._group.enqueue(item)
         try:
+            self._admission.require_models(item.run)
             self._admission.enter(item.run.tenant_id)
         except ResourceExhaustedError as full:
             refused: asyncio.Future[Accepted] = asyncio.get_running_loop().create_future()

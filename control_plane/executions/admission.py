@@ -7,14 +7,16 @@ accepted within the second.
 
 import asyncio
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from datetime import timedelta
 from enum import Enum, auto
 from typing import Final, NoReturn, Protocol
 
+from control_plane.executions.domain import RunSpec
+from control_plane.executions.encoding import capabilities_of_bytes
 from shared.clock import Clock
-from shared.errors import AgentFactoryError, ResourceExhaustedError
+from shared.errors import AgentFactoryError, LlmQuotaExhaustedError, ResourceExhaustedError
 from shared.ids import TenantId
 from shared.logs import get_logger
 
@@ -54,6 +56,17 @@ class TenantQuota:
     per_minute: int | None
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class LlmBounds:
+    """What every tenant may use of language models within a day (UTC), where nothing else is said of it."""
+
+    tokens_per_day: int | None = None
+    cost_micros_per_day: int | None = None
+
+
+NO_LLM_BOUNDS: Final = LlmBounds()
+
+
 class Fate(Enum):
     """What became of an execution that was let in."""
 
@@ -75,6 +88,13 @@ class QueueCount(Protocol):
 
     async def accepted(self, at_most: Mapping[TenantId, int]) -> Mapping[TenantId, int]:
         """Return how many executions of these tenants were accepted within the last minute, up to so many.
+
+        Raises:
+            DatabaseUnavailableError: Postgres does not answer.
+        """
+
+    async def spent_on_models(self) -> Collection[TenantId]:
+        """Return the tenants that have used up what they may of language models today.
 
         Raises:
             DatabaseUnavailableError: Postgres does not answer.
@@ -108,6 +128,7 @@ class Admission:
         self._minute: Mapping[TenantId, int] = {}  # accepted within it, of those that have a quota for it
         self._new: Counter[TenantId] = Counter()  # accepted, perhaps not in it yet
         self._new_late: Counter[TenantId] = Counter()
+        self._spent: Collection[TenantId] = ()  # those whose day of language models is over
 
     def require(self, tenant_id: TenantId) -> None:
         """Return when one more execution of the tenant would be let in now; promises nothing.
@@ -142,6 +163,21 @@ class Admission:
         self.require(tenant_id)
         self._entered[tenant_id] += 1
         self._all_entered += 1
+
+    def require_models(self, run: RunSpec) -> None:
+        """Return unless the run may ask language models and its tenant has used up what it may today.
+
+        Raises:
+            LlmQuotaExhaustedError: That is so; it says when the day is over.
+        """
+        if run.tenant_id not in self._spent or capabilities_of_bytes(run.capabilities).llm is None:
+            return
+        now = self._clock.now()
+        midnight = now.replace(hour=0, minute=0, second=0, microsecond=0) + timedelta(days=1)
+        raise LlmQuotaExhaustedError(
+            f"tenant {run.tenant_id} has used up what it may of language models today",
+            retry_after=midnight - now,
+        )
 
     def left(self, tenant_id: TenantId, fate: Fate) -> None:
         """One that was let in is stored, or never will be."""
@@ -179,6 +215,7 @@ class Admission:
 
     async def _count_minute(self) -> None:
         self._quotas = await self._counts.quotas()
+        self._spent = await self._counts.spent_on_models()
         known = self._quotas.keys() | self._minute.keys() | self._new.keys()
         bounds = {one: bound for one in known if (bound := self._per_minute(one)) is not None}
         self._new_late.clear()

@@ -1,12 +1,13 @@
 """Counts in Postgres for admission. Changes no execution."""
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from datetime import timedelta
 from typing import Final
 
 from control_plane.database.unit_of_work import PostgresDatabase
-from control_plane.executions.admission import TenantQuota
+from control_plane.executions.admission import NO_LLM_BOUNDS, LlmBounds, TenantQuota
 from control_plane.executions.claim_sql import DUE, WAITING_TENANTS
+from control_plane.executions.llm_use import SPENT
 from shared.clock import Clock
 from shared.ids import EXECUTION, TenantId, least_id
 
@@ -45,9 +46,10 @@ _MINUTE: Final = timedelta(minutes=1)
 class PostgresQueueCount:
     """Implements `QueueCount`. What the last minute is, the clock says that also makes ids."""
 
-    def __init__(self, database: PostgresDatabase, clock: Clock) -> None:
+    def __init__(self, database: PostgresDatabase, clock: Clock, bounds: LlmBounds = NO_LLM_BOUNDS) -> None:
         self._database = database
         self._clock = clock
+        self._bounds = bounds
 
     async def quotas(self) -> Mapping[TenantId, TenantQuota]:
         """See `QueueCount.quotas`."""
@@ -66,6 +68,14 @@ class PostgresQueueCount:
         async with self._database.driver() as connection:
             rows = await connection.fetch(COUNT_ACCEPTED, list(at_most), list(at_most.values()), oldest)
         return {TenantId(row["tenant_id"]): int(row["accepted"]) for row in rows}
+
+    async def spent_on_models(self) -> Collection[TenantId]:
+        """See `QueueCount.spent_on_models`."""
+        async with self._database.driver() as connection:
+            rows = await connection.fetch(
+                SPENT, self._bounds.tokens_per_day, self._bounds.cost_micros_per_day
+            )
+        return frozenset(TenantId(row["tenant_id"]) for row in rows)
 
     async def waiting(self, *, at_most: int) -> Mapping[TenantId, int]:
         """See `QueueCount.waiting`."""

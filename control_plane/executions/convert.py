@@ -67,8 +67,8 @@ def body_kind_from_proto(number: int) -> BodyKind:
     return _BODY_KINDS[number]
 
 
-def request_from_proto(message: executions_pb2.ExecutionRequest) -> RunRequest:
-    """Return what a caller asks for.
+def request_from_proto(message: executions_pb2.ExecutionRequest, *, traceparent: str = "") -> RunRequest:
+    """Return what a caller asks for; `traceparent` is the call's own, for a request that names none.
 
     Raises:
         InvalidInputError: The body id is not one, or the priority is unknown.
@@ -82,7 +82,7 @@ def request_from_proto(message: executions_pb2.ExecutionRequest) -> RunRequest:
         inline=None if uploaded else message.inline,
         body_id=parse_id(BODY, message.body_id) if uploaded else None,
         run_deadline=message.run_deadline.ToTimedelta() if message.HasField("run_deadline") else None,
-        traceparent=message.traceparent,
+        traceparent=message.traceparent or traceparent,
         priority=_PRIORITIES[message.priority],
     )
 

@@ -5,18 +5,18 @@ Those that are not new (repeats, an agent that has just changed) go the ordinary
 
 import asyncio
 from collections.abc import AsyncGenerator, Coroutine, Sequence
-from contextlib import ExitStack
+from contextlib import ExitStack, aclosing
 from typing import Any
 
 from control_plane.executions.acceptor import Acceptor
 from control_plane.executions.completions import Completions, CrowdWatch
-from control_plane.executions.domain import AcceptOutcome, NewExecution
+from control_plane.executions.domain import Accepted, AcceptOutcome, NewExecution
 from control_plane.executions.lifecycle import Execution
 from control_plane.executions.ports import ExecutionStore
 from control_plane.executions.service import ExecutionService, RunRequest
 from control_plane.policy.domain import Subject
 from shared.errors import AgentFactoryError, InternalError, ResourceExhaustedError
-from shared.ids import ExecutionId  # noqa: TC001 - imports stay in one place
+from shared.ids import ExecutionId
 from shared.logs import get_logger
 
 _log = get_logger(__name__)
@@ -40,6 +40,7 @@ class Crowd:
         self._acceptor = acceptor
         self._completions = completions
         self._store = store
+        self._trails = service.trails
 
     async def execute(
         self, subject: Subject, requests: Sequence[RunRequest], *, method: str
@@ -48,9 +49,26 @@ class Crowd:
 
         Ending the iteration early stops the waiting only, as with `ExecutionService.execute`.
         """
+        asked = [self._service.new_execution_id() for _ in requests]
+        for execution_id, request in zip(asked, requests, strict=True):
+            self._trails.begin(
+                execution_id, subject, agent=request.agent, method=method, incoming=request.traceparent
+            )
+        try:
+            async with aclosing(self._results(subject, requests, asked, method)) as results:
+                async for position, result in results:
+                    self._trails.answered(asked[position], result)
+                    yield position, result
+        finally:
+            for execution_id in asked:
+                self._trails.abandoned(execution_id)
+
+    async def _results(
+        self, subject: Subject, requests: Sequence[RunRequest], asked: Sequence[ExecutionId], method: str
+    ) -> AsyncGenerator[Result]:
         prepared: list[tuple[int, NewExecution]] = []
         for position, request in enumerate(requests):
-            made = await self._prepare(subject, request, method)
+            made = await self._prepare(subject, request, method, asked[position])
             if isinstance(made, NewExecution):
                 prepared.append((position, made))
             else:
@@ -65,9 +83,7 @@ class Crowd:
                 return
             waiting = _Waiting(watch)
             try:
-                answers = [self._acceptor.enqueue(item) for _, item in prepared]
-                if answers:
-                    await asyncio.wait(answers)
+                answers = await self._stored([item for _, item in prepared])
                 for (position, item), answer in zip(prepared, answers, strict=True):
                     error = answer.exception()
                     if error is not None:
@@ -75,17 +91,28 @@ class Crowd:
                     elif answer.result().outcome is AcceptOutcome.NEW:
                         waiting.open[item.run.execution_id] = position
                     else:
+                        self._trails.forget(item.run.execution_id)  # `execute` begins one of its own
                         waiting.add(self._single(subject, requests[position], method, position))
                 async for result in self._ends(subject, waiting):
                     yield result
             finally:
                 waiting.cancel()
 
+    async def _stored(self, items: Sequence[NewExecution]) -> "list[asyncio.Future[Accepted]]":
+        """Return what became of each; all have ended."""
+        commits = [self._trails.of(item.run.execution_id).part("commit") for item in items]
+        answers = [self._acceptor.enqueue(item) for item in items]
+        if answers:
+            await asyncio.wait(answers)
+        for commit in commits:
+            commit.end(together=len(answers))
+        return answers
+
     async def _prepare(
-        self, subject: Subject, request: RunRequest, method: str
+        self, subject: Subject, request: RunRequest, method: str, execution_id: ExecutionId
     ) -> NewExecution | AgentFactoryError:
         try:
-            return await self._service.prepare(subject, request, method=method)
+            return await self._service.prepare(subject, request, method=method, execution_id=execution_id)
         except Exception as error:  # noqa: BLE001 - one broken request must not end the others
             return _refusal(error)
 

@@ -475,6 +475,14 @@ class LostAttempt:
     state: ExecutionState
 
 
+@dataclass(frozen=True, slots=True, kw_only=True, order=True)
+class EndedExecution:
+    """An execution that ended without a result."""
+
+    tenant_id: TenantId
+    execution_id: ExecutionId
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class CancelRequest:
     """A live attempt whose execution shall end."""

@@ -17,6 +17,7 @@ from control_plane.executions.finish_sql import (
     in_rounds,
 )
 from control_plane.executions.lifecycle import Attempt, Execution, Finished
+from control_plane.executions.llm_use import count_use, has_use
 from control_plane.executions.ports import ExecutionStore
 from control_plane.executions.rows import execution_of
 from control_plane.kv.settlement import KvSettlement
@@ -53,7 +54,7 @@ class Finishing:
 
     async def _finish(self, results: Sequence[AttemptResult]) -> list[Finished]:
         async with self._connection.use() as connection:
-            if any(result.kv_writes for result in results):
+            if any(result.kv_writes or has_use(result) for result in results):
                 rows = await self._record_and_write(connection, results)
             else:
                 rows = await _record(connection, results)
@@ -72,6 +73,8 @@ class Finishing:
             rows = await _record(connection, settled.results)
             accepted = {n for n, row in enumerate(rows) if row["decides"]}
             await self._settlement.write(connection, settled, accepted)
+            stored = [one for one, row in zip(results, rows, strict=True) if row["decides"] is not None]
+            await count_use(connection, stored)
         return rows
 
     async def _finished_before(

@@ -23,6 +23,7 @@ from control_plane.executions.domain import (
     AttemptState,
     CancelRequest,
     Claimed,
+    EndedExecution,
     LiveAttempt,
     LossReason,
     LostAttempt,
@@ -232,7 +233,7 @@ class PostgresLeaseStore:
             lost=lambda attempt, _: attempt.order_id in orders and attempt.state is AttemptState.LEASED,
         )
 
-    async def expire_deadlines(self, *, limit: int) -> Sequence[ExecutionId]:
+    async def expire_deadlines(self, *, limit: int) -> Sequence[EndedExecution]:
         """See `LeaseStore.expire_deadlines`."""
         async with self._database.transaction() as tx:
             ids = await _ids(tx.connection, sql.PAST_DEADLINE, (limit,))
@@ -243,7 +244,11 @@ class PostgresLeaseStore:
             for one in changed:
                 channel = Channel.EXECUTIONS if one.state.is_terminal else Channel.CANCELS
                 tx.notify_after_commit(channel, one.execution_id)
-        return [one.execution_id for one in changed if one.state.is_terminal]
+        return [
+            EndedExecution(tenant_id=one.tenant_id, execution_id=one.execution_id)
+            for one in changed
+            if one.state.is_terminal
+        ]
 
     async def cancel_requests(self, node_ids: Sequence[NodeId]) -> Sequence[CancelRequest]:
         """See `LeaseStore.cancel_requests`."""

@@ -15,6 +15,7 @@ from control_plane.executions.domain import (
     Claimable,
     Claimed,
     DecisionRecord,
+    EndedExecution,
     EndReason,
     ExecutionState,
     HaltScope,
@@ -291,7 +292,7 @@ class LeaseStore(Protocol):
     async def release_unsent(self, placements: Sequence[Placement]) -> Sequence[LostAttempt]:
         """Take back attempts whose order never left: uncounted (rule 1), claimable at once."""
 
-    async def expire_deadlines(self, *, limit: int) -> Sequence[ExecutionId]:
+    async def expire_deadlines(self, *, limit: int) -> Sequence[EndedExecution]:
         """Apply run deadlines; returns those that ended. Running ones become cancel requests."""
 
     async def cancel_requests(self, node_ids: Sequence[NodeId]) -> Sequence[CancelRequest]:

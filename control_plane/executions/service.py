@@ -2,6 +2,7 @@
 
 import hashlib
 from collections.abc import AsyncGenerator, Callable, Sequence
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from datetime import timedelta
 from typing import Final
@@ -27,6 +28,7 @@ from control_plane.executions.domain import (
 from control_plane.executions.encoding import capabilities_bytes, limits_bytes
 from control_plane.executions.lifecycle import Execution
 from control_plane.executions.ports import ExecutionStore, Placer
+from control_plane.executions.trails import ExecutionTrails
 from control_plane.paging import DEFAULT_PAGE_SIZE, MAX_PAGE_SIZE, Page
 from control_plane.policy.domain import Decision, PolicyInput, Question, Subject
 from control_plane.policy.ports import Policy
@@ -43,6 +45,7 @@ from shared.errors import (
 from shared.ids import AUDIT_ENTRY, BODY, EXECUTION, BodyId, ExecutionId, TenantId, new_id
 from shared.json_bodies import MAX_JUDGED_BYTES, check_body
 from shared.manifest import NO_CAPABILITIES
+from shared.tracing import Trail
 
 _STALE_TRIES: Final = 2
 """An agent that changed between resolving and accepting is resolved once more."""
@@ -87,6 +90,7 @@ class ExecutionService:
         clock: Clock,
         random: Random,
         options: ExecutionOptions | None = None,
+        trails: ExecutionTrails | None = None,
     ) -> None:
         self._store = store
         self._acceptor = acceptor
@@ -97,6 +101,7 @@ class ExecutionService:
         self._clock = clock
         self._random = random
         self._options = options or ExecutionOptions()
+        self.trails = trails or ExecutionTrails()
 
     async def execute(
         self,
@@ -122,7 +127,20 @@ class ExecutionService:
             ResourceExhaustedError: Too many requests wait already.
             UnavailableError: The database is away; nothing was promised.
         """
-        execution_id = new_id(EXECUTION, self._clock, self._random)
+        execution_id = self.new_execution_id()
+        with self._trailed(execution_id, subject, request, method):
+            execution = await self._execute(subject, request, method, execution_id, accepted)
+            self.trails.ended(execution_id, execution)
+            return execution
+
+    async def _execute(
+        self,
+        subject: Subject,
+        request: RunRequest,
+        method: str,
+        execution_id: ExecutionId,
+        accepted: Callable[[], None],
+    ) -> Execution:
         with self._completions.watch(execution_id, awaits_end=True) as watch:
             answer, execution = await self._submit(subject, request, method, execution_id)
             accepted()
@@ -132,24 +150,37 @@ class ExecutionService:
             execution = await self._store.get(subject.tenant_id, answer.execution_id)
             return await self._end_of(subject.tenant_id, watch, execution)
 
-    async def prepare(self, subject: Subject, request: RunRequest, *, method: str) -> NewExecution:
+    def new_execution_id(self) -> ExecutionId:
+        """Return the id of an execution to come."""
+        return new_id(EXECUTION, self._clock, self._random)
+
+    def _trailed(
+        self, execution_id: ExecutionId, subject: Subject, request: RunRequest, method: str
+    ) -> AbstractContextManager[Trail]:
+        return self.trails.request(
+            execution_id, subject, agent=request.agent, method=method, incoming=request.traceparent
+        )
+
+    async def prepare(
+        self, subject: Subject, request: RunRequest, *, method: str, execution_id: ExecutionId
+    ) -> NewExecution:
         """Return a request as it would be stored: its input read, its agent resolved, allowed by policy.
 
         Raises:
             As `execute`, before anything is stored.
         """
         self._acceptor.require_room(subject.tenant_id)
-        execution_id = new_id(EXECUTION, self._clock, self._random)
         body = await self._input(subject.tenant_id, request)
         agent = (await self._agents.resolve(subject.tenant_id, request.agent)).for_request(request.request_id)
-        decision = await self._decide(subject, agent, body)
+        decision = await self._decide(subject, agent, body, execution_id)
         await self._check_input(subject.tenant_id, agent, body)
         return self._new_execution(subject, request, method, execution_id, agent, body, decision)
 
     async def submit(self, subject: Subject, request: RunRequest, *, method: str) -> Execution:
         """Like `execute`, without waiting for the end."""
-        execution_id = new_id(EXECUTION, self._clock, self._random)
-        accepted, execution = await self._submit(subject, request, method, execution_id)
+        execution_id = self.new_execution_id()
+        with self._trailed(execution_id, subject, request, method):
+            accepted, execution = await self._submit(subject, request, method, execution_id)
         if accepted.outcome is AcceptOutcome.NEW:
             return execution
         return await self._store.get(subject.tenant_id, accepted.execution_id)
@@ -233,10 +264,12 @@ class ExecutionService:
         resolved = await self._agents.resolve(subject.tenant_id, request.agent)
         for _ in range(_STALE_TRIES):
             agent = resolved.for_request(request.request_id)
-            decision = await self._decide(subject, agent, body)
+            decision = await self._decide(subject, agent, body, execution_id)
             await self._check_input(subject.tenant_id, agent, body)
             item = self._new_execution(subject, request, method, execution_id, agent, body, decision)
+            commit = self.trails.of(execution_id).part("commit")
             accepted = await self._acceptor.accept(item)
+            commit.end(outcome=str(accepted.outcome), placed=accepted.placed)
             if accepted.outcome is not AcceptOutcome.STALE_AGENT:
                 break
             resolved = await self._agents.refresh(subject.tenant_id, request.agent)
@@ -275,7 +308,15 @@ class ExecutionService:
             )
         await check_body(agent.input_schema, content, "input")
 
-    async def _decide(self, subject: Subject, agent: ResolvedAgent, body: StoredBody) -> Decision:
+    async def _decide(
+        self, subject: Subject, agent: ResolvedAgent, body: StoredBody, execution_id: ExecutionId
+    ) -> Decision:
+        part = self.trails.of(execution_id).part("decide")
+        decision = await self._allowed(subject, agent, body)
+        part.end(decision_id=decision.decision_id)
+        return decision
+
+    async def _allowed(self, subject: Subject, agent: ResolvedAgent, body: StoredBody) -> Decision:
         asked = PolicyInput(
             subject=subject,
             template_name=agent.template_name,
@@ -347,7 +388,7 @@ class ExecutionService:
             retry_is_safe=agent.retry_is_safe,
             decision_id=decision.decision_id,
             policy_digest=decision.policy_digest,
-            traceparent=request.traceparent,
+            traceparent=self.trails.of(execution_id).traceparent or request.traceparent,
             run_deadline_at=now + self._run_deadline(request),
         )
         return NewExecution(

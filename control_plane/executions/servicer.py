@@ -16,12 +16,13 @@ from control_plane.executions.convert import (
     states_from_proto,
 )
 from control_plane.executions.crowd import Crowd
-from control_plane.executions.service import ExecutionService
+from control_plane.executions.service import ExecutionService, RunRequest
 from control_plane.executions.streaming import serve_stream
 from control_plane.policy.caller import calling_subject
 from shared.digests import parse_digest
 from shared.errors import InvalidInputError
 from shared.rpc.identity import caller
+from shared.rpc.tracing import called_traceparent
 from shared.rpc.turns import end_turn
 
 
@@ -35,20 +36,22 @@ class ExecutionServicer(executions_pb2_grpc.ExecutionServiceServicer):
 
     async def Execute(self, request: pb.ExecuteRequest, _: Any) -> pb.ExecuteResponse:
         execution = await self._service.execute(
-            calling_subject(), request_from_proto(request.execution), method="Execute", accepted=end_turn
+            calling_subject(), _asked(request.execution), method="Execute", accepted=end_turn
         )
         return pb.ExecuteResponse(execution=execution_to_proto(execution))
 
     async def SubmitExecution(self, request: pb.SubmitExecutionRequest, _: Any) -> pb.SubmitExecutionResponse:
         execution = await self._service.submit(
-            calling_subject(), request_from_proto(request.execution), method="SubmitExecution"
+            calling_subject(), _asked(request.execution), method="SubmitExecution"
         )
         return pb.SubmitExecutionResponse(execution=execution_to_proto(execution))
 
     async def StreamExecutions(
         self, requests: AsyncIterator[pb.StreamExecutionsRequest], _: Any
     ) -> AsyncGenerator[pb.StreamExecutionsResponse]:
-        async with aclosing(serve_stream(self._crowd, calling_subject(), requests)) as responses:
+        async with aclosing(
+            serve_stream(self._crowd, calling_subject(), requests, called_traceparent())
+        ) as responses:
             async for response in responses:
                 yield response
 
@@ -105,6 +108,10 @@ class ExecutionServicer(executions_pb2_grpc.ExecutionServiceServicer):
         async with aclosing(pieces):
             async for piece in pieces:
                 yield pb.DownloadBodyResponse(chunk=piece)
+
+
+def _asked(message: pb.ExecutionRequest) -> RunRequest:
+    return request_from_proto(message, traceparent=called_traceparent())
 
 
 async def _header(requests: AsyncIterator[pb.UploadBodyRequest]) -> pb.UploadBodyHeader:

@@ -24,13 +24,17 @@ METHOD: Final = "StreamExecutions"
 
 
 async def serve_stream(
-    crowd: Crowd, subject: Subject, requests: AsyncIterator[pb.StreamExecutionsRequest]
+    crowd: Crowd,
+    subject: Subject,
+    requests: AsyncIterator[pb.StreamExecutionsRequest],
+    traceparent: str = "",
 ) -> AsyncGenerator[pb.StreamExecutionsResponse]:
     """Yield answers until every request of the stream has one.
 
-    When the caller goes away its waiting ends; accepted executions go on.
+    When the caller goes away its waiting ends; accepted executions go on. `traceparent` is the stream's own,
+    for requests that name none.
     """
-    stream = _Stream(crowd, subject)
+    stream = _Stream(crowd, subject, traceparent)
     reading = asyncio.create_task(stream.read(requests))
     try:
         while (results := await stream.next_results()) is not None:
@@ -43,8 +47,9 @@ async def serve_stream(
 
 
 class _Stream:
-    def __init__(self, crowd: Crowd, subject: Subject) -> None:
+    def __init__(self, crowd: Crowd, subject: Subject, traceparent: str) -> None:
         self._crowd = crowd
+        self._traceparent = traceparent
         self._subject = subject
         self._room = MAX_IN_FLIGHT
         self._freed = asyncio.Event()
@@ -101,7 +106,7 @@ class _Stream:
         asked: list[str] = []
         for message in messages:
             try:
-                requests.append(request_from_proto(message))
+                requests.append(request_from_proto(message, traceparent=self._traceparent))
                 asked.append(message.request_id)
             except AgentFactoryError as error:
                 self._end(pb.ExecutionResult(request_id=message.request_id, error=error_to_proto(error)))

@@ -21,8 +21,10 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from control_plane.gateway.handlers import Handler
 from control_plane.gateway.metrics import GatewayMetrics
 from control_plane.gateway.problems import CLIENT_CLOSED, Problem, problem_of, refused
+from control_plane.gateway.trails import begin_trail, end_trail
 from shared.errors import UnavailableError
 from shared.logs import get_logger
+from shared.tracing import NO_TRACER, Tracer
 
 logger = get_logger(__name__)
 
@@ -126,13 +128,20 @@ class Front:
     """ASGI around the application: requests at once, patience with readers, headers, counts."""
 
     def __init__(
-        self, app: ASGIApp, *, metrics: GatewayMetrics, max_requests: int, write_timeout: timedelta
+        self,
+        app: ASGIApp,
+        *,
+        metrics: GatewayMetrics,
+        max_requests: int,
+        write_timeout: timedelta,
+        tracer: Tracer = NO_TRACER,
     ) -> None:
         self._app = app
         self._metrics = metrics
         self._max_requests = max_requests
         self._write_timeout = write_timeout.total_seconds()
         self._active = 0
+        self._tracer = tracer
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Answer one request."""
@@ -140,6 +149,7 @@ class Front:
             return
         started = time.perf_counter()
         exchange = _Exchange(send, self._write_timeout, over_tls=scope["scheme"] == "https")
+        trail = begin_trail(self._tracer, scope)
         self._active += 1
         self._metrics.active(self._active)
         try:
@@ -153,7 +163,9 @@ class Front:
             self._active -= 1
             self._metrics.active(self._active)
             seconds = time.perf_counter() - started
-            self._metrics.request(scope.get("af_name", ""), exchange.status, seconds)
+            name = scope.get("af_name", "")
+            self._metrics.request(name, exchange.status, seconds, trail.sampled_id)
+            end_trail(trail, scope, name=name, status=exchange.status)
 
 
 class _Exchange:

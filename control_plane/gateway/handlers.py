@@ -28,6 +28,7 @@ from control_plane.gateway.streams import (
     event_stream,
     to_json,
 )
+from control_plane.gateway.trails import note_outcome
 from control_plane.gateway.uploads import UploadForm, UploadReader
 from shared.errors import AgentFactoryError
 
@@ -89,7 +90,9 @@ class Handlers:
             metadata = self._control_plane.metadata(request.headers)
             message = await self._message(reader, request)
             call = self._control_plane.unary(route, message, metadata)
-            return _json(await (while_connected(request, call) if long else call), status)
+            answer = await (while_connected(request, call) if long else call)
+            note_outcome(request.scope, answer)
+            return _json(answer, status)
 
         return unary
 

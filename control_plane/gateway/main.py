@@ -3,7 +3,7 @@
 import asyncio
 import signal
 from collections.abc import Callable
-from contextlib import AsyncExitStack
+from contextlib import AbstractAsyncContextManager, AsyncExitStack
 from dataclasses import dataclass
 
 from prometheus_client import CollectorRegistry
@@ -19,10 +19,12 @@ from control_plane.gateway.public_log import PublicLog
 from control_plane.gateway.server import Listen, serving
 from control_plane.gateway.settings import GatewaySettings
 from shared.admin_http import admin_server
-from shared.clock import SystemClock
+from shared.clock import SystemClock, SystemRandom
 from shared.logs import get_logger
 from shared.rpc.tls import read_certificates, server_only_channel_credentials
 from shared.runtime import settle
+from shared.trace_setup import TraceOptions, tracing
+from shared.tracing import Tracer
 
 logger = get_logger(__name__)
 
@@ -47,6 +49,7 @@ async def run(settings: GatewaySettings, *, stop: asyncio.Event, started: Callab
     registry = CollectorRegistry()
     credentials = server_only_channel_credentials(read_certificates(settings.authority_file))
     async with AsyncExitStack() as stack:
+        tracer = await stack.enter_async_context(_tracing(settings, registry))
         channel = open_channel(settings.control_plane, credentials, api.routes)
         stack.push_async_callback(channel.close, None)
         control_plane = ControlPlane(
@@ -60,7 +63,7 @@ async def run(settings: GatewaySettings, *, stop: asyncio.Event, started: Callab
         metrics = GatewayMetrics(registry)
         if settings.certificate is not None:
             metrics.watch_certificate(settings.certificate, SystemClock())
-        app = _application(settings, api, control_plane, closing, metrics)
+        app = _application(settings, api, control_plane, closing, metrics, tracer)
         admin_port = await stack.enter_async_context(
             admin_server(
                 host=settings.admin_host,
@@ -83,6 +86,7 @@ def _application(
     control_plane: ControlPlane,
     closing: asyncio.Event,
     metrics: GatewayMetrics,
+    tracer: Tracer,
 ) -> ASGIApp:
     bounds = Bounds(
         json_bytes=settings.max_json_bytes,
@@ -98,6 +102,23 @@ def _application(
         metrics=metrics,
         max_requests=settings.max_requests,
         write_timeout=settings.write_timeout,
+        tracer=tracer,
+    )
+
+
+def _tracing(settings: GatewaySettings, registry: CollectorRegistry) -> AbstractAsyncContextManager[Tracer]:
+    return tracing(
+        TraceOptions(
+            endpoint=settings.otlp_endpoint,
+            authority=settings.otlp_ca_file,
+            ratio=settings.trace_ratio,
+            max_per_second=settings.trace_max_per_s,
+        ),
+        service="agentfactory-gateway",
+        instance=settings.name,
+        registry=registry,
+        clock=SystemClock(),
+        random=SystemRandom(),
     )
 
 

@@ -54,9 +54,10 @@ class GatewayMetrics:
         )
         left.labels("gateway").set_function(partial(seconds_left, path, clock))
 
-    def request(self, rpc: str, status: int, seconds: float) -> None:
-        """One request has ended. `rpc` is a name of the contract, or empty."""
-        self._seconds.labels(rpc or NO_ROUTE, str(status)).observe(seconds)
+    def request(self, rpc: str, status: int, seconds: float, trace_id: str = "") -> None:
+        """One request has ended. `rpc` is a name of the contract, or empty; `trace_id` of a trace kept."""
+        exemplar = {"trace_id": trace_id} if trace_id else None
+        self._seconds.labels(rpc or NO_ROUTE, str(status)).observe(seconds, exemplar)
 
     def active(self, count: int) -> None:
         """So many requests are under way."""

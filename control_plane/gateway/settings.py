@@ -9,7 +9,7 @@ from pydantic import Field, model_validator
 
 from shared.logs import LogStyle
 from shared.paths import InstallationPaths
-from shared.settings import Plane, PlaneSettings, default_data_dir
+from shared.settings import Plane, TracedSettings, default_data_dir
 
 _SECOND: Final = timedelta(seconds=1)
 _KIBIBYTE: Final = 1024
@@ -18,7 +18,7 @@ _MEBIBYTE: Final = 1024 * _KIBIBYTE
 Target = Annotated[str, Field(pattern=r"^[A-Za-z0-9.\[\]:/_-]+:\d{1,5}$", max_length=256)]
 
 
-class GatewaySettings(PlaneSettings):
+class GatewaySettings(TracedSettings):
     """What one gateway may be told."""
 
     plane: ClassVar[Plane] = Plane.GATEWAY
@@ -85,6 +85,9 @@ class GatewaySettings(PlaneSettings):
         default=10 * _SECOND, ge=timedelta(0), le=timedelta(minutes=5), description="For requests under way."
     )
 
+    trace_ratio: float = Field(
+        default=0.01, ge=0, le=1, description="Of the traces that begin here; with an otlp_endpoint."
+    )
     log_level: Literal["debug", "info", "warning", "error"] = "info"
     log_style: LogStyle = LogStyle.JSON
 

@@ -10,12 +10,13 @@ from control_plane.policy.domain import PolicyBundle
 from shared.policy_bundle import DATA_FILE
 
 
-def builtin_policy(allowed_http: Sequence[str] = ()) -> PolicyBundle:
-    """Return the built-in policy; `allowed_http` holds entries of the form `METHOD URL`."""
+def builtin_policy(allowed_http: Sequence[str] = (), allowed_llm: Sequence[str] = ()) -> PolicyBundle:
+    """Return the built-in policy; `allowed_http` holds `METHOD URL`, `allowed_llm` `ENDPOINT/MODEL`."""
     source = (files("control_plane.policy") / "builtin.rego").read_text(encoding="utf-8")
     entries = [entry.split(" ", 1) for entry in sorted(set(allowed_http))]
     allowed = [{"method": method, "url": url} for method, url in entries]
-    return PolicyBundle.of({"builtin.rego": source}, {"operator": {"allowed_http": allowed}})
+    operator = {"allowed_http": allowed, "allowed_llm": sorted(set(allowed_llm))}
+    return PolicyBundle.of({"builtin.rego": source}, {"operator": operator})
 
 
 def builtin_record(bundle: PolicyBundle, *, now: datetime) -> BundleRecord:

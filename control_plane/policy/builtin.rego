@@ -81,6 +81,12 @@ http_allowed(wanted) if {
 	at_or_below(wanted.url, entry.url)
 }
 
+# Language models that agents may ask, as ENDPOINT/MODEL, or ENDPOINT/* for all of one: the operator's list
+# (AF_CONTROL_ALLOWED_LLM), none by default.
+llm_allowed(model) if model in data.operator.allowed_llm
+
+llm_allowed(model) if concat("", [split(model, "/")[0], "/*"]) in data.operator.allowed_llm
+
 at_or_below(url, prefix) if url == prefix
 
 at_or_below(url, prefix) if {
@@ -132,6 +138,11 @@ read_audit_denials contains "ROLE_NOT_ALLOWED" if not has_role({"admin", "operat
 template_denials contains "CAPABILITY_NOT_ALLOWED" if {
 	some wanted in input.capabilities.http
 	not http_allowed(wanted)
+}
+
+template_denials contains "CAPABILITY_NOT_ALLOWED" if {
+	some model in input.capabilities.llm.models
+	not llm_allowed(model)
 }
 
 template_denials contains "CAPABILITY_DANGEROUS" if {

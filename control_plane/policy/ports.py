@@ -88,8 +88,8 @@ class PolicyInForce(Protocol):
 class PolicyObserver(Protocol):
     """Counts denials and shows what is in force; cheap and never raises."""
 
-    def policy_denied(self, question: str, reason: str) -> None:
-        """Policy said no."""
+    def policy_denied(self, question: str, reason: str, tenant_id: TenantId) -> None:
+        """Policy said no to somebody of a tenant."""
 
     def policy_in_force(self, *, version: int, loaded: bool) -> None:
         """This replica has taken up another policy, or could not."""

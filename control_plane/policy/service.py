@@ -64,7 +64,7 @@ class PolicyService:
             policy, given = await self._asked(policy, question, asked)
         answer = given.answer
         if not answer.allowed:
-            self._observer.policy_denied(question, answer.reason)
+            self._observer.policy_denied(question, answer.reason, asked.subject.tenant_id)
         return Decision(
             decision_id=new_id(DECISION, self._clock, self._random),
             tenant_id=asked.subject.tenant_id,

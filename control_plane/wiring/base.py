@@ -1,7 +1,7 @@
 """What all services of the control plane stand on: database, clock, keys, notifications. No service."""
 
 from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
+from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from dataclasses import dataclass
 from typing import Final
 
@@ -27,6 +27,8 @@ from control_plane.settings import ControlSettings
 from shared.clock import SystemClock, SystemRandom
 from shared.errors import SettingsError
 from shared.paths import InstallationPaths
+from shared.trace_setup import TraceOptions, tracing
+from shared.tracing import Tracer
 
 _APPLICATION: Final = "agentfactory-control-plane"
 
@@ -50,6 +52,7 @@ class Base:
     found: FoundInstallation
     authority: InstallationAuthority
     keysets: KeysetRegistry
+    tracer: Tracer
 
 
 async def _require_current_schema(settings: ControlSettings) -> None:
@@ -94,28 +97,52 @@ async def open_base(settings: ControlSettings) -> AsyncIterator[Base]:
             found = await store.found(tx)
         if found is None:
             raise SettingsError("the database holds no installation", hint="run 'agentfactory init'")
-        yield Base(
-            settings=settings,
-            paths=paths,
-            clock=clock,
-            random=random,
-            metrics=ControlMetrics(registry),
-            registry=registry,
-            notifier=notifier,
-            notifications=Notifications(engine, subscriptions),
-            subscriptions=subscriptions,
-            database=database,
-            audit=audit,
-            refusals=RefusalLog(audit=audit, clock=clock, random=random),
-            found=found,
-            authority=InstallationAuthority(paths, clock),
-            keysets=KeysetRegistry(
-                database=database,
-                store=store,
-                root=read_root_key(paths),
-                installation=found.installation,
+        async with _tracing(settings, subscriptions, registry, clock, random) as tracer:
+            yield Base(
+                settings=settings,
+                paths=paths,
                 clock=clock,
-            ),
-        )
+                random=random,
+                metrics=ControlMetrics(registry, tenants=settings.metrics_tenants),
+                registry=registry,
+                notifier=notifier,
+                notifications=Notifications(engine, subscriptions),
+                subscriptions=subscriptions,
+                database=database,
+                audit=audit,
+                refusals=RefusalLog(audit=audit, clock=clock, random=random),
+                found=found,
+                authority=InstallationAuthority(paths, clock),
+                tracer=tracer,
+                keysets=KeysetRegistry(
+                    database=database,
+                    store=store,
+                    root=read_root_key(paths),
+                    installation=found.installation,
+                    clock=clock,
+                ),
+            )
     finally:
         await database.close()
+
+
+def _tracing(
+    settings: ControlSettings,
+    subscriptions: Subscriptions,
+    registry: CollectorRegistry,
+    clock: SystemClock,
+    random: SystemRandom,
+) -> AbstractAsyncContextManager[Tracer]:
+    return tracing(
+        TraceOptions(
+            endpoint=settings.otlp_endpoint,
+            authority=settings.otlp_ca_file,
+            ratio=settings.trace_ratio,
+            max_per_second=settings.trace_max_per_s,
+        ),
+        service=_APPLICATION,
+        instance=settings.replica_id or subscriptions.replica,
+        registry=registry,
+        clock=clock,
+        random=random,
+    )

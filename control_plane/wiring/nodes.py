@@ -34,6 +34,7 @@ def build_dispatch(base: Base, stores: Stores, completions: Completions, signer:
         clock=base.clock,
         random=base.random,
         observer=base.metrics,
+        tracer=base.tracer,
         gathering=Gathering(lambda: completions.waiting),
     )
 

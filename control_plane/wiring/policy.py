@@ -56,7 +56,9 @@ async def open_policies(base: Base, stores: Stores, log: Inclusion) -> PolicyPar
         SettingsError: As `build_engines`.
     """
     engines = build_engines(base.settings)
-    builtin = builtin_record(builtin_policy(base.settings.allowed_http), now=base.clock.now())
+    builtin = builtin_record(
+        builtin_policy(base.settings.allowed_http, base.settings.allowed_llm), now=base.clock.now()
+    )
     active = ActivePolicy(
         database=base.database,
         store=stores.bundles,

@@ -31,7 +31,7 @@ from control_plane.audit.servicer import AuditServicer
 from control_plane.call_turns import CallTurns
 from control_plane.dispatch.service import Dispatch
 from control_plane.engines.servicer import EngineServicer
-from control_plane.executions.admission import Admission, AdmissionBounds
+from control_plane.executions.admission import Admission, AdmissionBounds, LlmBounds
 from control_plane.executions.admission_store import PostgresQueueCount
 from control_plane.executions.bodies import BodyService
 from control_plane.executions.completions import Completions
@@ -41,6 +41,7 @@ from control_plane.executions.lease_store import PostgresLeaseStore
 from control_plane.executions.service import ExecutionOptions, ExecutionService
 from control_plane.executions.servicer import ExecutionServicer
 from control_plane.executions.store import PostgresExecutionStore
+from control_plane.executions.trails import ExecutionTrails
 from control_plane.keys.servicer import KeyServicer
 from control_plane.keys.signer import OrderSigner
 from control_plane.kv.store import PostgresKvStore
@@ -99,7 +100,8 @@ class Services:
 async def build(base: Base, signer: OrderSigner, body_keys: BodyKeyParts) -> Services:
     """Return everything that is served; nothing runs yet."""
     stores = Stores.of(base, body_keys.keyring)
-    completions = MeasuredCompletions(base.metrics)
+    trails = ExecutionTrails(base.tracer)
+    completions = MeasuredCompletions(base.metrics, trails)
     dispatch = build_dispatch(base, stores, completions, signer)
     log_parts = build_log(base, signer)
     log = log_parts.log
@@ -130,6 +132,7 @@ async def build(base: Base, signer: OrderSigner, body_keys: BodyKeyParts) -> Ser
         clock=base.clock,
         random=base.random,
         options=ExecutionOptions(run_deadline=base.settings.default_run_deadline),
+        trails=trails,
     )
     halter = Halter(executions=stores.executions, placer=dispatch.placer, completions=completions)
     bodies = BodyService(store=stores.executions, clock=base.clock, random=base.random)
@@ -217,7 +220,14 @@ class _Servicers:
 
 def build_admission(base: Base) -> Admission:
     return Admission(
-        counts=PostgresQueueCount(base.database, base.clock),
+        counts=PostgresQueueCount(
+            base.database,
+            base.clock,
+            LlmBounds(
+                tokens_per_day=base.settings.llm_tokens_per_day,
+                cost_micros_per_day=base.settings.llm_cost_micros_per_day,
+            ),
+        ),
         bounds=AdmissionBounds(
             pending=base.settings.max_pending,
             pending_of_tenant=base.settings.max_pending_per_tenant,

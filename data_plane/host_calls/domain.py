@@ -8,7 +8,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from datetime import timedelta
 from enum import StrEnum
-from typing import Final
+from typing import Any, Final
 
 from data_plane.orders.domain import AttemptRef
 from data_plane.sandbox.domain import MAX_REQUEST_BYTES
@@ -43,6 +43,8 @@ class Refusal(StrEnum):
     QUOTA_EXHAUSTED = "QUOTA_EXHAUSTED"
     SECRET_UNKNOWN = "SECRET_UNKNOWN"  # noqa: S105  # nosec B105 - a word
     SECRET_NOT_FOR_URL = "SECRET_NOT_FOR_URL"  # noqa: S105  # nosec B105 - a word
+    MODEL_NOT_ALLOWED = "MODEL_NOT_ALLOWED"
+    BUDGET_EXHAUSTED = "BUDGET_EXHAUSTED"
     LEASE_NOT_HELD = "LEASE_NOT_HELD"
     RECORDING_FULL = "RECORDING_FULL"
     TOO_MANY_REDIRECTS = "TOO_MANY_REDIRECTS"
@@ -51,6 +53,9 @@ class Refusal(StrEnum):
     TLS_FAILED = "TLS_FAILED"
     HTTP_INVALID = "HTTP_INVALID"
     RESPONSE_TOO_LARGE = "RESPONSE_TOO_LARGE"
+    ENDPOINT_AWAY = "ENDPOINT_AWAY"
+    ENDPOINT_REFUSED = "ENDPOINT_REFUSED"
+    ENDPOINT_INVALID = "ENDPOINT_INVALID"
     TIMEOUT = "TIMEOUT"
     UNAVAILABLE = "UNAVAILABLE"
     INTERNAL = "INTERNAL"
@@ -65,6 +70,9 @@ FAILURES: Final = frozenset(
         Refusal.TLS_FAILED,
         Refusal.HTTP_INVALID,
         Refusal.RESPONSE_TOO_LARGE,
+        Refusal.ENDPOINT_AWAY,
+        Refusal.ENDPOINT_REFUSED,
+        Refusal.ENDPOINT_INVALID,
         Refusal.TIMEOUT,
         Refusal.UNAVAILABLE,
         Refusal.INTERNAL,
@@ -137,6 +145,19 @@ class Params:
         if value is not None and not isinstance(value, dict):
             raise refused(Refusal.INVALID_REQUEST, f"{name} is not an object")
         return value or {}
+
+    def objects(self, name: str, *, max_items: int) -> list[JsonObject]:
+        """Take a list of objects, at least one."""
+        value = self._fields.pop(name, None)
+        if not isinstance(value, list) or not 0 < len(value) <= max_items:
+            raise refused(Refusal.INVALID_REQUEST, f"{name} is not a list of 1 to {max_items} objects")
+        if not all(isinstance(one, dict) for one in value):
+            raise refused(Refusal.INVALID_REQUEST, f"{name} holds something that is no object")
+        return value
+
+    def raw(self, name: str) -> Any:
+        """Take a value whatever it is: somebody else judges it."""
+        return self._fields.pop(name)
 
     def content(self, name: str) -> bytes | None:
         """Take bytes in base64; null or absent is None."""
@@ -215,6 +236,9 @@ class CallSummary:
     denials: tuple[Denial, ...] = ()
     kv_writes: tuple[KvWrite, ...] = ()
     """In the order of their keys. They count only when the result does."""
+    llm_tokens: int = 0
+    llm_cost_micros: int = 0
+    """Of language models; they count whatever comes of the run."""
 
 
 NO_CALLS: Final = CallSummary()

@@ -3,7 +3,7 @@
 import asyncio
 import json
 from collections.abc import Awaitable, Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from datetime import timedelta
 from typing import Final
 
@@ -24,6 +24,7 @@ from data_plane.host_calls.domain import (
 )
 from data_plane.host_calls.http_fetch import HttpFetcher, HttpPolicy
 from data_plane.host_calls.kv import KvBuffer
+from data_plane.host_calls.llm_complete import LlmCompleter, LlmPolicy
 from data_plane.host_calls.ports import HttpTransport, KvStore, Resolver, SecretStore, UnsafeIntents
 from data_plane.host_calls.recorder import Recorder
 from data_plane.host_calls.secrets import Secret, handle_of
@@ -35,6 +36,7 @@ from shared.errors import HostCallRefusedError, UnavailableError
 from shared.logs import get_logger
 from shared.receipts import Denial, merge_denials
 from shared.resources import ResourcesUsed
+from shared.tracing import NO_PART, Part, SpanKind
 
 logger = get_logger(__name__)
 
@@ -64,17 +66,27 @@ class HostCallParts:
     kv: KvStore
     secrets: SecretStore
     metrics: NodeMetrics
+    llm: LlmPolicy = field(default_factory=LlmPolicy)
 
-    def begin(self, context: CallContext, is_lease_live: Callable[[], bool]) -> "AttemptCalls":
-        """Return the calls of one run, none made yet."""
-        return AttemptCalls(context, self, is_lease_live)
+    def begin(
+        self, context: CallContext, is_lease_live: Callable[[], bool], run: Part = NO_PART
+    ) -> "AttemptCalls":
+        """Return the calls of one run, none made yet; `run` is the span that theirs come below."""
+        return AttemptCalls(context, self, is_lease_live, run)
 
 
 class AttemptCalls:
     """Implements `HostCalls` for one run. Every call ends in an answer, whatever the guest sent."""
 
-    def __init__(self, context: CallContext, parts: HostCallParts, is_lease_live: Callable[[], bool]) -> None:
+    def __init__(
+        self,
+        context: CallContext,
+        parts: HostCallParts,
+        is_lease_live: Callable[[], bool],
+        run: Part = NO_PART,
+    ) -> None:
         self._context = context
+        self._run = run
         self._metrics = parts.metrics
         self._secret_store = parts.secrets
         self._secrets: dict[str, Secret] = {}
@@ -85,6 +97,14 @@ class AttemptCalls:
             transport=parts.transport,
             resolver=parts.resolver,
             intents=parts.intents,
+            is_lease_live=is_lease_live,
+        )
+        self._llm = LlmCompleter(
+            context=context,
+            policy=parts.llm,
+            transport=parts.transport,
+            resolver=parts.resolver,
+            secrets=parts.secrets,
             is_lease_live=is_lease_live,
         )
         self._is_lease_live = is_lease_live
@@ -101,14 +121,19 @@ class AttemptCalls:
             "secret.ref": self._refer_to_secret,
             "kv.get": self._kv_get,
             "kv.put": self._kv_put,
+            "llm.complete": self._complete,
         }
 
     async def answer(self, request: bytes, used: ResourcesUsed) -> HostReply:
         """See `HostCalls.answer`."""
         seen = HostCallSeen(method=UNKNOWN_METHOD, result=_CANCELLED, request_bytes=len(request))
         with self._metrics.host_call(seen):
-            reply = await self._answer(request, used, seen)
-            seen.response_bytes = len(reply.response)
+            part = self._run.trail.part("host call", kind=SpanKind.CLIENT, parent=self._run)
+            try:
+                reply = await self._answer(request, used, seen)
+                seen.response_bytes = len(reply.response)
+            finally:
+                _end_part(part, seen)
             return reply
 
     async def _answer(self, request: bytes, used: ResourcesUsed, seen: HostCallSeen) -> HostReply:
@@ -127,7 +152,7 @@ class AttemptCalls:
         except HostCallRefusedError as error:
             status, response = (
                 error.refusal,
-                error_response(error.refusal, self._http.scrubber.scrub_text(str(error))),
+                error_response(error.refusal, self._scrubbed(str(error))),
             )
         except UnavailableError as error:
             status, response = Refusal.UNAVAILABLE, error_response(Refusal.UNAVAILABLE, str(error))
@@ -157,15 +182,23 @@ class AttemptCalls:
                 digest=digest,
                 response=response,
                 status=status,
-                is_scrubbed=method == "http.fetch" and self._http.scrubber.is_armed,
+                is_scrubbed=(method == "http.fetch" and self._http.scrubber.is_armed)
+                or (method == "llm.complete" and self._llm.has_scrubbed),
             )
         return HostReply(response=response, log=self._log)
 
     def conclude(self) -> CallSummary:
         """Return what the receipt says about the calls."""
         return CallSummary(
-            recording=self._recorder.content, denials=tuple(self._denials), kv_writes=self._kv.writes
+            recording=self._recorder.content,
+            denials=tuple(self._denials),
+            kv_writes=self._kv.writes,
+            llm_tokens=self._llm.tokens,
+            llm_cost_micros=self._llm.cost_micros,
         )
+
+    def _scrubbed(self, message: str) -> str:
+        return self._llm.scrub_text(self._http.scrubber.scrub_text(message))
 
     def _read(self, request: bytes, *, index: int, digest: Digest) -> Call:
         try:
@@ -227,6 +260,13 @@ class AttemptCalls:
     async def _fetch(self, call: Call, _: ResourcesUsed) -> Mapping[str, object]:
         return await self._http.fetch(call, self._secrets)
 
+    async def _complete(self, call: Call, _: ResourcesUsed) -> Mapping[str, object]:
+        before = self._llm.tokens
+        try:
+            return await self._llm.complete(call)
+        finally:
+            self._metrics.llm_tokens.inc(self._llm.tokens - before)
+
     async def _refer_to_secret(self, call: Call, _: ResourcesUsed) -> Mapping[str, object]:
         params = Params(call.params)
         name = params.text("name", max_chars=MAX_NAME_CHARS)
@@ -245,6 +285,18 @@ class AttemptCalls:
 
     async def _kv_put(self, call: Call, _: ResourcesUsed) -> Mapping[str, object]:
         return self._kv.put(Params(call.params))
+
+
+def _end_part(part: Part, seen: HostCallSeen) -> None:
+    """Say of a call what the metrics say, and neither where it went nor what it carried."""
+    if part is not NO_PART:
+        part.name = seen.method
+        part.end(
+            failed="" if seen.result == "ok" else str(seen.result),
+            result=str(seen.result),
+            request_bytes=seen.request_bytes,
+            response_bytes=seen.response_bytes,
+        )
 
 
 def _log_fields(fields: JsonObject) -> JsonObject:

@@ -54,7 +54,8 @@ class NodeKeyset:
         Raises:
             VerificationError: As `verify_relayed`: not signed by the root in force or by one to which it has
                 handed over, altered, of another installation.
-            RollbackError: It is older than the newest one seen, or another of the same version.
+            RollbackError: It is older than the newest one seen, or another of the same version, or of an
+                earlier epoch.
             UnavailableError: It cannot be kept (the disk is full): the older one stays in force, as after a
                 restart.
         """
@@ -66,6 +67,8 @@ class NodeKeyset:
             if found.keyset == self._keyset:
                 return False
             raise RollbackError(f"a second, different keyset of version {version} was offered")
+        if found.keyset.epoch < self.epoch:
+            raise RollbackError(f"keyset {version} is of epoch {found.keyset.epoch}, seen was {self.epoch}")
         # With the handovers that this node has followed: without them it could not read it again.
         data = encode_relayed(found.relayed)
         try:

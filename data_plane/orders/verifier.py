@@ -7,7 +7,7 @@ The list, in this order:
 2. The exact bytes of the order are a leaf under that root (`verify_order`, to check 8).
 3. The bytes decode, without unknown fields at any depth (never parsed before check 2).
 4. The format is of a version that this node accepts.
-5. It is of this installation, and of the epoch that was signed, which is not an old one.
+5. It is of this installation, and of the epoch that was signed, which is the keyset's.
 6. It is for this node.
 7. It is for this boot of the node.
 8. It is valid now, within the allowed skew, and its whole life is within the bound.
@@ -44,11 +44,12 @@ from shared.errors import (
     ProofInvalidError,
     RejectionReason,
     UnsupportedVersionError,
+    VerificationError,
 )
 from shared.ids import BootId, InstallationId, KeyId, NodeId
 from shared.json_bodies import check_body
 from shared.limits import Limits
-from shared.manifest import Capabilities, Manifest, Profile
+from shared.manifest import Capabilities, LlmCapability, Manifest, Profile
 from shared.order_codec import decode_order
 from shared.orders import Order, VerifiedOrderRoot, verify_batch, verify_order_inclusion
 from shared.signatures import PublicKey
@@ -100,18 +101,23 @@ def verify_root(
     *,
     keys: Mapping[KeyId, PublicKey],
     installation: InstallationId,
-    minimum_epoch: int,
+    epoch: int,
 ) -> VerifiedOrderRoot:
     """Check 1, and of check 5 what the root says. The cost is one RSA verification per batch.
 
+    Only a keyset moves a node to another epoch: orders that are ahead of it are as wrong as those behind.
+
     Raises:
         OrderRejectedError: No order key of the keyset signed it, it does not decode, it is of another
-            installation or an old epoch.
+            installation or another epoch than the keyset in force.
     """
     try:
-        return verify_batch(envelope, keys=keys, installation=installation, minimum_epoch=minimum_epoch)
+        root = verify_batch(envelope, keys=keys, installation=installation, minimum_epoch=epoch)
+        if root.epoch > epoch:
+            raise VerificationError(f"orders are of epoch {root.epoch}, the keyset in force of {epoch}")
     except AgentFactoryError as error:
         raise _rejected(Check.ROOT_SIGNATURE, RejectionReason.SIGNATURE, error) from error
+    return root
 
 
 def verify_order(delivery: Delivery, *, root: VerifiedOrderRoot, facts: NodeFacts, now: datetime) -> Order:
@@ -243,6 +249,15 @@ def _check_capabilities(granted: Capabilities, asked: Capabilities) -> None:
         raise _policy(f"order grants secret {secrets[0]}, which the template does not ask for")
     if granted.record_host_calls and not asked.record_host_calls:
         raise _policy("order wants host calls recorded, which the template does not ask for")
+    if granted.llm is not None and not _is_within_llm(granted.llm, asked.llm):
+        raise _policy("order grants more of language models than the template asks for")
+
+
+def _is_within_llm(granted: LlmCapability, asked: LlmCapability | None) -> bool:
+    if asked is None or not set(granted.models) <= set(asked.models):
+        return False
+    has_less_cost = not asked.max_cost_micros or 0 < granted.max_cost_micros <= asked.max_cost_micros
+    return granted.max_tokens <= asked.max_tokens and has_less_cost
 
 
 def _check_audience(order: Order, root: VerifiedOrderRoot, facts: NodeFacts) -> None:

@@ -180,7 +180,11 @@ def _predicate(report: Report, head: SpoolHead, facts: NodeFacts, kept: _Kept) -
         limit=None if result is None else result.limit,
         trap=_trap(report),
         rejection=report.rejection,
-        resources=NO_RESOURCES if result is None else result.resources,
+        resources=replace(
+            NO_RESOURCES if result is None else result.resources,
+            llm_tokens=report.calls.llm_tokens,
+            llm_cost_micros=report.calls.llm_cost_micros,
+        ),
         engine=_engine(report, facts),
         received_at=report.received_at,
         started_at=report.started_at,

@@ -30,6 +30,7 @@ from shared.rpc.errors import typed_error, wire_error
 from shared.rpc.identity import Admission, Caller, Gatekeeper, Principal, set_admitted, set_forwarder
 from shared.rpc.inflight import InFlight, RpcBounds
 from shared.rpc.patience import Patience, rest_of
+from shared.rpc.tracing import note_traceparent
 from shared.rpc.turns import NoTurns, Turns, end_turn, set_turn
 from shared.rpc.validation import validate, validated
 
@@ -119,6 +120,7 @@ class Guard(grpc.aio.ServerInterceptor):
             self._enter()
             try:
                 shown = presented(context)
+                note_traceparent(context)
                 principal = await self._principal(method, shown)
                 with self._in_flight.count(_name(principal), stream=False):
                     admission = await self._gatekeeper.admit(method, principal, shown.tenant)
@@ -182,6 +184,7 @@ class Guard(grpc.aio.ServerInterceptor):
             self._enter()
             try:
                 shown = presented(context)
+                note_traceparent(context)
                 principal = await self._principal(method, shown)
                 with self._in_flight.count(_name(principal), stream=True):
                     admission = await self._gatekeeper.admit(method, principal, shown.tenant)
@@ -211,6 +214,7 @@ class Guard(grpc.aio.ServerInterceptor):
             call = _Call(method, context, self._observer)
             try:
                 shown = presented(context)
+                note_traceparent(context)
                 principal = await self._principal(method, shown)
                 with self._in_flight.count(_name(principal), stream=True):
                     admission = await self._gatekeeper.admit(method, principal, shown.tenant)

@@ -37,6 +37,7 @@ STATUS_BY_ERROR: Final[Mapping[type[AgentFactoryError], grpc.StatusCode]] = {
     errors.DatabaseUnavailableError: _Code.UNAVAILABLE,
     errors.KeyUnavailableError: _Code.UNAVAILABLE,
     errors.ResourceExhaustedError: _Code.RESOURCE_EXHAUSTED,
+    errors.LlmQuotaExhaustedError: _Code.RESOURCE_EXHAUSTED,
     errors.DeadlineExceededError: _Code.DEADLINE_EXCEEDED,
     errors.DiskFullError: _Code.RESOURCE_EXHAUSTED,
     errors.SpoolFullError: _Code.RESOURCE_EXHAUSTED,

@@ -249,8 +249,11 @@ class _Work:
                 raise UnknownKeyError(f"log {origin!r} is not trusted")
             return origin, keys
         # By any log key that is listed: what it signed was public from then on.
-        own = log_origin(self.order.installation, self.order.epoch)
-        return own, list(_listed(self.keyset, KeyPurpose.LOG).values())
+        # A restore begins another epoch, whose log goes on with the leaves of the one before.
+        epochs = range(self.order.epoch, max(self.order.epoch, self.keyset.epoch) + 1)
+        own = [log_origin(self.order.installation, epoch) for epoch in epochs]
+        named = origin if origin in own else own[0]
+        return named, list(_listed(self.keyset, KeyPurpose.LOG).values())
 
     def _witnesses(self) -> str:
         trust = self._trust

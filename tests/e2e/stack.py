@@ -12,7 +12,7 @@ import signal
 import sys
 import tempfile
 import uuid
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 from datetime import timedelta
@@ -92,6 +92,8 @@ class TestStack:
     ports: local.Ports
     control_plane: Child | None = None
     nodes: list[TestNode] = field(default_factory=list)
+    control_environment: Mapping[str, str] = field(default_factory=dict)
+    """AF_CONTROL_… variables."""
 
     @property
     def paths(self) -> InstallationPaths:
@@ -108,7 +110,9 @@ class TestStack:
     # --- parts ---
 
     async def start_control_plane(self) -> None:
-        self.control_plane = await local.start_control_plane(self.paths.data_dir, self.ports, self.database)
+        self.control_plane = await local.start_control_plane(
+            self.paths.data_dir, self.ports, self.database, **self.control_environment
+        )
         await probe.wait_until_ready(self.control_plane, self.ports.control_admin, within=READY)
 
     async def kill_control_plane(self) -> None:
@@ -300,7 +304,9 @@ async def kill(child: Child) -> None:
 
 
 @asynccontextmanager
-async def running_stack(*, nodes: int = 1, **node_environment: str) -> AsyncIterator[TestStack]:
+async def running_stack(
+    *, nodes: int = 1, control: Mapping[str, str] | None = None, **node_environment: str
+) -> AsyncIterator[TestStack]:
     """Run a whole system for the time of the context; on a failure its logs are shown."""
     folder = Path(tempfile.mkdtemp(prefix="agentfactory-e2e-"))
     folder.chmod(0o711)
@@ -308,7 +314,11 @@ async def running_stack(*, nodes: int = 1, **node_environment: str) -> AsyncIter
     local.prepare_folder(data)
     database = postgres.locate(data)
     stack = TestStack(
-        folder=folder, database=database, postgres=await postgres.start(database), ports=local.Ports.free()
+        folder=folder,
+        database=database,
+        postgres=await postgres.start(database),
+        ports=local.Ports.free(),
+        control_environment=control or {},
     )
     try:
         ensure_publisher_key(stack.paths.publisher_key)

@@ -1,15 +1,25 @@
-"""What README.md and docs/ show is true: links lead somewhere, make targets and commands exist, the tour works."""
+"""What README.md and docs/ show is true: links lead somewhere, make targets and commands exist, examples run.
 
+CONTRIBUTING.md says how blocks are tagged. Those tagged `test` are run here, in the order of TOUR, on one system.
+"""
+
+import asyncio
+import os
 import re
 import shlex
+import signal
 import subprocess
+import sys
+from contextlib import suppress
 from pathlib import Path
 
 import pytest
 from typer.testing import CliRunner
 
 from cli.main import app
-from tests.e2e.stack import ROOT, running_stack
+from shared.key_files import write_secret_file
+from tests.e2e.gateway import TestGateway, running_gateway
+from tests.e2e.stack import ROOT, TestStack, running_stack
 
 PAGES = sorted(
     [
@@ -20,6 +30,15 @@ PAGES = sorted(
     ]
 )
 BLOCK = re.compile(r"^```console\n(.*?)^```$", re.MULTILINE | re.DOTALL)
+FENCE = re.compile(r"^(```+)([^\n`]*)\n(.*?)^\1$", re.MULTILINE | re.DOTALL)
+DATA = frozenset(
+    ["c", "go", "hcl", "json", "python", "rego", "rust", "sql", "text", "toml", "typescript", "yaml"]
+)
+"""Languages that show something; `python` may also be tagged."""
+TAGS = frozenset({"console", "sh test", "sh by-hand", "python test"}) | DATA
+TOUR = ("start", "authors", "callers")
+"""Pages whose tagged blocks build on each other, in this order."""
+BLOCK_SECONDS = 120  # the first use of zig compiles its libc
 LINK = re.compile(r"\]\(([^)#]+)(?:#[^)]*)?\)")
 # What a page names in words: `path/to.py`, and no media type.
 PATH = re.compile(r"`(?!multipart/)((?:[a-z_]+/)+[A-Za-z0-9_.-]*)`")
@@ -46,6 +65,21 @@ def test_links_and_paths_lead_somewhere(page: Path) -> None:
 
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(ROOT)))
+def test_every_block_says_what_it_is_and_who_runs_it(page: Path) -> None:
+    """A shell block is run by a test (`sh test`), or says that people do that (`sh by-hand`)."""
+    tags = {tag for _, tag, _ in FENCE.findall(page.read_text())}
+    assert sorted(tags - TAGS) == [], f"tag these as CONTRIBUTING.md says: one of {sorted(TAGS)}"
+
+
+def test_pages_outside_the_tour_have_no_block_that_is_never_run() -> None:
+    tour = {ROOT / "docs" / f"{name}.md" for name in TOUR}
+    tagged = {
+        page for page in PAGES for _, tag, _ in FENCE.findall(page.read_text()) if tag.endswith(" test")
+    }
+    assert tagged == tour
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(ROOT)))
 def test_make_targets_exist(page: Path) -> None:
     targets = set(re.findall(r"^([a-z][a-z-]*):", (ROOT / "Makefile").read_text(), re.MULTILINE))
     named = {words[1] for words in commands(page) if words[0] == "make" and len(words) > 1}
@@ -55,7 +89,7 @@ def test_make_targets_exist(page: Path) -> None:
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(ROOT)))
 def test_commands_and_options_exist(page: Path) -> None:
     for words in commands(page):
-        if words[0] != ".venv/bin/agentfactory":
+        if words[0].rpartition("/")[2] != "agentfactory":
             continue
         path = words[1:2]
         shown = CliRunner().invoke(app, [*path, "--help"])
@@ -86,3 +120,53 @@ async def test_the_tour_of_the_readme_works(tmp_path: Path) -> None:
             done = await stack.cli(*arguments)
             if words[0] == "run":
                 assert done.json()["tickets"] == 36
+
+
+@pytest.mark.timeout(300)
+async def test_blocks_tagged_test_do_what_they_say(tmp_path: Path) -> None:
+    """Each block as a program of its own, in a folder like a checkout, against a system as `up` leaves it."""
+    for name in (".venv", "examples"):
+        (tmp_path / name).symlink_to(ROOT / name)
+    async with running_stack() as stack, running_gateway(stack) as gateway:
+        write_secret_file(stack.paths.token, gateway.token.encode())
+        environment = as_up_leaves_it(stack, gateway)
+        for page in TOUR:
+            text = (ROOT / "docs" / f"{page}.md").read_text()
+            for _, tag, block in FENCE.findall(text):
+                if tag.endswith(" test"):
+                    await run_block(page, tag, block, tmp_path, environment)
+    assert '"tickets":36' in (tmp_path / "redacted.json").read_text().replace(" ", "")
+
+
+def as_up_leaves_it(stack: TestStack, gateway: TestGateway) -> dict[str, str]:
+    ours = {name: value for name, value in os.environ.items() if not name.startswith("AF_")}
+    cache = os.environ.get("AF_CACHE_DIR") or str(Path.home() / ".cache" / "agentfactory")
+    return ours | {
+        "AF_CACHE_DIR": cache,
+        "ZIG_GLOBAL_CACHE_DIR": f"{cache}/zig",  # its libc is compiled once for all of us
+        "AF_CLI_DATA_DIR": str(stack.paths.data_dir),
+        "AF_CLI_TARGET": f"localhost:{stack.ports.grpc}",
+        "DATA": str(stack.paths.data_dir),
+        "CONTROL_PLANE": f"localhost:{stack.ports.enroll}",
+        "API": gateway.url,
+    }
+
+
+async def run_block(page: str, tag: str, block: str, folder: Path, environment: dict[str, str]) -> None:
+    shell = ["bash", "-euo", "pipefail", "-c"] if tag == "sh test" else [sys.executable, "-c"]
+    process = await asyncio.create_subprocess_exec(
+        *(*shell, block),
+        cwd=folder,
+        env=environment,
+        stdin=subprocess.DEVNULL,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        start_new_session=True,
+    )
+    try:
+        async with asyncio.timeout(BLOCK_SECONDS):
+            said, _ = await process.communicate()
+    finally:
+        with suppress(ProcessLookupError):
+            os.killpg(process.pid, signal.SIGKILL)
+    assert process.returncode == 0, f"docs/{page}.md:\n{block}\n{said.decode(errors='replace')}"

@@ -21,6 +21,7 @@ from control_plane.executions.domain import (
     Claimed,
     DecisionRecord,
     Disposition,
+    EndedExecution,
     EndReason,
     ExecutionState,
     HaltScope,
@@ -520,7 +521,7 @@ class FakeExecutionStore:
             lambda one: one.order_id in orders and one.state is AttemptState.LEASED,
         )
 
-    async def expire_deadlines(self, *, limit: int) -> Sequence[ExecutionId]:
+    async def expire_deadlines(self, *, limit: int) -> Sequence[EndedExecution]:
         now = self.clock.now()
         ended = []
         due = [one for one in self._executions.values() if one.run_deadline_at <= now]
@@ -531,7 +532,7 @@ class FakeExecutionStore:
             action = f"execution.{after.state}" if done else "execution.cancel_requested"
             self._record(AuditEntryId(""), after.tenant_id, SYSTEM_ACTOR, action, after.execution_id)
             if done:
-                ended.append(after.execution_id)
+                ended.append(EndedExecution(tenant_id=after.tenant_id, execution_id=after.execution_id))
         return ended
 
     async def cancel_requests(self, node_ids: Sequence[NodeId]) -> Sequence[CancelRequest]:

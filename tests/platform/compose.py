@@ -11,7 +11,11 @@ from typing import Any
 from cli.stack.probe import free_ports
 
 ROOT = Path(__file__).resolve().parents[2]
-UP_SECONDS = 300
+FILES = ("--file", "docker-compose.yml", "--file", "tests/platform/docker-compose.tests.yml")
+MADE_HERE = ("postgres", "prometheus", "openbao", "opa", "collector", "zipkin")
+API = "http://api:8000/v1/"
+DOCKER_NETWORKS = ["172.16.0.0/12", "192.168.0.0/16"]
+UP_SECONDS = 400
 CALL_SECONDS = 120
 
 
@@ -25,23 +29,30 @@ class Compose:
     project: str
     rest_port: int = field(default_factory=free_port)
     prometheus_port: int = field(default_factory=free_port)
+    zipkin_port: int = field(default_factory=free_port)
+    profile: str = "full"
 
-    def call(self, *arguments: str, seconds: float = CALL_SECONDS, check: bool = True) -> str:
-        """Run a compose command and return what it printed."""
+    def call(
+        self, *arguments: str, seconds: float = CALL_SECONDS, check: bool = True, given: str | None = None
+    ) -> str:
+        """Run a compose command, with something on standard input, and return what it printed."""
         done = subprocess.run(
-            ["docker", "compose", "--ansi", "never", "--project-name", self.project, *arguments],
+            [*("docker", "compose", "--ansi", "never", *FILES), "--project-name", self.project, *arguments],
             check=False,
             cwd=ROOT,
+            input=given,
             capture_output=True,
             text=True,
             timeout=seconds,
             env={
                 **os.environ,
-                "AF_POSTGRES_IMAGE": "agentfactory-test/postgres",
+                **{f"AF_{name.upper()}_IMAGE": f"agentfactory-test/{name}" for name in MADE_HERE},
                 "AF_REST_PORT": str(self.rest_port),
-                "AF_PROMETHEUS_IMAGE": "agentfactory-test/prometheus",
                 "AF_PROMETHEUS_PORT": str(self.prometheus_port),
-                "COMPOSE_PROFILES": "metrics",
+                "AF_ZIPKIN_PORT": str(self.zipkin_port),
+                "AF_ALLOWED_HTTP": json.dumps([f"GET {API}"]),
+                "AF_ALLOWED_NETWORKS": json.dumps(DOCKER_NETWORKS),
+                "COMPOSE_PROFILES": self.profile,
             },
         )
         if check and done.returncode != 0:
@@ -74,6 +85,15 @@ class Compose:
         return json.loads(
             self.call("run", "--rm", "--no-TTY", "--no-deps", *folder, *options, name, *arguments, "--json")
         )
+
+    def make_agent(self, folder: Path, name: str, package: str) -> None:
+        """Build, sign and publish the template whose source is `folder/package`, and make an agent of it."""
+        for path in (folder, *(folder / package).rglob("*"), folder / package):
+            path.chmod(0o777 if path.is_dir() else 0o644)
+        self.cli("template", "build", package, "--out", ".", mount=folder)
+        self.cli("template", "sign", f"{package}-1.0.0.template", "--key", "publisher.key", mount=folder)
+        self.cli("template", "publish", f"{package}-1.0.0.template", mount=folder)
+        self.cli("agent", "create", name, "--template", f"{package}@1.0.0")
 
     def containers(self) -> list[dict[str, Any]]:
         """Every container of the project, ended ones too."""

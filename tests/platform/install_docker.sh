@@ -3,10 +3,10 @@
 #
 #   tests/platform/install_docker.sh            prints nothing when all is there
 #
-# A running engine is used as it is. Local images: agentfactory-test/base (Debian with Python 3.11),
-# agentfactory-test/postgres (Debian's server behind the variables of the official image) and agentfactory-test/prometheus,
-# from the programs beside $PROMTOOL. Packages and the unpacked
-# base are kept in AF_CACHE_DIR.
+# A running engine is used as it is. Local images, agentfactory-test/…: base (Debian with Python 3.11), postgres (Debian's
+# server behind the variables of the official image), prometheus (the program beside $PROMTOOL), openbao ($BAO), opa ($OPA),
+# collector (built) and zipkin (Maven Central's, on Debian's Java). Packages, programs and the unpacked base are kept in
+# AF_CACHE_DIR.
 set -euo pipefail
 cache=${AF_CACHE_DIR:-$HOME/.cache/agentfactory}/docker
 here=$(cd "$(dirname "$0")" && pwd)
@@ -69,11 +69,37 @@ packages
 compose
 engine
 base
-docker image inspect agentfactory-test/postgres >/dev/null 2>&1 ||
-    docker build --quiet --tag agentfactory-test/postgres "$here/images/postgres" >/dev/null
-docker image inspect agentfactory-test/prometheus >/dev/null 2>&1 || {
+# image NAME FILE...: NAME's Dockerfile with these files beside it, made again when one of them is another one.
+image() {
+    local name=$1 context key
+    shift
+    key=$(cat "$here/images/$name"/* "$@" | sha256sum | cut -c1-32)
+    [ "$(docker image inspect --format '{{index .Config.Labels "made-of"}}' "agentfactory-test/$name" 2>/dev/null)" = "$key" ] && return
     context=$(mktemp -d)
-    cp "$here/images/prometheus/Dockerfile" "$(dirname "$PROMTOOL")/prometheus" "$context"
-    docker build --quiet --tag agentfactory-test/prometheus "$context" >/dev/null
+    cp -- "$here/images/$name"/* "$@" "$context"
+    for package in "$context"/*.deb; do [ -e "$package" ] && dpkg -x "$package" "$context/jre"; done
+    rm -f "$context"/*.deb
+    docker build --quiet --label "made-of=$key" --tag "agentfactory-test/$name" "$context" >/dev/null
     rm -rf "$context"
 }
+
+# Zipkin's program and the Java that runs it, into $cache; the program is the one of this digest or none.
+zipkin() {
+    local jar=$cache/zipkin.jar address=https://repo1.maven.org/maven2/io/zipkin/zipkin-server/3.5.1/zipkin-server-3.5.1-exec.jar
+    local digest=7ac633a6832647e71e50012a5e3e91fbc7054414955261724526030faf271d8d
+    if ! echo "$digest  $jar" | sha256sum --check --status 2>/dev/null; then
+        curl --silent --show-error --fail --location --max-time 300 --output "$jar" "$address"
+        echo "$digest  $jar" | sha256sum --check --quiet
+    fi
+    ls "$cache"/java/openjdk-17-jre-headless_*.deb >/dev/null 2>&1 && return
+    mkdir -p "$cache/java"
+    (cd "$cache/java" && apt-get -o APT::Sandbox::User=root download -qq openjdk-17-jre-headless)
+}
+
+image postgres
+image prometheus "$(dirname "$PROMTOOL")/prometheus"
+image openbao "$BAO"
+image opa "$OPA"
+image collector "$("$here/install_collector.sh" "$(dirname "$cache")")"
+zipkin
+image zipkin "$cache/zipkin.jar" "$cache"/java/openjdk-17-jre-headless_*.deb

@@ -20,6 +20,7 @@ GREEN_BESIDE = ("--set", "colours.green.enabled=true", "--set", "colours.green.t
 EVERYTHING = (
     *GREEN_BESIDE,
     *("--set", "nodes.autoscaling.enabled=true", "--set", "externalSecrets.enabled=true"),
+    *("--set", "backup.enabled=true", "--set", "backup.claim=backups", "--set", "backup.login=s3"),
     *(
         "--set",
         "monitoring.podMonitor=true",
@@ -53,6 +54,8 @@ def pods(manifests: list[dict[str, Any]]) -> Iterator[tuple[str, dict[str, Any]]
     for found in manifests:
         if found["kind"] in {"Deployment", "StatefulSet", "Job"}:
             yield found["metadata"]["name"], found["spec"]["template"]["spec"]
+        if found["kind"] == "CronJob":
+            yield found["metadata"]["name"], found["spec"]["jobTemplate"]["spec"]["template"]["spec"]
 
 
 def hooks(manifests: list[dict[str, Any]]) -> dict[str, str]:
@@ -209,3 +212,18 @@ def test_secrets_have_all_but_the_root_key_and_become_files_again(tmp_path):
         )
     }
     assert {stat.S_IMODE(path.stat().st_mode) for path in found.values()} == {0o600}
+
+
+def test_backups_are_scheduled_with_a_key_that_opens_none_and_no_other_key():
+    assert not [found for found in rendered() if found["kind"] == "CronJob"]
+    job = one(rendered("--set", "backup.enabled=true", "--set", "backup.keep=3"), "CronJob", "af-backup")
+    assert (job["spec"]["concurrencyPolicy"], job["spec"]["timeZone"]) == ("Forbid", "Etc/UTC")
+    pod = job["spec"]["jobTemplate"]["spec"]["template"]["spec"]
+    (container,) = pod["containers"]
+    assert container["command"][-4:] == ["--key", "/run/agentfactory/backup-create.key", "--keep", "3"]
+    assert "envFrom" not in container
+    (handed,) = (volume["projected"] for volume in pod["volumes"] if volume["name"] == "handed")
+    files = {item["path"] for source in handed["sources"] for item in source["secret"]["items"]}
+    assert files == {"pgpass", "backup-create.key", "trust.json", "ca.crt"}
+    for wrong in ("backup.place=/etc", "backup.keep=0", "backup.settings.PATH=x", "backup.key=x"):
+        assert helm("template", "af", str(CHART), "--set", wrong, check=False).returncode != 0

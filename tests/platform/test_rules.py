@@ -99,6 +99,7 @@ CASES: dict[str, tuple[dict[str, str], dict[str, str], dict[str, str]]] = {
         },
         NODE,
     ),
+    "BackupOld": ({"af_backup_age_seconds": "100000x400"}, {"af_backup_age_seconds": "80000x400"}, {}),
     "ReceiptsMissing": ({"af_receipts_missing": "1x400"}, {"af_receipts_missing": "0x400"}, {}),
     "LogBehind": ({"af_log_waiting_seconds": "90x400"}, {"af_log_waiting_seconds": "1x400"}, {}),
     "EvidenceAltered": (

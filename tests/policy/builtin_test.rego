@@ -96,3 +96,21 @@ test_another_tenants_ceiling_is_not_ours if {
 	answer := agentfactory.execute with input as asked with data.tenants as tenants
 	answer.limits.wall_ms == agentfactory.defaults.wall_ms
 }
+
+with_llm(model) := object.union(asked, {"capabilities": {"http": [], "llm": {"models": [model], "max_tokens": 10}}})
+
+test_models_are_denied_unless_the_operator_lists_them if {
+	denied := agentfactory.execute with input as with_llm("local/small")
+	denied.reason == "CAPABILITY_NOT_ALLOWED"
+	other := agentfactory.execute with input as with_llm("local/small") with data.operator as {"allowed_llm": ["local/large"]}
+	not other.allowed
+	near := agentfactory.execute with input as with_llm("local2/small") with data.operator as {"allowed_llm": ["local/*"]}
+	not near.allowed
+}
+
+test_listed_models_are_allowed if {
+	every entry in {"local/small", "local/*"} {
+		answer := agentfactory.execute with input as with_llm("local/small") with data.operator as {"allowed_llm": [entry]}
+		answer.allowed
+	}
+}

@@ -172,10 +172,35 @@ SECURITY = (
         },
     ),
 )
+TENANT = (
+    Panel(
+        "Executions that ended",
+        "ops",
+        {"{{tenant}}": rate("af_tenant_executions_total", "tenant")},
+    ),
+    Panel(
+        "Share that did not succeed",
+        "percentunit",
+        {
+            "{{tenant}}": "sum by (tenant) (rate(af_tenant_executions_total"
+            '{outcome!="succeeded"}[$__rate_interval]))'
+            " / sum by (tenant) (rate(af_tenant_executions_total[$__rate_interval]))"
+        },
+    ),
+    Panel(
+        "How they ended",
+        "ops",
+        {"{{tenant}} {{outcome}}": rate("af_tenant_executions_total", "tenant, outcome")},
+    ),
+    # Every replica asks the same database.
+    Panel("Queue: age of the oldest", "s", {"{{tenant}}": "max by (tenant) (af_tenant_queue_age_seconds)"}),
+    Panel("Policy denials", "ops", {"{{tenant}}": rate("af_tenant_policy_denials_total", "tenant")}),
+)
 DASHBOARDS: dict[str, tuple[str, Sequence[Panel]]] = {
     "overview": ("Agent Factory: overview", OVERVIEW),
     "node": ("Agent Factory: nodes", NODE),
     "sandbox": ("Agent Factory: sandbox", SANDBOX),
+    "tenant": ("Agent Factory: tenants", TENANT),
     "security": ("Agent Factory: security and evidence", SECURITY),
 }
 

@@ -762,7 +762,9 @@ async def test_rule_7_revoking_a_template_stops_what_waits_and_what_runs(world):
     ended, requests = await halt(world, EndReason.TEMPLATE_REVOKED)
     again = await halt(world, EndReason.TEMPLATE_REVOKED)
 
-    assert list(ended) == [waiting.run.execution_id]
+    assert [(one.tenant_id, one.execution_id) for one in ended] == [
+        (waiting.run.tenant_id, waiting.run.execution_id)
+    ]
     assert [one.attempt for one in requests] == [placement.attempt]
     assert [list(part) for part in again] == [[], []]
     assert (await world.store.get(TENANT, waiting.run.execution_id)).reason == "TEMPLATE_REVOKED"
@@ -844,7 +846,9 @@ async def test_a_run_deadline_ends_what_waits_and_stops_what_runs(world):
     ended = await world.leases.expire_deadlines(limit=10)
     (finished,) = await world.leases.finish([world.build.result(placement, Outcome.CANCELLED)])
 
-    assert list(ended) == [waiting.run.execution_id]
+    assert [(one.tenant_id, one.execution_id) for one in ended] == [
+        (waiting.run.tenant_id, waiting.run.execution_id)
+    ]
     assert (finished.execution.state, finished.execution.reason) == (ExecutionState.EXPIRED, "RUN_DEADLINE")
 
 

@@ -53,10 +53,10 @@ class Gauges:
         self.wrong[check] = count
 
 
-def checker(world, *, grace=timedelta(), gauges=None):
+def checker(world, *, grace=timedelta(), gauges=None, store=None):
     return CompletenessService(
         database=world.database,
-        store=PostgresCompletenessStore(),
+        store=store or PostgresCompletenessStore(),
         log=PostgresLogStore(),
         keys=Keyring(),
         origins=[ORIGIN],
@@ -255,6 +255,33 @@ async def test_the_background_finds_what_is_altered_and_tells_until_a_pass_finds
     for _ in range(2):
         await background.look()
     assert gauges.wrong == dict.fromkeys(Check, 0)
+
+
+async def test_the_background_finds_nothing_wrong_with_a_log_that_grows_between_its_windows(world):
+    log, gauges = log_of(world), Gauges()
+    background = checker(world, gauges=gauges)
+    for entries in (300, 90, 1, 500):
+        await record(world, entries)
+        await integrate_all(log)
+        await log.sign()
+        await background.look()
+    assert not any(gauges.wrong.values())
+
+
+async def test_a_checkpoint_that_comes_during_a_look_is_not_held_against_the_head_of_before(world):
+    await logged(world)
+    log = log_of(world)
+
+    class Growing(PostgresCompletenessStore):
+        async def state(self, tx):
+            before = await super().state(tx)
+            await record(world, 3)
+            await integrate_all(log)
+            await log.sign()
+            return before
+
+    findings, _ = await checked(world, store=Growing())
+    assert findings == []
 
 
 async def test_checks_and_exports_at_the_same_time_have_a_bound(world):

@@ -77,7 +77,7 @@ class Stopped(list):
 
 
 class Uncounted:
-    def policy_denied(self, question, reason): ...
+    def policy_denied(self, question, reason, tenant_id): ...
 
 
 class NobodyListens:

@@ -150,7 +150,12 @@ async def test_rule_11_order_of_version_1_runs_and_is_answered_in_version_1(cont
     control_plane.spoil_welcome = lambda welcome: setattr(welcome, "order_type", V1)
     await start_node()
     session = await control_plane.session()
-    assert set(session.hello.accepts) == {V1, "agentfactory.order.v2", "agentfactory.freshness.v1"}
+    assert set(session.hello.accepts) == {
+        V1,
+        "agentfactory.order.v2",
+        "agentfactory.order.v3",
+        "agentfactory.freshness.v1",
+    }
 
     receipt = await run(control_plane, session, actor, b"exit 0", format=V1)
     again = await run(control_plane, session, actor, b"exit 0")

@@ -39,7 +39,12 @@ async def test_hello_says_who_the_node_is(control_plane, start_node):
     assert (hello.slots, hello.zone, list(hello.accepts)) == (
         3,
         "a",
-        ["agentfactory.order.v2", "agentfactory.order.v1", "agentfactory.freshness.v1"],
+        [
+            "agentfactory.order.v3",
+            "agentfactory.order.v2",
+            "agentfactory.order.v1",
+            "agentfactory.freshness.v1",
+        ],
     )
     assert hello.engine.config_digest.startswith("sha256:")
 

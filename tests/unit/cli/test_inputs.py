@@ -11,7 +11,7 @@ from cli.client import Client
 from cli.executions import parse_state
 from cli.parameters import MAX_PARAMETERS_BYTES, read_parameters
 from cli.receipts import read_file
-from cli.run import MAX_BODY_BYTES, Priority, Request, outcome, read_input, to_message
+from cli.run import MAX_BODY_BYTES, Priority, Request, checked_traceparent, outcome, read_input, to_message
 from cli.settings import owner_database_url, read_settings
 from cli.templates import reference
 from shared.errors import InvalidInputError, MalformedError, NotFoundError, SettingsError
@@ -25,6 +25,14 @@ def test_an_input_of_the_bound_passes_and_one_byte_more_does_not(tmp_path: Path)
     path.write_bytes(bytes(MAX_BODY_BYTES + 1))
     with pytest.raises(InvalidInputError, match="16777216"):
         read_input(path)
+
+
+def test_a_trace_context_is_of_version_00_or_none_at_all() -> None:
+    given = "00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01"
+    assert checked_traceparent(given) == given
+    assert not checked_traceparent("")
+    with pytest.raises(InvalidInputError, match="not a traceparent"):
+        checked_traceparent("junk")
 
 
 def test_no_input_is_an_empty_one_and_a_missing_file_an_error(tmp_path: Path) -> None:

@@ -53,7 +53,7 @@ EVERYTHING = ResourcesUsed(
     cpu=timedelta(milliseconds=2),
     host_call_time=timedelta(microseconds=3),
     **{name: number for number, name in enumerate(RESOURCE_FIELDS, 4) if name not in TIMES},
-)
+).without_llm
 DENIED_JSON = {"method": "http.fetch", "reason": "not-granted", "count": 1}
 FIRST_RESOURCES = {"wall", "cpu", "peak_memory_bytes", "output_bytes", "log_bytes"}
 KILLED = {"outcome": Outcome.KILLED, "exit_code": None}

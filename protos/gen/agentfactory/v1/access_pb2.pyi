@@ -435,6 +435,8 @@ class Tenant(_message.Message):
     EXECUTIONS_PER_MINUTE_FIELD_NUMBER: _builtins.int
     CREATED_AT_FIELD_NUMBER: _builtins.int
     ENCRYPT_BODIES_FIELD_NUMBER: _builtins.int
+    LLM_TOKENS_PER_DAY_FIELD_NUMBER: _builtins.int
+    LLM_COST_MICROS_PER_DAY_FIELD_NUMBER: _builtins.int
     tenant_id: _builtins.str
     display_name: _builtins.str
     max_pending: _builtins.int
@@ -443,6 +445,10 @@ class Tenant(_message.Message):
     """Executions accepted within a minute. Zero: what the settings of the control plane say."""
     encrypt_bodies: _builtins.bool
     """Inputs, outputs, logs and recordings are stored encrypted under a key of the tenant."""
+    llm_tokens_per_day: _builtins.int
+    """Of language models, within a day (UTC). Zero: what the settings of the control plane say."""
+    llm_cost_micros_per_day: _builtins.int
+    """As above, in millionths of the operator's currency."""
     @_builtins.property
     def created_at(self) -> _timestamp_pb2.Timestamp: ...
     def __init__(
@@ -454,10 +460,12 @@ class Tenant(_message.Message):
         executions_per_minute: _builtins.int = ...,
         created_at: _timestamp_pb2.Timestamp | None = ...,
         encrypt_bodies: _builtins.bool = ...,
+        llm_tokens_per_day: _builtins.int = ...,
+        llm_cost_micros_per_day: _builtins.int = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["created_at", b"created_at"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["created_at", b"created_at", "display_name", b"display_name", "encrypt_bodies", b"encrypt_bodies", "executions_per_minute", b"executions_per_minute", "max_pending", b"max_pending", "tenant_id", b"tenant_id"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["created_at", b"created_at", "display_name", b"display_name", "encrypt_bodies", b"encrypt_bodies", "executions_per_minute", b"executions_per_minute", "llm_cost_micros_per_day", b"llm_cost_micros_per_day", "llm_tokens_per_day", b"llm_tokens_per_day", "max_pending", b"max_pending", "tenant_id", b"tenant_id"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -471,10 +479,14 @@ class CreateTenantRequest(_message.Message):
     DISPLAY_NAME_FIELD_NUMBER: _builtins.int
     MAX_PENDING_FIELD_NUMBER: _builtins.int
     EXECUTIONS_PER_MINUTE_FIELD_NUMBER: _builtins.int
+    LLM_TOKENS_PER_DAY_FIELD_NUMBER: _builtins.int
+    LLM_COST_MICROS_PER_DAY_FIELD_NUMBER: _builtins.int
     tenant_id: _builtins.str
     display_name: _builtins.str
     max_pending: _builtins.int
     executions_per_minute: _builtins.int
+    llm_tokens_per_day: _builtins.int
+    llm_cost_micros_per_day: _builtins.int
     def __init__(
         self,
         *,
@@ -482,10 +494,12 @@ class CreateTenantRequest(_message.Message):
         display_name: _builtins.str = ...,
         max_pending: _builtins.int = ...,
         executions_per_minute: _builtins.int = ...,
+        llm_tokens_per_day: _builtins.int = ...,
+        llm_cost_micros_per_day: _builtins.int = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["display_name", b"display_name", "executions_per_minute", b"executions_per_minute", "max_pending", b"max_pending", "tenant_id", b"tenant_id"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["display_name", b"display_name", "executions_per_minute", b"executions_per_minute", "llm_cost_micros_per_day", b"llm_cost_micros_per_day", "llm_tokens_per_day", b"llm_tokens_per_day", "max_pending", b"max_pending", "tenant_id", b"tenant_id"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -603,6 +617,8 @@ class UpdateTenantRequest(_message.Message):
     MAX_PENDING_FIELD_NUMBER: _builtins.int
     EXECUTIONS_PER_MINUTE_FIELD_NUMBER: _builtins.int
     ENCRYPT_BODIES_FIELD_NUMBER: _builtins.int
+    LLM_TOKENS_PER_DAY_FIELD_NUMBER: _builtins.int
+    LLM_COST_MICROS_PER_DAY_FIELD_NUMBER: _builtins.int
     tenant_id: _builtins.str
     display_name: _builtins.str
     max_pending: _builtins.int
@@ -611,6 +627,10 @@ class UpdateTenantRequest(_message.Message):
     """Zero: what the settings say."""
     encrypt_bodies: _builtins.bool
     """Of bodies that are stored from now on; on every replica within a second. Those before stay as they are."""
+    llm_tokens_per_day: _builtins.int
+    """Zero: what the settings say. From the next second on."""
+    llm_cost_micros_per_day: _builtins.int
+    """As above."""
     def __init__(
         self,
         *,
@@ -619,10 +639,12 @@ class UpdateTenantRequest(_message.Message):
         max_pending: _builtins.int | None = ...,
         executions_per_minute: _builtins.int | None = ...,
         encrypt_bodies: _builtins.bool | None = ...,
+        llm_tokens_per_day: _builtins.int | None = ...,
+        llm_cost_micros_per_day: _builtins.int | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["_display_name", b"_display_name", "_encrypt_bodies", b"_encrypt_bodies", "_executions_per_minute", b"_executions_per_minute", "_max_pending", b"_max_pending", "display_name", b"display_name", "encrypt_bodies", b"encrypt_bodies", "executions_per_minute", b"executions_per_minute", "max_pending", b"max_pending"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_display_name", b"_display_name", "_encrypt_bodies", b"_encrypt_bodies", "_executions_per_minute", b"_executions_per_minute", "_llm_cost_micros_per_day", b"_llm_cost_micros_per_day", "_llm_tokens_per_day", b"_llm_tokens_per_day", "_max_pending", b"_max_pending", "display_name", b"display_name", "encrypt_bodies", b"encrypt_bodies", "executions_per_minute", b"executions_per_minute", "llm_cost_micros_per_day", b"llm_cost_micros_per_day", "llm_tokens_per_day", b"llm_tokens_per_day", "max_pending", b"max_pending"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["_display_name", b"_display_name", "_encrypt_bodies", b"_encrypt_bodies", "_executions_per_minute", b"_executions_per_minute", "_max_pending", b"_max_pending", "display_name", b"display_name", "encrypt_bodies", b"encrypt_bodies", "executions_per_minute", b"executions_per_minute", "max_pending", b"max_pending", "tenant_id", b"tenant_id"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_display_name", b"_display_name", "_encrypt_bodies", b"_encrypt_bodies", "_executions_per_minute", b"_executions_per_minute", "_llm_cost_micros_per_day", b"_llm_cost_micros_per_day", "_llm_tokens_per_day", b"_llm_tokens_per_day", "_max_pending", b"_max_pending", "display_name", b"display_name", "encrypt_bodies", b"encrypt_bodies", "executions_per_minute", b"executions_per_minute", "llm_cost_micros_per_day", b"llm_cost_micros_per_day", "llm_tokens_per_day", b"llm_tokens_per_day", "max_pending", b"max_pending", "tenant_id", b"tenant_id"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     _WhichOneofReturnType__display_name: _TypeAlias = _typing.Literal["display_name"]  # noqa: Y015
     _WhichOneofArgType__display_name: _TypeAlias = _typing.Literal["_display_name", b"_display_name"]  # noqa: Y015
@@ -630,6 +652,10 @@ class UpdateTenantRequest(_message.Message):
     _WhichOneofArgType__encrypt_bodies: _TypeAlias = _typing.Literal["_encrypt_bodies", b"_encrypt_bodies"]  # noqa: Y015
     _WhichOneofReturnType__executions_per_minute: _TypeAlias = _typing.Literal["executions_per_minute"]  # noqa: Y015
     _WhichOneofArgType__executions_per_minute: _TypeAlias = _typing.Literal["_executions_per_minute", b"_executions_per_minute"]  # noqa: Y015
+    _WhichOneofReturnType__llm_cost_micros_per_day: _TypeAlias = _typing.Literal["llm_cost_micros_per_day"]  # noqa: Y015
+    _WhichOneofArgType__llm_cost_micros_per_day: _TypeAlias = _typing.Literal["_llm_cost_micros_per_day", b"_llm_cost_micros_per_day"]  # noqa: Y015
+    _WhichOneofReturnType__llm_tokens_per_day: _TypeAlias = _typing.Literal["llm_tokens_per_day"]  # noqa: Y015
+    _WhichOneofArgType__llm_tokens_per_day: _TypeAlias = _typing.Literal["_llm_tokens_per_day", b"_llm_tokens_per_day"]  # noqa: Y015
     _WhichOneofReturnType__max_pending: _TypeAlias = _typing.Literal["max_pending"]  # noqa: Y015
     _WhichOneofArgType__max_pending: _TypeAlias = _typing.Literal["_max_pending", b"_max_pending"]  # noqa: Y015
     @_typing.overload
@@ -638,6 +664,10 @@ class UpdateTenantRequest(_message.Message):
     def WhichOneof(self, oneof_group: _WhichOneofArgType__encrypt_bodies) -> _WhichOneofReturnType__encrypt_bodies | None: ...
     @_typing.overload
     def WhichOneof(self, oneof_group: _WhichOneofArgType__executions_per_minute) -> _WhichOneofReturnType__executions_per_minute | None: ...
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__llm_cost_micros_per_day) -> _WhichOneofReturnType__llm_cost_micros_per_day | None: ...
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__llm_tokens_per_day) -> _WhichOneofReturnType__llm_tokens_per_day | None: ...
     @_typing.overload
     def WhichOneof(self, oneof_group: _WhichOneofArgType__max_pending) -> _WhichOneofReturnType__max_pending | None: ...
 

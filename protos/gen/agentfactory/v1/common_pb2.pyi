@@ -85,6 +85,8 @@ class ResourcesUsed(_message.Message):
     HOST_CALLS_FIELD_NUMBER: _builtins.int
     HOST_CALL_BYTES_FIELD_NUMBER: _builtins.int
     HOST_CALL_TIME_FIELD_NUMBER: _builtins.int
+    LLM_TOKENS_FIELD_NUMBER: _builtins.int
+    LLM_COST_MICROS_FIELD_NUMBER: _builtins.int
     peak_memory_bytes: _builtins.int
     output_bytes: _builtins.int
     log_bytes: _builtins.int
@@ -99,6 +101,10 @@ class ResourcesUsed(_message.Message):
     host_calls: _builtins.int
     host_call_bytes: _builtins.int
     """Requests and responses together."""
+    llm_tokens: _builtins.int
+    """Of language models: prompts and answers together, as the node counts them."""
+    llm_cost_micros: _builtins.int
+    """What they cost by the prices of the node's operator, in millionths of its currency."""
     @_builtins.property
     def wall(self) -> _duration_pb2.Duration: ...
     @_builtins.property
@@ -127,10 +133,12 @@ class ResourcesUsed(_message.Message):
         host_calls: _builtins.int = ...,
         host_call_bytes: _builtins.int = ...,
         host_call_time: _duration_pb2.Duration | None = ...,
+        llm_tokens: _builtins.int = ...,
+        llm_cost_micros: _builtins.int = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["cpu", b"cpu", "host_call_time", b"host_call_time", "wall", b"wall"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["cpu", b"cpu", "fuel", b"fuel", "host_call_bytes", b"host_call_bytes", "host_call_time", b"host_call_time", "host_calls", b"host_calls", "log_bytes", b"log_bytes", "log_lines", b"log_lines", "output_bytes", b"output_bytes", "peak_memory_bytes", b"peak_memory_bytes", "peak_open_files", b"peak_open_files", "random_bytes", b"random_bytes", "scratch_bytes", b"scratch_bytes", "scratch_inodes", b"scratch_inodes", "table_elements", b"table_elements", "wall", b"wall"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["cpu", b"cpu", "fuel", b"fuel", "host_call_bytes", b"host_call_bytes", "host_call_time", b"host_call_time", "host_calls", b"host_calls", "llm_cost_micros", b"llm_cost_micros", "llm_tokens", b"llm_tokens", "log_bytes", b"log_bytes", "log_lines", b"log_lines", "output_bytes", b"output_bytes", "peak_memory_bytes", b"peak_memory_bytes", "peak_open_files", b"peak_open_files", "random_bytes", b"random_bytes", "scratch_bytes", b"scratch_bytes", "scratch_inodes", b"scratch_inodes", "table_elements", b"table_elements", "wall", b"wall"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -241,6 +249,38 @@ class HttpCapability(_message.Message):
 Global___HttpCapability: _TypeAlias = HttpCapability  # noqa: Y015
 
 @_typing.final
+class LlmCapability(_message.Message):
+    """Which language models an agent may ask, and how much of them one run may use."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    MODELS_FIELD_NUMBER: _builtins.int
+    MAX_TOKENS_FIELD_NUMBER: _builtins.int
+    MAX_COST_MICROS_FIELD_NUMBER: _builtins.int
+    max_tokens: _builtins.int
+    """Prompts and answers of one run together."""
+    max_cost_micros: _builtins.int
+    """Of one run, in millionths of the operator's currency; zero: as the tokens allow."""
+    @_builtins.property
+    def models(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
+        """ENDPOINT/MODEL: a name that the node's operator gives, and the endpoint's own name of the model."""
+
+    def __init__(
+        self,
+        *,
+        models: _abc.Iterable[_builtins.str] | None = ...,
+        max_tokens: _builtins.int = ...,
+        max_cost_micros: _builtins.int = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["max_cost_micros", b"max_cost_micros", "max_tokens", b"max_tokens", "models", b"models"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___LlmCapability: _TypeAlias = LlmCapability  # noqa: Y015
+
+@_typing.final
 class Capabilities(_message.Message):
     """What an agent may reach outside its sandbox. Empty means nothing."""
 
@@ -250,6 +290,7 @@ class Capabilities(_message.Message):
     KV_FIELD_NUMBER: _builtins.int
     SECRETS_FIELD_NUMBER: _builtins.int
     RECORD_HOST_CALLS_FIELD_NUMBER: _builtins.int
+    LLM_FIELD_NUMBER: _builtins.int
     kv: _builtins.bool
     """May keep values of its own between runs."""
     record_host_calls: _builtins.bool
@@ -260,6 +301,10 @@ class Capabilities(_message.Message):
     def secrets(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
         """Names of secrets that it may have put into headers of its HTTP requests."""
 
+    @_builtins.property
+    def llm(self) -> Global___LlmCapability:
+        """Absent: no language model."""
+
     def __init__(
         self,
         *,
@@ -267,10 +312,11 @@ class Capabilities(_message.Message):
         kv: _builtins.bool = ...,
         secrets: _abc.Iterable[_builtins.str] | None = ...,
         record_host_calls: _builtins.bool = ...,
+        llm: Global___LlmCapability | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["llm", b"llm"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["http", b"http", "kv", b"kv", "record_host_calls", b"record_host_calls", "secrets", b"secrets"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["http", b"http", "kv", b"kv", "llm", b"llm", "record_host_calls", b"record_host_calls", "secrets", b"secrets"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

@@ -116,7 +116,8 @@ class Order(_message.Message):
     HEARTBEAT_NUMBER_FIELD_NUMBER: _builtins.int
     RETRY_IS_SAFE_FIELD_NUMBER: _builtins.int
     type: _builtins.str
-    """Version of this format: "agentfactory.order.v2"; "agentfactory.order.v1" ends with retry_is_safe, its limits with
+    """Version of this format: "agentfactory.order.v2", or "agentfactory.order.v3" when its capabilities have llm and
+    only then; "agentfactory.order.v1" ends with retry_is_safe, its limits with
     open_files and its capabilities with http's method and url.
     """
     order_id: _builtins.str

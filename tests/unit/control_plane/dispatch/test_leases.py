@@ -8,7 +8,8 @@ from agentfactory.v1 import nodes_pb2
 
 from control_plane.dispatch.leases import Grace, LeaseDesk, Sweeper, message_of
 from control_plane.dispatch.ports import SilentObserver
-from control_plane.executions.domain import AttemptRef, CancelRequest, ExecutionState
+from control_plane.executions.domain import AttemptRef, CancelRequest, EndedExecution, ExecutionState
+from shared.ids import TenantId
 from tests.fixtures import dispatch as build
 from tests.fixtures.scripted_leases import lost
 from tests.unit.control_plane.dispatch.conftest import Parts, newcomer
@@ -217,10 +218,10 @@ async def test_rule_7_the_poll_passes_cancels_on(parts: Parts):
 
 class Ends(SilentObserver):
     def __init__(self) -> None:
-        self.counted: list[tuple[str, int]] = []
+        self.counted: list[tuple[str, str, int]] = []
 
-    def swept(self, outcome: str, count: int) -> None:
-        self.counted.append((str(outcome), count))
+    def swept(self, outcome: str, tenant_id: TenantId, count: int) -> None:
+        self.counted.append((str(outcome), tenant_id, count))
 
 
 async def test_what_a_sweep_ends_is_counted_by_its_outcome(parts: Parts):
@@ -238,6 +239,13 @@ async def test_what_a_sweep_ends_is_counted_by_its_outcome(parts: Parts):
     )
     await sweep_for(sweeper, parts, 4)
     parts.leases.expired = [replace(lost(one), state=ExecutionState.LOST), lost(other)]
-    parts.leases.past_deadline = [build.execution_id()]
+    red, blue = TenantId("red"), TenantId("blue")
+    parts.leases.past_deadline = [
+        EndedExecution(tenant_id=tenant, execution_id=build.execution_id()) for tenant in (red, blue, red)
+    ]
     await sweeper.sweep_once()
-    assert ends.counted == [("expired", 1), ("lost", 1)]
+    assert ends.counted == [
+        ("expired", red, 2),
+        ("expired", blue, 1),
+        ("lost", TenantId("default"), 1),
+    ]

@@ -2,6 +2,7 @@
 
 import asyncio
 from datetime import timedelta
+from types import SimpleNamespace
 
 import pytest
 
@@ -13,8 +14,10 @@ from control_plane.executions.admission import (
     Fate,
     TenantQuota,
 )
-from shared.errors import DatabaseUnavailableError, ResourceExhaustedError
+from control_plane.executions.encoding import capabilities_bytes
+from shared.errors import DatabaseUnavailableError, LlmQuotaExhaustedError, ResourceExhaustedError
 from shared.ids import TenantId
+from shared.manifest import Capabilities, LlmCapability
 from tests.fakes.clock import FakeClock
 
 ONE, TWO, THREE = TenantId("one"), TenantId("two"), TenantId("three")
@@ -31,9 +34,13 @@ class Counts:
         self.away = False
         self.own = {}
         self.minute = {}
+        self.spent = ()
 
     async def quotas(self):
         return self.own
+
+    async def spent_on_models(self):
+        return self.spent
 
     async def accepted(self, at_most):
         return {tenant: min(self.minute.get(tenant, 0), bound) for tenant, bound in at_most.items()}
@@ -198,3 +205,23 @@ async def test_quotas_of_a_tenant_stand_above_the_settings():
     admit(door, TWO, 1)
     admit(door, THREE, 9)
     assert [is_open(door, tenant) for tenant in (ONE, TWO, THREE)] == [False, False, True]
+
+
+async def test_a_tenant_that_has_used_up_its_day_of_models_runs_only_what_asks_none():
+    counts = Counts()
+    door = admission(counts)
+    asks, plain = (
+        SimpleNamespace(tenant_id=ONE, capabilities=capabilities_bytes(one))
+        for one in (Capabilities(llm=LlmCapability(models=("a/b",), max_tokens=1)), Capabilities())
+    )
+    door.require_models(asks)
+    counts.spent = frozenset({ONE})
+    await door.count()
+    door.require_models(plain)
+    door.require_models(SimpleNamespace(tenant_id=TWO, capabilities=asks.capabilities))
+    with pytest.raises(LlmQuotaExhaustedError) as refused:
+        door.require_models(asks)
+    assert timedelta(0) < refused.value.retry_after <= timedelta(days=1)
+    counts.spent = ()
+    await door.count()
+    door.require_models(asks)

@@ -61,7 +61,7 @@ class Answering:
 
 
 class Denials(list):
-    def policy_denied(self, question, reason):
+    def policy_denied(self, question, reason, tenant_id):
         self.append((question, reason))
 
 

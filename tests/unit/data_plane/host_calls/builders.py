@@ -8,6 +8,7 @@ from prometheus_client import CollectorRegistry
 
 from data_plane.host_calls.domain import CallContext
 from data_plane.host_calls.http_fetch import AllowedHttp, HttpPolicy
+from data_plane.host_calls.llm_complete import LlmPolicy
 from data_plane.metrics import NodeMetrics
 from data_plane.orders.domain import AttemptRef
 from shared.ids import ExecutionId, TenantId
@@ -41,6 +42,7 @@ class World:
     resolver: FakeResolver = field(default_factory=lambda: FakeResolver(api_test="93.184.216.34"))
     control_plane: FakeControlPlane = field(default_factory=FakeControlPlane)
     secrets: FakeSecrets = field(default_factory=FakeSecrets)
+    llm: LlmPolicy = field(default_factory=LlmPolicy)
 
     def __post_init__(self) -> None:
         self.registry = CollectorRegistry()
@@ -52,6 +54,7 @@ class World:
             intents=self.control_plane,
             kv=self.control_plane,
             secrets=self.secrets,
+            llm=self.llm,
         )
         grants = frozenset(self.capabilities.host_call_grants) if self.grants is None else self.grants
         context = CallContext(

@@ -74,6 +74,14 @@ async def test_keyset_rollback_after_a_restart(path):
         holder(path).offer(await envelope(version=2))
 
 
+async def test_rule_16_a_keyset_of_an_earlier_epoch_is_refused_however_new_it_is(path):
+    keyset = holder(path)
+    keyset.offer(await envelope(version=4, epoch=2))
+    with pytest.raises(RollbackError, match="epoch 1"):
+        keyset.offer(await envelope(version=5, epoch=1))
+    assert (keyset.version, keyset.epoch) == (4, 2)
+
+
 async def test_second_keyset_of_one_version(path):
     keyset = holder(path)
     keyset.offer(await envelope(version=3))

@@ -45,7 +45,7 @@ def refused(check: Check, reason: RejectionReason):
 
 
 def root_of(envelope, *, keys=KEYS, epoch=1, installation=INSTALLATION):
-    return verify_root(envelope, keys=keys, installation=installation, minimum_epoch=epoch)
+    return verify_root(envelope, keys=keys, installation=installation, epoch=epoch)
 
 
 async def verified(one, *, now=START, batch_epoch=1, **changes):
@@ -80,6 +80,14 @@ async def test_root_of_another_installation():
 
     with refused(Check.ROOT_SIGNATURE, RejectionReason.SIGNATURE):
         root_of(envelope)
+
+
+async def test_rule_16_root_of_an_epoch_that_no_keyset_has_begun():
+    envelope, _ = await signed(order(epoch=2), epoch=2)
+
+    root_of(envelope, epoch=2)
+    with refused(Check.ROOT_SIGNATURE, RejectionReason.SIGNATURE):
+        root_of(envelope, epoch=1)
 
 
 async def test_root_of_an_epoch_before_the_restore():
