@@ -4,12 +4,12 @@ import asyncio
 import uuid
 from collections import Counter
 from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, nullcontext
 from dataclasses import replace
 
 from agentfactory.v1 import executions_pb2
 
-from cli.client import connect
+from cli.client import Client, connect
 from cli.run import Request, execute_with
 from cli.settings import CliSettings
 from shared.errors import AgentFactoryError, UnavailableError
@@ -26,8 +26,8 @@ def request(agent: str = "actor", body: bytes = b"exit 0", request_id: str | Non
     return replace(new_request(agent, body, 30), request_id=request_id or str(uuid.uuid4()))
 
 
-async def call(settings: CliSettings, asked: Request) -> tuple[Execution, int]:
-    """Run to the end, over a connection of its own each time; return how often it was asked too.
+async def call(settings: CliSettings, asked: Request, kept: Client | None = None) -> tuple[Execution, int]:
+    """Run to the end, over a connection of its own each time or the one that is kept; return how often it was asked too.
 
     Raises:
         AgentFactoryError: Not UNAVAILABLE, or that at each try.
@@ -35,7 +35,7 @@ async def call(settings: CliSettings, asked: Request) -> tuple[Execution, int]:
     tried = 1
     while True:
         try:
-            async with connect(settings) as client:
+            async with nullcontext(kept) if kept else connect(settings) as client:
                 return (await execute_with(client, asked))[0], tried
         except UnavailableError:
             if tried == TRIES:
@@ -54,11 +54,16 @@ class Calls:
     def failed(self) -> dict[str, int]:
         return {how: count for how, count in self.ended.items() if not how.startswith("succeeded")}
 
-    async def go_on(self, settings: CliSettings) -> None:
+    async def go_on_over_one(self, settings: CliSettings) -> None:
+        """Call again and again, until cancelled, over one connection for as long as a colour keeps it."""
+        async with connect(settings) as kept:
+            await self.go_on(settings, kept)
+
+    async def go_on(self, settings: CliSettings, kept: Client | None = None) -> None:
         """Call again and again, until cancelled."""
         while True:
             try:
-                execution, tried = await call(settings, request())
+                execution, tried = await call(settings, request(), kept)
             except AgentFactoryError as error:
                 self.ended[f"{error.reason}: {error}"] += 1
                 continue
@@ -77,9 +82,10 @@ class Calls:
 
 @asynccontextmanager
 async def calling(settings: CliSettings) -> AsyncIterator[Calls]:
-    """Keep some callers calling for the time of the context."""
+    """Keep some callers calling for the time of the context: one of them keeps its connection."""
     calls = Calls()
-    tasks = [asyncio.create_task(calls.go_on(settings)) for _ in range(CALLERS)]
+    loops = [calls.go_on_over_one(settings), *(calls.go_on(settings) for _ in range(CALLERS - 1))]
+    tasks = [asyncio.create_task(one) for one in loops]
     try:
         await calls.more()
         yield calls

@@ -8,9 +8,10 @@ import json
 import os
 import subprocess
 import threading
+import time
 from collections import Counter
 from collections.abc import AsyncIterator, Iterator
-from contextlib import suppress
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 import httpx
@@ -83,6 +84,14 @@ def change(cluster: Cluster, colour: str, *arguments: str, check: bool = True) -
     return upgrade(cluster, *given, check=check).returncode
 
 
+@contextmanager
+def timed(what: str) -> Iterator[None]:
+    """Say how long something took; docs/kubernetes.md has the numbers."""
+    started = time.monotonic()
+    yield
+    print(f"{what}: {time.monotonic() - started:.1f} s")  # noqa: T201 - for people, with pytest -s
+
+
 async def start_with_blue(colours: Colours) -> None:
     """Bring about what each test of a change starts with: blue serves, green runs beside it, both are well."""
     for colour in ("blue", "green"):
@@ -116,7 +125,7 @@ def test_the_api_server_takes_every_manifest(empty, values):
 
 
 def test_the_dry_run_would_say_what_is_wrong(empty):
-    spec = {"containers": [{"name": "root", "image": "root", "securityContext": {"privileged": True}}]}
+    spec = {"containers": [{"name": "root", "image": "root"}]}
     pod = {"apiVersion": "v1", "kind": "Pod", "metadata": {"name": "root"}, "spec": spec}
     typo = {**pod, "spec": {"container": []}}
     for wrong, why in ((pod, 'violates PodSecurity "restricted'), (typo, "unknown field")):
@@ -148,7 +157,8 @@ async def test_blue_to_green_and_back_fails_no_call(colours):
         assert await asyncio.to_thread(leads_to, cluster, "af-control-plane-green") == {"green"}
 
         before = await answered(colours, "green")
-        await asyncio.to_thread(change, cluster, "green", "--set", "smokeTest.agent=smoke")
+        with timed("change to green"):
+            await asyncio.to_thread(change, cluster, "green", "--set", "smokeTest.agent=smoke")
         assert await asyncio.to_thread(leads_to, cluster) == {"green"}
         assert await asyncio.to_thread(leads_to, cluster, "af-gateway") == {"green"}
         images = {one["spec"]["containers"][0]["image"] for one in pods(cluster, "node-default")}
@@ -157,7 +167,8 @@ async def test_blue_to_green_and_back_fails_no_call(colours):
         await calls.more()
         assert await answered(colours, "green") > before
 
-        await asyncio.to_thread(cluster.helm, "rollback", "af", "--namespace", NAMESPACE, "--wait")
+        with timed("rollback to blue"):
+            await asyncio.to_thread(cluster.helm, "rollback", "af", "--namespace", NAMESPACE, "--wait")
         assert await asyncio.to_thread(leads_to, cluster) == {"blue"}
         await colours.roll_nodes("blue")
         before = await answered(colours, "blue")
@@ -206,12 +217,13 @@ async def test_too_many_errors_after_the_change_lead_back(colours, tmp_path):
         broken.set()
         relay.cut()
         refused = 0
-        while not changing.done():
-            with suppress(UnavailableError):
-                async with connect(colours.settings) as client:
-                    await execute_with(client, request())
-                continue
-            refused += 1
+        with timed("return from a colour that fails"):
+            while not changing.done():
+                with suppress(UnavailableError):
+                    async with connect(colours.settings) as client:
+                        await execute_with(client, request())
+                    continue
+                refused += 1
         assert await changing != 0
         assert refused > 0
         assert await asyncio.to_thread(leads_to, colours.cluster) == {"blue"}
