@@ -114,6 +114,8 @@ class Colours:
     port: int = 0
     """Of the active service."""
     active: str | None = None
+    led: list[str | None] = field(default_factory=list)
+    """Where it led, each change."""
     relay: Relay = field(init=False)
 
     def __post_init__(self) -> None:
@@ -164,6 +166,8 @@ class Colours:
         while True:
             with suppress(httpx.TransportError):
                 self.active = min(await asyncio.to_thread(leads_to, self.cluster), default=None)
+                if self.led[-1:] != [self.active]:
+                    self.led.append(self.active)
             await asyncio.sleep(LOOK_SECONDS)
 
     async def play_jobs(self) -> None:
