@@ -236,12 +236,13 @@ def simulation(run: Run) -> None:
 
 
 def platform(run: Run) -> None:
-    """File by file, for their times. What they need is built before, so that no build disturbs what is timed."""
+    """File by file, for their times; those of compose share what they start. No build disturbs what is timed."""
     run.command("Kubernetes", ["tests/platform/build_kubernetes.sh", str(KUBERNETES)])
-    for path in sorted((ROOT / "tests" / "platform").glob("test_*.py")):
-        name = str(path.relative_to(ROOT))
-        environment = {"KUBERNETES": str(KUBERNETES)}
-        run.command(name, [sys.executable, "-m", "pytest", "-q", name], environment=environment)
+    paths = sorted(str(path.relative_to(ROOT)) for path in (ROOT / "tests" / "platform").glob("test_*.py"))
+    compose = [path for path in paths if "compose" in path]
+    for files in [compose, *([path] for path in paths if path not in compose)]:
+        arguments = [sys.executable, "-m", "pytest", "-q", *files]
+        run.command(" ".join(files), arguments, environment={"KUBERNETES": str(KUBERNETES)})
 
 
 def coverage(run: Run) -> None:
