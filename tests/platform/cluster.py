@@ -5,6 +5,7 @@ when it is killed. Pods of jobs in `PLAYED` stay running until somebody (tests/p
 """
 
 import json
+import logging
 import os
 import secrets
 import ssl
@@ -235,6 +236,7 @@ def commands(files: Files, ports: list[int]) -> Iterator[tuple[str, str, tuple[s
 @contextmanager
 def running_cluster(programs: Path, folder: Path) -> Iterator[Cluster]:
     """Start everything, wait until the machines are ready, and stop it afterwards."""
+    logging.getLogger("httpx").setLevel(logging.WARNING)  # what is looked at five times a second
     ports = free_ports(5)
     files = Files(
         programs=programs,

@@ -31,7 +31,7 @@ from tests.platform.test_chart import CHART, EVERYTHING, GREEN_BESIDE
 NODES = ("--set", f"nodes.pools.default.replicas={MACHINES}")
 WINDOW_SECONDS = 5
 
-pytestmark = pytest.mark.timeout(400)
+pytestmark = pytest.mark.timeout(600)
 one_loop = pytest.mark.asyncio(loop_scope="module")
 
 
