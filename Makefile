@@ -27,6 +27,8 @@ OPA := $(AF_CACHE_DIR)/opa-$(OPA_VERSION)/bin/opa
 PROMTOOL := $(AF_CACHE_DIR)/prometheus/promtool
 OMNIWITNESS := $(AF_CACHE_DIR)/omniwitness-$(OMNIWITNESS_VERSION)/bin/omniwitness
 HELM := $(AF_CACHE_DIR)/helm-$(HELM_VERSION)/bin/helm
+# What is in it: tests/platform/kubernetes/go.mod.
+KUBERNETES := $(AF_CACHE_DIR)/kubernetes-1.37.2/bin
 READY := .venv/.ready
 # What a new engine depends on; its tests do not count.
 ENGINE_SOURCES := $(shell find data_plane/engine -type f \( -path '*/src/*.rs' -o -name 'Cargo.*' -o -name pyproject.toml \
@@ -49,8 +51,9 @@ test: $(READY) $(BUF) $(OPA) $(OMNIWITNESS) ## all checks and all tests; install
 	@$(BIN)/python -m tests.tools.stages
 
 .PHONY: test-platform
-test-platform: $(READY) $(HELM) $(PROMTOOL) $(OPA) ## what operators install, on a real Docker engine; as root on Debian it installs that engine
-	@UV=$(UV) HELM=$(HELM) PROMTOOL=$(PROMTOOL) OPA=$(OPA) $(BIN)/python -m tests.tools.stages --only platform
+test-platform: $(READY) $(HELM) $(PROMTOOL) $(OPA) ## what operators install, on a real Docker engine and Kubernetes API server; as root on Debian it installs that engine
+	@UV=$(UV) HELM=$(HELM) PROMTOOL=$(PROMTOOL) OPA=$(OPA) KUBERNETES=$(KUBERNETES) \
+		$(BIN)/python -m tests.tools.stages --only platform
 
 .PHONY: check
 check: $(READY) $(BUF) $(OPA) $(OMNIWITNESS) ## formatting, lint, types, import rules, drift, dependencies, secrets, documentation, Rust lint

@@ -131,7 +131,7 @@ def revoke(
     target: Target = None,
     as_json: Json = False,
 ) -> None:
-    """Let a key count no more, at once; the last order key gets a successor in the same step.
+    """Let a key count no more, at once; the last that can sign orders gets a successor in the same step.
 
     Example: agentfactory keys revoke sha256:…
     """
@@ -143,7 +143,7 @@ def revoke(
         now = datetime.now(UTC)
         changes: list[Change] = []
         successor = None
-        if _is_last_order_key(await newest(client, root), doomed, now):
+        if await _leaves_none_to_sign(client, await newest(client, root), doomed, now):
             successor = await create_key(client, KeyPurpose.ORDER)
             life = LIVES[KeyPurpose.ORDER]
             changes.append(add_key(KeyPurpose.ORDER, successor, now=now, life=life))
@@ -253,10 +253,16 @@ def _endings(purpose: KeyPurpose, new: PublicKey, replaces: str | None, at: date
     return [] if purpose is KeyPurpose.PUBLISHER else [end_others(purpose, new.key_id, at=at)]
 
 
-def _is_last_order_key(keyset: Keyset, key_id: KeyId, now: datetime) -> bool:
-    if all(entry.key_id != key_id for entry in keyset.entries):
-        raise NotFoundError(f"keyset {keyset.version} lists no key {key_id}")
-    return set(keyset.keys_for(KeyPurpose.ORDER, now)) == {key_id}
+async def _leaves_none_to_sign(client: "Client", keyset: Keyset, doomed: KeyId, now: datetime) -> bool:
+    """Whether orders cannot be signed without this key: no other that counts is held by the custodian."""
+    from agentfactory.v1 import keys_pb2
+
+    if all(entry.key_id != doomed for entry in keyset.entries):
+        raise NotFoundError(f"keyset {keyset.version} lists no key {doomed}")
+    listed = set(keyset.keys_for(KeyPurpose.ORDER, now))
+    answer = await client.keys.ListKeys(keys_pb2.ListKeysRequest(), timeout=client.timeout)
+    held = {KeyId(key.key_id) for key in answer.keys if key.custody_name}
+    return doomed in listed and not listed & held - {doomed}
 
 
 def _call(settings: CliSettings, steps: "Callable[[Client], Awaitable[T]]") -> T:

@@ -291,17 +291,17 @@ async def start_gateway(data_dir: Path, ports: Ports, port: int, **variables: st
 
 
 async def start_node(paths: NodePaths, grpc_port: int, admin_port: int, log: Path, **variables: str) -> Child:
-    """Start an enrolled node, with further AF_NODE_ variables; it is not ready yet."""
+    """Start an enrolled node, with further AF_NODE_ variables, which win; it is not ready yet."""
+    mine = {
+        "AF_NODE_DATA_DIR": str(paths.data_dir),
+        "AF_NODE_CONTROL_PLANES": f'["localhost:{grpc_port}"]',
+        "AF_NODE_ADMIN_PORT": str(admin_port),
+    }
     return await spawn(
         ChildSpec(
             name="node",
             arguments=[sys.executable, "-m", "data_plane", "run"],
-            environment=child_environment(
-                AF_NODE_DATA_DIR=str(paths.data_dir),
-                AF_NODE_CONTROL_PLANES=f'["localhost:{grpc_port}"]',
-                AF_NODE_ADMIN_PORT=str(admin_port),
-                **variables,
-            ),
+            environment=child_environment(**(mine | variables)),
             log=log,
         )
     )

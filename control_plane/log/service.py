@@ -45,11 +45,11 @@ from shared.tiles import (
 
 logger = get_logger(__name__)
 
-INTEGRATE_EVERY: Final = timedelta(milliseconds=200)
+INTEGRATE_EVERY: Final = timedelta(milliseconds=400)
 """Between two looks at what waits. What is recorded is in a signed checkpoint within a second."""
 
 INCLUDE_WITHIN: Final = timedelta(seconds=1)
-"""How long somebody waits for what he recorded to be in the log: five looks of whoever integrates."""
+"""How long somebody waits for what he recorded to be in the log: two looks of whoever integrates."""
 INCLUDE_POLL: Final = timedelta(milliseconds=20)
 """Between two looks while another replica integrates."""
 

@@ -27,6 +27,7 @@ BIN = Path(sys.executable).parent
 CACHE = Path(os.environ.get("AF_CACHE_DIR") or Path.home() / ".cache" / "agentfactory")
 UV = CACHE / "uv-0.13.9" / "bin" / "uv"
 BUF = CACHE / "buf-1.75.0" / "node_modules" / ".bin" / "buf"
+KUBERNETES = Path(os.environ.get("KUBERNETES") or CACHE / "kubernetes-1.37.2" / "bin")
 ENGINE = ROOT / "data_plane" / "engine"
 PACKAGES = ("shared", "control_plane", "data_plane", "cli")
 EXTENSION = "agentfactory-engine-python"
@@ -243,6 +244,16 @@ def simulation(run: Run) -> None:
     run.command("tests/simulation", arguments, environment={"PYTHONHASHSEED": "0"})
 
 
+def platform(run: Run) -> None:
+    """File by file, for their times; those of compose share what they start. No build disturbs what is timed."""
+    run.command("Kubernetes", ["tests/platform/build_kubernetes.sh", str(KUBERNETES)])
+    paths = sorted(str(path.relative_to(ROOT)) for path in (ROOT / "tests" / "platform").glob("test_*.py"))
+    compose = [path for path in paths if "compose" in path]
+    for files in [compose, *([path] for path in paths if path not in compose)]:
+        arguments = [sys.executable, "-m", "pytest", "-q", *files]
+        run.command(" ".join(files), arguments, environment={"KUBERNETES": str(KUBERNETES)})
+
+
 def coverage(run: Run) -> None:
     """Fails below `fail_under` of pyproject.toml, and when nothing was measured."""
     run.command("coverage", [f"{BIN}/coverage", "combine", "--quiet"])
@@ -264,7 +275,7 @@ STAGES: dict[str, Callable[[Run], None]] = {
     "e2e": tests("tests/e2e", workers=2),
     "chaos": tests("tests/chaos", workers=1),
     "coverage": coverage,
-    "platform": tests("tests/platform", workers=1),
+    "platform": platform,
 }
 APART = ("platform",)
 """Run only when they are named: they need a machine of their own."""

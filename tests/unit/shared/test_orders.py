@@ -128,7 +128,7 @@ def test_bytes_that_are_no_message_are_refused(data):
         decode_order(data)
 
 
-@pytest.mark.parametrize("data", [b"", b"\x0a\x15agentfactory.order.v3"])
+@pytest.mark.parametrize("data", [b"", b"\x0a\x15agentfactory.order.v4"])
 def test_order_of_another_format_is_refused(data):
     with pytest.raises(UnsupportedVersionError, match="check 3"):
         decode_order(data)
@@ -269,7 +269,8 @@ def test_message_within_an_order_is_there_even_when_it_says_nothing(name):
     "kept",
     [
         (common_pb2.Limits, set(LIMIT_FIELDS)),
-        (common_pb2.Capabilities, {"http", "kv", "secrets", "record_host_calls"}),
+        (common_pb2.Capabilities, {"http", "kv", "secrets", "record_host_calls", "llm"}),
+        (common_pb2.LlmCapability, {"models", "max_tokens", "max_cost_micros"}),
         (common_pb2.HttpCapability, {"method", "url", "addresses", "max_calls", "max_bytes"}),
         (orders_pb2.EngineConstraint, {"name", "version", "config_digest"}),
     ],
@@ -277,7 +278,8 @@ def test_message_within_an_order_is_there_even_when_it_says_nothing(name):
 def test_every_nested_field_of_the_contract_is_read_and_has_no_presence_of_its_own(kept):
     kind, names = kept
     assert {field.name for field in kind.DESCRIPTOR.fields} == names
-    assert not any(field.has_presence for field in kind.DESCRIPTOR.fields)
+    # Whether models are granted at all is the one presence that says something: the order's format goes with it.
+    assert {field.name for field in kind.DESCRIPTOR.fields if field.has_presence} <= {"llm"}
 
 
 @pytest.mark.parametrize(

@@ -209,7 +209,7 @@ async def test_unknown_field_is_refused_at_every_depth(where):
         lambda d: d["predicate"]["resources"].update(wall_us=-1),
         lambda d: d["predicate"].pop("module_digest"),
         lambda d: d["predicate"].update(finished_at="2025-01-01T00:00:00.000000Z"),
-        lambda d: d.update(predicateType="https://agentfactory.dev/receipt/v3"),
+        lambda d: d.update(predicateType="https://agentfactory.dev/receipt/v4"),
         lambda d: d["predicate"].update(denials=[]),
         lambda d: d["predicate"].update(denials=None),
         lambda d: d["predicate"].update(denials=[DENIED_JSON] * 2),
@@ -262,7 +262,7 @@ async def test_receipt_that_is_not_canonical_is_refused():
         (6, {"finished_at": START - timedelta(microseconds=1)}),
         (6, {"started_at": START - timedelta(microseconds=1)}),
         (6, {"received_at": datetime(2026, 1, 1)}),  # noqa: DTZ001 - naive on purpose
-        (7, {"type": "https://agentfactory.dev/receipt/v3"}),
+        (7, {"type": "https://agentfactory.dev/receipt/v4"}),
         (7, {"type": OLDER_PREDICATE_TYPE, "denials": (DENIED,)}),
         (7, {"type": OLDER_PREDICATE_TYPE, "recording_commitment": sha256_digest(b"recording")}),
         (7, {"type": OLDER_PREDICATE_TYPE, **WROTE}),

@@ -85,7 +85,8 @@ class AgentServiceServicer:
         """Creates an agent. Who: author, admin. Required: name, template.
         Parameters get the defaults of the template's schema and are checked against it; each wrong field is in a
         google.rpc.BadRequest beside the error. The template must be active.
-        Repeat: the same content returns the agent; other content under the name is ALREADY_EXISTS.
+        Repeat: it is decided again; the same content returns the agent, other content under the name is
+        ALREADY_EXISTS. An agent of a template that was closed since is still returned.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')

@@ -37,7 +37,8 @@ class AgentServiceStub:
     """Creates an agent. Who: author, admin. Required: name, template.
     Parameters get the defaults of the template's schema and are checked against it; each wrong field is in a
     google.rpc.BadRequest beside the error. The template must be active.
-    Repeat: the same content returns the agent; other content under the name is ALREADY_EXISTS.
+    Repeat: it is decided again; the same content returns the agent, other content under the name is
+    ALREADY_EXISTS. An agent of a template that was closed since is still returned.
     """
     GetAgent: _grpc.UnaryUnaryMultiCallable[_agents_pb2.GetAgentRequest, _agents_pb2.GetAgentResponse]
     """Returns one agent. Who: every role. Required: name."""
@@ -72,7 +73,8 @@ class AgentServiceAsyncStub(AgentServiceStub):
     """Creates an agent. Who: author, admin. Required: name, template.
     Parameters get the defaults of the template's schema and are checked against it; each wrong field is in a
     google.rpc.BadRequest beside the error. The template must be active.
-    Repeat: the same content returns the agent; other content under the name is ALREADY_EXISTS.
+    Repeat: it is decided again; the same content returns the agent, other content under the name is
+    ALREADY_EXISTS. An agent of a template that was closed since is still returned.
     """
     GetAgent: _aio.UnaryUnaryMultiCallable[_agents_pb2.GetAgentRequest, _agents_pb2.GetAgentResponse]  # type: ignore[assignment]
     """Returns one agent. Who: every role. Required: name."""
@@ -110,7 +112,8 @@ class AgentServiceServicer(metaclass=_abc_1.ABCMeta):
         """Creates an agent. Who: author, admin. Required: name, template.
         Parameters get the defaults of the template's schema and are checked against it; each wrong field is in a
         google.rpc.BadRequest beside the error. The template must be active.
-        Repeat: the same content returns the agent; other content under the name is ALREADY_EXISTS.
+        Repeat: it is decided again; the same content returns the agent, other content under the name is
+        ALREADY_EXISTS. An agent of a template that was closed since is still returned.
         """
 
     @_abc_1.abstractmethod

@@ -201,7 +201,7 @@ async def test_rule_9_a_clock_that_is_more_than_30_s_off_is_refused_on_record(do
 
 async def test_rule_11_no_common_order_type_no_session(door: Door):
     with pytest.raises(UnsupportedVersionError, match="check 5"):
-        await door.open(door.hello(accepts=["agentfactory.order.v3"]))
+        await door.open(door.hello(accepts=["agentfactory.order.v4"]))
     assert door.last_entry() == ("node.session_refused", "UNSUPPORTED_VERSION")
 
 

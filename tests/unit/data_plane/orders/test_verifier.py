@@ -161,7 +161,7 @@ async def test_unknown_field_in_a_nested_message():
 
 async def test_unknown_version():
     message = orders_pb2.Order.FromString(encode_order(order()))
-    message.type = "agentfactory.order.v3"
+    message.type = "agentfactory.order.v4"
     envelope, delivery = await signed_content(message.SerializeToString(deterministic=True))
 
     with refused(Check.VERSION, RejectionReason.FORMAT):
