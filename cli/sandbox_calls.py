@@ -1,8 +1,8 @@
 """What guests of `agentfactory sandbox run` may ask for: a node's checks, under rules of the command line."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Final, Protocol
 
@@ -12,6 +12,7 @@ from data_plane.host_calls.addresses import IpNetwork, parse_networks
 from data_plane.host_calls.domain import CallContext
 from data_plane.host_calls.http_client import DirectHttp, make_tls
 from data_plane.host_calls.http_fetch import ANY_METHOD, AllowedHttp, HttpPolicy
+from data_plane.host_calls.llm_complete import LlmPolicy
 from data_plane.host_calls.ports import HttpTransport, Resolver, SecretStore
 from data_plane.host_calls.resolver import SystemResolver
 from data_plane.host_calls.secrets_file import NoSecrets, SecretsFile
@@ -34,12 +35,15 @@ class Outside(HttpTransport, Resolver, Protocol):
     """Names and connections that are somebody's own."""
 
 
+@dataclass(frozen=True, slots=True)
 class _OneRun:
-    """Implements `KvStore` and `UnsafeIntents` where nothing was before the run and nobody repeats it."""
+    """Implements `KvStore` and `UnsafeIntents` where only this was before the run and nobody repeats it."""
+
+    kept: Mapping[str, bytes]
 
     async def get(self, attempt: AttemptRef, key: str) -> bytes | None:  # noqa: ARG002 - the port's
         """See `KvStore.get`."""
-        return None
+        return self.kept.get(key)
 
     async def declare(self, attempt: AttemptRef) -> None:
         """See `UnsafeIntents.declare`."""
@@ -57,6 +61,9 @@ class CallRules:
     """What a manifest asks for, in place of all that is allowed."""
     outside: "Outside | None" = None
     """Who answers in place of the network."""
+    llm: LlmPolicy = field(default_factory=LlmPolicy)
+    kv: Mapping[str, bytes] = field(default_factory=dict)
+    """What runs before have kept."""
 
     @classmethod
     def read(cls, http: Sequence[str], networks: Sequence[str], secrets_file: Path | None) -> "CallRules":
@@ -97,7 +104,7 @@ class CallRules:
     @contextmanager
     def calls_of(self, request: RunRequest) -> Iterator[AttemptCalls]:
         """Answer the host calls of one run within."""
-        resolver, alone = SystemResolver(), _OneRun()
+        resolver, alone = SystemResolver(), _OneRun(self.kv)
         capabilities = self.capabilities
         parts = HostCallParts(
             policy=HttpPolicy(allowed=self.allowed, networks=self.networks),
@@ -106,6 +113,7 @@ class CallRules:
             intents=alone,
             kv=alone,
             secrets=self.secrets,
+            llm=self.llm,
             metrics=NodeMetrics(CollectorRegistry(), SystemClock()),
         )
         context = CallContext(

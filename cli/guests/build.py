@@ -89,7 +89,7 @@ class Workshop:
 
         files = start_files(project, runtime, sources)
         self.progress("starting the runtime with the agent")
-        started = Start(runtime.module, files, self.cache / "starts").save()
+        started = Start(project.language, runtime.module, files, self.cache / "starts").save()
         return Built(module=started.module, schemas=started.schemas, is_new=True)
 
 

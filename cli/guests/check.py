@@ -80,7 +80,8 @@ def tell(case: Case, bench: Bench, manifest: Manifest, module: bytes) -> dict[st
         if wrong:
             show_log(ran)
             output.note(f"     {wrong}")
-    return {"case": case.name, "ok": not wrong, "wrong": wrong, **resources(ran)}
+    log = ran.result.stderr.decode("utf-8", "replace")
+    return {"case": case.name, "ok": not wrong, "wrong": wrong, "log": log, **resources(ran)}
 
 
 def json_of(data: bytes, name: str) -> Any:

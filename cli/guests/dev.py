@@ -8,7 +8,7 @@ from typing import Annotated, Final
 import typer
 
 from cli import output
-from cli.guests.check import Secrets, find_cases, how_it_ended, show_log, summary
+from cli.guests.check import ANSWERS, INPUT, Secrets, find_cases, how_it_ended, show_log, summary
 from cli.guests.make import Folder, build_project
 from cli.guests.project import find_project
 from cli.guests.recording import Recorded
@@ -29,7 +29,12 @@ Seen = dict[str, tuple[int, int]]
 def dev(
     folder: Folder = Path(),
     input_file: Annotated[
-        Path | None, typer.Option("--input", "-i", help="Input; absent: that of the first case in tests/.")
+        Path | None,
+        typer.Option(
+            "--input",
+            "-i",
+            help="Input, and NAME.http.json beside it; absent: those of the first case in tests/.",
+        ),
     ] = None,
     secrets: Secrets = None,
     rounds: Annotated[int, typer.Option("--rounds", min=0, help="End after so many; 0: never.")] = 0,
@@ -85,6 +90,7 @@ def _round(settings: CliSettings, folder: Path, input_file: Path | None, secrets
 
 def _input(folder: Path, input_file: Path | None) -> tuple[bytes, Recorded | None]:
     if input_file is not None:
-        return input_file.read_bytes(), None
+        answers = input_file.with_name(input_file.name.removesuffix(INPUT) + ANSWERS)
+        return input_file.read_bytes(), Recorded.read(answers) if answers.is_file() else None
     case = find_cases(folder)[0]
     return case.body, case.recording

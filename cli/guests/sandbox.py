@@ -3,14 +3,15 @@
 import os
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import AbstractContextManager, asynccontextmanager
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Final
 
-from cli.guests.recording import Recorded, StandInSecrets
+from cli.guests.recording import Played, Recorded, StandInSecrets, stand_in_models
 from cli.sandbox_calls import TENANT, CallRules
 from data_plane.host_calls.http_fetch import AllowedHttp
+from data_plane.host_calls.llm_complete import LlmPolicy
 from data_plane.host_calls.service import AttemptCalls
 from data_plane.sandbox.domain import SEED_BYTES, RunRequest, RunResult
 from shared.digests import sha256_digest
@@ -37,6 +38,8 @@ class Bench:
 
     cache: Path
     secrets: Path | None = None
+    llm: LlmPolicy = field(default_factory=LlmPolicy)
+    """The models of a run without a recording; none by default."""
 
     async def run(
         self, manifest: Manifest, module: bytes, body: bytes, *, recording: Recorded | None = None
@@ -125,8 +128,10 @@ class Bench:
         networks = sorted({each for one in asked.http for each in one.addresses})
         allowed = tuple(AllowedHttp.parse(f"{one.method} {one.url}") for one in asked.http)
         rules = replace(
-            CallRules.read([], networks, self.secrets), allowed=allowed, granted=asked, outside=recording
+            CallRules.read([], networks, self.secrets), allowed=allowed, granted=asked, llm=self.llm
         )
+        if recording is not None:
+            rules = replace(rules, outside=Played(recording), kv=recording.kv, llm=stand_in_models(asked.llm))
         if recording is not None and self.secrets is None:
             rules = replace(rules, secrets=StandInSecrets(urls=tuple(each.prefix for each in allowed)))
         return rules.calls_of(request)

@@ -17,6 +17,7 @@ import wasmtime
 from cli.guests import wasm
 from cli.guests.build_wasi import BuildWasi, Exited, Phase
 from cli.guests.frozen import HINT, WORDS, Frozen
+from cli.guests.project import Language
 from data_plane.replay.preview1_calls import I32, SIGNATURES
 from shared.errors import AgentBuildError
 
@@ -24,8 +25,8 @@ PREPARE: Final = "agentfactory_prepare"
 RUN: Final = "agentfactory_run"
 STACK: Final = "agentfactory_stack"
 MAX_START_MEMORY_BYTES: Final = 256 * 1024 * 1024
-START_FUEL: Final = 5_000_000_000
-"""Instructions; a start takes under a tenth of it. Loading must end."""
+START_FUEL: Final = {Language.PYTHON: 30_000_000_000, Language.JAVASCRIPT: 5_000_000_000}
+"""Instructions of a start, which must end. Python alone takes 3 thousand million, with many imports 9."""
 MAX_REQUEST_BYTES: Final = 512 * 1024
 _PLACE: Final = re.compile(r"\bat (?:.*\()?([\w./-]+\.js:\d+)")
 """In QuickJS's stacks: the innermost is the first."""
@@ -53,7 +54,8 @@ class Started:
 class Start:
     """One start of one runtime at build time."""
 
-    def __init__(self, runtime: bytes, files: Mapping[str, bytes], cache: Path) -> None:
+    def __init__(self, language: Language, runtime: bytes, files: Mapping[str, bytes], cache: Path) -> None:
+        self._fuel = START_FUEL[language]
         self._runtime = wasm.with_globals_exported(runtime)
         self._wasi = BuildWasi(files)
         self._cache = cache
@@ -84,7 +86,7 @@ class Start:
         engine = wasmtime.Engine(_config())
         store = wasmtime.Store(engine)
         store.set_limits(memory_size=MAX_START_MEMORY_BYTES)
-        store.set_fuel(START_FUEL)
+        store.set_fuel(self._fuel)
         linker = wasmtime.Linker(engine)
         self._define(linker)
         instance = linker.instantiate(store, _compiled(engine, self._runtime, self._cache))

@@ -26,19 +26,25 @@ for tool in cc ar ranlib; do
     chmod +x "$work/bin/$tool"
 done
 
-echo "· the build machine's own Python $VERSION, which freezes the modules that a start needs"
+step() { echo "· after $SECONDS s: $1"; }
+
+step "the build machine's own Python $VERSION, which freezes the modules that a start needs"
+unneeded=(_asyncio _bisect _blake2 _bz2 _codecs_{cn,hk,iso2022,jp,kr,tw} _contextvars _csv _ctypes _curses _curses_panel _datetime _dbm
+    _decimal _elementtree _gdbm _hashlib _heapq _interp{channels,queues,reters} _json _lsprof _lzma _md5 _multi{bytecodec,processing}
+    _pickle _posixshmem _posixsubprocess _queue _random _scproxy _sha{1,2,3} _socket _sqlite3 _ssl _statistics _tkinter _uuid
+    _zoneinfo cmath fcntl grp mmap pyexpat readline resource select syslog termios unicodedata xxlimited{,_35} xxsubtype zlib)
 if ! [ -x "$work/host/python" ]; then
-    # Its extension modules are in it: the standard library is packed with struct and binascii.
-    (cd "$work/host" && MODULE_BUILDTYPE=static ../python/configure -q --disable-test-modules --without-ensurepip CFLAGS="-O1 -g0" > configure.log 2>&1 \
+    # Of its extension modules only those that pack the standard library, and linked in; the others are half of its build.
+    (cd "$work/host" && for module in "${unneeded[@]}"; do export "py_cv_module_$module=n/a"; done && MODULE_BUILDTYPE=static ../python/configure -q --disable-test-modules --without-ensurepip CFLAGS="-O1 -g0" > configure.log 2>&1 \
         && make -s -j"$jobs" python > make.log 2>&1) || { tail -30 "$work"/host/{configure,make}.log >&2; exit 1; }
 fi
 
-echo "· zlib for WASI"
+step "zlib for WASI"
 (cd "$work/zlib" && for file in adler32 crc32 deflate infback inffast inflate inftrees trees zutil compress uncompr; do
     "$work/bin/cc" -O2 -g0 -w -c $file.c -o $file.o
 done && rm -f libz.a && "$work/bin/ar" Dcr libz.a ./*.o)
 
-echo "· CPython for WASI"
+step "CPython for WASI"
 # Codecs of Chinese, Japanese and Korean text: 1 MB of tables in each agent. Python's own tests and subprocesses: not for agents.
 for module in _codecs_cn _codecs_hk _codecs_iso2022 _codecs_jp _codecs_kr _codecs_tw _multibytecodec _posixsubprocess _interpchannels \
     _interpqueues _interpreters xxlimited xxlimited_35 xxsubtype; do
@@ -54,7 +60,7 @@ make -s -j"$jobs" libpython3.13.a > make.log 2>&1 || { tail -30 make.log >&2; ex
 make -s -j"$jobs" Modules/_hacl/libHacl_Hash_SHA2.a Modules/_decimal/libmpdec/libmpdec.a Modules/expat/libexpat.a >> make.log 2>&1 \
     || { tail -30 make.log >&2; exit 1; }
 
-echo "· the reactor"
+step "the reactor"
 for source in reactor missing; do
     "$CC" -O2 -g0 -Wall -Wextra -Wno-unused-parameter -I../python/Include -I. -c "$here/src/$source.c" -o $source.o
 done
@@ -63,4 +69,5 @@ done
     $(find Modules -name 'lib*.a' | sort) ../zlib/libz.a -lwasi-emulated-signal -lwasi-emulated-getpid -lwasi-emulated-process-clocks -lm \
     -Wl,-z,stack-size=8388608
 "$work/host/python" "$here/standard_library.py" "$work/python/Lib" "$out/stdlib.zip"
+step "done"
 (cd "$out" && sha256sum python.wasm stdlib.zip)

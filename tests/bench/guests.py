@@ -69,7 +69,7 @@ def starts(language: Language, folder: Path, runtimes: Path) -> list[float]:
     files = start_files(project, runtime, project.sources())
     times = []
     for _ in range(STARTS):
-        start = Start(runtime.module, files, folder / "cache" / "starts")
+        start = Start(language, runtime.module, files, folder / "cache" / "starts")
         began = time.monotonic()
         start.run()
         times.append((time.monotonic() - began) * 1e3)

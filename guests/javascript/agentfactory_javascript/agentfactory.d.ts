@@ -34,10 +34,53 @@ export interface Response {
   json(): any;
 }
 
+export type Message = { role: "system" | "developer" | "user" | "assistant" | "tool"; [name: string]: Json };
+
+/** Something that a model may ask the agent to do; the agent does it, or does not. */
+export interface Tool {
+  name: string;
+  description: string;
+  /** JSON Schema of the arguments, an object. */
+  parameters: { [name: string]: Json };
+}
+
+/** What a model asks the agent to do. Nothing of it is checked: a model says anything. */
+export interface ToolCall {
+  readonly id: string;
+  readonly name: string;
+  /** JSON, if the model wrote any. */
+  readonly arguments: string;
+  /** The message that tells the model what came of it. */
+  answer(content: Json): Message;
+}
+
+export interface CompleteOptions {
+  /** Of the answer; 1,024 or what is left unless named. */
+  maxTokens?: number;
+  timeoutMs?: number;
+  tools?: Tool[];
+  /** Those of docs/llm.md, as they are: `temperature`, `response_format` and more. */
+  [option: string]: any;
+}
+
+export interface Completion {
+  /** Empty where the model only calls tools. */
+  readonly text: string;
+  readonly toolCalls: ToolCall[];
+  /** As it is, to be added to the messages of the next call. */
+  readonly message: Message;
+  readonly finishReason: string;
+  readonly usage: { promptTokens: number; answerTokens: number; costMicros: number };
+  /** Of the run's budget; `costMicros` only where the manifest bounds the cost. */
+  readonly left: { tokens: number; costMicros?: number };
+}
+
 export interface Host {
   readonly http: { fetch(url: string, options?: FetchOptions): Response };
   /** Needs `kv = true`. Values are kept as JSON; they count when the result is accepted. */
   readonly kv: { get(key: string): any; put(key: string, value: Json): void; delete(key: string): void };
+  /** Models that `llm` of agent.toml names, ENDPOINT/MODEL; a text is one message of a user. */
+  readonly llm: { complete(model: string, messages: string | Message[], options?: CompleteOptions): Completion };
   /** A secret of agent.toml, for a header of `http.fetch`. */
   secret(name: string, prefix?: string): Secret;
   readonly log: Record<"debug" | "info" | "warning" | "error", (message: string, fields?: Fields) => void>;

@@ -87,6 +87,33 @@ const host = {
     put: (key, value) => void call("kv.put", { key, value_base64: encode(utf8(JSON.stringify(value))) }),
     delete: (key) => void call("kv.put", { key }),
   },
+  llm: {
+    complete(model, messages, { maxTokens, timeoutMs, tools = [], ...options } = {}) {
+      const asked = typeof messages === "string" ? [{ role: "user", content: messages }] : messages;
+      const params = { model, messages: asked, ...options };
+      if (tools.length) params.tools = tools.map((tool) => ({ type: "function", function: tool }));
+      if (maxTokens !== undefined) params.max_tokens = maxTokens;
+      if (timeoutMs !== undefined) params.timeout_ms = timeoutMs;
+      const { message, finish_reason: finishReason, usage, left } = call("llm.complete", params);
+      return {
+        text: message.content ?? "",
+        toolCalls: (message.tool_calls ?? []).map(({ id, function: asks }) => ({
+          id,
+          name: asks.name,
+          arguments: asks.arguments,
+          answer: (content) => ({
+            role: "tool",
+            tool_call_id: id,
+            content: typeof content === "string" ? content : JSON.stringify(content),
+          }),
+        })),
+        message,
+        finishReason,
+        usage: { promptTokens: usage.prompt_tokens, answerTokens: usage.answer_tokens, costMicros: usage.cost_micros },
+        left: { tokens: left.tokens, costMicros: left.cost_micros },
+      };
+    },
+  },
   secret: (name, prefix) => {
     const { handle } = call("secret.ref", { name });
     return prefix === undefined ? { secret: handle } : { secret: handle, prefix };

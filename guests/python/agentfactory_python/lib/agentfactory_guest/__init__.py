@@ -6,13 +6,16 @@ need a capability of agent.toml: without it the call raises `HostError` with the
 
 import base64
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Final
 
 import _agentfactory
 
-__all__ = ["Budget", "Host", "HostError", "Http", "Kv", "Log", "Response", "Secret"]
+__all__ = [
+    "Budget", "Completion", "Host", "HostError", "Http", "Kv", "Llm", "Log", "Response", "Secret", "Tool",
+    "ToolCall",
+]  # fmt: skip
 
 
 class HostError(Exception):
@@ -127,6 +130,108 @@ class Kv:
         call("kv.put", {"key": key})
 
 
+@dataclass(frozen=True, slots=True)
+class Tool:
+    """Something that a model may ask the agent to do; the agent does it, or does not."""
+
+    name: str
+    description: str
+    parameters: Mapping[str, Any]
+    """JSON Schema of the arguments, an object."""
+
+
+@dataclass(frozen=True, slots=True)
+class ToolCall:
+    """What a model asks the agent to do. Nothing of it is checked: a model says anything."""
+
+    id: str
+    name: str
+    arguments: str = field(repr=False)
+
+    def json(self) -> Any:
+        """Return the arguments read as JSON; raises ValueError where they are none."""
+        return json.loads(self.arguments)
+
+    def answer(self, content: Any) -> dict[str, Any]:
+        """Return the message that tells the model what came of it; what is no text is sent as JSON."""
+        text = content if isinstance(content, str) else json.dumps(content)
+        return {"role": "tool", "tool_call_id": self.id, "content": text}
+
+
+@dataclass(frozen=True, slots=True)
+class Completion:
+    """What a model answered, what that came to, and what is left of the run's budget."""
+
+    text: str = field(repr=False)
+    """Empty where it only calls tools."""
+    tool_calls: tuple[ToolCall, ...]
+    finish_reason: str
+    message: Mapping[str, Any] = field(repr=False)
+    """As it is, to be added to the messages of the next call."""
+    prompt_tokens: int
+    answer_tokens: int
+    cost_micros: int
+    left_tokens: int
+    left_cost_micros: int | None
+    """None: the manifest bounds the tokens alone."""
+
+
+class Llm:
+    """Language models that `llm` of agent.toml names, within its budget."""
+
+    def complete(
+        self,
+        model: str,
+        messages: str | Sequence[Mapping[str, Any]],
+        *,
+        max_tokens: int | None = None,
+        tools: Sequence[Tool] = (),
+        timeout_ms: int | None = None,
+        **options: Any,
+    ) -> Completion:
+        """Ask a model, ENDPOINT/MODEL; a text is one message of a user.
+
+        `max_tokens` bounds the answer, 1,024 or what is left unless it is named. `options` are those of
+        docs/llm.md, such as `temperature` or `response_format`.
+
+        Raises:
+            HostError: It is not granted (`NOT_GRANTED`, `MODEL_NOT_ALLOWED`), the budget has no room for it
+                (`BUDGET_EXHAUSTED`), or the model gave no answer.
+        """
+        asked = [{"role": "user", "content": messages}] if isinstance(messages, str) else list(messages)
+        params: dict[str, Any] = {"model": model, "messages": asked} | options
+        if tools:
+            params["tools"] = [{"type": "function", "function": _tool(tool)} for tool in tools]
+        if max_tokens is not None:
+            params["max_tokens"] = max_tokens
+        if timeout_ms is not None:
+            params["timeout_ms"] = timeout_ms
+        return _completion(call("llm.complete", params))
+
+
+def _tool(tool: Tool) -> dict[str, Any]:
+    return {"name": tool.name, "description": tool.description, "parameters": dict(tool.parameters)}
+
+
+def _completion(got: Any) -> Completion:
+    message, usage, left = got["message"], got["usage"], got["left"]
+    calls = (
+        ToolCall(each["id"], each["function"]["name"], each["function"]["arguments"])
+        for each in message.get("tool_calls", ())
+    )
+    return Completion(
+        text=message["content"] or "",
+        tool_calls=tuple(calls),
+        finish_reason=got["finish_reason"],
+        message=message,
+        prompt_tokens=usage["prompt_tokens"],
+        answer_tokens=usage["answer_tokens"],
+        cost_micros=usage["cost_micros"],
+        left_tokens=left["tokens"],
+        left_cost_micros=left.get("cost_micros"),
+    )
+
+
 class Log:
     """Lines of the execution's log, with fields. What is printed goes there too."""
 
@@ -166,6 +271,7 @@ class Host:
 
     http: Final = Http()
     kv: Final = Kv()
+    llm: Final = Llm()
     log: Final = Log()
 
     def secret(self, name: str) -> Secret:
