@@ -8,7 +8,6 @@ import typer
 
 from cli import output
 from cli.guests.project import MAIN_FILES, Language
-from cli.guests.runtimes import PYTHON_HOW
 from cli.output import Json
 from shared.errors import AlreadyExistsError, InvalidInputError
 
@@ -36,8 +35,6 @@ def new(
     Example: agentfactory new my-agent --lang javascript
     """
     folder = make_project(name, language, parent)
-    if language is Language.PYTHON:
-        output.note(f"the runtime of Python agents is {PYTHON_HOW}")
     if output.wants_json():
         output.data({"folder": str(folder), "language": language})
         return

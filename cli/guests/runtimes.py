@@ -13,11 +13,8 @@ PACKAGES: Final = {
     Language.PYTHON: "agentfactory_python",
     Language.JAVASCRIPT: "agentfactory_javascript",
 }
-
-
-PYTHON_HOW: Final = 'a preview: in a checkout, make guests ARGS="javascript python" builds it'
 HOW: Final = {
-    Language.PYTHON: PYTHON_HOW,
+    Language.PYTHON: 'in a checkout: make guests ARGS="javascript python"',
     Language.JAVASCRIPT: "pip install agentfactory-javascript, or in a checkout: make guests",
 }
 """How a runtime is had."""

@@ -216,9 +216,6 @@ def servers(run: Run) -> None:
 def runtimes(run: Run) -> None:
     """The runtimes of agents, before anything that is timed: CPython's takes minutes, once for its sources."""
     run.command("runtimes of agents", [sys.executable, "guests/build.py", "javascript", "python"])
-    run.notes.append(
-        "agents in Python are a preview (docs/guests.md): no stage builds and tests their runtime"
-    )
 
 
 def tests(*folders: str, workers: int) -> Callable[[Run], None]:
