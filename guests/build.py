@@ -9,11 +9,13 @@ Prints, last, the folder that AF_CLI_RUNTIMES may name.
 import argparse
 import hashlib
 import os
+import resource
 import shutil
 import subprocess
 import sys
 import tempfile
 import time
+from collections.abc import Callable
 from importlib.metadata import version
 from pathlib import Path
 
@@ -48,10 +50,13 @@ def key(language: str) -> str:
 
 
 def build(language: str, target: Path) -> None:
-    began = time.monotonic()
+    began, before = time.monotonic(), resource.getrusage(resource.RUSAGE_CHILDREN)
     print(f"· building the runtime of {language}", file=sys.stderr)
     subprocess.run([HERE / language / "build.sh", target], check=True, stdout=sys.stderr)
-    print(f"· built in {time.monotonic() - began:.0f} s", file=sys.stderr)
+    used = resource.getrusage(resource.RUSAGE_CHILDREN)
+    processor = used.ru_utime + used.ru_stime - before.ru_utime - before.ru_stime
+    took = time.monotonic() - began
+    print(f"· built in {took:.0f} s, {processor:.0f} s of processors", file=sys.stderr)
 
 
 def place(language: str) -> Path:
@@ -61,11 +66,15 @@ def place(language: str) -> Path:
 
 def kept(language: str) -> Path:
     """Return the folder with what was built, building it where it is not there."""
-    folder = place(language)
+    return made_once(place(language), lambda folder: build(language, folder))
+
+
+def made_once(folder: Path, make: Callable[[Path], object]) -> Path:
+    """Return a folder of the cache, whole or not there at all; `make` fills it under another name."""
     if not folder.is_dir():
         folder.parent.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryDirectory(dir=folder.parent, prefix=".new-") as name:
-            build(language, Path(name) / "made")
+            make(Path(name) / "made")
             try:
                 (Path(name) / "made").rename(folder)
             except OSError:
@@ -97,17 +106,7 @@ def runtimes(languages: list[str]) -> Path:
         ):
             digest.update(path.relative_to(HERE).as_posix().encode() + b"\0" + path.read_bytes())
     folder = cache() / f"runtimes-{digest.hexdigest()[:32]}"
-    if not folder.is_dir():
-        folder.parent.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryDirectory(dir=folder.parent, prefix=".new-") as name:
-            made = lay_out(languages, Path(name) / "made")
-            try:
-                made.rename(folder)
-            except OSError:
-                # Somebody else was faster with the same.
-                if not folder.is_dir():
-                    raise
-    return folder
+    return made_once(folder, lambda target: lay_out(languages, target))
 
 
 def make_wheel(language: str, target: Path) -> None:
@@ -128,15 +127,18 @@ def make_wheel(language: str, target: Path) -> None:
 
 
 def check_twice(language: str) -> None:
+    """Build in two places, demand the same bytes of both, and keep them."""
     with tempfile.TemporaryDirectory() as name:
+        folders = (Path(name) / "first", Path(name) / "another" / "place")
         digests = []
-        for folder in (Path(name) / "first", Path(name) / "another" / "place"):
+        for folder in folders:
             build(language, folder)
             digests.append(
                 {made: hashlib.sha256((folder / made).read_bytes()).hexdigest() for made in MADE[language]}
             )
-    if digests[0] != digests[1]:
-        sys.exit(f"two builds of {language} differ: {digests}")
+        if digests[0] != digests[1]:
+            sys.exit(f"two builds of {language} differ: {digests}")
+        made_once(place(language), lambda target: shutil.copytree(folders[0], target))
     print(f"· two builds of {language} agree: {digests[0]}", file=sys.stderr)
 
 
