@@ -27,7 +27,8 @@ from tests.bench.report import Figure, measured, publish, quantile
 from tests.fixtures.runtimes import runtime_folder
 
 RUNS: Final = 300
-STARTS: Final = 20
+STARTS: Final = {Language.PYTHON: 5, Language.JAVASCRIPT: 20}
+"""A start of Python takes a second."""
 BODY: Final = b'{"text": "to be or not to be"}'
 PLAIN: Final = (
     "import json, sys, re, dataclasses, datetime, typing; from collections import Counter; "
@@ -68,7 +69,7 @@ def starts(language: Language, folder: Path, runtimes: Path) -> list[float]:
     runtime = find_runtime(language, runtimes)
     files = start_files(project, runtime, project.sources())
     times = []
-    for _ in range(STARTS):
+    for _ in range(STARTS[language]):
         start = Start(language, runtime.module, files, folder / "cache" / "starts")
         began = time.monotonic()
         start.run()
