@@ -96,7 +96,7 @@ fn engine_only(path: &str, runs: usize) -> Result<Vec<f64>, String> {
     // SAFETY: whoever runs the bench names an artifact that the same binary has just compiled.
     let module =
         unsafe { Module::deserialize(&headless, payload) }.map_err(|error| error.to_string())?;
-    let guest = Guest::new(headless, module, made_by)?;
+    let guest = Guest::new(headless, module, made_by, &shared.budget)?;
     let batch = runs / BATCHES;
     let mut costs = Vec::new();
     for _ in 0..BATCHES {
