@@ -137,3 +137,82 @@ impl Image {
         .map(|_| ())
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use memmap2::{Mmap, MmapMut};
+
+    use super::*;
+
+    const LARGE: [u8; MIN_SEGMENT_BYTES] = [7; MIN_SEGMENT_BYTES];
+
+    fn recorded(segments: &[(usize, &[u8])]) -> Option<Image> {
+        let recording = Recording::begin().expect("a file in memory");
+        for (start, data) in segments {
+            recording.take(*start, data);
+        }
+        recording.finish()
+    }
+
+    /// Ones, where the image is not mapped.
+    fn memory(image: &Image, pages: usize) -> MmapMut {
+        let mut memory = MmapMut::map_anon(pages * WASM_PAGE_SIZE).expect("memory");
+        memory.fill(1);
+        let base = NonNull::new(memory.as_mut_ptr()).expect("an address");
+        // SAFETY: the mapping is private, and nothing in it is borrowed.
+        unsafe { image.map_over(base, memory.len()) }.expect("it fits");
+        memory
+    }
+
+    #[test]
+    fn whole_pages_from_the_first_segment_to_the_last_are_mapped() {
+        let end = 9 * WASM_PAGE_SIZE - 1;
+        let image = recorded(&[(2 * WASM_PAGE_SIZE + 5, &LARGE), (end, b"e"), (0, b"")]).unwrap();
+        assert_eq!(image.segments, 3);
+        let mut expected = vec![1; 10 * WASM_PAGE_SIZE];
+        expected[2 * WASM_PAGE_SIZE..9 * WASM_PAGE_SIZE].fill(0);
+        expected[2 * WASM_PAGE_SIZE + 5..][..LARGE.len()].fill(7);
+        expected[end] = b'e';
+        assert!(memory(&image, 10)[..] == expected[..]);
+    }
+
+    #[test]
+    fn what_is_written_to_one_memory_is_in_no_other() {
+        let image = recorded(&[(0, &LARGE)]).unwrap();
+        let (mut first, second) = (memory(&image, 3), memory(&image, 3));
+        first.fill(9);
+        assert!(second[..LARGE.len()] == LARGE && memory(&image, 3)[..LARGE.len()] == LARGE);
+    }
+
+    #[test]
+    fn nobody_can_write_to_a_finished_image_or_cut_it() {
+        let image = recorded(&[(0, &LARGE)]).unwrap();
+        let file = File::from(image.file);
+        assert!(file.write_all_at(b"x", 0).is_err());
+        assert!(file.set_len(0).is_err() && file.set_len(1 << 30).is_err());
+        // SAFETY: no mapping comes of it.
+        assert!(unsafe { MmapMut::map_mut(&file) }.is_err());
+        // SAFETY: nobody can change the file.
+        assert!(unsafe { Mmap::map(&file) }.unwrap()[..LARGE.len()] == LARGE);
+    }
+
+    #[test]
+    fn a_memory_that_is_too_small_stays_as_it_is() {
+        let image = recorded(&[(0, &LARGE)]).unwrap();
+        let mut memory = MmapMut::map_anon(WASM_PAGE_SIZE).expect("memory");
+        let base = NonNull::new(memory.as_mut_ptr()).expect("an address");
+        // SAFETY: the mapping is private, and nothing in it is borrowed.
+        assert!(unsafe { image.map_over(base, memory.len()) }.is_err());
+        assert!(memory.iter().all(|byte| *byte == 0));
+    }
+
+    #[test]
+    fn segments_that_are_few_or_far_apart_leave_no_image() {
+        assert!(recorded(&[]).is_none());
+        assert!(recorded(&[(0, &LARGE[1..])]).is_none());
+        let last = MAX_IMAGE_BYTES - LARGE.len();
+        assert!(recorded(&[(0, b"x"), (last, &LARGE)]).is_some());
+        assert!(recorded(&[(0, b"x"), (last + 1, &LARGE)]).is_none());
+        assert!(recorded(&[(last + 1, &LARGE), (0, b"x"), (last, b"y")]).is_none());
+    }
+}
