@@ -144,7 +144,7 @@ mod tests {
 
     use super::*;
 
-    const LARGE: [u8; MIN_SEGMENT_BYTES] = [7; MIN_SEGMENT_BYTES];
+    static LARGE: [u8; MIN_SEGMENT_BYTES] = [7; MIN_SEGMENT_BYTES];
 
     fn recorded(segments: &[(usize, &[u8])]) -> Option<Image> {
         let recording = Recording::begin().expect("a file in memory");
