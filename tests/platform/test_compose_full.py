@@ -108,17 +108,17 @@ def custody(compose: Compose, script: str) -> str:
 
 
 def test_opa_decides_and_its_decision_is_kept_beside_ours(compose: Compose, agent: Path) -> None:
-    run(compose, agent)
+    # What was decided before belongs to containers that may be gone, and their logs with them.
+    decision = run(compose, agent)["decisionId"]
     found = compose.cli("policy", "decisions", "--question", "execute")["decisions"]
-    assert {one["engine"] for one in found} == {"opa"}
-    ids = {one["engineDecisionId"] for one in found if one.get("engineDecisionId")}
+    (ours,) = [one for one in found if one["decisionId"] == decision]
+    assert ours["engine"] == "opa"
     logged = {
         line["decision_id"]
         for line in json_lines(compose.call("logs", "--no-log-prefix", "opa-1", "opa-2"))
         if line.get("type") == "openpolicyagent.org/decision_logs"
     }
-    assert ids
-    assert ids <= logged
+    assert ours["engineDecisionId"] in logged
 
 
 def test_one_opa_server_is_enough_and_without_any_all_is_denied(compose: Compose, agent: Path) -> None:
