@@ -16,6 +16,8 @@ import pytest
 
 from tests.fixtures.runtimes import ROOT, Author, runtime_folder
 
+pytestmark = pytest.mark.timeout(600)
+
 MANY = """\
 import asyncio, dataclasses, datetime, decimal, hashlib, json, logging, os, random, re, secrets, statistics
 import sys, time, typing, urllib.parse, uuid, zlib, zoneinfo
