@@ -19,6 +19,8 @@ FETCHER = ROOT / "tests" / "guests" / "fetcher.wasm"
 TOKEN = "a-token-that-nobody-sees"
 READY_SECONDS = 60
 
+pytestmark = pytest.mark.timeout(900)
+
 
 def run(compose: Compose, folder: Path) -> dict[str, Any]:
     found: dict[str, Any] = compose.cli("run", "desk", "--input", "redact/data/tickets.jsonl", mount=folder)
