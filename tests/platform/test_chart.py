@@ -12,6 +12,7 @@ from typing import Any
 import pytest
 import yaml
 
+from tests.platform.test_rules import alerts
 from tests.tools import chart_readme, dashboards
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -119,14 +120,13 @@ def test_every_pod_is_under_the_policy_that_denies():
 
 def test_the_rules_are_in_it_with_links_to_where_the_runbook_is():
     manifests = rendered(
-        "--set", "monitoring.rules=true", "--set", "monitoring.runbook=https://x.test/runbook"
+        "--set", "monitoring.rules=true", "--set", "monitoring.runbook=https://x.test/ALERT.html?for=ALERT"
     )
     groups = one(manifests, "PrometheusRule", "af")["spec"]["groups"]
-    links = [
-        rule["annotations"]["runbook_url"] for group in groups for rule in group["rules"] if "alert" in rule
-    ]
-    assert links
-    assert all(link.startswith("https://x.test/runbook#") for link in links)
+    found = [rule for group in groups for rule in group["rules"] if "alert" in rule]
+    assert {rule["alert"]: rule["annotations"]["runbook_url"] for rule in found} == {
+        name: f"https://x.test/{name}.html?for={name}" for name in alerts()
+    }
 
 
 def test_the_dashboards_are_in_it():
