@@ -87,6 +87,59 @@ def test_values_are_closed(given):
     assert helm("template", "af", str(CHART), "--set", given, check=False).returncode != 0
 
 
+def objects(schema: Any, path: str = "") -> Iterator[tuple[str, dict[str, Any]]]:
+    """Return every part of a schema that describes an object with named fields, and where it is."""
+    if isinstance(schema, list):
+        for number, part in enumerate(schema):
+            yield from objects(part, f"{path}[{number}]")
+    if isinstance(schema, dict):
+        if isinstance(schema.get("properties"), dict):
+            yield path, schema
+        for name, part in schema.items():
+            yield from objects(part, f"{path}/{name}")
+
+
+def test_the_schema_is_closed_at_every_level_and_names_each_value():
+    schema = json.loads((CHART / "values.schema.json").read_text())
+    found = dict(objects(schema))
+    assert len(found) > 10
+    assert [path for path, part in found.items() if part.get("additionalProperties") is not False] == []
+    values = yaml.safe_load((CHART / "values.yaml").read_text())
+    assert values.keys() == schema["properties"].keys() - {"global"}  # helm's own
+    for name, part in schema["properties"].items():
+        if "properties" in part:
+            assert values[name].keys() == part["properties"].keys(), name
+
+
+def test_nodes_are_spread_budgeted_and_scaled_by_the_age_of_the_queue():
+    manifests = rendered("--set", "nodes.autoscaling.enabled=true", "--set", "nodes.autoscaling.max=7")
+    nodes = one(manifests, "StatefulSet", "af-node-default")["spec"]
+    assert "replicas" not in nodes  # or each upgrade would undo what the scaler did
+    pod = nodes["template"]["spec"]
+    topologies = {spread["topologyKey"] for spread in pod["topologySpreadConstraints"]}
+    assert topologies == {"topology.kubernetes.io/zone", "kubernetes.io/hostname"}
+    assert one(manifests, "PodDisruptionBudget", "af-node-default")["spec"]["maxUnavailable"] == "25%"
+    scaler = one(manifests, "HorizontalPodAutoscaler", "af-node-default")["spec"]
+    assert (scaler["minReplicas"], scaler["maxReplicas"]) == (2, 7)
+    (metric,) = scaler["metrics"]
+    assert metric["external"]["metric"]["name"] == "af_queue_age_seconds"
+    environment = {entry["name"]: entry.get("value") for entry in pod["containers"][0]["env"]}
+    assert int(environment["AF_NODE_DRAIN_TIMEOUT_S"]) < pod["terminationGracePeriodSeconds"]
+    required = json.loads(environment["AF_NODE_SANDBOX_REQUIRE"])
+    assert required == ["seccomp", "landlock", "rlimits", "no_new_privs"]
+
+
+def test_its_notes_name_the_first_command_and_the_way_on(tmp_path):
+    asked = ("install", "af", str(CHART), "--dry-run=client", "--kubeconfig", str(tmp_path / "none"))
+    alone = helm(*asked).stdout.partition("NOTES:")[2]
+    assert "agentfactory node list --target localhost:7443" in alone
+    assert "--set colours.green.enabled=true" in alone
+    assert "kept warm" not in alone
+    beside = helm(*asked, *GREEN_BESIDE).stdout.partition("NOTES:")[2]
+    assert "green (0.2.0) runs beside it" in beside
+    assert "helm rollback af" in beside
+
+
 def test_every_pod_is_restricted():
     found = dict(pods(rendered("--is-upgrade", *EVERYTHING)))
     assert {"af-control-plane-blue", "af-gateway-green", "af-node-default", "af-migrate"} <= found.keys()
