@@ -30,7 +30,8 @@ RUN_TASKS: Final = 8
 """Monitor, watchdog and guest thread, and one more while a module is loaded; the rest is room."""
 COMPILE_TASKS: Final = 16
 RUN_OVERHEAD_BYTES: Final = 512 * 1024 * 1024
-"""Beside the guest's memories: code (128 MiB at most, twice while it is loaded), tables, buffers."""
+"""Beside the guest's memories: code (128 MiB at most, twice while it is loaded), the image of its data (32
+MiB at most), tables, buffers."""
 COMPILE_OVERHEAD_BYTES: Final = 256 * 1024 * 1024
 """Beside the compiler's address space: the artifact, which is kept in memory."""
 

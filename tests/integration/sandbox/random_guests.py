@@ -1,7 +1,8 @@
 """Random modules and the guests of the tests, each run twice under every repeatable profile and compared.
 
-By hand, without a bound: `python -m tests.integration.sandbox.random_guests [SECONDS [FIRST]]`. What differs is
-named by the number that makes it again.
+By hand, without a bound: `python -m tests.integration.sandbox.random_guests [SECONDS [FIRST [WORKER]]]`. What differs is
+named by the number that makes it again. WORKER is another build of the same engine to compare with, for instance one that
+gives every module an image.
 """
 
 import asyncio
@@ -52,7 +53,7 @@ class Counts:
 
 
 class Twice:
-    """Two pools that share nothing but the binary."""
+    """Two pools that share nothing but the binary, and not even that where another is named."""
 
     def __init__(self, engines: Mapping[Profile, EngineInfo], pools: tuple[WorkerPool, WorkerPool]) -> None:
         self.engines = engines
@@ -143,17 +144,17 @@ async def _compile(module: bytes, profile: Profile) -> int:
 
 
 @asynccontextmanager
-async def twice() -> AsyncIterator[Twice]:
+async def twice(other_worker: str | None = None) -> AsyncIterator[Twice]:
     engines = await read_engines(worker_path())
     pools = tuple(
         WorkerPool(
-            worker_path=worker_path(),
+            worker_path=path,
             engine=engines[Profile.DEFAULT],
             engines=engines,
             slots=1,
             max_warm_workers=1,
         )
-        for _ in range(2)
+        for path in (worker_path(), other_worker or worker_path())
     )
     async with pools[0], pools[1]:
         yield Twice(engines, (pools[0], pools[1]))
@@ -171,14 +172,16 @@ def build_generator(cargo_environment: Mapping[str, str]) -> Path:
     return target / "debug" / "agentfactory-random-guests"
 
 
-async def compare_random(generator: Path, *, first: int, seconds: float) -> Counts:
+async def compare_random(
+    generator: Path, *, first: int, seconds: float, other_worker: str | None = None
+) -> Counts:
     """Compare the modules from number `first` on until the time is over.
 
     Raises:
         DifferenceError: One of them differs; the message names it.
     """
     ends_at = time.monotonic() + seconds
-    async with twice() as comparison:
+    async with twice(other_worker) as comparison:
         with tempfile.TemporaryDirectory() as name:
             folder = Path(name)
             for start in range(first, 2**63, AT_ONCE):
@@ -201,9 +204,12 @@ def main() -> None:
 
     seconds = float(sys.argv[1]) if len(sys.argv) > 1 else float("inf")
     first = int(sys.argv[2]) if len(sys.argv) > 2 else time.time_ns() // 1_000_000
+    other = sys.argv[3] if len(sys.argv) > 3 else None
     generator = build_generator(cargo_environment())
     sys.stdout.write(f"from module {first} on\n")
-    sys.stdout.write(f"{asyncio.run(compare_random(generator, first=first, seconds=seconds))}\n")
+    sys.stdout.write(
+        f"{asyncio.run(compare_random(generator, first=first, seconds=seconds, other_worker=other))}\n"
+    )
 
 
 if __name__ == "__main__":

@@ -8,11 +8,11 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use agentfactory_wasi::{ClockMode, Config, Limits, RandomMode, Wasi};
-use rustix::net::{AddressFamily, SocketFlags, SocketType, socketpair};
+use rustix::net::{AddressFamily, RecvFlags, SocketFlags, SocketType, recv, socketpair};
 use serde::Serialize;
 use wasmer::Module;
 
-use crate::frames::{FrameReader, Kind, append_frame, send_all};
+use crate::frames::{FrameReader, Kind, MAX_FRAME_BYTES, append_frame, send_all};
 use crate::guest::{Guest, Input};
 use crate::host_call;
 use crate::output::Output;
@@ -23,9 +23,12 @@ use crate::{artifact, engine};
 const SPAWNS: usize = 20;
 const BATCHES: usize = 10;
 const MAX_RUNS: usize = 1_000_000;
+const MAX_OUTPUT_BYTES: u64 = 1024 * 1024;
 const RUN: &str = r#"{"args":["bench"],"limits":{"wall_ms":10000,"cpu_ms":10000,"memory_bytes":67108864,
-"output_bytes":1048576,"log_bytes":65536,"open_files":16,"table_elements":1000,"random_bytes":0,"log_lines":100,
-"scratch_bytes":0,"scratch_inodes":0,"fuel":1,"host_calls":0,"host_call_bytes":0,"host_call_ms":0}}"#;
+"output_bytes":1048576,"log_bytes":65536,"open_files":16,"table_elements":1000000,"random_bytes":1048576,"log_lines":100,
+"scratch_bytes":0,"scratch_inodes":0,"fuel":1,"host_calls":100,"host_call_bytes":1048576,"host_call_ms":10000}}"#;
+/// What every host call is told: no line for the log, and that all went well.
+const REPLY: &[u8] = b"\0\0\0\0{\"ok\":{}}";
 
 /// Times in microseconds, memory in bytes.
 #[derive(Serialize)]
@@ -34,6 +37,8 @@ struct Report {
     /// CPU of one run in a fresh store, without any protocol: of the batches the cheapest, and the middle one.
     engine_run_cpu_us_min: f64,
     engine_run_cpu_us_median: f64,
+    /// Pages that the kernel mapped or copied because a run touched them.
+    engine_run_page_faults: f64,
     round_trip_us_p50: f64,
     round_trip_us_p99: f64,
     spawn_to_ready_us_p50: f64,
@@ -41,20 +46,31 @@ struct Report {
     idle_resident_bytes: u64,
 }
 
-/// Measure `runs` runs of the artifact at `path` and print the report.
+/// Measure `runs` runs of the artifact at `path`, which are given the bytes of the file `input` to read, and print the
+/// report.
 ///
 /// # Errors
-/// The artifact cannot be opened, or a worker does not do as it should.
-pub fn run(path: &str, runs: usize) -> Result<(), String> {
+/// A file cannot be opened, or a worker does not do as it should.
+pub fn run(path: &str, runs: usize, input: Option<&str>) -> Result<(), String> {
     if !(BATCHES..=MAX_RUNS).contains(&runs) {
         return Err(format!("RUNS is a number from {BATCHES} to {MAX_RUNS}"));
     }
-    let mut cpu = engine_only(path, runs)?;
+    let stdin = match input {
+        Some(input) => std::fs::read(input).map_err(|error| format!("{input}: {error}"))?,
+        None => Vec::new(),
+    };
+    // What a run asks its host is asked again by each, so the answers can be there before it asks.
+    let calls = Parent::start(path, &stdin)?.round_trip()?;
+    let mut given = frames_of(&stdin);
+    for _ in 0..calls {
+        append_frame(&mut given, Kind::HostReply, REPLY);
+    }
+    let (mut cpu, faults) = engine_only(path, runs, &given)?;
     let mut spawns = Vec::new();
     for _ in 0..SPAWNS {
-        spawns.push(Parent::start(path)?.spawn_to_ready);
+        spawns.push(Parent::start(path, &stdin)?.spawn_to_ready);
     }
-    let mut parent = Parent::start(path)?;
+    let mut parent = Parent::start(path, &stdin)?;
     let mut trips = Vec::new();
     for _ in 0..runs {
         let started = Instant::now();
@@ -66,6 +82,7 @@ pub fn run(path: &str, runs: usize) -> Result<(), String> {
         runs,
         engine_run_cpu_us_min: cpu[0],
         engine_run_cpu_us_median: cpu[cpu.len() / 2],
+        engine_run_page_faults: faults,
         round_trip_us_p50: percentile(&mut trips, 50),
         round_trip_us_p99: percentile(&mut trips, 99),
         spawn_to_ready_us_p50: percentile(&mut spawns, 50),
@@ -85,8 +102,9 @@ fn percentile(values: &mut [Duration], percent: usize) -> f64 {
     values[index].as_secs_f64() * 1e6
 }
 
-fn engine_only(path: &str, runs: usize) -> Result<Vec<f64>, String> {
-    let (ours, _theirs) = pair()?;
+/// The CPU microseconds of a run in each batch, and the page faults of a run over all of them.
+fn engine_only(path: &str, runs: usize, given: &[u8]) -> Result<(Vec<f64>, f64), String> {
+    let (ours, theirs) = pair()?;
     let reading = ours.try_clone().map_err(|error| error.to_string())?;
     let shared = Arc::new(Shared::new(Output::new(ours)).map_err(|error| error.to_string())?);
     let input = Input::new(FrameReader::new(reading));
@@ -96,29 +114,60 @@ fn engine_only(path: &str, runs: usize) -> Result<Vec<f64>, String> {
     // SAFETY: whoever runs the bench names an artifact that the same binary has just compiled.
     let module =
         unsafe { Module::deserialize(&headless, payload) }.map_err(|error| error.to_string())?;
-    let guest = Guest::new(headless, module, made_by)?;
+    let guest = Guest::new(headless, module, made_by, &shared.budget)?;
     let batch = runs / BATCHES;
+    let per_batch = f64::from(u32::try_from(batch).unwrap_or(u32::MAX));
+    let mut asked = vec![0; MAX_FRAME_BYTES];
     let mut costs = Vec::new();
+    let faults_before = thread_faults();
     for _ in 0..BATCHES {
-        let started = thread_cpu();
+        let mut spent = Duration::ZERO;
         for _ in 0..batch {
+            send_all(&theirs, given, &[]).map_err(|error| error.to_string())?;
+            input.begin();
+            let started = thread_cpu();
             one(&guest, &input, &shared)?;
+            spent += thread_cpu() - started;
+            input.finish(&shared);
+            // What it asked its host.
+            while recv(&theirs, &mut asked, RecvFlags::DONTWAIT).is_ok() {}
         }
-        costs.push(
-            (thread_cpu() - started).as_secs_f64() * 1e6
-                / f64::from(u32::try_from(batch).unwrap_or(u32::MAX)),
-        );
+        costs.push(spent.as_secs_f64() * 1e6 / per_batch);
     }
-    Ok(costs)
+    let faults = u32::try_from(thread_faults() - faults_before).unwrap_or(u32::MAX);
+    Ok((costs, f64::from(faults) / per_batch / BATCHES as f64))
 }
+
+fn frames_of(stdin: &[u8]) -> Vec<u8> {
+    let mut frames = Vec::new();
+    for chunk in stdin.chunks(MAX_FRAME_BYTES / 2) {
+        append_frame(&mut frames, Kind::Stdin, chunk);
+    }
+    append_frame(&mut frames, Kind::Stdin, b"");
+    frames
+}
+
+const HOST_CALLS: host_call::Limits = host_call::Limits {
+    calls: u32::MAX,
+    bytes: u64::MAX,
+    wait: Duration::from_secs(10),
+};
 
 fn one(guest: &Guest, input: &Input, shared: &Arc<Shared>) -> Result<(), String> {
     shared.budget.reset(64 << 20, 1_000_000, false);
+    shared.calls.reset();
     let config = Config {
         args: vec![b"bench".to_vec()],
         env: Vec::new(),
         preopens: Vec::new(),
-        limits: Limits::default(),
+        limits: Limits {
+            max_open_files: 16,
+            max_stdout_bytes: MAX_OUTPUT_BYTES,
+            max_stderr_bytes: MAX_OUTPUT_BYTES,
+            max_random_bytes: MAX_OUTPUT_BYTES,
+            max_log_lines: 100,
+            ..Limits::default()
+        },
         clock: ClockMode::Real,
         random: RandomMode::Os,
     };
@@ -127,12 +176,16 @@ fn one(guest: &Guest, input: &Input, shared: &Arc<Shared>) -> Result<(), String>
         shared: Arc::clone(shared),
     };
     let wasi = Wasi::new(config, stdio).map_err(|error| error.to_string())?;
-    let (outcome, _) = guest.run(wasi, u64::MAX, host_call::Limits::default(), shared);
+    let (outcome, _) = guest.run(wasi, u64::MAX, HOST_CALLS, shared);
     shared.output().discard();
     if outcome.outcome == "succeeded" {
         Ok(())
     } else {
-        Err(format!("the guest {}", outcome.outcome))
+        Err(format!(
+            "the guest {} {}",
+            outcome.outcome,
+            outcome.limit.unwrap_or_default()
+        ))
     }
 }
 
@@ -146,7 +199,7 @@ struct Parent {
 }
 
 impl Parent {
-    fn start(path: &str) -> Result<Self, String> {
+    fn start(path: &str, stdin: &[u8]) -> Result<Self, String> {
         let file = File::open(path).map_err(|error| format!("{path}: {error}"))?;
         let (ours, theirs) = pair()?;
         let started = Instant::now();
@@ -168,7 +221,7 @@ impl Parent {
         let spawn_to_ready = started.elapsed();
         let mut request = Vec::new();
         append_frame(&mut request, Kind::Run, RUN.as_bytes());
-        append_frame(&mut request, Kind::Stdin, b"");
+        request.extend(frames_of(stdin));
         Ok(Self {
             child,
             socket: ours,
@@ -178,15 +231,23 @@ impl Parent {
         })
     }
 
-    fn round_trip(&mut self) -> Result<(), String> {
+    /// Run once, and return how many host calls were made.
+    fn round_trip(&mut self) -> Result<usize, String> {
         send_all(&self.socket, &self.request, &[]).map_err(|error| error.to_string())?;
+        let mut calls = 0;
         loop {
             match self.reader.next_frame() {
                 Ok(Some((Kind::Output, _))) => {}
+                Ok(Some((Kind::HostCall, _))) => {
+                    let mut reply = Vec::new();
+                    append_frame(&mut reply, Kind::HostReply, REPLY);
+                    send_all(&self.socket, &reply, &[]).map_err(|error| error.to_string())?;
+                    calls += 1;
+                }
                 Ok(Some((Kind::Outcome, payload)))
                     if payload.starts_with(b"{\"outcome\":\"succeeded\"") =>
                 {
-                    return Ok(());
+                    return Ok(calls);
                 }
                 other => return Err(format!("worker answers {other:?}")),
             }
@@ -243,4 +304,14 @@ fn thread_cpu() -> Duration {
         time.tv_sec.unsigned_abs(),
         u32::try_from(time.tv_nsec).unwrap_or(0),
     )
+}
+
+fn thread_faults() -> u64 {
+    let mut usage = std::mem::MaybeUninit::<libc::rusage>::zeroed();
+    // SAFETY: the place is valid to write to, and all zeros are a valid value of it.
+    let usage = unsafe {
+        libc::getrusage(libc::RUSAGE_THREAD, usage.as_mut_ptr());
+        usage.assume_init()
+    };
+    u64::try_from(usage.ru_minflt).unwrap_or(0)
 }

@@ -11,7 +11,7 @@ use wasmer::sys::{
 };
 
 use crate::fuel::{self, Fuel};
-use crate::limits::{Budget, CappedTunables, WASM_STACK_BYTES};
+use crate::limits::{Budget, CappedTunables, Fresh, WASM_STACK_BYTES};
 use crate::messages::{EngineInfo, Profile};
 
 const NAME: &str = "wasmer-cranelift";
@@ -94,8 +94,14 @@ pub fn info(profile: Profile) -> EngineInfo {
 /// An engine without a compiler, for running: every memory and table of its guests counts against `budget`.
 #[must_use]
 pub fn headless(budget: &Arc<Budget>) -> wasmer::Engine {
-    let mut engine: wasmer::Engine = EngineBuilder::headless().into();
-    engine.set_tunables(CappedTunables::new(Arc::clone(budget)));
+    beginning(&EngineBuilder::headless().into(), budget, Fresh::default())
+}
+
+/// The same engine, in which a module's own memory begins as `fresh` says.
+#[must_use]
+pub fn beginning(engine: &wasmer::Engine, budget: &Arc<Budget>, fresh: Fresh) -> wasmer::Engine {
+    let mut engine = engine.clone();
+    engine.set_tunables(CappedTunables::new(Arc::clone(budget), fresh));
     engine
 }
 

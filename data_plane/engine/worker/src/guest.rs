@@ -6,12 +6,16 @@ use std::time::Instant;
 
 use agentfactory_wasi::{Errno, Usage, Wasi};
 use wasmer::{
-    Extern, FunctionEnv, Instance, InstantiationError, Module, RuntimeError, Store, Value,
+    Extern, ExternType, Function, FunctionEnv, Instance, InstantiationError, Module, RuntimeError,
+    Store, Value,
 };
 
+use crate::engine;
 use crate::frames::{FrameReader, Kind};
 use crate::fuel;
 use crate::host_call::{self, HostCalls, Reply};
+use crate::image::{Image, Recording};
+use crate::limits::{Budget, Fresh};
 use crate::messages::{EngineInfo, Outcome, Refusal, Trap};
 use crate::output::Output;
 use crate::wasi::{Context, GuestStdio, Maker, Unwind, resolve};
@@ -38,10 +42,21 @@ pub struct Used {
 }
 
 impl Guest {
+    /// Before the jail is locked: what the module's memory begins with is kept for all runs, if that saves them work.
+    ///
     /// # Errors
     /// Names an import that is not offered.
-    pub fn new(engine: wasmer::Engine, module: Module, info: EngineInfo) -> Result<Self, String> {
+    pub fn new(
+        engine: wasmer::Engine,
+        module: Module,
+        info: EngineInfo,
+        budget: &Arc<Budget>,
+    ) -> Result<Self, String> {
         let imports = resolve(&module)?;
+        let engine = match image(&engine, &module, budget) {
+            Some(image) => engine::beginning(&engine, budget, Fresh::Image(Arc::new(image))),
+            None => engine,
+        };
         Ok(Self {
             engine,
             module,
@@ -130,6 +145,36 @@ impl Guest {
             .map_err(|_| missing("_start"))?;
         start.call(store, &[]).map(|_| ())
     }
+}
+
+/// Tables that a module may have and still be instantiated before anybody has said how much its runs may use.
+const RECORDED_TABLE_ELEMENTS: u32 = 100_000;
+
+/// Instantiate the module once, running nothing of it, and keep what its segments are.
+fn image(engine: &wasmer::Engine, module: &Module, budget: &Arc<Budget>) -> Option<Image> {
+    let about = module.info();
+    // A start function would run here, outside any limit; under a repeatable profile the host calls it.
+    if about.start_function.is_some() || about.memories.len() != 1 {
+        return None;
+    }
+    let recording = Arc::new(Recording::begin().ok()?);
+    budget.reset(u64::MAX, RECORDED_TABLE_ELEMENTS, false);
+    let fresh = Fresh::Recorded(Arc::clone(&recording));
+    let mut store = Store::new(engine::beginning(engine, budget, fresh));
+    let imports: Option<Vec<Extern>> = module
+        .imports()
+        .map(|import| match import.ty() {
+            ExternType::Function(signature) => {
+                let never = |_: &[Value]| Err(RuntimeError::new("nothing runs yet"));
+                Some(Function::new(&mut store, signature, never).into())
+            }
+            _ => None,
+        })
+        .collect();
+    // A segment that does not fit fails here as it will in each run, which then says so.
+    Instance::new_by_index(&mut store, module, &imports?).ok()?;
+    drop(store);
+    Arc::into_inner(recording)?.finish()
 }
 
 fn outcome(ended: Result<(), RuntimeError>, refused: Option<&'static str>) -> Outcome {

@@ -9,6 +9,7 @@ pub mod frames;
 pub mod fuel;
 pub mod guest;
 pub mod host_call;
+pub mod image;
 pub mod jail;
 pub mod limits;
 pub mod messages;

@@ -3,15 +3,16 @@
 
 use std::ptr::NonNull;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, AtomicUsize, Ordering};
 
 use wasmer::sys::vm::{
-    LinearMemory, MemoryError, MemoryStyle, TableStyle, VMConfig, VMMemory, VMMemoryDefinition,
-    VMTable, VMTableDefinition,
+    LinearMemory, MemoryError, MemoryStyle, TableStyle, Trap, VMConfig, VMMemory,
+    VMMemoryDefinition, VMTable, VMTableDefinition,
 };
 use wasmer::sys::{BaseTunables, Tunables};
 use wasmer::{MemoryType, Pages, TableType, WASM_PAGE_SIZE};
 
+use crate::image::{Image, Recording};
 use crate::watchdog::{end, exit};
 
 /// The guest's call stack, beside its linear memory.
@@ -123,11 +124,27 @@ fn bytes_of(pages: Pages) -> u64 {
     u64::from(pages.0) * WASM_PAGE_SIZE as u64
 }
 
+/// What a module's own memory holds when it is fresh, and what becomes of the segments that are written to it then.
+#[derive(Debug, Clone, Default)]
+pub enum Fresh {
+    /// Zeros; each segment is copied.
+    #[default]
+    Zeros,
+    /// Zeros that no guest will see; each segment is kept.
+    Recorded(Arc<Recording>),
+    /// All segments already.
+    Image(Arc<Image>),
+}
+
 /// A linear memory whose growth asks the budget first.
 #[derive(Debug)]
 struct CappedMemory {
     inner: VMMemory,
     budget: Arc<Budget>,
+    fresh: Fresh,
+    /// Segments that the image holds and the engine has yet to write. It writes them before any code of the guest runs;
+    /// what comes after them is the guest's own `memory.init`.
+    to_pass_over: AtomicUsize,
 }
 
 impl LinearMemory for CappedMemory {
@@ -170,6 +187,20 @@ impl LinearMemory for CappedMemory {
         self.inner.vmmemory()
     }
 
+    unsafe fn initialize_with_data(&self, start: usize, data: &[u8]) -> Result<(), Trap> {
+        if let Fresh::Recorded(recording) = &self.fresh {
+            recording.take(start, data);
+            return Ok(());
+        }
+        // One thread, as in the budget.
+        if let Some(left) = self.to_pass_over.load(Ordering::Relaxed).checked_sub(1) {
+            self.to_pass_over.store(left, Ordering::Relaxed);
+            return Ok(());
+        }
+        // SAFETY: the caller's promise about the range is passed on unchanged.
+        unsafe { self.inner.initialize_with_data(start, data) }
+    }
+
     fn try_clone(&self) -> Result<Box<dyn LinearMemory + Send + Sync + 'static>, MemoryError> {
         Err(MemoryError::MemoryNotShared)
     }
@@ -183,15 +214,17 @@ impl LinearMemory for CappedMemory {
 pub struct CappedTunables {
     base: BaseTunables,
     budget: Arc<Budget>,
+    fresh: Fresh,
     config: VMConfig,
 }
 
 impl CappedTunables {
     #[must_use]
-    pub fn new(budget: Arc<Budget>) -> Self {
+    pub fn new(budget: Arc<Budget>, fresh: Fresh) -> Self {
         Self {
             base: BaseTunables::new(),
             budget,
+            fresh,
             config: VMConfig {
                 wasm_stack_size: Some(WASM_STACK_BYTES),
             },
@@ -201,6 +234,7 @@ impl CappedTunables {
     fn cap(
         &self,
         memory: &MemoryType,
+        fresh: Fresh,
         make: impl FnOnce() -> Result<VMMemory, MemoryError>,
     ) -> Result<VMMemory, MemoryError> {
         let minimum = bytes_of(memory.minimum);
@@ -209,12 +243,36 @@ impl CappedTunables {
                 "the memory's minimum of {minimum} bytes passes the limit"
             )));
         }
-        let inner = make().inspect_err(|_| self.budget.refuse_for_kernel())?;
+        let inner = make()
+            .and_then(|inner| begin(inner, &fresh))
+            .inspect_err(|_| self.budget.refuse_for_kernel())?;
+        let to_pass_over = match &fresh {
+            Fresh::Image(image) => image.segments,
+            Fresh::Zeros | Fresh::Recorded(_) => 0,
+        };
         Ok(VMMemory(Box::new(CappedMemory {
             inner,
             budget: Arc::clone(&self.budget),
+            fresh,
+            to_pass_over: AtomicUsize::new(to_pass_over),
         })))
     }
+}
+
+/// Let a memory that was just made begin as it should.
+fn begin(memory: VMMemory, fresh: &Fresh) -> Result<VMMemory, MemoryError> {
+    let Fresh::Image(image) = fresh else {
+        return Ok(memory);
+    };
+    // SAFETY: the definition belongs to the memory, which lives; nothing else has it yet.
+    let definition = unsafe { memory.vmmemory().as_ref() };
+    let base = NonNull::new(definition.base)
+        .ok_or_else(|| MemoryError::Generic("a memory at no address".to_owned()))?;
+    // SAFETY: the engine mapped this range for the memory, privately, and unmaps all of it when it drops the memory; on
+    // an error it is dropped at once.
+    unsafe { image.map_over(base, definition.current_length) }
+        .map_err(|error| MemoryError::Region(format!("map the image: {error}")))?;
+    Ok(memory)
 }
 
 impl Tunables for CappedTunables {
@@ -231,7 +289,9 @@ impl Tunables for CappedTunables {
         memory: &MemoryType,
         style: &MemoryStyle,
     ) -> Result<VMMemory, MemoryError> {
-        self.cap(memory, || self.base.create_host_memory(memory, style))
+        self.cap(memory, Fresh::Zeros, || {
+            self.base.create_host_memory(memory, style)
+        })
     }
 
     unsafe fn create_vm_memory(
@@ -241,7 +301,7 @@ impl Tunables for CappedTunables {
         location: NonNull<VMMemoryDefinition>,
     ) -> Result<VMMemory, MemoryError> {
         // SAFETY: the caller's promise about `location` is passed on unchanged.
-        self.cap(memory, || unsafe {
+        self.cap(memory, self.fresh.clone(), || unsafe {
             self.base.create_vm_memory(memory, style, location)
         })
     }

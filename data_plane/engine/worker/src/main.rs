@@ -10,7 +10,7 @@ use agentfactory_worker::messages::Profile;
 use agentfactory_worker::watchdog::exit;
 use agentfactory_worker::{bench, compile, engine, jail, run};
 
-const USAGE: &str = "usage: agentfactory-worker run [--own-user] [LAYER]... | compile [LAYER]... | engine | engines | doctor | --version | bench ARTIFACT RUNS";
+const USAGE: &str = "usage: agentfactory-worker run [--own-user] [LAYER]... | compile [LAYER]... | engine | engines | doctor | --version | bench ARTIFACT RUNS [INPUT]";
 const OWN_USER: &str = "--own-user";
 const WRONG_USE: u8 = 2;
 
@@ -42,7 +42,9 @@ fn main() -> ExitCode {
             arguments.next(),
             arguments.next().and_then(|text| text.parse().ok()),
         ) {
-            (Some(path), Some(runs)) => report(bench::run(&path, runs)),
+            (Some(path), Some(runs)) => {
+                report(bench::run(&path, runs, arguments.next().as_deref()))
+            }
             _ => report(Err(USAGE.to_owned())),
         },
         _ => {

@@ -157,7 +157,8 @@ fn open(request: &Load, descriptor: OwnedFd, shared: &Shared) -> Result<Guest, R
     // exactly this engine, configuration and CPU.
     let module = unsafe { Module::deserialize(&engine, payload) }
         .map_err(|error| Refusal::new("artifact_invalid", format!("artifact: {error}")))?;
-    Guest::new(engine, module, made_by).map_err(|message| Refusal::new("invalid_module", message))
+    Guest::new(engine, module, made_by, &shared.budget)
+        .map_err(|message| Refusal::new("invalid_module", message))
 }
 
 fn serve_runs(guest: &Guest, input: &Input, shared: &Arc<Shared>) -> ! {

@@ -30,6 +30,8 @@ SEEN = (Layer.SECCOMP, Layer.NO_NEW_PRIVS, Layer.NOT_ROOT, Layer.NAMESPACES, Lay
 def proc(tmp_path, monkeypatch):
     """A worker behind its monitor, well jailed, as proc shows it."""
     monkeypatch.setattr(look, "_PROC", tmp_path)
+    # Which namespaces are this process' own is kept, and another test may have asked already.
+    monkeypatch.setattr(look, "_own_namespaces", look._own_namespaces.__wrapped__)
     for name, worker in ((str(WORKER), True), ("self", False)):
         (tmp_path / name / "ns").mkdir(parents=True)
         for kind in ("user", "pid", "net", "mnt", "ipc", "uts"):

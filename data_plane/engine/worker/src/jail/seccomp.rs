@@ -84,12 +84,13 @@ const FILES: &[c_long] = &[
     libc::SYS_rename,
 ];
 
-/// Until the module is loaded: the rest of the jail, limits, the timer, the socket's type.
+/// Until the module is loaded: the rest of the jail, limits, the timer, the socket's type, the file of its image.
 const LOADING: &[c_long] = &[
     libc::SYS_getsockopt,
     libc::SYS_landlock_add_rule,
     libc::SYS_landlock_create_ruleset,
     libc::SYS_landlock_restrict_self,
+    libc::SYS_memfd_create,
     libc::SYS_prctl,
     libc::SYS_prlimit64,
     libc::SYS_seccomp,
@@ -238,6 +239,7 @@ fn rules(mode: Mode, stage: Stage) -> Result<Rules, Error> {
     rules.insert(libc::SYS_tgkill, vec![rule(0, SeccompCmpOp::Eq, own)?]);
     let commands = FCNTL_COMMANDS
         .iter()
+        .chain(loading.then_some(&libc::F_ADD_SEALS))
         .map(|command| rule(1, SeccompCmpOp::Eq, u64::from(command.unsigned_abs())))
         .collect::<Result<_, _>>()?;
     rules.insert(libc::SYS_fcntl, commands);

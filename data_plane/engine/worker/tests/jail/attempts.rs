@@ -173,6 +173,11 @@ pub const ATTEMPTS: &[Attempt] = &[
         call!(SYS_fcntl, 0, libc::F_SETOWN, 1),
         Killed,
     ),
+    (
+        "fcntl seals",
+        call!(SYS_fcntl, 0, libc::F_ADD_SEALS, libc::F_SEAL_WRITE),
+        Killed,
+    ),
     ("shared memory", call!(SYS_shmget, 1, 4096, 0o666), Killed),
     ("message queue", call!(SYS_msgget, 1, 0o666), Killed),
     ("inotify", call!(SYS_inotify_init1, 0), Killed),
