@@ -1,5 +1,6 @@
 """The Docker engine and the images, once for a session."""
 
+import os
 import shutil
 import subprocess
 from collections.abc import Iterator
@@ -10,6 +11,7 @@ import pytest
 from tests.platform.compose import Compose
 from tests.platform.prepare import ROOT, prepare
 
+CACHE = Path(os.environ.get("AF_CACHE_DIR") or Path.home() / ".cache" / "agentfactory")
 BUILD_SECONDS = 600
 
 
@@ -41,7 +43,12 @@ def agent(compose: Compose, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def first_agent(compose: Compose, folder: Path) -> None:
     """Trust a publisher, and make the agent `desk`."""
-    subprocess.run([ROOT / "examples" / "redact" / "build.sh"], check=True, timeout=BUILD_SECONDS)
+    subprocess.run(
+        [ROOT / "examples" / "redact" / "build.sh"],
+        check=True,
+        timeout=BUILD_SECONDS,
+        env={"ZIG_GLOBAL_CACHE_DIR": str(CACHE / "zig"), **os.environ},
+    )
     shutil.copytree(ROOT / "examples" / "redact", folder / "redact")
     folder.chmod(0o777)
     compose.cli("keys", "init", "--out", "publisher.key", mount=folder)
