@@ -18,8 +18,12 @@ def test_a_lone_one_waits_for_nobody():
     assert after(100, gap=0.001, in_flight=1).worth() == 0
 
 
-def test_a_crowd_waits_for_a_quarter_of_it():
-    assert after(100, gap=0.0005, in_flight=64).worth() == 16
+def test_a_few_wait_for_nobody():
+    assert after(100, gap=0.001, in_flight=7).worth() == 0
+
+
+def test_a_crowd_waits_for_half_of_it():
+    assert after(200, gap=0.0001, in_flight=64).worth() == 32
 
 
 @pytest.mark.parametrize(("gap", "worth"), [(1.0, 1), (0.01, 1), (0.002, 5), (0.001, 10)])
