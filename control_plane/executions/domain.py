@@ -9,6 +9,7 @@ from enum import IntEnum, StrEnum
 from typing import Final
 
 from control_plane.kv.domain import KvWrite
+from control_plane.policy.domain import Decision
 from shared import outcomes, resources
 from shared.digests import Digest
 from shared.errors import RejectionReason
@@ -247,33 +248,13 @@ class IdempotencyKey:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class DecisionRecord:
-    """A policy's answer, as it is stored."""
-
-    decision_id: DecisionId
-    tenant_id: TenantId
-    question: str
-    allowed: bool
-    reason: str
-    input: bytes
-    """Canonical JSON, without bodies."""
-    policy_digest: str
-    input_digest: str = ""
-    result_digest: str = ""
-    reasons: tuple[str, ...] = ()
-    duration_us: int = 0
-    engine: str = ""
-    engine_decision_id: str = ""
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
 class NewExecution:
     """One allowed request, complete; its ids make storing it twice harmless."""
 
     run: RunSpec
     agent_revision: int
     idempotency: IdempotencyKey
-    decision: DecisionRecord
+    decision: Decision
     audit_entry_id: AuditEntryId
     max_attempts: int = DEFAULT_MAX_ATTEMPTS
     priority: Priority = Priority.NORMAL

@@ -14,7 +14,6 @@ from control_plane.executions.domain import (
     CancelRequest,
     Claimable,
     Claimed,
-    DecisionRecord,
     EndedExecution,
     EndReason,
     ExecutionState,
@@ -31,6 +30,7 @@ from control_plane.executions.domain import (
 )
 from control_plane.executions.lifecycle import Execution, Finished
 from control_plane.paging import Page
+from control_plane.policy.domain import Decision
 from shared.digests import Digest
 from shared.ids import BodyId, BootId, ExecutionId, NodeId, TenantId
 
@@ -163,7 +163,7 @@ class ExecutionStore(Protocol):
         At most `limit` together; the caller repeats until both are empty.
         """
 
-    async def record_denial(self, decision: DecisionRecord, entry: NewAuditEntry) -> None:
+    async def record_denial(self, decision: Decision, entry: NewAuditEntry) -> None:
         """Store a denial and its audit entry, in one transaction."""
 
     async def protect(self, tenant_id: TenantId, body: StoredBody) -> StoredBody:

@@ -17,7 +17,6 @@ from control_plane.executions.domain import (
     INLINE_BODY_BYTES,
     Accepted,
     AcceptOutcome,
-    DecisionRecord,
     ExecutionState,
     IdempotencyKey,
     NewExecution,
@@ -352,7 +351,7 @@ class ExecutionService:
                 "policy_reason": decision.reason,
             },
         )
-        await self._store.record_denial(_record_of(decision), entry)
+        await self._store.record_denial(decision, entry)
         raise PolicyDeniedError(
             f"policy denies {decision.question}: {decision.reason} (decision {decision.decision_id})"
         )
@@ -400,7 +399,7 @@ class ExecutionService:
                 hmac_key=self._random.token_bytes(32),
                 fingerprint=_fingerprint(request, body),
             ),
-            decision=_record_of(decision),
+            decision=decision,
             audit_entry_id=new_id(AUDIT_ENTRY, self._clock, self._random),
             max_attempts=self._options.max_attempts,
             priority=request.priority,
@@ -443,24 +442,6 @@ def _fingerprint(request: RunRequest, body: StoredBody) -> bytes:
         data = part.encode()
         hasher.update(len(data).to_bytes(4, "big") + data)
     return hasher.digest()
-
-
-def _record_of(decision: Decision) -> DecisionRecord:
-    return DecisionRecord(
-        decision_id=decision.decision_id,
-        tenant_id=decision.tenant_id,
-        question=str(decision.question),
-        allowed=decision.allowed,
-        reason=decision.reason,
-        input=decision.input,
-        policy_digest=decision.policy_digest,
-        input_digest=decision.input_digest,
-        result_digest=decision.result_digest,
-        reasons=decision.reasons,
-        duration_us=decision.duration_us,
-        engine=decision.engine,
-        engine_decision_id=decision.engine_decision_id,
-    )
 
 
 def _execution_of(item: NewExecution) -> Execution:

@@ -9,7 +9,7 @@ from dataclasses import replace
 from datetime import timedelta
 from typing import Final
 
-from sqlalchemy import ColumnElement, and_, delete, exists, func, insert, select, tuple_
+from sqlalchemy import ColumnElement, and_, delete, exists, func, select, tuple_
 
 from control_plane.audit.domain import NewAuditEntry
 from control_plane.audit.ports import AuditLog
@@ -18,7 +18,6 @@ from control_plane.database.notifications import Channel
 from control_plane.database.tables import (
     attempts,
     bodies,
-    decisions,
     executions,
     fleet,
     idempotency_keys,
@@ -37,7 +36,6 @@ from control_plane.executions.domain import (
     Accepted,
     AcceptOutcome,
     CancelRequest,
-    DecisionRecord,
     EndReason,
     ExecutionState,
     HaltScope,
@@ -60,6 +58,8 @@ from control_plane.executions.rows import (
 )
 from control_plane.executions.transitions import cancel_request_of, lock_executions, save_executions
 from control_plane.paging import Page, encode_token
+from control_plane.policy.domain import Decision
+from control_plane.policy.ports import DecisionLog
 from shared.clock import Clock, Random
 from shared.errors import NotFoundError
 from shared.ids import AUDIT_ENTRY, ExecutionId, TenantId, new_id
@@ -76,12 +76,14 @@ class PostgresExecutionStore(PostgresBodyStore):
         database: PostgresDatabase,
         *,
         audit: AuditLog,
+        decisions: DecisionLog,
         clock: Clock,
         random: Random,
         sealer: BodySealer | None = None,
     ) -> None:
         super().__init__(database, sealer=sealer)
         self._audit = audit
+        self._decisions = decisions
         self._clock = clock
         self._random = random
         self._accepting = database.held()
@@ -255,25 +257,10 @@ class PostgresExecutionStore(PostgresBodyStore):
             details={"reason": reason, "template_digest": execution.template_digest},
         )
 
-    async def record_denial(self, decision: DecisionRecord, entry: NewAuditEntry) -> None:
+    async def record_denial(self, decision: Decision, entry: NewAuditEntry) -> None:
         """See `ExecutionStore.record_denial`."""
-        values = {
-            "decision_id": decision.decision_id,
-            "tenant_id": decision.tenant_id,
-            "question": decision.question,
-            "allowed": decision.allowed,
-            "reason": decision.reason,
-            "input": decision.input,
-            "policy_digest": decision.policy_digest,
-            "input_digest": decision.input_digest,
-            "result_digest": decision.result_digest,
-            "reasons": list(decision.reasons) or None,
-            "duration_us": decision.duration_us,
-            "engine": decision.engine,
-            "engine_decision_id": decision.engine_decision_id,
-        }
         async with self._database.transaction() as tx:
-            await connection_of(tx).execute(insert(decisions).values(values))
+            await self._decisions.append(tx, decision)
             await self._audit.append(tx, [entry])
 
     async def remove_idempotency_keys(self, *, older_than: timedelta, limit: int) -> int:

@@ -36,8 +36,14 @@ class Stores:
 
     @classmethod
     def of(cls, base: Base, sealer: BodySealer) -> "Stores":
+        decisions = PostgresDecisionLog()
         executions = PostgresExecutionStore(
-            base.database, audit=base.audit, clock=base.clock, random=base.random, sealer=sealer
+            base.database,
+            audit=base.audit,
+            decisions=decisions,
+            clock=base.clock,
+            random=base.random,
+            sealer=sealer,
         )
         return cls(
             executions=executions,
@@ -54,7 +60,7 @@ class Stores:
             nodes=PostgresNodeStore(database=base.database, audit=base.audit),
             templates=PostgresTemplateStore(),
             agents=PostgresAgentStore(),
-            decisions=PostgresDecisionLog(),
+            decisions=decisions,
             decision_reader=PostgresDecisionReader(base.database),
             bundles=PostgresBundleStore(),
             stops=PostgresStopStore(),

@@ -88,9 +88,13 @@ async def compile_module(module_bytes: bytes, folder: Path, name: str) -> Path:
     return artifact
 
 
-def worker_report(artifact: Path) -> dict[str, float]:
+def worker_report(artifact: Path, *given: Path, runs: int = RUNS) -> dict[str, float]:
+    """Return what the worker says of runs that are given the content of a file."""
     done = subprocess.run(
-        [worker_path(), "bench", str(artifact), str(RUNS)], check=True, capture_output=True, timeout=120
+        [worker_path(), "bench", str(artifact), str(runs), *map(str, given)],
+        check=True,
+        capture_output=True,
+        timeout=120,
     )
     report: dict[str, float] = json.loads(done.stdout)
     return report

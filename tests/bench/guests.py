@@ -23,6 +23,7 @@ from cli.guests.runtimes import find_runtime
 from cli.guests.sandbox import Bench
 from cli.guests.start import Start
 from shared.manifest import Manifest
+from tests.bench.engine import compile_module, worker_report
 from tests.bench.report import Figure, measured, publish, quantile
 from tests.fixtures.runtimes import runtime_folder
 
@@ -106,6 +107,24 @@ async def run_figures(
     ]
 
 
+async def engine_figures(language: Language, folder: Path, built: Built) -> list[Figure]:
+    """The same run without a node: host calls are answered at once."""
+    body = folder / "body.json"
+    body.write_bytes(BODY)
+    artifact = await compile_module(built.module, folder, language)
+    reports = [worker_report(artifact, body, runs=RUNS) for _ in range(3)]
+
+    def each(name: str, scale: float = 1.0) -> list[float]:
+        return [report[name] * scale for report in reports]
+
+    return [
+        measured(f"{language}: engine only, processor time", each("engine_run_cpu_us_median", 1e-3), "ms"),
+        measured(f"{language}: engine only, page faults", each("engine_run_page_faults"), "pages"),
+        measured(f"{language}: blocking client, p50", each("round_trip_us_p50", 1e-3), "ms"),
+        measured(f"{language}: blocking client, p99", each("round_trip_us_p99", 1e-3), "ms"),
+    ]
+
+
 def fresh_python() -> list[float]:
     times = []
     for _ in range(5):
@@ -129,6 +148,7 @@ def main() -> None:
             figures += builds
             beside = ("started for each run", starts(language, folder, runtimes))
             figures += asyncio.run(run_figures(language, folder, built, manifest, beside))
+            figures += asyncio.run(engine_figures(language, folder, built))
         figures.append(measured("a fresh process of CPython, the same function", fresh_python(), "ms"))
     sys.exit(publish("guests", figures))
 

@@ -1,14 +1,13 @@
 """Builds executions, placements and results that are right in everything a test does not care about."""
 
 from dataclasses import dataclass, field, replace
-from datetime import timedelta
+from datetime import datetime, timedelta
 
 from control_plane.executions.domain import (
     AttemptRef,
     AttemptResult,
     BatchPlace,
     Claimable,
-    DecisionRecord,
     IdempotencyKey,
     NewExecution,
     Outcome,
@@ -20,6 +19,7 @@ from control_plane.executions.domain import (
     StoredBody,
 )
 from control_plane.executions.encoding import capabilities_bytes
+from control_plane.policy.domain import Decision, Question
 from shared.clock import Clock, Random, SystemClock, SystemRandom
 from shared.digests import commit_body, sha256_digest
 from shared.ids import (
@@ -36,6 +36,7 @@ from shared.ids import (
     TenantId,
     new_id,
 )
+from shared.limits import Limits
 from shared.manifest import Capabilities
 
 TENANT = TenantId("default")
@@ -57,6 +58,21 @@ def node(name: str = "one") -> NodeId:
 
 def session(name: str = "one", *, epoch: int = 1, boot: str = "boot_1") -> SessionRef:
     return SessionRef(node_id=node(name), boot_id=BootId(boot), session_epoch=epoch, heartbeat_number=1)
+
+
+def allowed(run: RunSpec, *, at: datetime) -> Decision:
+    """The decision that let a run in."""
+    return Decision(
+        decision_id=run.decision_id,
+        tenant_id=run.tenant_id,
+        question=Question.EXECUTE,
+        allowed=True,
+        reason="ALLOWED",
+        input=b"{}",
+        policy_digest=run.policy_digest,
+        limits=Limits(),
+        decided_at=at,
+    )
 
 
 @dataclass
@@ -127,15 +143,7 @@ class Builder:
                 hmac_key=self.random.token_bytes(32),
                 fingerprint=fingerprint,
             ),
-            decision=DecisionRecord(
-                decision_id=decision_id,
-                tenant_id=tenant,
-                question="execute",
-                allowed=True,
-                reason="ALLOWED",
-                input=b"{}",
-                policy_digest=run.policy_digest,
-            ),
+            decision=allowed(run, at=self.clock.now()),
             audit_entry_id=new_id(AUDIT_ENTRY, self.clock, self.random),
             max_attempts=max_attempts,
             priority=priority,

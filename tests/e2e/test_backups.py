@@ -4,7 +4,7 @@ import asyncio
 import time
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import asyncpg
@@ -188,7 +188,10 @@ async def test_a_restore_overwrites_nothing_and_needs_the_root_key_or_a_keyset_t
         await stack.cli("template", "channel", "set", "actor@stable", "--to", "1.0.0")
         await stack.cli("agent", "create", "follower", "--template", "actor@stable")
         assert (await stack.execute("follower", b"exit 0"))[0].state == SUCCEEDED
+        first, second = await signed_policies(stack)
+        await put_in_force(stack, first)
         await create(stack)
+        await put_in_force(stack, second)
         await stack.cli("template", "channel", "set", "actor@stable", "--to", "1.1.0")
         await stack.cli("agent", "rollout", "actor", "--to", "1.1.0", "--percent", "100")
         assert await version_of(stack, "follower") == await version_of(stack, "actor") == "1.1.0"
@@ -220,16 +223,57 @@ async def test_a_restore_overwrites_nothing_and_needs_the_root_key_or_a_keyset_t
         assert done.code == 0, done.err
         await stack.start_control_plane()
         assert (await stack.execute("actor", b"exit 0", timeout_seconds=60))[0].state == SUCCEEDED
-        # What was moved behind the backup is moved again, and back, by the same single commands.
-        assert await version_of(stack, "follower") == await version_of(stack, "actor") == "1.0.0"
-        await stack.cli("template", "channel", "set", "actor@stable", "--to", "1.1.0")
-        await stack.cli("agent", "rollout", "actor", "--to", "1.1.0", "--percent", "100")
-        assert await version_of(stack, "follower") == await version_of(stack, "actor") == "1.1.0"
-        await stack.cli("template", "channel", "set", "actor@stable", "--to", "1.0.0")
-        await stack.cli("agent", "rollback", "actor", "--reason", "worse")
-        assert await version_of(stack, "follower") == await version_of(stack, "actor") == "1.0.0"
-        ended = (await stack.execute("follower", b"exit 0"))[0]
-        assert ended.state == SUCCEEDED
+        await what_was_moved_behind_the_backup_moves_again_and_back(stack, first, second)
+
+
+async def what_was_moved_behind_the_backup_moves_again_and_back(
+    stack: TestStack, first: "SignedPolicy", second: "SignedPolicy"
+) -> None:
+    """By the same single commands as before."""
+    assert await version_of(stack, "follower") == await version_of(stack, "actor") == "1.0.0"
+    await stack.cli("template", "channel", "set", "actor@stable", "--to", "1.1.0")
+    await stack.cli("agent", "rollout", "actor", "--to", "1.1.0", "--percent", "100")
+    assert await version_of(stack, "follower") == await version_of(stack, "actor") == "1.1.0"
+    await stack.cli("template", "channel", "set", "actor@stable", "--to", "1.0.0")
+    await stack.cli("agent", "rollback", "actor", "--reason", "worse")
+    assert await version_of(stack, "follower") == await version_of(stack, "actor") == "1.0.0"
+
+    assert await policy_in_force(stack) == first.digest
+    await put_in_force(stack, second)
+    assert (await stack.execute("actor", b"exit 0"))[0].state == SUCCEEDED
+    await stack.cli("policy", "rollback")
+    assert await policy_in_force(stack) == first.digest
+    assert (await stack.execute("follower", b"exit 0"))[0].state == SUCCEEDED
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SignedPolicy:
+    folder: Path
+    version: str
+    digest: str
+
+
+async def signed_policies(stack: TestStack) -> tuple[SignedPolicy, SignedPolicy]:
+    """Return two bundles that decide as the built-in one does, and are not it."""
+    made = []
+    for version in ("1", "2"):
+        folder = stack.folder / f"policy-{version}"
+        await stack.cli("policy", "init", str(folder))
+        rules = folder / "builtin.rego"
+        rules.write_text(f"{rules.read_text()}\n# version {version}\n")
+        signed = await stack.cli("policy", "sign", str(folder), "--version", version, "--json")
+        made.append(SignedPolicy(folder=folder, version=version, digest=signed.json()["digest"]))
+    return made[0], made[1]
+
+
+async def put_in_force(stack: TestStack, policy: SignedPolicy) -> None:
+    await stack.cli("policy", "publish", str(policy.folder))
+    await stack.cli("policy", "activate", policy.version)
+    assert await policy_in_force(stack) == policy.digest
+
+
+async def policy_in_force(stack: TestStack) -> str:
+    return (await stack.cli("policy", "show", "--json")).json()["bundle"]["digest"]
 
 
 async def version_of(stack: TestStack, agent: str) -> str:

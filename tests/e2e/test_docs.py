@@ -71,6 +71,17 @@ def test_every_block_says_what_it_is_and_who_runs_it(page: Path) -> None:
     assert sorted(tags - TAGS) == [], f"tag these as CONTRIBUTING.md says: one of {sorted(TAGS)}"
 
 
+def test_every_test_that_a_page_names_exists() -> None:
+    there = {
+        name
+        for path in (ROOT / "tests").rglob("test_*.py")
+        for name in [path.name, *re.findall(r"^(?:async )?def (test_\w+)", path.read_text(), re.MULTILINE)]
+    }
+    named = {name for page in PAGES for name in re.findall(r"`(test_\w+(?:\.py)?)`", page.read_text())}
+    assert len(named) > 20
+    assert sorted(named - there) == []
+
+
 def test_pages_outside_the_tour_have_no_block_that_is_never_run() -> None:
     tour = {ROOT / "docs" / f"{name}.md" for name in TOUR}
     tagged = {

@@ -19,7 +19,6 @@ from control_plane.executions.domain import (
     CancelRequest,
     Claimable,
     Claimed,
-    DecisionRecord,
     Disposition,
     EndedExecution,
     EndReason,
@@ -44,6 +43,7 @@ from control_plane.executions.rows import execution_id_of_token, request_hmac
 from control_plane.executions.turns import Turns, due, share
 from control_plane.kv.domain import KvAnswer, KvDenial, KvRead
 from control_plane.paging import Page, encode_token
+from control_plane.policy.domain import Decision
 from shared.clock import Clock
 from shared.digests import Digest
 from shared.errors import NotFoundError, PermissionDeniedError, ResourceExhaustedError, SessionSupersededError
@@ -82,7 +82,7 @@ class FakeExecutionStore:
     stops: dict[HaltScope, str] = field(default_factory=dict)
     """Live emergency stops with their reasons; every template is named redact."""
     entries: list[NewAuditEntry] = field(default_factory=list)
-    denials: list[DecisionRecord] = field(default_factory=list)
+    denials: list[Decision] = field(default_factory=list)
     batches: dict[str, SignedBatchRecord] = field(default_factory=dict)
     kv: FakeKv = field(default_factory=FakeKv)
 
@@ -215,7 +215,7 @@ class FakeExecutionStore:
         ended_ids = [one.execution_id for one in stopped if one.state.is_terminal]
         return ended_ids, [request for one in stopped if (request := _cancel_request(one))]
 
-    async def record_denial(self, decision: DecisionRecord, entry: NewAuditEntry) -> None:
+    async def record_denial(self, decision: Decision, entry: NewAuditEntry) -> None:
         self.denials.append(decision)
         self.entries.append(entry)
 

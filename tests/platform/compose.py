@@ -11,7 +11,7 @@ from typing import Any
 from cli.stack.probe import free_ports
 
 ROOT = Path(__file__).resolve().parents[2]
-FILES = ("--file", "docker-compose.yml", "--file", "tests/platform/docker-compose.tests.yml")
+FILES = ("docker-compose.yml", "tests/platform/docker-compose.tests.yml")
 MADE_HERE = ("postgres", "prometheus", "openbao", "opa", "collector", "zipkin")
 API = "http://api:8000/v1/"
 DOCKER_NETWORKS = ["172.16.0.0/12", "192.168.0.0/16"]
@@ -32,28 +32,50 @@ class Compose:
     zipkin_port: int = field(default_factory=free_port)
     profile: str = "full"
 
+    @property
+    def environment(self) -> dict[str, str]:
+        """What makes `docker compose` in any folder mean this project."""
+        return {
+            **os.environ,
+            **{f"AF_{name.upper()}_IMAGE": f"agentfactory-test/{name}" for name in MADE_HERE},
+            "AF_REST_PORT": str(self.rest_port),
+            "AF_PROMETHEUS_PORT": str(self.prometheus_port),
+            "AF_ZIPKIN_PORT": str(self.zipkin_port),
+            "AF_ALLOWED_HTTP": json.dumps([f"GET {API}"]),
+            "AF_ALLOWED_NETWORKS": json.dumps(DOCKER_NETWORKS),
+            "COMPOSE_FILE": ":".join(str(ROOT / name) for name in FILES),
+            "COMPOSE_PROJECT_NAME": self.project,
+            "COMPOSE_PROFILES": self.profile,
+        }
+
+    def shell(self, script: str, folder: Path) -> None:
+        """Run a script as the documentation has it, in a folder of its reader."""
+        done = subprocess.run(
+            ["bash", "-euc", script],
+            check=False,
+            cwd=folder,
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+            timeout=CALL_SECONDS,
+            env=self.environment,
+        )
+        assert done.returncode == 0, f"{script}: {done.stdout}"
+
     def call(
         self, *arguments: str, seconds: float = CALL_SECONDS, check: bool = True, given: str | None = None
     ) -> str:
         """Run a compose command, with something on standard input, and return what it printed."""
         done = subprocess.run(
-            [*("docker", "compose", "--ansi", "never", *FILES), "--project-name", self.project, *arguments],
+            ["docker", "compose", "--ansi", "never", *arguments],
             check=False,
             cwd=ROOT,
             input=given,
             capture_output=True,
             text=True,
             timeout=seconds,
-            env={
-                **os.environ,
-                **{f"AF_{name.upper()}_IMAGE": f"agentfactory-test/{name}" for name in MADE_HERE},
-                "AF_REST_PORT": str(self.rest_port),
-                "AF_PROMETHEUS_PORT": str(self.prometheus_port),
-                "AF_ZIPKIN_PORT": str(self.zipkin_port),
-                "AF_ALLOWED_HTTP": json.dumps([f"GET {API}"]),
-                "AF_ALLOWED_NETWORKS": json.dumps(DOCKER_NETWORKS),
-                "COMPOSE_PROFILES": self.profile,
-            },
+            env=self.environment,
         )
         if check and done.returncode != 0:
             raise AssertionError(f"compose {' '.join(arguments)}: {done.stdout}{done.stderr}")

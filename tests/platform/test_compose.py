@@ -10,6 +10,7 @@ from typing import Any
 from urllib.parse import quote
 
 import httpx
+import pytest
 
 from tests.platform.compose import Compose
 from tests.platform.test_rules import METRIC, SUFFIX, expressions, rules
@@ -23,6 +24,8 @@ CUSTODY_SECRETS = """cd /run/custody
 for file in */secret-id seal/setup/secret-id; do cat $file; echo; done
 grep -o '"[0-9a-f]\\{64\\}"' seal/recovery.json | tr -d '"'
 """
+
+pytestmark = pytest.mark.timeout(900)  # the first one starts everything
 
 
 def run(compose: Compose, folder: Path) -> dict[str, Any]:

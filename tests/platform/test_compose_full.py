@@ -2,10 +2,15 @@
 
 import base64
 import json
+import re
 import shutil
 import subprocess
+import threading
 import time
-from collections.abc import Callable
+import uuid
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +23,9 @@ SUCCEEDED = "EXECUTION_STATE_SUCCEEDED"
 FETCHER = ROOT / "tests" / "guests" / "fetcher.wasm"
 TOKEN = "a-token-that-nobody-sees"
 READY_SECONDS = 60
+CALLS = 5
+
+pytestmark = pytest.mark.timeout(900)
 
 
 def run(compose: Compose, folder: Path) -> dict[str, Any]:
@@ -132,6 +140,70 @@ def test_one_opa_server_is_enough_and_without_any_all_is_denied(compose: Compose
             compose.cli("run", "second", "--input", "redact/data/tickets.jsonl", mount=agent)
     finally:
         compose.call("up", "--wait", "--no-deps", "opa-1", "opa-2")
+
+
+def test_both_opa_servers_get_another_policy_and_the_one_before_again_and_nothing_is_denied(
+    compose: Compose, agent: Path
+) -> None:
+    """The commands of docs/compose.md, while somebody calls."""
+    page = (ROOT / "docs" / "compose.md").read_text()
+    section = page.split("\n## Another policy\n")[1]
+    begin, there, back = re.findall(r"^```sh by-hand\n(.*?)^```$", section, re.MULTILINE | re.DOTALL)
+    give = there[: there.index("docker compose run --rm -v")]
+    before = compose.cli("policy", "show")["bundle"]["digest"]
+    with calling(compose, agent) as states:
+        compose.shell(begin, agent)
+        rules = agent / "my-policy" / "builtin.rego"
+        compose.shell(
+            "docker compose run --rm -v $PWD:/work -w /work --entrypoint sh cli -c 'echo \"# changed\" >> my-policy/builtin.rego'",
+            agent,
+        )
+        assert rules.read_text().endswith("# changed\n")
+        compose.shell(there, agent)
+        after = compose.cli("policy", "show")["bundle"]
+        assert after["version"] == 1
+        assert after["digest"] != before
+        seen = len(states)
+        eventually(lambda: len(states) > seen + CALLS, "calls under the new policy")
+        engines = {
+            one["policyDigest"]: one["engine"]
+            for one in compose.cli("policy", "decisions", "--question", "execute")["decisions"]
+        }
+        assert engines[after["digest"]] == "opa"
+        compose.shell(give + back, agent)
+        assert compose.cli("policy", "show")["bundle"]["digest"] == before
+        seen = len(states)
+        eventually(lambda: len(states) > seen + CALLS, "calls under the policy of before")
+    assert set(states) == {SUCCEEDED}
+
+
+@contextmanager
+def calling(compose: Compose, agent: Path) -> Iterator[list[str]]:
+    """Call over REST for the time of the context; yield the states of what was called, or why it was refused."""
+    tickets = (agent / "redact" / "data" / "tickets.jsonl").read_bytes()
+    token = compose.cli("access", "token", "--ttl", "10")["token"]
+    states: list[str] = []
+    over = threading.Event()
+
+    def call() -> None:
+        with httpx.Client(base_url=f"http://127.0.0.1:{compose.rest_port}", timeout=30) as http:
+            while not over.is_set():
+                answer = http.post(
+                    "/v1/executions:execute",
+                    headers={"Authorization": f"Bearer {token}", "Idempotency-Key": str(uuid.uuid4())},
+                    json={"execution": {"agent": "desk", "inline": base64.b64encode(tickets).decode()}},
+                )
+                states.append(
+                    answer.json()["execution"]["state"] if answer.status_code == 200 else answer.text
+                )
+
+    with ThreadPoolExecutor(1) as pool:
+        called = pool.submit(call)
+        try:
+            yield states
+        finally:
+            over.set()
+        called.result()
 
 
 def json_lines(text: str) -> list[dict[str, Any]]:

@@ -2,10 +2,14 @@
 
 from pathlib import Path
 
+import pytest
+
 from tests.platform.compose import Compose
 from tests.platform.conftest import first_agent
 
 SUCCEEDED = "EXECUTION_STATE_SUCCEEDED"
+
+pytestmark = pytest.mark.timeout(900)
 
 
 def test_minimal_runs_agents_and_grows_to_full(docker: None, tmp_path: Path) -> None:

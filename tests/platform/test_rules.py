@@ -4,6 +4,7 @@ import json
 import os
 import re
 import subprocess
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +14,7 @@ import yaml
 from tests.tools import dashboards
 
 ROOT = Path(__file__).resolve().parents[2]
+RUNBOOK = ROOT / "docs" / "runbook"
 RULES = ROOT / "helm" / "agent-factory" / "files" / "rules.yaml"
 LABEL = re.compile(r"\{\{ \$labels\.([a-z_]+) \}\}")
 METRIC = re.compile(r"\b(?:af|agentfactory)_[a-z_]+\b")
@@ -149,12 +151,13 @@ def expressions() -> list[str]:
     return [query for panel in panels for query in panel.queries.values()]
 
 
-def ours() -> set[str]:
+@cache
+def ours() -> frozenset[str]:
     """Return the names of metrics in our sources."""
     sources = "".join(
         path.read_text() for plane in ("control_plane", "data_plane") for path in (ROOT / plane).rglob("*.py")
     )
-    return set(re.findall(r'"((?:af|agentfactory)_[a-z_]+)"', sources))
+    return frozenset(re.findall(r'"((?:af|agentfactory)_[a-z_]+)"', sources))
 
 
 def alerts() -> dict[str, dict[str, Any]]:
@@ -173,11 +176,34 @@ def promtool(*arguments: str | Path) -> None:
 
 
 def test_every_alert_has_a_case_and_a_page():
-    runbook = (ROOT / "docs" / "runbook.md").read_text()
-    assert set(CASES) == set(alerts()) == set(re.findall(r"^## ([A-Za-z]+)$", runbook, re.MULTILINE))
+    pages = {page.stem for page in RUNBOOK.glob("*.md")} - {"README"}
+    assert set(CASES) == set(alerts()) == pages
+    rows = dict(
+        re.findall(
+            r"^\| \[(\w+)\]\(\1\.md\) \| (\w+) \| .+ \|$", (RUNBOOK / "README.md").read_text(), re.MULTILINE
+        )
+    )
+    assert rows == {name: rule["labels"]["severity"] for name, rule in alerts().items()}
     for name, rule in alerts().items():
-        assert rule["annotations"]["runbook_url"] == f"docs/runbook.md#{name.lower()}"
+        assert rule["annotations"]["runbook_url"] == f"docs/runbook/{name}.md"
         assert rule["labels"]["severity"] in {"page", "ticket"}
+
+
+@pytest.mark.parametrize("name", sorted(alerts()))
+def test_each_page_says_what_it_means_what_to_check_and_how_to_fix_it(name):
+    text = (RUNBOOK / f"{name}.md").read_text()
+    page = re.fullmatch(
+        rf"# {name}\n\nSeverity: (\w+)\.\n\n## Meaning\n\n(.+)\n## Check\n\n(.+)\n## Fix\n\n(.+)\n",
+        text,
+        re.DOTALL,
+    )
+    assert page, "title, severity, then the parts Meaning, Check, Fix"
+    assert page[1] == alerts()[name]["labels"]["severity"]
+    assert not re.search(r"^## ", "\n".join(page.groups()[1:]), re.MULTILINE)
+    known = ours()
+    assert {
+        metric for metric in METRIC.findall(text) if not {metric, SUFFIX.sub("", metric)} & known
+    } == set()
 
 
 def test_every_metric_is_one_that_our_processes_show():

@@ -21,18 +21,20 @@ ROOT: Final = Path(__file__).resolve().parents[2]
 DOCS: Final = "docs/"
 OUTSIDE: Final = "source/"
 LINK: Final = re.compile(r"(?<=\]\()([^()#\s:]+)(?=(?:#[^()\s]*)?\))")
+FOLDERS: Final = {"Decisions": "adr/", "Runbook": "runbook/"}
+"""Sections of the navigation that have all pages of a folder."""
 TAGGED: Final = re.compile(r"^(```[a-z]+) (?:test|by-hand)$", re.MULTILINE)
 """The tag of a block says who runs it (CONTRIBUTING.md); it is no part of the language's name."""
 
 
 def on_config(config: MkDocsConfig) -> MkDocsConfig:
-    """Fill the sections that follow from what is there: decisions, and pages that the navigation does not name."""
+    """Fill the sections that follow from what is there: whole folders, and pages that the navigation does not name."""
     pages = sorted(path.relative_to(ROOT / DOCS).as_posix() for path in (ROOT / DOCS).rglob("*.md"))
     named = set(_pages(config.nav))
-    decisions = [page for page in pages if page.startswith("adr/") and page not in named]
-    more = [page for page in pages if page not in named and page not in decisions]
-    filled = {"Decisions": decisions, "More": more}
-    config.nav = [entry for entry in (_fill(entry, filled) for entry in config.nav or []) if entry]
+    left = [page for page in pages if page not in named]
+    filled = {title: [page for page in left if page.startswith(folder)] for title, folder in FOLDERS.items()}
+    filled["More"] = [page for page in left if not page.startswith(tuple(FOLDERS.values()))]
+    config.nav = _filled(config.nav, filled)
     return config
 
 
@@ -87,10 +89,12 @@ def _pages(nav: Any) -> list[str]:
     return [page for entry in inner for page in _pages(entry)]
 
 
-def _fill(entry: Any, filled: dict[str, list[str]]) -> Any:
-    if not isinstance(entry, dict):
-        return entry
-    ((title, _),) = entry.items()
-    if title not in filled:
-        return entry
-    return {title: filled[title]} if filled[title] else None
+def _filled(nav: Any, filled: dict[str, list[str]]) -> Any:
+    """Return the navigation with the pages of the sections that have names to fill, and without what is empty."""
+    if isinstance(nav, str):
+        return nav
+    if isinstance(nav, list):
+        return [entry for entry in (_filled(one, filled) for one in nav) if entry]
+    ((title, inner),) = nav.items()
+    pages = filled[title] if title in filled else _filled(inner, filled)
+    return {title: pages} if pages else None

@@ -20,7 +20,6 @@ from control_plane.dispatch.service import Dispatch
 from control_plane.engines.store import PostgresEngineDenialStore
 from control_plane.executions.domain import (
     Accepted,
-    DecisionRecord,
     IdempotencyKey,
     NewExecution,
 )
@@ -36,12 +35,14 @@ from control_plane.nodes.service import NodeService
 from control_plane.nodes.servicer import NodeServicer
 from control_plane.nodes.store import PostgresNodeStore
 from control_plane.nodes.transfers import NodeTransfers
+from control_plane.policy.store import PostgresDecisionLog
 from shared.checkpoints import log_origin
 from shared.clock import SystemClock, SystemRandom
 from shared.digests import sha256_digest
 from shared.errors import NotFoundError
 from shared.ids import AGENT, AUDIT_ENTRY, ExecutionId, KeyId, NodeId, new_id
 from shared.signatures import PublicKey
+from tests.builders.executions import allowed
 from tests.fakes.answers import OpenGate
 from tests.fakes.log import LogKey, SilentLog
 from tests.fixtures import dispatch as build
@@ -202,15 +203,7 @@ def work(**changes: Any) -> NewExecution:
             hmac_key=b"k" * 32,
             fingerprint=b"f" * 32,
         ),
-        decision=DecisionRecord(
-            decision_id=run.decision_id,
-            tenant_id=run.tenant_id,
-            question="execute",
-            allowed=True,
-            reason="ALLOWED",
-            input=b"{}",
-            policy_digest=run.policy_digest,
-        ),
+        decision=allowed(run, at=CLOCK.now()),
         audit_entry_id=new_id(AUDIT_ENTRY, CLOCK, RANDOM),
         created_at=CLOCK.now(),
     )
@@ -257,7 +250,9 @@ async def replica(database_url: str, *, name: str = "replica-1", **options: Any)
     notifier = PostgresNotifier(notifier_database.held(), subscriptions)
     database = PostgresDatabase(engine, notifier=notifier)
     audit = PostgresAuditStore(database)
-    executions = PostgresExecutionStore(database, audit=audit, clock=CLOCK, random=RANDOM)
+    executions = PostgresExecutionStore(
+        database, audit=audit, decisions=PostgresDecisionLog(), clock=CLOCK, random=RANDOM
+    )
     leases = PostgresLeaseStore(database, executions=executions, audit=audit, clock=CLOCK, random=RANDOM)
     kv = PostgresKvStore(database)
     nodes = PostgresNodeStore(database=database, audit=audit)

@@ -18,6 +18,7 @@ from control_plane.executions.domain import (
 )
 from control_plane.executions.lease_store import PostgresLeaseStore
 from control_plane.executions.store import PostgresExecutionStore
+from control_plane.policy.store import PostgresDecisionLog
 from shared.clock import SystemClock, SystemRandom
 from shared.ids import KeyId, OrderBatchId, ReceiptId
 from tests.builders.executions import TENANT, node, session
@@ -29,7 +30,9 @@ BOUND_SECONDS = 30.0
 
 def another_replica(world):
     clock, random = SystemClock(), SystemRandom()
-    store = PostgresExecutionStore(world.database, audit=world.audit, clock=clock, random=random)
+    store = PostgresExecutionStore(
+        world.database, audit=world.audit, decisions=PostgresDecisionLog(), clock=clock, random=random
+    )
     leases = PostgresLeaseStore(
         world.database, executions=store, audit=world.audit, clock=clock, random=random
     )

@@ -22,7 +22,7 @@ NAME = "/memfd:agentfactory-image"
 PATIENT = {"wall_ms": 3_600_000, "cpu_ms": 3_600_000}
 """What a run found in its memory is judged, not how long a machine took that was halted meanwhile: one that is ends as killed
 by its time, with the right output."""
-LARGE = bytes(range(1, 252)) * 700
+LARGE = bytes(range(1, 252)) * 2100
 """Enough for an image by itself, and no byte of it is zero."""
 
 
@@ -87,7 +87,7 @@ def _escaped(content: bytes) -> str:
 
 def _random_layout(seed: int) -> Layout:
     source = random.Random(seed)
-    pages = source.randint(4, 40)
+    pages = source.randint(9, 40)
     segments = [(source.randrange(pages * PAGE - len(LARGE)), LARGE)]
     for _ in range(source.randint(0, 30)):
         content = source.randbytes(source.choice((0, 1, 7, 4096, 5000, 70_000)))
@@ -98,17 +98,17 @@ def _random_layout(seed: int) -> Layout:
 
 
 LAYOUTS = {
-    "at the start": Layout(pages=4, segments=((0, LARGE),)),
-    "at the end": Layout(pages=4, segments=((4 * PAGE - 64 - len(LARGE), LARGE),)),
-    "the last byte": Layout(pages=4, segments=((0, LARGE), (4 * PAGE - 1, b"x"))),
-    "within pages": Layout(pages=6, segments=((PAGE + 4097, LARGE),)),
+    "at the start": Layout(pages=10, segments=((0, LARGE),)),
+    "at the end": Layout(pages=10, segments=((10 * PAGE - 64 - len(LARGE), LARGE),)),
+    "the last byte": Layout(pages=10, segments=((0, LARGE), (10 * PAGE - 1, b"x"))),
+    "within pages": Layout(pages=12, segments=((PAGE + 4097, LARGE),)),
     "a hole between": Layout(pages=64, segments=((5, LARGE), (50 * PAGE + 3, b"end"))),
-    "one over the other": Layout(pages=8, segments=((10, LARGE), (500, b"over"), (11, b"\0\0"))),
-    "empty ones": Layout(pages=4, segments=((0, b""), (100, LARGE), (4 * PAGE, b""))),
+    "one over the other": Layout(pages=12, segments=((10, LARGE), (500, b"over"), (11, b"\0\0"))),
+    "empty ones": Layout(pages=10, segments=((0, b""), (100, LARGE), (10 * PAGE, b""))),
     "too far apart": Layout(pages=600, segments=((0, LARGE), (599 * PAGE, b"far"))),
-    "too little": Layout(pages=4, segments=((1000, b"little"),)),
+    "too little": Layout(pages=10, segments=((1000, b"little"),)),
     "offsets that are computed": Layout(
-        pages=6,
+        pages=12,
         segments=((70_000, LARGE),),
         offsets={0: "(offset (i32.add (i32.const 69000) (i32.const 1000)))"},
     ),
@@ -131,7 +131,7 @@ async def test_a_memory_begins_as_its_segments_say_in_every_run_of_a_worker(run:
 async def test_fuel_is_the_same_in_every_run_and_segments_cost_none(run: Run, profile: Profile) -> None:
     used = set()
     for segments in (((0, LARGE),), ((0, LARGE[:10]),)):
-        layout = Layout(pages=4, segments=segments)
+        layout = Layout(pages=10, segments=segments)
         for _ in range(2):
             result = await run(module=layout.module(), profile=profile, fuel=10_000_000, output_bytes=1 << 20)
             assert result.stdout == layout.expected(), result
@@ -141,7 +141,7 @@ async def test_fuel_is_the_same_in_every_run_and_segments_cost_none(run: Run, pr
 
 async def test_a_start_function_runs_once_for_each_run_under_a_repeatable_profile(run: Run) -> None:
     """There the host calls it, so that the module has an image all the same."""
-    layout = Layout(pages=4, segments=((0, LARGE),))
+    layout = Layout(pages=10, segments=((0, LARGE),))
     module = layout.module(
         "(func $s (i32.store8 (i32.const 7) (i32.add (i32.load8_u (i32.const 7)) (i32.const 1))))"
     )
@@ -160,19 +160,19 @@ async def test_passive_segments_are_the_guests_to_write(run: Run) -> None:
     passive = '(data $p "passive")'
     body = """(memory.init $p (i32.const 20) (i32.const 0) (i32.const 7))
               (memory.init $p (i32.const 40) (i32.const 1) (i32.const 2)) (data.drop $p)"""
-    layout = Layout(pages=4, segments=((0, LARGE), (PAGE, b"x")), declared=passive, body=body)
+    layout = Layout(pages=10, segments=((0, LARGE), (PAGE, b"x")), declared=passive, body=body)
     expected = bytearray(layout.expected())
     expected[20:27], expected[40:42] = b"passive", b"as"
     for _ in range(2):
         result = await run(module=layout.module(), output_bytes=1 << 20)
         assert result.stdout == bytes(expected), result
-    again = Layout(pages=4, segments=((0, LARGE),), declared=passive, body=body + body)
+    again = Layout(pages=10, segments=((0, LARGE),), declared=passive, body=body + body)
     assert _trap(await run(module=again.module(), output_bytes=1 << 20)) == "HeapAccessOutOfBounds"
 
 
 @pytest.mark.parametrize("start", [[], ["(func $nothing)", "(start $nothing)"]], ids=["image", "none"])
 async def test_a_segment_out_of_bounds_traps_in_each_run(run: Run, start: list[str]) -> None:
-    layout = Layout(pages=4, segments=((0, LARGE), (4 * PAGE - 1, b"xx")))
+    layout = Layout(pages=10, segments=((0, LARGE), (10 * PAGE - 1, b"xx")))
     for _ in range(2):
         result = await run(module=layout.module(*start), output_bytes=1 << 20)
         assert _trap(result) == "HeapAccessOutOfBounds", result
@@ -180,31 +180,32 @@ async def test_a_segment_out_of_bounds_traps_in_each_run(run: Run, start: list[s
 
 
 async def test_a_memory_with_an_image_grows_to_its_limit_and_no_page_further(run: Run) -> None:
-    grows = """(if (i32.ne (memory.grow (i32.const 2)) (i32.const 4)) (then unreachable))
-               (if (i32.or (i32.load8_u (i32.const 262144)) (i32.load8_u (i32.const 393215))) (then unreachable))
-               (memory.fill (i32.const 262144) (i32.const 7) (i32.const 131072))"""
-    layout = Layout(pages=4, segments=((0, LARGE),), body=grows)
+    first, last = 10 * PAGE, 12 * PAGE - 1
+    grows = f"""(if (i32.ne (memory.grow (i32.const 2)) (i32.const 10)) (then unreachable))
+               (if (i32.or (i32.load8_u (i32.const {first})) (i32.load8_u (i32.const {last}))) (then unreachable))
+               (memory.fill (i32.const {first}) (i32.const 7) (i32.const {2 * PAGE}))"""
+    layout = Layout(pages=10, segments=((0, LARGE),), body=grows)
     for _ in range(2):
-        result = await run(module=layout.module(), memory_bytes=6 * PAGE, output_bytes=1 << 20)
-        assert (result.stdout, result.resources.peak_memory_bytes) == (layout.expected(), 6 * PAGE), result
-    result = await run(module=layout.module(), memory_bytes=6 * PAGE - 1, output_bytes=1 << 20)
+        result = await run(module=layout.module(), memory_bytes=12 * PAGE, output_bytes=1 << 20)
+        assert (result.stdout, result.resources.peak_memory_bytes) == (layout.expected(), 12 * PAGE), result
+    result = await run(module=layout.module(), memory_bytes=12 * PAGE - 1, output_bytes=1 << 20)
     assert (result.outcome, result.limit) == (Outcome.KILLED, LimitName.MEMORY_BYTES)
-    result = await run(module=layout.module(), memory_bytes=4 * PAGE - 1, output_bytes=1 << 20)
+    result = await run(module=layout.module(), memory_bytes=10 * PAGE - 1, output_bytes=1 << 20)
     assert (result.outcome, result.limit) == (Outcome.KILLED, LimitName.MEMORY_BYTES)
     beyond = Layout(
-        pages=4, segments=((0, LARGE),), body=f"(i32.store8 (i32.const {4 * PAGE}) (i32.const 1))"
+        pages=10, segments=((0, LARGE),), body=f"(i32.store8 (i32.const {10 * PAGE}) (i32.const 1))"
     )
     assert _trap(await run(module=beyond.module(), output_bytes=1 << 20)) == "HeapAccessOutOfBounds"
 
 
 @pytest.mark.skipif(os.geteuid() != 0, reason="only root may look into another user's process")
 async def test_nobody_can_change_an_image(run: Run, pool: WorkerPool) -> None:
-    layout = Layout(pages=4, segments=((0, LARGE),))
+    layout = Layout(pages=10, segments=((0, LARGE),))
     await run(module=layout.module(), output_bytes=1 << 20)
     (worker,) = next(iter(pool._idle.values()))
     (image,) = images(inside(worker.process))
     with image.open("r+b", buffering=0) as file:
-        assert os.pread(file.fileno(), 4 * PAGE, 0).startswith(LARGE)
+        assert os.pread(file.fileno(), 10 * PAGE, 0).startswith(LARGE)
         with pytest.raises(PermissionError):
             os.pwrite(file.fileno(), b"x", 0)
         for size in (0, 1 << 30):

@@ -65,7 +65,13 @@ pub fn run(path: &str, runs: usize, input: Option<&str>) -> Result<(), String> {
     for _ in 0..calls {
         append_frame(&mut given, Kind::HostReply, REPLY);
     }
-    let (mut cpu, faults) = engine_only(path, runs, &given)?;
+    // On a thread of its own, as in a worker: the first thread's heap gives back to the kernel what others keep.
+    let (mut cpu, faults) = std::thread::scope(|scope| {
+        scope
+            .spawn(|| engine_only(path, runs, &given))
+            .join()
+            .map_err(|_| "the engine panicked".to_owned())?
+    })?;
     let mut spawns = Vec::new();
     for _ in 0..SPAWNS {
         spawns.push(Parent::start(path, &stdin)?.spawn_to_ready);

@@ -14,12 +14,12 @@ from control_plane.dispatch.ports import SilentObserver
 from control_plane.dispatch.session import LiveSession
 from control_plane.executions.domain import (
     Claimable,
-    DecisionRecord,
     IdempotencyKey,
     NewExecution,
     Placement,
 )
 from shared.ids import AuditEntryId
+from tests.builders.executions import allowed
 from tests.fakes.clock import START, FakeClock, FakeRandom
 from tests.fixtures import dispatch as build
 from tests.fixtures.keys import rsa_key, signer
@@ -35,15 +35,7 @@ def newcomer(**changes: Any) -> NewExecution:
         idempotency=IdempotencyKey(
             method="Execute", request_id="r", hmac_key=b"k" * 32, fingerprint=b"f" * 32
         ),
-        decision=DecisionRecord(
-            decision_id=run.decision_id,
-            tenant_id=run.tenant_id,
-            question="execute",
-            allowed=True,
-            reason="ALLOWED",
-            input=b"{}",
-            policy_digest=run.policy_digest,
-        ),
+        decision=allowed(run, at=START),
         audit_entry_id=AuditEntryId("aud_1"),
         created_at=START,
     )
