@@ -14,8 +14,8 @@ PACKAGES: Final = {
     Language.JAVASCRIPT: "agentfactory_javascript",
 }
 HOW: Final = {
-    Language.PYTHON: 'in a checkout: make guests ARGS="javascript python"',
-    Language.JAVASCRIPT: "pip install agentfactory-javascript, or in a checkout: make guests",
+    Language.PYTHON: 'install the wheel agentfactory-python of your release, or in a checkout: make guests ARGS="javascript python"',
+    Language.JAVASCRIPT: "install the wheel agentfactory-javascript of your release, or in a checkout: make guests",
 }
 """How a runtime is had."""
 
