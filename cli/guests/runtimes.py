@@ -13,9 +13,10 @@ PACKAGES: Final = {
     Language.PYTHON: "agentfactory_python",
     Language.JAVASCRIPT: "agentfactory_javascript",
 }
+_WHEEL: Final = "install the wheel agentfactory-{} of your release, or in a checkout: make guests"
 HOW: Final = {
-    Language.PYTHON: 'install the wheel agentfactory-python of your release, or in a checkout: make guests ARGS="javascript python"',
-    Language.JAVASCRIPT: "install the wheel agentfactory-javascript of your release, or in a checkout: make guests",
+    Language.PYTHON: _WHEEL.format("python") + ' ARGS="javascript python"',
+    Language.JAVASCRIPT: _WHEEL.format("javascript"),
 }
 """How a runtime is had."""
 
