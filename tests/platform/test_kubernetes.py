@@ -177,7 +177,14 @@ async def test_blue_to_green_and_back_fails_no_call(colours):
 
         await asyncio.to_thread(change, cluster, "green")
         await colours.roll_nodes("green")
-        await asyncio.to_thread(upgrade, cluster, "--set", "colours.blue.enabled=false")
+        refused = await asyncio.to_thread(
+            upgrade, cluster, "--set", "colours.blue.enabled=false", check=False
+        )
+        assert refused.returncode != 0
+        assert "colour blue is kept warm until 20" in refused.stderr
+        await asyncio.to_thread(
+            upgrade, cluster, "--set", "colours.blue.enabled=false", "--set", "keepWarm=0"
+        )
         await colours.stop("blue")
         await calls.more()
         await colours.start("blue")

@@ -33,6 +33,17 @@ agentfactory.dev/colour: {{ . }}
 {{ ternary "green" "blue" (eq .Values.active "blue") }}
 {{- end }}
 
+{{/* When the colour that serves was changed to, as RFC 3339; empty before the first change. */}}
+{{- define "af.activeSince" -}}
+{{- $service := lookup "v1" "Service" .Release.Namespace (printf "%s-control-plane" (include "af.name" .)) | default dict -}}
+{{- $served := dig "spec" "selector" "agentfactory.dev/colour" "" $service -}}
+{{- if and .Release.IsUpgrade $served (ne $served .Values.active) -}}
+{{- now | date "2006-01-02T15:04:05Z07:00" -}}
+{{- else -}}
+{{- dig "metadata" "annotations" "agentfactory.dev/active-since" "" $service -}}
+{{- end -}}
+{{- end }}
+
 {{/* The newest version that is enabled migrates: that of the idle colour when it runs, which is what comes next. */}}
 {{- define "af.newestTag" -}}
 {{- $idle := include "af.idle" . -}}
