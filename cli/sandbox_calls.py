@@ -3,6 +3,7 @@
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from functools import cache
 from pathlib import Path
 from typing import Final, Protocol
 
@@ -108,7 +109,7 @@ class CallRules:
         capabilities = self.capabilities
         parts = HostCallParts(
             policy=HttpPolicy(allowed=self.allowed, networks=self.networks),
-            transport=self.outside or DirectHttp(make_tls(None)),
+            transport=self.outside or _network(),
             resolver=self.outside or resolver,
             intents=alone,
             kv=alone,
@@ -129,6 +130,12 @@ class CallRules:
             yield parts.begin(context, lambda: True)
         finally:
             resolver.close()
+
+
+@cache
+def _network() -> DirectHttp:
+    # The roots of the system are read once for all runs: that takes longer than most of them.
+    return DirectHttp(make_tls(None))
 
 
 def _allowed(text: str) -> AllowedHttp:

@@ -63,7 +63,7 @@ class Bench:
         from data_plane.sandbox.engine import read_engines
         from data_plane.sandbox.pool import WorkerPool
 
-        worker = worker_path()
+        worker, digest = worker_path(), sha256_digest(module)
         engines = await read_engines(worker)
         path = await self._artifact(module, manifest.profile, engines[manifest.profile].config_digest)
 
@@ -79,7 +79,7 @@ class Bench:
                 with self._calls(manifest, request, recording) as calls:
                     result = await pool.run(
                         tenant_id=TENANT,
-                        module_digest=sha256_digest(module),
+                        module_digest=digest,
                         artifact=artifact,
                         request=request,
                         host_calls=calls,
