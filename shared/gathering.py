@@ -8,7 +8,7 @@ whichever is less.
 from collections.abc import Callable
 from typing import Final
 
-CROWD: Final = 8
+CROWD: Final = 16
 """With fewer under way nobody waits."""
 
 SHARE: Final = 2

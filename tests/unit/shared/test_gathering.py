@@ -19,7 +19,7 @@ def test_a_lone_one_waits_for_nobody():
 
 
 def test_a_few_wait_for_nobody():
-    assert after(100, gap=0.001, in_flight=7).worth() == 0
+    assert after(100, gap=0.001, in_flight=15).worth() == 0
 
 
 def test_a_crowd_waits_for_half_of_it():
