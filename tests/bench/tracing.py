@@ -105,8 +105,8 @@ async def measure(rounds: int, calls: int) -> list[Figure]:
                 found[name].append(await one_round(systems[name], calls))
         kept = len(collector.spans)
     return [
-        _throughput(found, rounds),
-        *_processors(found, rounds),
+        *_throughput(found, rounds),
+        *_processors(found),
         Figure(figure="spans", value=kept, unit=""),
     ]
 
