@@ -151,7 +151,7 @@ async def build_node(settings: NodeSettings, stack: AsyncExitStack) -> tuple[Nod
     spool = Spool.open(
         paths.spool,
         bound_bytes=settings.spool_bytes,
-        gathering=Gathering(lambda: len(leases)),
+        gathering=Gathering(),
     )
     # The node closes it when it ends; this is for a start that fails further down.
     stack.push_async_callback(spool.close)

@@ -1,45 +1,89 @@
-"""How many writes are worth waiting for, so that they share one commit. Knows no clock and waits for nothing.
+"""When a group of writes closes: when the event loop has nothing else to do. Knows not what is written.
 
-Alone nobody waits for company. In a crowd a short wait costs nobody anything, because everybody waits for
-the processor anyhow, and it makes groups large: half of what is under way, or what comes within the linger,
-whichever is less.
+Whoever is about to write has work waiting in the loop; once there is none, nobody comes in the next moment
+and waiting costs only time. Alone that is at once. In a crowd, for which the processor is short, the loop is
+never idle and groups grow by themselves, until one has waited for the linger.
 """
 
+import asyncio
+import selectors
 from collections.abc import Callable
-from typing import Final
-
-CROWD: Final = 16
-"""With fewer under way nobody waits."""
-
-SHARE: Final = 2
-"""Groups that one crowd makes: one commits while the other runs. With four the groups were too small (2.6
-executions at 64 in flight, whose fixed costs were a third of all), with one the processors idle."""
+from typing import Final, TypeAlias
 
 LINGER_S: Final = 0.05
 """Longest wait of the first of a group, in seconds: below what a crowd waits for the processor."""
 
-_WEIGHT: Final = 1 / 16
-"""Of the newest gap in the mean between two arrivals."""
+Call: TypeAlias = Callable[[], None]
+WhenIdle: TypeAlias = Callable[[Call], None]
+
+
+class IdleLoop(asyncio.SelectorEventLoop):
+    """asyncio's own loop, which can tell when it is about to wait."""
+
+    def __init__(self) -> None:
+        self._waiting = _IdleSelector(self)
+        super().__init__(self._waiting)
+
+    def when_idle(self, call: Call) -> None:
+        """Call once, when no callback is ready and no socket has anything to be read."""
+        self._waiting.calls.append(call)
+
+
+class _IdleSelector(selectors.DefaultSelector):
+    def __init__(self, loop: asyncio.AbstractEventLoop) -> None:
+        super().__init__()
+        self._loop = loop
+        self.calls: list[Call] = []
+
+    def select(self, timeout: float | None = None) -> list[tuple[selectors.SelectorKey, int]]:
+        # Zero: callbacks are ready. Anything else: the loop would wait so long.
+        if not self.calls or timeout == 0:
+            return super().select(timeout)
+        found = super().select(0)
+        if not found:
+            for call in self.calls:
+                self._loop.call_soon(call)
+            self.calls.clear()
+        return found
+
+
+def when_idle(call: Call) -> None:
+    """Call once, when the running loop has nothing else to do; at once if it is a loop that cannot tell."""
+    loop = asyncio.get_running_loop()
+    if isinstance(loop, IdleLoop):
+        loop.when_idle(call)
+    else:
+        loop.call_soon(call)
 
 
 class Gathering:
-    """One stream of writes. `in_flight` says how many of them are on their way anywhere in this process."""
+    """The group of one stream of writes that is forming. Used from one event loop."""
 
-    def __init__(self, in_flight: Callable[[], int], *, linger: float = LINGER_S) -> None:
-        self._in_flight = in_flight
-        self.linger = linger
-        self._gap = linger
-        self._last: float | None = None
+    def __init__(self, *, idle: WhenIdle = when_idle, linger: float = LINGER_S) -> None:
+        self._when_idle = idle
+        self._linger = linger
+        self._then: Call | None = None
+        self._timer: asyncio.TimerHandle | None = None
+        self._asked = False
 
-    def arrived(self, now: float) -> None:
-        """Note an arrival at monotonic second `now`."""
-        if self._last is not None:
-            self._gap += _WEIGHT * (min(now - self._last, self.linger) - self._gap)
-        self._last = now
+    def open(self, then: Call) -> None:
+        """Let a group form; `then` is called when it closes. One that forms already goes on."""
+        if self._then is not None:
+            return
+        self._then = then
+        self._timer = asyncio.get_running_loop().call_later(self._linger, self.close)
+        if not self._asked:
+            self._asked = True
+            self._when_idle(self._idle)
 
-    def worth(self) -> int:
-        """Return the size of a group that is worth waiting for; 0 and 1 mean: wait for nothing."""
-        in_flight = self._in_flight()
-        if in_flight < CROWD:
-            return 0
-        return min(in_flight // SHARE, int(self.linger / max(self._gap, 1e-6)))
+    def close(self) -> None:
+        """Close the group now: it is full. Without one nothing happens."""
+        then, self._then = self._then, None
+        if self._timer is not None:
+            self._timer.cancel()
+        if then is not None:
+            then()
+
+    def _idle(self) -> None:
+        self._asked = False
+        self.close()

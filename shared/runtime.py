@@ -1,6 +1,7 @@
 """How our long-lived processes run Python: thread switches and garbage collection. Knows no service.
 
-The event loop is asyncio's own: libuv's (uvloop) was measured beside it and made no difference.
+The event loop is asyncio's own, which tells when it is idle: libuv's (uvloop) was measured beside it and made
+no difference.
 """
 
 import asyncio
@@ -9,6 +10,8 @@ import sys
 from collections.abc import Coroutine
 from datetime import timedelta
 from typing import Any, Final, TypeVar
+
+from shared.gathering import IdleLoop
 
 T = TypeVar("T")
 
@@ -26,7 +29,8 @@ YOUNG_OBJECTS: Final = 20_000
 def run_process(main: Coroutine[Any, Any, T]) -> T:
     """Run `main` as a process that shares its interpreter with threads."""
     sys.setswitchinterval(SWITCH_INTERVAL.total_seconds())
-    return asyncio.run(main)
+    with asyncio.Runner(loop_factory=IdleLoop) as runner:
+        return runner.run(main)
 
 
 def settle() -> None:

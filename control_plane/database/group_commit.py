@@ -1,8 +1,8 @@
 """Many small writes share one commit. Knows nothing of what is written.
 
-The next group forms while the commit of the previous one runs, so a lone caller never waits for company and a
-crowd shares the cost of durability. A large crowd gathers for some milliseconds (`shared.gathering`). Items
-with different keys take turns, so whoever brings thousands delays only himself.
+The next group forms while the commit of the previous one runs, and until nobody else is about to write
+(`shared.gathering`), so a lone caller never waits for company and a crowd shares the cost of durability.
+Items with different keys take turns, so whoever brings thousands delays only himself.
 """
 
 import asyncio
@@ -67,8 +67,6 @@ class GroupCommit(Generic[T, R]):
         self._tries = tries
         self._waiting: Lanes[_Waiting[T, R]] = Lanes()
         self._arrived = asyncio.Event()
-        self._enough = 0
-        self._gathered: asyncio.Future[None] | None = None
         self._closed = False
         self._group_seconds = 0.0  # of the newest group
         self._group_items = 0
@@ -99,10 +97,8 @@ class GroupCommit(Generic[T, R]):
             _fail(turned_away, self._full())
         self._waiting.append(lane, _Waiting(item, self._size_of(item), answer))
         self._arrived.set()
-        if self._gathering is not None:
-            self._gathering.arrived(answer.get_loop().time())
-            if self._gathered is not None and len(self._waiting) >= self._enough:
-                self._stop_gathering()
+        if self._gathering is not None and len(self._waiting) >= self._max_items:
+            self._gathering.close()
         return answer
 
     async def run(self) -> NoReturn:
@@ -126,20 +122,12 @@ class GroupCommit(Generic[T, R]):
             self._waiting.clear()
 
     async def _gather(self) -> None:
-        """Wait until a group is worth its commit, but not longer than the linger."""
-        if self._gathering is None:
+        """Wait until nobody else is about to write, or the group is full."""
+        if self._gathering is None or len(self._waiting) >= self._max_items:
             return
-        self._enough = min(self._gathering.worth(), self._max_items)
-        if len(self._waiting) >= self._enough:
-            return
-        loop = asyncio.get_running_loop()
-        self._gathered = loop.create_future()
-        timer = loop.call_later(self._gathering.linger, self._stop_gathering)
-        try:
-            await self._gathered
-        finally:
-            timer.cancel()
-            self._gathered = None
+        closed = asyncio.Event()
+        self._gathering.open(closed.set)
+        await closed.wait()
 
     def _full(self) -> ResourceExhaustedError:
         return ResourceExhaustedError(
@@ -152,10 +140,6 @@ class GroupCommit(Generic[T, R]):
             return MIN_RETRY_AFTER
         seconds = self._group_seconds / self._group_items * self._max_waiting / 2
         return min(max(timedelta(seconds=seconds), MIN_RETRY_AFTER), MAX_RETRY_AFTER)
-
-    def _stop_gathering(self) -> None:
-        if self._gathered is not None and not self._gathered.done():
-            self._gathered.set_result(None)
 
     def _next_group(self) -> list[_Waiting[T, R]]:
         group: list[_Waiting[T, R]] = []

@@ -35,7 +35,7 @@ def build_dispatch(base: Base, stores: Stores, completions: Completions, signer:
         random=base.random,
         observer=base.metrics,
         tracer=base.tracer,
-        gathering=Gathering(lambda: completions.waiting),
+        gathering=Gathering(),
     )
 
 

@@ -120,7 +120,7 @@ async def build(base: Base, signer: OrderSigner, body_keys: BodyKeyParts) -> Ser
         placer=dispatch.placer,
         metrics=base.metrics,
         admission=admission,
-        gathering=Gathering(lambda: completions.waiting),
+        gathering=Gathering(),
     )
     executions = ExecutionService(
         store=stores.executions,

@@ -76,7 +76,6 @@ class Spool:
     ) -> None:
         self._store = store
         self._gathering = gathering
-        self._timer: asyncio.TimerHandle | None = None
         self._bound_bytes = bound_bytes
         self._reserved_bytes = 0
         self._entries: OrderedDict[int, Entry] = OrderedDict(
@@ -160,10 +159,8 @@ class Spool:
         waiting = _Waiting(draft=draft, done=asyncio.get_running_loop().create_future())
         self._pending.append(waiting)
         self._idle.clear()
-        if self._gathering is not None:
-            self._gathering.arrived(waiting.done.get_loop().time())
         if not self._writing:
-            self._write_when_worth()
+            self._write_when_gathered()
         # A cancelled caller ends this future and nothing else: the receipt is written all the same.
         return await waiting.done
 
@@ -220,18 +217,16 @@ class Spool:
         await asyncio.to_thread(self._thread.shutdown)
         self._store.close()
 
-    def _write_when_worth(self) -> None:
-        """Write what is pending, at the latest when the linger is over."""
-        if self._gathering is None or len(self._pending) >= self._gathering.worth():
+    def _write_when_gathered(self) -> None:
+        """Write what is pending once nobody else is about to add to it, or it fills a group."""
+        if self._gathering is None:
             self._write_next_group()
-        elif self._timer is None:
-            loop = asyncio.get_running_loop()
-            self._timer = loop.call_later(self._gathering.linger, self._write_next_group)
+            return
+        self._gathering.open(self._write_next_group)
+        if len(self._pending) >= MAX_GROUP:
+            self._gathering.close()
 
     def _write_next_group(self) -> None:
-        if self._timer is not None:
-            self._timer.cancel()
-            self._timer = None
         group, self._pending = self._pending[:MAX_GROUP], self._pending[MAX_GROUP:]
         self._writing = True
         loop = asyncio.get_running_loop()
@@ -254,7 +249,7 @@ class Spool:
         elif self._closed:
             self._write_next_group()
         else:
-            self._write_when_worth()
+            self._write_when_gathered()
 
     def _settle(self, waiting: _Waiting, outcome: SpooledReceipt | Exception) -> None:
         if isinstance(outcome, SpooledReceipt):

@@ -12,6 +12,7 @@ from shared.errors import (
     ResourceExhaustedError,
     UnavailableError,
 )
+from shared.gathering import Gathering
 
 BOUND = 30.0
 
@@ -218,31 +219,44 @@ async def test_stopping_tells_everybody_who_waits():
     assert [type(answer) for answer in answers] == [UnavailableError, UnavailableError]
 
 
-class Crowd:
-    """A `Gathering` that says what a test wants."""
-
-    def __init__(self, worth, linger):
-        self.size, self.linger = worth, linger
-
-    def arrived(self, now): ...
-
-    def worth(self):
-        return self.size
-
-
-async def test_a_crowd_gathers_until_its_group_is_worth_a_commit():
-    flush = Flush()
-    async with running(flush, gathering=Crowd(3, linger=BOUND)) as (group, _):
-        first = start(group, 1, 2)
+async def test_group_waits_for_those_who_are_about_to_write():
+    flush, idle = Flush(), []
+    async with running(flush, gathering=Gathering(idle=idle.append, linger=BOUND)) as (group, _):
+        waiting = start(group, 1, 2)
+        await until(lambda: idle)
+        waiting += start(group, 3)
         for _ in range(10):
             await asyncio.sleep(0)
         assert flush.groups == []
-        answers = await asyncio.gather(*first, group.submit(3))
-    assert answers == [10, 20, 30]
+        idle.pop()()
+        assert await asyncio.gather(*waiting) == [10, 20, 30]
     assert flush.groups == [[1, 2, 3]]
 
 
-async def test_a_group_that_nobody_joins_is_committed_after_the_linger():
+async def test_full_group_waits_for_nobody():
     flush = Flush()
-    async with running(flush, gathering=Crowd(100, linger=0.001)) as (group, _):
+    gathering = Gathering(idle=lambda _: None, linger=BOUND)
+    async with running(flush, gathering=gathering, max_items=2) as (group, _):
+        first = start(group, 1)
+        for _ in range(10):
+            await asyncio.sleep(0)
+        assert flush.groups == []
+        assert await asyncio.gather(*first, group.submit(2)) == [10, 20]
+    assert flush.groups == [[1, 2]]
+
+
+async def test_group_that_nobody_joins_is_committed_after_the_linger():
+    flush = Flush()
+    async with running(flush, gathering=Gathering(idle=lambda _: None, linger=0.001)) as (group, _):
         assert await group.submit(1) == 10
+
+
+async def test_stopping_ends_a_group_that_forms():
+    flush, idle = Flush(), []
+    async with running(flush, gathering=Gathering(idle=idle.append, linger=BOUND)) as (group, task):
+        waiting = start(group, 1)
+        await until(lambda: idle)
+        task.cancel()
+        answers = await asyncio.gather(*waiting, return_exceptions=True)
+    assert [type(answer) for answer in answers] == [UnavailableError]
+    assert flush.groups == []

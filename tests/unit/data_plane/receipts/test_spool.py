@@ -34,6 +34,7 @@ from shared.errors import (
     SpoolFullError,
     SpoolLockedError,
 )
+from shared.gathering import Gathering
 from shared.ids import ExecutionId
 
 MIB = 1024 * 1024
@@ -516,30 +517,23 @@ def test_a_file_cut_or_changed_anywhere_gives_a_shorter_chain_or_a_refusal(tmp_p
         assert position < SEGMENT_HEADER_BYTES
 
 
-class Crowd:
-    """A `Gathering` that says what a test wants."""
-
-    def __init__(self, worth, linger):
-        self.size, self.linger = worth, linger
-
-    def arrived(self, now): ...
-
-    def worth(self):
-        return self.size
-
-
 async def test_receipts_of_a_crowd_share_one_write(tmp_path, monkeypatch):
-    spool = open_spool(tmp_path, gathering=Crowd(3, linger=60.0))
+    idle = []
+    spool = open_spool(tmp_path, gathering=Gathering(idle=idle.append, linger=60.0))
     groups, real = [], spool._store.append
     monkeypatch.setattr(
         spool._store, "append", lambda drafts, **named: (groups.append(len(drafts)), real(drafts, **named))[1]
     )
-    await asyncio.gather(*(spool.append(draft(f"receipt {number}")) for number in range(3)))
+    appending = asyncio.gather(*(spool.append(draft(f"receipt {number}")) for number in range(3)))
+    await asyncio.sleep(0)
+    assert groups == []
+    idle.pop()()
+    await appending
     assert groups == [3]
     await spool.close()
 
 
 async def test_receipt_that_nobody_joins_is_written_after_the_linger_and_before_the_end(tmp_path):
-    spool = open_spool(tmp_path, gathering=Crowd(9, linger=0.001))
+    spool = open_spool(tmp_path, gathering=Gathering(idle=lambda _: None, linger=0.001))
     assert (await spool.append(draft("alone"))).sequence == 1
     await spool.close()
