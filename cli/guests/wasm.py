@@ -128,7 +128,8 @@ def minimum_memory_bytes(module: bytes) -> int:
     reader = Reader(module)
     reader.take(len(_HEADER))
     while reader.byte() != _MEMORY:
-        reader.at += reader.number()
+        size = reader.number()
+        reader.at += size
     reader.number()
     if reader.number() != 1:
         raise ModuleInvalidError("the module has not one memory")

@@ -46,6 +46,38 @@ def test_the_starter_builds_and_its_test_holds(author: Author) -> None:
     assert "ok   hello" in author("test", "words").stderr
 
 
+HEAVY = {"alembic", "cryptography", "fastapi", "google", "grpc", "httpx", "rich", "sqlalchemy", "wasmtime"}
+
+
+def test_what_takes_half_a_second_to_load_an_unchanged_build_does_not_load(
+    tmp_path: Path, runtimes: Path
+) -> None:
+    author = Author(tmp_path, runtimes, PYTHONPROFILEIMPORTTIME="1")
+    made = author("new", "words", "--lang", "javascript")
+    author("build", "words")
+    again = author("build", "words")
+    assert "unchanged: words" in again.stderr
+    for done in (made, again):
+        loaded = {line.rpartition("|")[2].strip().partition(".")[0] for line in done.stderr.splitlines()}
+        assert "typer" in loaded
+        assert not loaded & HEAVY
+
+
+def test_a_package_that_is_there_already_is_not_written_again_and_a_damaged_one_is(author: Author) -> None:
+    folder = author.folder("words", "javascript")
+    author("build", "words")
+    (blob,) = (folder / "build/words-0.1.0.template/blobs/sha256").iterdir()
+    module, before = blob.read_bytes(), blob.stat()
+    author("build", "words")
+    assert (blob.stat().st_ino, blob.stat().st_mtime_ns) == (before.st_ino, before.st_mtime_ns)
+    blob.write_bytes(module[:-1] + b"x")
+    author("build", "words")
+    assert blob.read_bytes() == module
+    (blob.parent / ("0" * 64)).write_bytes(b"another")
+    author("build", "words")
+    assert [blob] == list(blob.parent.iterdir())
+
+
 def test_the_same_files_give_the_same_bytes_elsewhere(tmp_path: Path, runtimes: Path) -> None:
     assert len(built_here_and_far_away(tmp_path, runtimes, "javascript")) == 1
 

@@ -110,6 +110,9 @@ def test_a_module_that_is_split_and_joined_is_the_same() -> None:
 
 def test_the_memory_before_a_run_is_found_without_the_rest() -> None:
     module = bytes(wasmtime.wat2wasm(COUNTER))
+    types = "".join(f"(func (param {'i64 ' * count}))" for count in range(40))
+    many = bytes(wasmtime.wat2wasm(f"(module (memory 300) {types})"))
+    assert wasm.minimum_memory_bytes(many) == 300 * wasm.PAGE_BYTES
     assert wasm.minimum_memory_bytes(module) == 2 * wasm.PAGE_BYTES
     with pytest.raises(ModuleInvalidError):
         wasm.minimum_memory_bytes(module[:12])
