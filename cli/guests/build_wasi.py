@@ -29,6 +29,8 @@ class Phase(StrEnum):
     RUNTIME = "runtime"
     AGENT = "agent"
     DONE = "done"
+    EXAMPLE = "example"
+    """A run after the start, of which nothing is kept."""
 
 
 class Exited(Exception):  # noqa: N818 - an outcome
@@ -59,14 +61,18 @@ class BuildWasi:
         self.frozen: set[Frozen] = set()
         self.log = bytearray()
 
-    def give_input(self, data: bytes) -> None:
-        """Let standard input, which is empty until then, be this."""
-        self._input = _Open(data, "")
+    def begin_example(self, data: bytes) -> None:
+        """Let standard input, which is empty until then, be this, and what follows be a run."""
+        self.phase, self._input = Phase.EXAMPLE, _Open(data, "")
 
     def call(self, name: str, memory: memoryview, arguments: tuple[int, ...]) -> int:
         """Answer one call with its errno; what a start has no business with is ENOSYS."""
         answer: Callable[..., int] | None = getattr(self, name, None)
-        if answer is None or name.startswith("_") or name in {"call", "log", "phase", "frozen", "give_input"}:
+        if (
+            answer is None
+            or name.startswith("_")
+            or name in {"call", "log", "phase", "frozen", "begin_example"}
+        ):
             return NOSYS
         return answer(memory, *(each & 0xFFFFFFFFFFFFFFFF for each in arguments))
 

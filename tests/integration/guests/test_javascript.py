@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 
+from shared.package_files import read_unsigned_package
 from tests.fixtures.runtimes import Author, built_here_and_far_away, runtime_folder
 
 
@@ -76,6 +77,27 @@ def test_a_package_that_is_there_already_is_not_written_again_and_a_damaged_one_
     (blob.parent / ("0" * 64)).write_bytes(b"another")
     author("build", "words")
     assert [blob] == list(blob.parent.iterdir())
+
+
+def test_the_run_that_shows_what_a_run_writes_changes_nothing_else_of_a_build(author: Author) -> None:
+    source = """export function run(input, host) {
+      for (const [method, params] of [
+        ["build.refuse", { message: "no" }], ["build.phase", {}], ["build.phase", { phase: "x" }], ["build.phase", 7],
+        ["build.schemas", { input: { type: "string" } }], ["kv.get", { key: "a" }],
+      ]) {
+        try { host.call(method, params); return method; } catch (error) { if (!error.reason) throw error; }
+      }
+      if (input.spin) for (;;) {}
+      return Math.random() * 0;
+    }"""
+    folder = author.folder("calls", "javascript", source)
+    (folder / "tests/hello.output.json").write_text("0")
+    author("test", "calls")
+    (folder / "tests/hello.input.json").write_text('{"spin": true}')
+    built = json.loads(author("build", "calls", "--json").stdout)
+    assert not built["unchanged"]
+    package = read_unsigned_package(folder / "build/calls-0.1.0.template")
+    assert package.manifest.input_schema is None
 
 
 def test_the_same_files_give_the_same_bytes_elsewhere(tmp_path: Path, runtimes: Path) -> None:
