@@ -251,6 +251,10 @@ def _tell(error: BaseException) -> None:
 
 _HOST = Host()
 sys.stdout = sys.stderr
+# What this Python was configured with, which nobody has here. Without it the first `import zoneinfo` fails.
+_configured = ModuleType("_sysconfigdata__wasi_wasm32-wasi")
+_configured.build_time_vars = {}  # type: ignore[attr-defined]
+sys.modules[_configured.__name__] = _configured
 try:
     _function, _make_input = _load()
 except _RefusedError:
