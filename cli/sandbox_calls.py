@@ -115,7 +115,7 @@ class CallRules:
             kv=alone,
             secrets=self.secrets,
             llm=self.llm,
-            metrics=NodeMetrics(CollectorRegistry(), SystemClock()),
+            metrics=_metrics(),
         )
         context = CallContext(
             attempt=_ATTEMPT,
@@ -136,6 +136,12 @@ class CallRules:
 def _network() -> DirectHttp:
     # The roots of the system are read once for all runs: that takes longer than most of them.
     return DirectHttp(make_tls(None))
+
+
+@cache
+def _metrics() -> NodeMetrics:
+    # Once for all runs, as on a node: the first call of a method makes its numbers while a guest waits.
+    return NodeMetrics(CollectorRegistry(), SystemClock())
 
 
 def _allowed(text: str) -> AllowedHttp:

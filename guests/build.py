@@ -69,6 +69,16 @@ def kept(language: str) -> Path:
     return made_once(place(language), lambda folder: build(language, folder))
 
 
+def zones() -> Path:
+    """Return the folder with the time zones of Python's agents, fetched where it is not there."""
+    script = HERE / "zones.py"
+    digest = hashlib.sha256(script.read_bytes()).hexdigest()
+    command = [sys.executable, str(script)]
+    return made_once(
+        cache() / f"zones-{digest[:32]}", lambda folder: subprocess.run([*command, folder], check=True)
+    )
+
+
 def made_once(folder: Path, make: Callable[[Path], object]) -> Path:
     """Return a folder of the cache, whole or not there at all; `make` fills it under another name."""
     if not folder.is_dir():
@@ -92,12 +102,14 @@ def lay_out(languages: list[str], target: Path) -> Path:
         for name in MADE[language]:
             place = package / "lib" / name if name == "stdlib.zip" else package / name
             shutil.copyfile(made / name, place)
+        if language == "python":
+            shutil.copyfile(zones() / "zones.bin", package / "lib" / "zones.bin")
     return target
 
 
 def runtimes(languages: list[str]) -> Path:
     """Return a folder with these runtimes as they are in this checkout, made at once or not at all."""
-    digest = hashlib.sha256()
+    digest = hashlib.sha256((HERE / "zones.py").read_bytes())
     for language in sorted(languages):
         digest.update(key(language).encode())
         package = HERE / language / f"agentfactory_{language}"

@@ -10,7 +10,7 @@ import base64
 import binascii
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Final
+from typing import TYPE_CHECKING, Any, Final
 
 from shared.canonical import canonical_json, parse_strict
 from shared.errors import (
@@ -22,7 +22,10 @@ from shared.errors import (
     UnsignedError,
 )
 from shared.ids import KeyId
-from shared.signatures import MAX_SIGNATURE_BYTES, PublicKey, Signature, Signer
+
+if TYPE_CHECKING:
+    # Building a package signs and verifies nothing: it must not wait for cryptography.
+    from shared.signatures import PublicKey, Signature, Signer
 
 TEMPLATE_TYPE: Final = "application/vnd.agentfactory.template.v1+json"
 ORDERS_TYPE: Final = "application/vnd.agentfactory.orders.v1+json"
@@ -34,6 +37,8 @@ MAX_ENVELOPE_BYTES: Final = 512 * 1024
 """A 256 KiB payload in base64, its signatures and some room."""
 
 MAX_SIGNATURES: Final = 16
+MAX_SIGNATURE_BYTES: Final = 1024
+"""Of RSA with 8,192 bits, the largest key there may be."""
 MAX_PAYLOAD_TYPE_BYTES: Final = 256
 
 _ENVELOPE_DEPTH: Final = 3
@@ -73,7 +78,7 @@ def pae(payload_type: str, payload: bytes) -> bytes:
     return b"DSSEv1 %d %b %d %b" % (len(name), name, len(payload), payload)
 
 
-async def sign_envelope(payload_type: str, payload: bytes, signers: Sequence[Signer]) -> bytes:
+async def sign_envelope(payload_type: str, payload: bytes, signers: Sequence["Signer"]) -> bytes:
     """Return the encoded envelope over exactly `payload`, signed by every signer in turn.
 
     Raises:
@@ -87,7 +92,7 @@ async def sign_envelope(payload_type: str, payload: bytes, signers: Sequence[Sig
     return encode_envelope(envelope_of(payload_type, payload, signatures))
 
 
-def envelope_of(payload_type: str, payload: bytes, signatures: Sequence[Signature]) -> Envelope:
+def envelope_of(payload_type: str, payload: bytes, signatures: Sequence["Signature"]) -> Envelope:
     """Join a payload and signatures over its `pae` that were made elsewhere."""
     made = tuple(EnvelopeSignature(key_id=made.key_id, value=made.value) for made in signatures)
     return Envelope(payload_type=payload_type, payload=payload, signatures=made)
@@ -133,7 +138,7 @@ def verify_envelope(
     data: bytes,
     *,
     payload_type: str,
-    keys: Mapping[KeyId, PublicKey],
+    keys: Mapping[KeyId, "PublicKey"],
     threshold: int = 1,
     max_bytes: int = MAX_ENVELOPE_BYTES,
 ) -> VerifiedPayload:
@@ -178,7 +183,7 @@ def verify_envelope(
     )
 
 
-def _verify_one(signature: EnvelopeSignature, key: PublicKey, signed: bytes) -> None:
+def _verify_one(signature: EnvelopeSignature, key: "PublicKey", signed: bytes) -> None:
     try:
         key.verify(signature.value, signed)
     except SignatureInvalidError as error:

@@ -27,6 +27,7 @@ from shared.errors import (
     PackageTruncatedError,
     ParentMissingError,
     UnsignedError,
+    VerificationError,
 )
 from shared.inheritance import Parent, Schemas, inherit
 from shared.manifest import (
@@ -71,17 +72,19 @@ def build_package(folder: Path, parent: Parent | None = None) -> UnsignedPackage
         ParentMissingError, TemplateCycleError, TemplateWidensError: As `inherit`.
         UnknownFieldError: agent.toml holds a key that is not known.
     """
-    return build_package_of(read_author(folder), folder, parent)
+    author = read_author(folder)
+    return build_package_of(author, _read_module(folder, author), folder, parent)
 
 
-def build_package_of(author: AgentToml, folder: Path, parent: Parent | None = None) -> UnsignedPackage:
-    """As `build_package`, of an agent.toml that was read already; `folder` holds the files that it names.
+def build_package_of(
+    author: AgentToml, module: bytes | None, folder: Path, parent: Parent | None = None
+) -> UnsignedPackage:
+    """As `build_package`, of an agent.toml and a module that are read already; `folder` holds the schemas.
 
     Raises:
         NotFoundError, PackageTooLargeError, ManifestInvalidError, ParentMissingError, TemplateCycleError,
         TemplateWidensError: As `build_package`.
     """
-    module = _read_module(folder, author)
     schemas = Schemas(
         parameters=_read_schema(folder, author.parameters_schema),
         input=_read_schema(folder, author.input_schema),
@@ -149,6 +152,15 @@ def write_package(package: UnsignedPackage, parent: Path) -> Path:
         _write_file(folder / BLOB_FOLDER / digest.removeprefix("sha256:"), blob)
     _write_file(folder / MANIFEST_FILE, pack(package.manifest_bytes))
     return folder
+
+
+def holds_package(folder: Path, package: UnsignedPackage) -> bool:
+    """Tell whether a folder holds the manifest and the blobs of a package, byte for byte, and no others."""
+    try:
+        packed = _read_file(folder / MANIFEST_FILE, MAX_MANIFEST_BYTES)
+        return packed == pack(package.manifest_bytes) and _read_blobs(folder) == package.blobs
+    except (NotFoundError, VerificationError):
+        return False
 
 
 def write_envelope(folder: Path, envelope: bytes) -> None:

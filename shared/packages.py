@@ -8,7 +8,7 @@ before it stores anything and every node runs it again before it compiles. Where
 import hashlib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Final
+from typing import TYPE_CHECKING, Final
 
 from backports import zstd
 
@@ -33,7 +33,9 @@ from shared.errors import (
 )
 from shared.ids import KeyId
 from shared.manifest import MAX_MODULE_BYTES, Manifest, decode_manifest, encode_manifest
-from shared.signatures import PublicKey, Signer
+
+if TYPE_CHECKING:
+    from shared.signatures import PublicKey, Signer
 
 WASM_MAGIC: Final = b"\x00asm"
 
@@ -113,7 +115,7 @@ def make_package(manifest: Manifest, module: bytes | None) -> UnsignedPackage:
     )
 
 
-async def sign_package(package: UnsignedPackage, publishers: Sequence[Signer]) -> SignedPackage:
+async def sign_package(package: UnsignedPackage, publishers: Sequence["Signer"]) -> SignedPackage:
     """Sign the manifest, and through it every file, as each publisher in turn.
 
     Raises:
@@ -124,7 +126,7 @@ async def sign_package(package: UnsignedPackage, publishers: Sequence[Signer]) -
 
 
 def verify_package(
-    envelope: bytes, blobs: Mapping[Digest, bytes], *, publisher_keys: Mapping[KeyId, PublicKey]
+    envelope: bytes, blobs: Mapping[Digest, bytes], *, publisher_keys: Mapping[KeyId, "PublicKey"]
 ) -> VerifiedTemplate:
     """Return the template if, and only if, every check passes; the same at the control plane and at a node.
 
@@ -162,7 +164,7 @@ def verify_package(
     return VerifiedTemplate(signed=signed, module=module)
 
 
-def verify_manifest(envelope: bytes, *, publisher_keys: Mapping[KeyId, PublicKey]) -> VerifiedManifest:
+def verify_manifest(envelope: bytes, *, publisher_keys: Mapping[KeyId, "PublicKey"]) -> VerifiedManifest:
     """Do checks 1 to 5 of `verify_package`, for a receiver that needs the manifest before the module comes.
 
     Raises:

@@ -13,6 +13,7 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any, Final
 
+from cli.guests import wasm
 from cli.guests.project import Language, Project
 from cli.guests.runtimes import Runtime, find_runtime
 from shared.errors import AgentBuildError, ModuleInvalidError, UnavailableError
@@ -22,7 +23,7 @@ from shared.manifest import MAX_MODULE_BYTES
 from shared.package_files import build_package_of, read_author
 from shared.packages import UnsignedPackage
 
-FORMAT: Final = "agentfactory build 1"
+FORMAT: Final = "agentfactory build 2"
 """Raise when the same files become another module."""
 COMPILE_TIMEOUT_S: Final = 300
 C_FLAGS: Final = ("--target=wasm32-wasi", "-std=c11", "-O2", "-s", "-Wall", "-Wl,-z,stack-size=131072")
@@ -62,7 +63,7 @@ class Workshop:
         else:
             runtime = find_runtime(project.language, self.runtimes)
             sources |= self._dependencies(project)
-            key = _key(FORMAT, project.language, runtime.digest, sources)
+            key = _key(FORMAT, project.language, runtime.digest, sources, {"example": project.example()})
         kept = self.cache / "modules" / key
         if (kept / "schemas.json").is_file():
             schemas = json.loads((kept / "schemas.json").read_bytes())
@@ -89,7 +90,8 @@ class Workshop:
 
         files = start_files(project, runtime, sources)
         self.progress("starting the runtime with the agent")
-        started = Start(project.language, runtime.module, files, self.cache / "starts").save()
+        start = Start(project.language, runtime.module, files, self.cache / "starts")
+        started = start.save(project.example())
         return Built(module=started.module, schemas=started.schemas, is_new=True)
 
 
@@ -119,22 +121,14 @@ def package_of(project: Project, built: Built, parent: Parent | None) -> Unsigne
             elif which in built.schemas and author.extends is None:
                 changes[f"{which}_schema"] = f"{which}.schema.json"
                 (staged / f"{which}.schema.json").write_text(json.dumps(built.schemas[which]))
-        author = replace(author, **changes)
-        assert author.module is not None or author.extends is not None
-        module = author.module or f"{author.name}.wasm"
-        (staged / module).write_bytes(built.module)
-        package = build_package_of(replace(author, module=module), staged, parent)
+        author = replace(author, module=author.module or f"{author.name}.wasm", **changes)
+        package = build_package_of(author, built.module, staged, parent)
     _require_room(package, built.module)
     return package
 
 
 def _require_room(package: UnsignedPackage, module: bytes) -> None:
-    import agentfactory_engine
-
-    needed = sum(
-        each.minimum_bytes
-        for each in agentfactory_engine.inspect_module(module, max_bytes=MAX_MODULE_BYTES).memories
-    )
+    needed = wasm.minimum_memory_bytes(module)
     granted = grant_limits(package.manifest.limits).memory_bytes
     if needed > granted:
         raise AgentBuildError(

@@ -1,6 +1,7 @@
 """`agentfactory build`: an author's folder becomes an unsigned package."""
 
 import shutil
+import sys
 import time
 from pathlib import Path
 from typing import Annotated, Any
@@ -8,11 +9,17 @@ from typing import Annotated, Any
 import typer
 
 from cli import output
-from cli.guests.build import Built, Workshop, package_of
+from cli.guests.build import Built, Progress, Workshop, package_of
 from cli.guests.project import Project, find_project
 from cli.output import Json
 from cli.settings import CliSettings, DataDir, Target, read_settings
-from shared.package_files import ENVELOPE_FILE, package_folder_name, read_author, write_package
+from shared.package_files import (
+    ENVELOPE_FILE,
+    holds_package,
+    package_folder_name,
+    read_author,
+    write_package,
+)
 from shared.packages import UnsignedPackage
 
 app = typer.Typer(add_completion=False)
@@ -82,23 +89,29 @@ def keep_package(package: UnsignedPackage, out: Path) -> Path:
     out.mkdir(parents=True, exist_ok=True)
     older = out / package_folder_name(package.manifest)
     if older.is_dir() and not older.is_symlink() and not (older / ENVELOPE_FILE).exists():
+        if holds_package(older, package):
+            return older
         shutil.rmtree(older)
     return write_package(package, out)
 
 
 class progress:  # noqa: N801 - reads as a statement
-    """A line on a terminal that says what is done now; nothing where nobody looks."""
+    """A line on a terminal that says what is done now; nothing where nobody looks or nothing is done."""
 
-    def __enter__(self) -> Any:
-        from rich.console import Console
+    def __init__(self) -> None:
+        self._status: Any = None
 
-        console = Console(stderr=True)
-        self._status = console.status("building") if console.is_terminal and not output.wants_json() else None
-        if self._status is None:
-            return lambda _: None
-        self._status.start()
-        return self._status.update
+    def __enter__(self) -> Progress:
+        return (lambda _: None) if output.wants_json() or not sys.stderr.isatty() else self._tell
 
     def __exit__(self, *_: object) -> None:
         if self._status is not None:
             self._status.stop()
+
+    def _tell(self, what: str) -> None:
+        if self._status is None:
+            from rich.console import Console
+
+            self._status = Console(stderr=True).status(what)
+            self._status.start()
+        self._status.update(what)

@@ -9,6 +9,7 @@ from shared.errors import AgentBuildError, NotFoundError
 
 MAX_FILES: Final = 2_000
 MAX_BYTES: Final = 32 * 1024 * 1024
+MAX_EXAMPLE_BYTES: Final = 64 * 1024
 _NOT_SOURCE: Final = frozenset({"build", "dist", "tests", "node_modules", "__pycache__", "venv"})
 
 
@@ -63,6 +64,13 @@ class Project:
                     hint="keep what is not the agent in folders named tests, build or dist",
                 )
         return found
+
+    def example(self) -> bytes:
+        """Return the input of the first of the agent's tests; an empty object where it has none to show."""
+        for path in sorted((self.folder / "tests").glob("*.input.json")):
+            if path.is_file() and not path.is_symlink() and path.stat().st_size <= MAX_EXAMPLE_BYTES:
+                return path.read_bytes()
+        return b"{}"
 
     @property
     def _suffixes(self) -> tuple[str, ...]:

@@ -1,5 +1,7 @@
 """Starts a runtime with an agent's files and saves it as a module whose `_start` is one execution."""
 
+import contextlib
+import ctypes
 import json
 import os
 import re
@@ -14,7 +16,7 @@ from typing import Any, Final
 
 import wasmtime
 
-from cli.guests import wasm
+from cli.guests import wasm, written
 from cli.guests.build_wasi import BuildWasi, Exited, Phase
 from cli.guests.frozen import HINT, WORDS, Frozen
 from cli.guests.project import Language
@@ -27,6 +29,8 @@ STACK: Final = "agentfactory_stack"
 MAX_START_MEMORY_BYTES: Final = 256 * 1024 * 1024
 START_FUEL: Final = {Language.PYTHON: 30_000_000_000, Language.JAVASCRIPT: 5_000_000_000}
 """Instructions of a start, which must end. Python alone takes 3 thousand million, with many imports 9."""
+EXAMPLE_FUEL: Final = 2_000_000_000
+"""Instructions of the run that shows which pages runs write; it need not end."""
 MAX_REQUEST_BYTES: Final = 512 * 1024
 _PLACE: Final = re.compile(r"\bat (?:.*\()?([\w./-]+\.js:\d+)")
 """In QuickJS's stacks: the innermost is the first."""
@@ -61,8 +65,8 @@ class Start:
         self._cache = cache
         self._told = Told()
 
-    def save(self) -> Started:
-        """Run the start to its end and return it saved.
+    def save(self, example: bytes) -> Started:
+        """Run the start to its end and return it saved, and with it which pages a run of `example` writes.
 
         Raises:
             AgentBuildError: The agent cannot be loaded, or something would be frozen into it; says what.
@@ -76,10 +80,29 @@ class Start:
             for index in wasm.mutable_globals(wasm.split(self._runtime))
         }
         _forget_stack(content, _called(exports, STACK, store), values[0])
+        log, saved = self._log(), bytes(content)
         module = wasm.saved(
-            self._runtime, memory=bytes(content), globals_=values, entry=RUN, kept=("memory",)
+            self._runtime,
+            memory=saved,
+            globals_=values,
+            entry=RUN,
+            kept=("memory",),
+            written=self._written_by(example, saved, store, exports),
         )
-        return Started(module=module, schemas=self._told.schemas, log=self._log())
+        return Started(module=module, schemas=self._told.schemas, log=log)
+
+    def _written_by(self, example: bytes, saved: bytes, store: wasmtime.Store, exports: Any) -> list[int]:
+        """Return the pages that a run writes, whatever becomes of it: its input may be wrong for it."""
+        if not written.can_tell():
+            return []
+        address = ctypes.addressof(exports["memory"].data_ptr(store).contents)
+        written.begin(address, saved)
+        store.set_fuel(EXAMPLE_FUEL)
+        self._wasi.begin_example(example)
+        # Out of fuel, at its end, or wrong: the same each time.
+        with contextlib.suppress(Exited, wasmtime.Trap, struct.error, ValueError, IndexError):
+            _called(exports, RUN, store)
+        return written.pages(address, len(saved))
 
     def run(self) -> tuple[wasmtime.Store, Any]:
         """Run the start to its end, and return what it left; raises as `save`."""
@@ -151,8 +174,17 @@ class Start:
         try:
             asked = json.loads(request)
             method, params = asked["method"], asked.get("params", {})
-        except (ValueError, KeyError, TypeError):
+            return (
+                self._example(method) if self._wasi.phase is Phase.EXAMPLE else self._told_by(method, params)
+            )
+        except (ValueError, LookupError, TypeError, AttributeError):
             return {"error": {"reason": "INVALID_REQUEST", "message": "no request"}}
+
+    def _example(self, method: str) -> dict[str, Any]:
+        """Answer a run that is no start any more: what it says of the build counts for nothing."""
+        return {"ok": {}} if method == "log" else _denied()
+
+    def _told_by(self, method: str, params: Mapping[str, Any]) -> dict[str, Any]:
         match method:
             case "build.phase":
                 self._wasi.phase = Phase(params["phase"])
@@ -163,8 +195,12 @@ class Start:
                 self._told.hint = self._told.hint or str(params.get("hint", ""))[:500]
             case _:
                 self._wasi.frozen.add(Frozen.HOST_CALL)
-                return {"error": {"reason": "NOT_GRANTED", "message": WORDS[Frozen.HOST_CALL]}}
+                return _denied()
         return {"ok": {}}
+
+
+def _denied() -> dict[str, Any]:
+    return {"error": {"reason": "NOT_GRANTED", "message": WORDS[Frozen.HOST_CALL]}}
 
 
 def _config() -> wasmtime.Config:

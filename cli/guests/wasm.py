@@ -3,6 +3,7 @@
 Section numbers and encodings: WebAssembly core specification 2.0, chapter 5.
 """
 
+import struct
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Final
@@ -18,6 +19,8 @@ _I32: Final = 0x7F
 _I32_CONST, _END = 0x41, 0x0B
 _CHUNK: Final = 4096
 """Pages of this size without a set bit are left out: the engine gives zeros for nothing."""
+PAGES_SECTION: Final = "agentfactory.pages"
+"""Custom section of the pages that a run writes; read by data_plane/engine/module/src/pages.rs."""
 
 
 def unsigned(value: int) -> bytes:
@@ -116,6 +119,24 @@ def join(sections: Sections) -> bytes:
     return _HEADER + b"".join(bytes([number]) + unsigned(len(body)) + body for number, body in sections)
 
 
+def minimum_memory_bytes(module: bytes) -> int:
+    """Return how much memory a module has before it runs; what follows its memory is not looked at.
+
+    Raises:
+        ModuleInvalidError: It ends early, or has not one memory of its own.
+    """
+    reader = Reader(module)
+    reader.take(len(_HEADER))
+    while reader.byte() != _MEMORY:
+        size = reader.number()
+        reader.at += size
+    reader.number()
+    if reader.number() != 1:
+        raise ModuleInvalidError("the module has not one memory")
+    reader.byte()
+    return reader.number() * PAGE_BYTES
+
+
 def mutable_globals(sections: Sections) -> list[int]:
     """Return the indices of the globals that running code may change; each is an i32 with a constant.
 
@@ -140,11 +161,18 @@ def with_globals_exported(module: bytes) -> bytes:
 
 
 def saved(
-    module: bytes, *, memory: bytes, globals_: Mapping[int, int], entry: str, kept: Sequence[str]
+    module: bytes,
+    *,
+    memory: bytes,
+    globals_: Mapping[int, int],
+    entry: str,
+    kept: Sequence[str],
+    written: Sequence[int] = (),
 ) -> bytes:
     """Return the module as it is after its start: this memory, these globals, `entry` renamed to `_start`.
 
-    Of the other exports only those in `kept` stay.
+    Of the other exports only those in `kept` stay. `written` are the pages that a run is expected to write,
+    which the module says in a section of its own.
 
     Raises:
         ModuleInvalidError: The module has parts that a saved start cannot stand for.
@@ -169,7 +197,13 @@ def saved(
         _DATA: _vector(segments),
         _DATA_COUNT: unsigned(len(segments)),
     }
-    return join(_replaced(sections, changed))
+    said = [(_CUSTOM, _pages_section(written))] if written else []
+    return join([*_replaced(sections, changed), *said])
+
+
+def _pages_section(pages: Sequence[int]) -> bytes:
+    name = PAGES_SECTION.encode()
+    return unsigned(len(name)) + name + struct.pack(f"<{len(pages)}I", *pages)
 
 
 def _section(sections: Sections, wanted: int) -> bytes:

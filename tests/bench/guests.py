@@ -18,7 +18,7 @@ from typing import Final
 
 from cli.guests.build import Built, Workshop, package_of, start_files
 from cli.guests.new import make_project
-from cli.guests.project import Language, find_project
+from cli.guests.project import Language, Project, find_project
 from cli.guests.runtimes import find_runtime
 from cli.guests.sandbox import Bench
 from cli.guests.start import Start
@@ -28,6 +28,7 @@ from tests.bench.report import Figure, measured, publish, quantile
 from tests.fixtures.runtimes import runtime_folder
 
 RUNS: Final = 300
+COMMANDS: Final = 10
 STARTS: Final = {Language.PYTHON: 5, Language.JAVASCRIPT: 20}
 """A start of Python takes a second."""
 BODY: Final = b'{"text": "to be or not to be"}'
@@ -55,13 +56,32 @@ def build_figures(language: Language, folder: Path, runtimes: Path) -> tuple[lis
     unchanged = time.monotonic() - began
     assert built is not None
     later = sorted(times[1:])
+    whole = unchanged_commands(project, folder, runtimes)
     figures = [
         measured(f"{language}: build after an edit", later, "s", bar="≤ 20 s", bar_ok=later[-1] <= 20),
-        measured(f"{language}: build, unchanged", [unchanged], "s", bar="≤ 0.5 s", bar_ok=unchanged <= 0.5),
+        measured(f"{language}: build, unchanged, the whole command", whole, "s", at_most=0.5),
+        measured(f"{language}: build, unchanged, without our start", [unchanged], "s"),
         measured(f"{language}: very first build", times[:1], "s"),
         measured(f"{language}: module", [len(built.module) / 2**20], "MiB"),
     ]
     return figures, built, package_of(project, built, None).manifest
+
+
+def unchanged_commands(project: Project, folder: Path, runtimes: Path) -> list[float]:
+    """Return the times of the command of somebody whose Python keeps its byte code, as they do."""
+    environment = os.environ | {
+        "AF_CLI_CACHE_DIR": str(folder / "cache"),
+        "AF_CLI_RUNTIMES": str(runtimes),
+        "PYTHONPYCACHEPREFIX": str(folder / "byte-code"),
+    }
+    environment.pop("PYTHONDONTWRITEBYTECODE", None)
+    command = [sys.executable, "-m", "cli.main", "build", str(project.folder)]
+    times = []
+    for _ in range(COMMANDS + 1):
+        began = time.monotonic()
+        subprocess.run(command, check=True, capture_output=True, env=environment)
+        times.append(time.monotonic() - began)
+    return times[1:]
 
 
 def starts(language: Language, folder: Path, runtimes: Path) -> list[float]:

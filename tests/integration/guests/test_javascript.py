@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 
+from shared.package_files import read_unsigned_package
 from tests.fixtures.runtimes import Author, built_here_and_far_away, runtime_folder
 
 
@@ -44,6 +45,59 @@ def test_the_starter_builds_and_its_test_holds(author: Author) -> None:
     assert first["digest"] == again["digest"]
     assert (first["unchanged"], again["unchanged"]) == (False, True)
     assert "ok   hello" in author("test", "words").stderr
+
+
+HEAVY = {"alembic", "cryptography", "fastapi", "google", "grpc", "httpx", "rich", "sqlalchemy", "wasmtime"}
+
+
+def test_what_takes_half_a_second_to_load_an_unchanged_build_does_not_load(
+    tmp_path: Path, runtimes: Path
+) -> None:
+    author = Author(tmp_path, runtimes, PYTHONPROFILEIMPORTTIME="1")
+    made = author("new", "words", "--lang", "javascript")
+    author("build", "words")
+    again = author("build", "words")
+    assert "unchanged: words" in again.stderr
+    for done in (made, again):
+        loaded = {line.rpartition("|")[2].strip().partition(".")[0] for line in done.stderr.splitlines()}
+        assert "typer" in loaded
+        assert not loaded & HEAVY
+
+
+def test_a_package_that_is_there_already_is_not_written_again_and_a_damaged_one_is(author: Author) -> None:
+    folder = author.folder("words", "javascript")
+    author("build", "words")
+    (blob,) = (folder / "build/words-0.1.0.template/blobs/sha256").iterdir()
+    module, before = blob.read_bytes(), blob.stat()
+    author("build", "words")
+    assert (blob.stat().st_ino, blob.stat().st_mtime_ns) == (before.st_ino, before.st_mtime_ns)
+    blob.write_bytes(module[:-1] + b"x")
+    author("build", "words")
+    assert blob.read_bytes() == module
+    (blob.parent / ("0" * 64)).write_bytes(b"another")
+    author("build", "words")
+    assert [blob] == list(blob.parent.iterdir())
+
+
+def test_the_run_that_shows_what_a_run_writes_changes_nothing_else_of_a_build(author: Author) -> None:
+    source = """export function run(input, host) {
+      for (const [method, params] of [
+        ["build.refuse", { message: "no" }], ["build.phase", {}], ["build.phase", { phase: "x" }], ["build.phase", 7],
+        ["build.schemas", { input: { type: "string" } }], ["kv.get", { key: "a" }],
+      ]) {
+        try { host.call(method, params); return method; } catch (error) { if (!error.reason) throw error; }
+      }
+      if (input.spin) for (;;) {}
+      return Math.random() * 0;
+    }"""
+    folder = author.folder("calls", "javascript", source)
+    (folder / "tests/hello.output.json").write_text("0")
+    author("test", "calls")
+    (folder / "tests/hello.input.json").write_text('{"spin": true}')
+    built = json.loads(author("build", "calls", "--json").stdout)
+    assert not built["unchanged"]
+    package = read_unsigned_package(folder / "build/calls-0.1.0.template")
+    assert package.manifest.input_schema is None
 
 
 def test_the_same_files_give_the_same_bytes_elsewhere(tmp_path: Path, runtimes: Path) -> None:

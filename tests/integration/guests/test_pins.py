@@ -14,6 +14,7 @@ FILES = {
     "python": {
         "python.wasm": "agentfactory_python/python.wasm",
         "stdlib.zip": "agentfactory_python/lib/stdlib.zip",
+        "zones.bin": "agentfactory_python/lib/zones.bin",
     },
 }
 

@@ -23,6 +23,7 @@ import asyncio, dataclasses, datetime, decimal, hashlib, json, logging, os, rand
 import sys, time, typing, urllib.parse, uuid, zlib, zoneinfo
 
 seen = []
+KOLKATA = zoneinfo.ZoneInfo("Asia/Kolkata")
 
 
 def run(input, host):
@@ -52,6 +53,21 @@ def library(host):
             datetime.datetime.strptime("2026-01-02", "%Y-%m-%d").isoformat(),
             zlib.decompress(zlib.compress(b"abc")).decode(), re.sub("a+", "b", "caaat"),
             statistics.median([3, 1, 2]), "ä".encode("utf-16-le").hex()]
+
+
+def zones(host):
+    noon = datetime.datetime(2026, 7, 1, 12, tzinfo=zoneinfo.ZoneInfo("Europe/Berlin"))
+    winter = noon.replace(month=12)
+    try:
+        zoneinfo.ZoneInfo("../etc/passwd")
+    except Exception as error:
+        wrong = type(error).__name__
+    try:
+        zoneinfo.ZoneInfo("Europe/Atlantis")
+    except zoneinfo.ZoneInfoNotFoundError as error:
+        missing = str(error)
+    return [noon.utcoffset().seconds, winter.utcoffset().seconds, noon.astimezone(KOLKATA).isoformat(),
+            len(zoneinfo.available_timezones()), wrong, missing]
 
 
 def says(host):
@@ -117,7 +133,7 @@ def author(tmp_path: Path, runtimes: Path, cache: Path) -> Author:
 def ran(tmp_path_factory: pytest.TempPathFactory, runtimes: Path, cache: Path) -> Mapping[str, Any]:
     """What came of each function of MANY, of `chance` twice."""
     author = Author(tmp_path_factory.mktemp("many"), runtimes, AF_CLI_CACHE_DIR=str(cache))
-    names = ("surroundings", "library", "says", "denied", "fails", "hungry", "spins", "outside")
+    names = ("surroundings", "library", "zones", "says", "denied", "fails", "hungry", "spins", "outside")
     twice = {"chance-1": "chance", "chance-2": "chance", "memory-1": "memory", "memory-2": "memory"}
     return author.cases("many", "python", MANY, twice | {name: name for name in names})
 
@@ -152,6 +168,21 @@ def test_what_one_run_leaves_behind_the_next_does_not_see(ran: Mapping[str, Any]
 def test_the_standard_library_works(ran: Mapping[str, Any]) -> None:
     expected = ["0.3", "2d711642", 3, "2026-01-02T00:00:00", "abc", "cbt", 2, "e400"]
     assert ran["library"]["found"] == expected
+
+
+def test_time_zones_are_found_by_their_names(ran: Mapping[str, Any]) -> None:
+    summer, winter, there, known, wrong, missing = ran["zones"]["found"]
+    assert (summer, winter, there) == (7200, 3600, "2026-07-01T15:30:00+05:30")
+    assert known > 500
+    assert wrong == "ValueError"
+    assert missing == "'No time zone found with key Europe/Atlantis'"
+
+
+def test_an_agent_without_time_zones_holds_none(author: Author) -> None:
+    folder = author.folder("words", "python")
+    author("build", "words")
+    (blob,) = (folder / "build/words-0.1.0.template/blobs/sha256").iterdir()
+    assert b"Asia/Kolkata" not in blob.read_bytes()
 
 
 def test_what_is_printed_and_logged_is_in_the_log(ran: Mapping[str, Any]) -> None:

@@ -3,7 +3,8 @@
 import asyncio
 import hashlib
 import os
-from collections.abc import AsyncIterator, Callable, Coroutine, Mapping
+import struct
+from collections.abc import AsyncIterator, Callable, Coroutine, Iterable, Mapping
 from datetime import UTC, datetime
 from pathlib import Path
 
@@ -11,6 +12,7 @@ import pytest
 import wasmtime
 from agentfactory_engine import worker_path
 
+from cli.guests.wasm import unsigned
 from data_plane.sandbox.compiler import WorkerCompiler
 from data_plane.sandbox.domain import EngineInfo, RunRequest, RunResult
 from data_plane.sandbox.engine import read_engines
@@ -70,6 +72,13 @@ def inside(process: WorkerProcess) -> int:
 def wat(text: str) -> bytes:
     """A module from its text; it exports what every agent must, unless the text does."""
     return bytes(wasmtime.wat2wasm(text))
+
+
+def saying(module: bytes, pages: Iterable[int], *, cut: int = 0) -> bytes:
+    """The module, and in it which pages its runs write; of the section's last bytes `cut` are missing."""
+    content = b"\x12agentfactory.pages" + b"".join(struct.pack("<I", page) for page in pages)
+    content = content[: len(content) - cut]
+    return module + b"\0" + unsigned(len(content)) + content
 
 
 @pytest.fixture(scope="session")

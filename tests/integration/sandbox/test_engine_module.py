@@ -9,7 +9,7 @@ from pathlib import Path
 import agentfactory_engine as engine
 import pytest
 
-from tests.integration.sandbox.conftest import wat
+from tests.integration.sandbox.conftest import saying, wat
 
 POLICY = """package access
 import rego.v1
@@ -56,6 +56,38 @@ def test_the_size_is_bounded(probe):
     engine.validate_module(probe, max_bytes=len(probe))
     with pytest.raises(ValueError, match="the bound is"):
         engine.validate_module(probe, max_bytes=len(probe) - 1)
+
+
+AGENT = '(module (memory (export "memory") 2) (func (export "_start")))'
+
+
+def test_pages_that_runs_write_are_named_in_order_within_the_memory():
+    module = wat(AGENT)
+    for right in (range(32), (), (0, 31)):
+        engine.validate_module(saying(module, right))
+
+
+@pytest.mark.parametrize(
+    ("pages", "cut", "why"),
+    [
+        ((32,), 0, "the memory begins with 131072 bytes"),
+        ((1, 2**32 - 1), 0, "the memory begins with 131072 bytes"),
+        ((3, 2), 0, "do not ascend"),
+        ((3, 3), 0, "do not ascend"),
+        ((1, 2), 1, "ends within a number"),
+        (range(4097), 0, "the bound is 4096"),
+    ],
+    ids=["outside", "far outside", "backwards", "twice", "cut", "many"],
+)
+def test_pages_that_are_wrong_are_refused(pages, cut, why):
+    with pytest.raises(engine.InvalidModuleError, match=why):
+        engine.validate_module(saying(wat(AGENT), pages, cut=cut))
+
+
+def test_pages_are_named_once():
+    module = saying(saying(wat(AGENT), (1,)), (2,))
+    with pytest.raises(engine.InvalidModuleError, match=r"agentfactory\.pages is there twice"):
+        engine.validate_module(module)
 
 
 def test_a_long_import_name_does_not_flood_the_message():

@@ -15,7 +15,7 @@ from data_plane.sandbox.domain import RunResult
 from data_plane.sandbox.pool import WorkerPool
 from shared.manifest import Profile
 from shared.outcomes import LimitName, Outcome
-from tests.integration.sandbox.conftest import Run, inside, wat
+from tests.integration.sandbox.conftest import Run, inside, saying, wat
 
 PAGE = 65_536
 NAME = "/memfd:agentfactory-image"
@@ -125,6 +125,29 @@ async def test_a_memory_begins_as_its_segments_say_in_every_run_of_a_worker(run:
             result = await run(module=module, **limits)
             assert (result.outcome, result.stdout == expected) == (Outcome.SUCCEEDED, True), result.trap
             assert result.resources.peak_memory_bytes == layout.pages * PAGE
+
+
+@pytest.mark.parametrize("name", ["at the start", "within pages", "a hole between", "too little", "random 3"])
+@pytest.mark.parametrize("profile", [Profile.DEFAULT, Profile.DETERMINISTIC])
+async def test_pages_that_a_module_says_it_writes_hold_what_they_did(
+    run: Run, name: str, profile: Profile
+) -> None:
+    """Whether it does, or writes others: it says so to be faster."""
+    layout = LAYOUTS[name]
+    small = layout.pages * PAGE // 4096
+    limits = {"output_bytes": 64 << 20, "memory_bytes": 128 << 20, "profile": profile, "fuel": 1 << 40}
+    for pages in (range(small), range(0, small, 3), (small - 1,)):
+        for _ in range(2):
+            result = await run(module=saying(layout.module(), pages), **limits, **PATIENT)
+            assert (result.outcome, result.stdout == layout.expected()) == (Outcome.SUCCEEDED, True)
+            assert result.resources.peak_memory_bytes == layout.pages * PAGE
+
+
+async def test_pages_that_are_named_are_the_runs_own(run: Run) -> None:
+    layout = Layout(pages=10, segments=((0, LARGE),))
+    module = saying(layout.module(), range(160))
+    result = await run(module=module, memory_bytes=10 * PAGE - 1, output_bytes=1 << 20)
+    assert (result.outcome, result.limit) == (Outcome.KILLED, LimitName.MEMORY_BYTES)
 
 
 @pytest.mark.parametrize("profile", [Profile.DETERMINISTIC, Profile.PORTABLE])

@@ -4,7 +4,7 @@ import json
 import pytest
 from securesystemslib.dsse import Envelope as OracleEnvelope
 
-from shared import dsse
+from shared import dsse, signatures
 from shared.dsse import KEYSET_TYPE, TEMPLATE_TYPE, sign_envelope, verify_envelope
 from shared.errors import (
     MalformedError,
@@ -38,6 +38,10 @@ def test_pae_is_the_example_of_the_specification():
     assert dsse.pae("http://example.com/HelloWorld", b"hello world") == (
         b"DSSEv1 29 http://example.com/HelloWorld 11 hello world"
     )
+
+
+def test_a_signature_of_the_largest_key_fits():
+    assert dsse.MAX_SIGNATURE_BYTES == signatures.MAX_SIGNATURE_BYTES
 
 
 async def test_payload_comes_back_when_the_signature_holds():

@@ -1,6 +1,8 @@
 //! Which WebAssembly modules are agents, and what they say about themselves. Reads bytes; never compiles or runs them.
 #![forbid(unsafe_code)]
 
+pub mod pages;
+
 use std::fmt;
 
 use wasmparser::{
@@ -102,6 +104,8 @@ pub struct ModuleInfo {
     pub types: usize,
     /// Of the function that has most.
     pub locals: usize,
+    /// Every custom section [`pages::SECTION`].
+    pub pages: Vec<Vec<u8>>,
 }
 
 /// Validate the bytes as WebAssembly within [`features`] and describe them.
@@ -177,7 +181,26 @@ pub fn check(bytes: &[u8], max_bytes: usize) -> Result<ModuleInfo, InvalidModule
     }
     require_export(&info, ENTRY_POINT, "func () -> ()")?;
     require_export(&info, MEMORY, "memory")?;
+    check_pages(&info)?;
     Ok(info)
+}
+
+/// A worker passes over a section that it cannot use; whoever signs one shall not have to wonder why.
+fn check_pages(info: &ModuleInfo) -> Result<(), InvalidModule> {
+    let memory_bytes = info
+        .memories
+        .first()
+        .map_or(0, |memory| memory.minimum_bytes);
+    match info.pages.as_slice() {
+        [] => Ok(()),
+        [section] => pages::parse(section, memory_bytes)
+            .map(|_| ())
+            .map_err(invalid),
+        _ => Err(invalid(format!(
+            "section {} is there twice",
+            pages::SECTION
+        ))),
+    }
 }
 
 fn require_export(info: &ModuleInfo, name: &str, kind: &str) -> Result<(), InvalidModule> {
@@ -303,6 +326,12 @@ fn read_payload(
                     kind,
                 });
             }
+        }
+        // One more than there may be shows that there are too many.
+        Payload::CustomSection(section)
+            if section.name() == pages::SECTION && info.pages.len() < 2 =>
+        {
+            info.pages.push(section.data().to_vec());
         }
         Payload::CodeSectionStart { size, .. } => info.code_bytes = size as usize,
         Payload::CodeSectionEntry(body) => {

@@ -1,9 +1,11 @@
 //! One run of a loaded module: a fresh store, its imports, `_start`, and how it ended.
 
 use std::collections::VecDeque;
+use std::ops::Range;
 use std::sync::{Arc, Mutex};
 use std::time::Instant;
 
+use agentfactory_module::pages;
 use agentfactory_wasi::{Errno, Usage, Wasi};
 use wasmer::{
     Extern, ExternType, Function, FunctionEnv, Instance, InstantiationError, Module, RuntimeError,
@@ -174,7 +176,18 @@ fn image(engine: &wasmer::Engine, module: &Module, budget: &Arc<Budget>) -> Opti
     // A segment that does not fit fails here as it will in each run, which then says so.
     Instance::new_by_index(&mut store, module, &imports?).ok()?;
     drop(store);
-    Arc::into_inner(recording)?.finish()
+    Arc::into_inner(recording)?.finish(to_be_written(module))
+}
+
+/// What the module says of the pages that its runs write. One that says it wrongly says nothing: it was not built here.
+fn to_be_written(module: &Module) -> Vec<Range<u64>> {
+    let memory = module.info().memories.iter().next();
+    let memory_bytes = memory.map_or(0, |(_, memory)| memory.minimum.bytes().0 as u64);
+    module
+        .custom_sections(pages::SECTION)
+        .next()
+        .and_then(|section| pages::parse(&section, memory_bytes).ok())
+        .unwrap_or_default()
 }
 
 fn outcome(ended: Result<(), RuntimeError>, refused: Option<&'static str>) -> Outcome {
@@ -404,4 +417,49 @@ pub fn refuse(output: &mut Output, message: String) -> ! {
     );
     let _ = output.flush();
     end(exit::PROTOCOL)
+}
+
+#[cfg(test)]
+mod tests {
+    use std::num::NonZero;
+
+    use super::*;
+    use crate::messages::Profile;
+
+    /// A memory of two pages, and the section as it was written.
+    fn compiled(section: &[u8]) -> Module {
+        let mut bytes = b"\0asm\x01\0\0\0\x05\x03\x01\0\x02".to_vec();
+        let size = u8::try_from(1 + pages::SECTION.len() + section.len()).expect("a short section");
+        bytes.extend([
+            0,
+            size,
+            u8::try_from(pages::SECTION.len()).expect("a short name"),
+        ]);
+        bytes.extend(pages::SECTION.bytes());
+        bytes.extend(section);
+        let compiler = engine::compiler(Profile::Default, NonZero::new(1).expect("one"));
+        let made = Module::new(&compiler, &bytes).expect("a module");
+        let artifact = made.serialize().expect("an artifact");
+        // SAFETY: the bytes come out of the engine.
+        unsafe { Module::deserialize(&engine::headless(&Arc::default()), artifact) }
+            .expect("a module")
+    }
+
+    #[test]
+    fn an_artifact_keeps_the_pages_that_its_module_names() {
+        let module = compiled(&[1, 0, 0, 0, 31, 0, 0, 0]);
+        assert_eq!(to_be_written(&module), [4096..8192, 126_976..131_072]);
+    }
+
+    #[test]
+    fn a_section_that_nobody_checked_is_passed_over_when_it_is_wrong() {
+        for wrong in [
+            &[32, 0, 0, 0][..],
+            &[2, 0, 0, 0, 1, 0, 0, 0],
+            &[1, 0, 0],
+            &[255; 4],
+        ] {
+            assert_eq!(to_be_written(&compiled(wrong)), []);
+        }
+    }
 }

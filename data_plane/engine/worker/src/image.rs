@@ -5,6 +5,7 @@
 //! once ([`Recording`]); a module for which that fails, or would run code of the guest, has none and is filled each time.
 
 use std::fs::File;
+use std::ops::Range;
 use std::os::fd::OwnedFd;
 use std::os::unix::fs::FileExt;
 use std::ptr::NonNull;
@@ -12,7 +13,7 @@ use std::sync::{Mutex, PoisonError};
 
 use rustix::fs::{MemfdFlags, SealFlags, fcntl_add_seals, ftruncate, memfd_create};
 use rustix::io::Errno;
-use rustix::mm::{MapFlags, ProtFlags, mmap};
+use rustix::mm::{Advice, MapFlags, ProtFlags, madvise, mmap};
 use wasmer::WASM_PAGE_SIZE;
 
 /// From the first byte to the last. The file stays in memory while the worker lives, outside any run's limit.
@@ -75,9 +76,10 @@ impl Recording {
         (written.start, written.end) = (first, last);
     }
 
-    /// Seal what was taken; `None` if it is not worth it, or is not all.
+    /// Seal what was taken; `None` if it is not worth it, or is not all. A run that begins on it is given the pages
+    /// `to_be_written` of its memory at once.
     #[must_use]
-    pub fn finish(self) -> Option<Image> {
+    pub fn finish(self, to_be_written: Vec<Range<u64>>) -> Option<Image> {
         let written = self
             .written
             .into_inner()
@@ -97,6 +99,7 @@ impl Recording {
             segments: written.segments,
             start,
             end,
+            to_be_written,
         })
     }
 }
@@ -109,6 +112,7 @@ pub struct Image {
     pub segments: usize,
     start: usize,
     end: usize,
+    to_be_written: Vec<Range<u64>>,
 }
 
 impl Image {
@@ -134,8 +138,30 @@ impl Image {
                 &self.file,
                 self.start as u64,
             )
+        }?;
+        self.copy_to_be_written(base, size);
+        Ok(())
+    }
+
+    /// Give the memory its own copies of pages that a run writes, each of which would be a fault of its own.
+    fn copy_to_be_written(&self, base: NonNull<u8>, size: usize) {
+        for range in &self.to_be_written {
+            let (Ok(start), Ok(end)) = (usize::try_from(range.start), usize::try_from(range.end))
+            else {
+                return;
+            };
+            // SAFETY: the range lies within the caller's memory, and giving it its pages changes no byte of it.
+            let copied = end <= size
+                && unsafe {
+                    let at = base.as_ptr().add(start).cast();
+                    madvise(at, end - start, Advice::LinuxPopulateWrite)
+                }
+                .is_ok();
+            if !copied {
+                // A kernel before 5.14, or larger pages: the run faults, as it would without.
+                return;
+            }
         }
-        .map(|_| ())
     }
 }
 
@@ -152,7 +178,7 @@ mod tests {
         for (start, data) in segments {
             recording.take(*start, data);
         }
-        recording.finish()
+        recording.finish(Vec::new())
     }
 
     /// Ones, where the image is not mapped.
@@ -205,6 +231,45 @@ mod tests {
         // SAFETY: the mapping is private, and nothing in it is borrowed.
         assert!(unsafe { image.map_over(base, memory.len()) }.is_err());
         assert!(memory.iter().all(|byte| *byte == 0));
+    }
+
+    fn recorded_to_be_written(pages: &[Range<u64>]) -> Image {
+        let recording = Recording::begin().expect("a file in memory");
+        recording.take(0, &LARGE);
+        recording.finish(pages.to_vec()).expect("it is worth it")
+    }
+
+    fn faults() -> i64 {
+        let mut usage = std::mem::MaybeUninit::<libc::rusage>::zeroed();
+        // SAFETY: the place is valid to write to, and all zeros are a valid value of it.
+        unsafe {
+            libc::getrusage(libc::RUSAGE_THREAD, usage.as_mut_ptr());
+            usage.assume_init()
+        }
+        .ru_minflt
+    }
+
+    #[test]
+    fn pages_that_are_known_to_be_written_fault_no_more_and_hold_the_image() {
+        let image = recorded_to_be_written(&[4096..5 * 4096, 40 * 4096..60 * 4096]);
+        let mut memory = memory(&image, 9);
+        let before = faults();
+        for page in (1..5).chain(40..60) {
+            memory[page * 4096 + 5] = 8;
+        }
+        assert_eq!(faults() - before, 0);
+        assert_eq!((memory[4096 + 4], memory[4096 + 5]), (7, 8));
+        for page in 20..30 {
+            memory[page * 4096] = 8;
+        }
+        assert!(faults() - before >= 10, "what was not named is not copied");
+    }
+
+    #[test]
+    fn pages_outside_the_memory_are_passed_over() {
+        let image = recorded_to_be_written(&[0..4096, 9 << 16..10 << 16, 1 << 62..u64::MAX]);
+        let memory = memory(&image, 9);
+        assert!(memory[..LARGE.len()] == LARGE);
     }
 
     #[test]

@@ -147,6 +147,14 @@ def _import_if_there(names: tuple[str, ...]) -> None:
             importlib.import_module(name)
 
 
+def _load_zones() -> None:
+    """Have the time zones where they can be asked for: 0.3 MB that only agents with `zoneinfo` have."""
+    if "zoneinfo" in sys.modules and "agentfactory_zones" not in sys.modules:
+        import agentfactory_zones  # noqa: PLC0415
+
+        agentfactory_zones.install()
+
+
 def _load() -> tuple[Callable[..., Any], Any]:
     with open(BUNDLE, encoding="utf-8") as file:  # noqa: PTH123 - pathlib would be in each agent's memory
         bundle = json.load(file)
@@ -155,6 +163,7 @@ def _load() -> tuple[Callable[..., Any], Any]:
     if finding.refusal:
         _refuse(finding.refusal, finding.hint)
     _import_if_there(finding.standard)
+    _load_zones()
     importer = _Files(files)
     sys.meta_path.insert(0, importer)  # type: ignore[arg-type]
     seeded = random.getstate()
@@ -173,6 +182,7 @@ def _load() -> tuple[Callable[..., Any], Any]:
     while more := [each for each in agentfactory_imports.within_functions(sys.modules) if each not in _tried]:
         _tried.update(more)
         _import_if_there(tuple(more))
+    _load_zones()
     os.environ._data = data  # type: ignore[attr-defined]  # noqa: SLF001
     if random.getstate() != seeded:
         _refuse(
@@ -241,6 +251,10 @@ def _tell(error: BaseException) -> None:
 
 _HOST = Host()
 sys.stdout = sys.stderr
+# What this Python was configured with, which nobody has here. Without it the first `import zoneinfo` fails.
+_configured = ModuleType("_sysconfigdata__wasi_wasm32-wasi")
+_configured.build_time_vars = {}  # type: ignore[attr-defined]
+sys.modules[_configured.__name__] = _configured
 try:
     _function, _make_input = _load()
 except _RefusedError:

@@ -1,5 +1,6 @@
 """Rewriting a module to what it is after its start."""
 
+import agentfactory_engine
 import pytest
 import wasmtime
 from hypothesis import given, settings
@@ -105,3 +106,26 @@ def test_every_bit_of_memory_is_saved(writes: list[tuple[int, bytes]]) -> None:
 def test_a_module_that_is_split_and_joined_is_the_same() -> None:
     module = bytes(wasmtime.wat2wasm('(module (memory (export "memory") 1) (func (export "run")))'))
     assert wasm.join(wasm.split(module)) == module
+
+
+def test_the_memory_before_a_run_is_found_without_the_rest() -> None:
+    module = bytes(wasmtime.wat2wasm(COUNTER))
+    types = "".join(f"(func (param {'i64 ' * count}))" for count in range(40))
+    many = bytes(wasmtime.wat2wasm(f"(module (memory 300) {types})"))
+    assert wasm.minimum_memory_bytes(many) == 300 * wasm.PAGE_BYTES
+    assert wasm.minimum_memory_bytes(module) == 2 * wasm.PAGE_BYTES
+    with pytest.raises(ModuleInvalidError):
+        wasm.minimum_memory_bytes(module[:12])
+    with pytest.raises(ModuleInvalidError):
+        wasm.minimum_memory_bytes(bytes(wasmtime.wat2wasm("(module (func))")))
+
+
+def test_the_pages_that_runs_write_are_said_in_a_section_that_the_engine_takes() -> None:
+    module, memory, pointer = started()
+    options = {"memory": memory, "globals_": {0: pointer}, "entry": "run", "kept": ("memory",)}
+    said = wasm.saved(module, **options, written=[2, 17, 18])
+    assert b"\x12agentfactory.pages\2\0\0\0\x11\0\0\0\x12\0\0\0" in said
+    agentfactory_engine.validate_module(said)
+    assert b"agentfactory.pages" not in wasm.saved(module, **options)
+    with pytest.raises(agentfactory_engine.InvalidModuleError, match="the memory begins with 131072"):
+        agentfactory_engine.validate_module(wasm.saved(module, **options, written=[32]))
