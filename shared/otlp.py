@@ -33,9 +33,9 @@ logger = get_logger(__name__)
 
 MAX_QUEUED_SPANS: Final = 4096
 """Beyond it whole trails are dropped and counted: tracing never holds work up."""
-MAX_TRAILS_PER_REQUEST: Final = 64
-"""Making messages holds the interpreter: so many take about 1 ms, and 15 if all have `MAX_PARTS`."""
-FLUSH_EVERY: Final = timedelta(milliseconds=500)
+MAX_TRAILS_PER_REQUEST: Final = 128
+"""Making messages holds the interpreter: so many take about 3 ms, and 30 if all have `MAX_PARTS`."""
+FLUSH_EVERY: Final = timedelta(seconds=5)
 LAST_FLUSH: Final = timedelta(seconds=2)
 """For what is left when the process stops; then calls under way are broken off."""
 HANG_UP: Final = timedelta(seconds=1)
