@@ -1,9 +1,9 @@
 """What noting and keeping traces costs by itself: processor time of what one execution has a process note.
 
 `python -m tests.bench.trace_notes` makes the calls of control plane and node in their order, with the code that
-makes them there, and nothing else: none kept, and all kept and sent to a receiver in a process of its own. What a
-tenth costs is computed of both. `python -m tests.bench.tracing` measures whole processes: it says what share of
-an execution that is.
+makes them there, and nothing else: without tracing, with none kept, and with all kept and sent to a receiver in a
+process of its own. What a tenth costs is computed of these. `python -m tests.bench.tracing` measures whole
+processes, whose moods are larger than this; it says what share of an execution it is.
 """
 
 import argparse
@@ -47,7 +47,10 @@ GROUPS: Final = 200
 TOGETHER: Final = 8
 """Executions whose orders are signed, and whose receipts are recorded, together."""
 RATIO: Final = 0.1
-NONE, ALL = "none kept", "all kept"
+OFF, NONE, ALL = "not traced", "none kept", "all kept"
+PARENTS: Final = {
+    name: f"00-{'a' * 32}-{'b' * 16}-{'01' if name == ALL else '00'}" for name in (OFF, NONE, ALL)
+}
 RECEIVE: Final = "--receive"
 BOUND_SECONDS: Final = 30
 
@@ -220,19 +223,18 @@ async def measure(rounds: int, groups: int) -> list[Figure]:
     async with receiver() as endpoint:
         for _ in range(rounds):
             for process, work in works.items():
-                for name, flag in ((NONE, "00"), (ALL, "01")):
-                    parent = f"00-{'a' * 32}-{'b' * 16}-{flag}"
-                    cost = await one_round(endpoint, work, parent, groups)
+                for name in (OFF, NONE, ALL):
+                    cost = await one_round(None if name == OFF else endpoint, work, PARENTS[name], groups)
                     found.setdefault((process, name), []).append(cost)
     figures = []
     for process in works:
-        none, every = found[process, NONE], found[process, ALL]
+        off, none, every = (found[process, name] for name in (OFF, NONE, ALL))
         figures += [
-            measured(f"{process}: an execution, {NONE}", none, "µs"),
-            measured(f"{process}: an execution, {ALL}", every, "µs"),
+            measured(f"{process}: an execution, {NONE}", none, "µs", beside=(OFF, off)),
+            measured(f"{process}: an execution, {ALL}", every, "µs", beside=(OFF, off)),
             Figure(
-                figure=f"{process}: an execution at 10 %",
-                value=median(none) + RATIO * (median(every) - median(none)),
+                figure=f"{process}: what is added to an execution at 10 %",
+                value=median(none) - median(off) + RATIO * (median(every) - median(none)),
                 unit="µs",
                 repeats=rounds,
             ),
@@ -240,7 +242,7 @@ async def measure(rounds: int, groups: int) -> list[Figure]:
     return figures
 
 
-async def one_round(endpoint: str, work: Work, parent: str, groups: int) -> float:
+async def one_round(endpoint: str | None, work: Work, parent: str, groups: int) -> float:
     """Return the processor time of one execution in µs, all threads together, the sending included."""
     registry = CollectorRegistry()
     options = TraceOptions(endpoint=endpoint, authority=None, ratio=0, max_per_second=10_000_000)
