@@ -17,6 +17,8 @@ MAX_VALUE_CHARS: Final = 256
 PREFIX: Final = "agentfactory."
 """Before the name of every attribute."""
 
+_MIN_INT: Final = -(1 << 63)
+_MAX_INT: Final = (1 << 63) - 1
 _LOCAL: Final = SpanFlags.SPAN_FLAGS_CONTEXT_HAS_IS_REMOTE_MASK
 _REMOTE: Final = _LOCAL | SpanFlags.SPAN_FLAGS_CONTEXT_IS_REMOTE_MASK
 
@@ -34,7 +36,7 @@ def add_spans(spans: Any, trail: Trail, parts: Sequence[Part], wall_offset: floa
         span_id=root_id,
         parent_span_id=b"" if parent is None else bytes.fromhex(parent.span_id),
         flags=_LOCAL if parent is None else _REMOTE,
-        name=trail.name,
+        name=_text(trail.name),
         kind=int(trail.kind),
         start_time_unix_nano=_nanoseconds(trail.started, wall_offset),
         end_time_unix_nano=_nanoseconds(trail.ended, wall_offset),
@@ -52,7 +54,7 @@ def add_spans(spans: Any, trail: Trail, parts: Sequence[Part], wall_offset: floa
             # A part whose own parent found no room stands below the trail.
             parent_span_id=bytes.fromhex(above) if above else root_id,
             flags=_LOCAL,
-            name=part.name,
+            name=_text(part.name),
             kind=int(part.kind),
             start_time_unix_nano=_nanoseconds(part.started, wall_offset),
             # What was broken off ends with the whole.
@@ -65,16 +67,22 @@ def _say(span: Span, attributes: Attributes, failed: str) -> None:
     for name, value in attributes.items():
         said = span.attributes.add(key=PREFIX + name).value
         if isinstance(value, str):
-            said.string_value = value[:MAX_VALUE_CHARS]
+            said.string_value = _text(value)
         elif isinstance(value, bool):
             said.bool_value = value
         elif isinstance(value, int):
-            said.int_value = value
+            said.int_value = max(_MIN_INT, min(value, _MAX_INT))
         else:
             said.double_value = value
     if failed:
         span.status.code = Status.STATUS_CODE_ERROR
-        span.status.message = failed[:MAX_VALUE_CHARS]
+        span.status.message = _text(failed)
+
+
+def _text(value: str) -> str:
+    # One that cannot be encoded would take everything with it that leaves in the same request.
+    short = value[:MAX_VALUE_CHARS]
+    return short if short.isascii() else short.encode(errors="replace").decode()
 
 
 def _link(span: Span, to: TraceParent) -> None:
