@@ -300,6 +300,8 @@ class OrderRunner:
 
     async def _issue(self, report: Report, reservation: Reservation | None = None) -> None:
         self._metrics.outcomes.labels(report.outcome).inc()
+        if report.result is not None and report.result.limit is not None:
+            self._metrics.limits.labels(report.result.limit).inc()
         try:
             with self._metrics.timed(Stage.RECEIPT):
                 receipt = await self._issuer.issue(report, reservation=reservation)
