@@ -34,6 +34,9 @@ LATENCY_BUCKETS: Final = (
 )  # fmt: skip
 """Seconds: from a warm no-op to the longest run."""
 
+POLICY_BUCKETS: Final = (0.00001, 0.00005, 0.0001, 0.0005, 0.001, 0.005, 0.01, 0.05, 0.1, 0.5, 1.0, 5.0)
+"""Seconds: from a remembered answer to a server that hardly answers."""
+
 STAGES: Final = ("accept", "claim", "sign", "node", "finish")
 """Of the way of one execution, in order."""
 
@@ -84,6 +87,13 @@ class ControlMetrics:
         )
         self._policy_denials = Counter(
             "af_policy_denials", "Decisions that said no.", ["question", "reason"], registry=registry
+        )
+        self._policy_seconds = Histogram(
+            "af_policy_seconds",
+            "One decision, remembered ones too.",
+            ["question"],
+            registry=registry,
+            buckets=POLICY_BUCKETS,
         )
         self._log_leaves = Counter("af_log_leaves", "Leaves that this replica integrated.", registry=registry)
         self._log_seconds = Histogram(
@@ -183,6 +193,10 @@ class ControlMetrics:
         """See `PolicyObserver`."""
         self._policy_version.set(version)
         self._policy_loaded.set(loaded)
+
+    def policy_decided(self, question: str, seconds: float) -> None:
+        """See `PolicyObserver`."""
+        self._policy_seconds.labels(question).observe(seconds)
 
     def policy_denied(self, question: str, reason: str, tenant_id: TenantId) -> None:
         """See `PolicyObserver`."""

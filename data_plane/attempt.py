@@ -27,7 +27,7 @@ from shared.manifest import Profile
 from shared.orders import Order
 from shared.outcomes import Outcome
 from shared.schemas import JsonSchema
-from shared.tracing import UNTRACED, Part, Trail
+from shared.tracing import UNTRACED, Part, SpanKind, Tracer, Trail
 
 PARAMETERS_VARIABLE: Final = "AGENTFACTORY_PARAMETERS"
 """Where a guest finds its agent's parameters, as canonical JSON."""
@@ -201,16 +201,28 @@ def guest_request(order: Order, *, limits: Limits, parameters: bytes, content: b
     )
 
 
+def begin_trail(tracer: Tracer, order: Order, *, since: float) -> Trail:
+    """Begin the trail of an order whose signature holds: before, it has no say in what is kept."""
+    trail = tracer.begin("order", order.traceparent, kind=SpanKind.CONSUMER, since=since)
+    trail.note(
+        order_id=order.id,
+        execution_id=order.execution_id,
+        attempt_number=order.attempt_number,
+        node_id=order.node_id,
+    )
+    return trail
+
+
 def end_trail(trail: Trail, report: Report) -> None:
     """The receipt of an order is written: its trail is kept if it says anything but success."""
     if trail is UNTRACED:
         return
     is_good = report.outcome is Outcome.SUCCEEDED
     trail.end(
-        failed="" if is_good else str(report.outcome),
-        outcome=str(report.outcome),
-        rejection="" if report.rejection is None else str(report.rejection.reason),
-        limit=str((report.result.limit if report.result else None) or ""),
+        failed="" if is_good else report.outcome,
+        outcome=report.outcome,
+        rejection="" if report.rejection is None else report.rejection.reason,
+        limit=(report.result.limit if report.result else None) or "",
     )
 
 
@@ -220,7 +232,7 @@ def note_guest(part: Part, result: RunResult) -> None:
     ended = part.trail.now()
     part.trail.part("guest", since=max(part.started, ended - used.wall.total_seconds()), parent=part).end(
         at=ended,
-        failed="" if result.outcome is Outcome.SUCCEEDED else str(result.outcome),
+        failed="" if result.outcome is Outcome.SUCCEEDED else result.outcome,
         cpu_us=used.cpu // _MICROSECOND,
         peak_memory_bytes=used.peak_memory_bytes,
         host_calls=used.host_calls,

@@ -1,12 +1,13 @@
 """The node's metrics, by name and unit. Counts and times; decides nothing."""
 
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from enum import StrEnum
 from typing import Final
 
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, Metric
+from prometheus_client.core import CounterMetricFamily
 from prometheus_client.registry import Collector
 
 from data_plane.sandbox.domain import LayerState
@@ -43,14 +44,32 @@ class HostCallSeen:
 
 
 class _Refresher(Collector):
-    """Comes first in the registry: brings the gauges up to date whenever they are read."""
+    """Comes first in the registry: brings the gauges up to date whenever they are read.
+
+    It shows itself what others count already.
+    """
 
     def __init__(self, metrics: "NodeMetrics") -> None:
         self._metrics = metrics
 
     def collect(self) -> Iterable[Metric]:
         self._metrics.refresh()
-        return ()
+        for name, text, by_event in (
+            (
+                "agentfactory_node_worker_events",
+                "Workers since start, by what became of them",
+                self._metrics.worker_events,
+            ),
+            (
+                "agentfactory_node_artifact_cache",
+                "Loads from the artifact cache since start",
+                self._metrics.cache_events,
+            ),
+        ):
+            counter = CounterMetricFamily(name, text, labels=["event"])
+            for event, count in by_event.items():
+                counter.add_metric([event], count)
+            yield counter
 
 
 class NodeMetrics:
@@ -60,6 +79,9 @@ class NodeMetrics:
         self._clock = clock
         self.refresh: Callable[[], None] = _nothing
         """Called before the metrics are read; set by the node."""
+        self.worker_events: Mapping[str, int] = {}
+        self.cache_events: Mapping[str, int] = {}
+        """Since the start, by what happened; brought up to date by `refresh`."""
         registry.register(_Refresher(self))
         self.stage_seconds = Histogram(
             "agentfactory_node_stage_seconds",
@@ -72,6 +94,10 @@ class NodeMetrics:
         self.outcomes = Counter(
             "agentfactory_node_attempts", "Attempts by outcome", ["outcome"], registry=registry
         )
+        self.limits = Counter(
+            "agentfactory_node_limits", "Guests that were stopped, by the limit that fired", ["limit"],
+            registry=registry,
+        )  # fmt: skip
         self.rejections = Counter(
             "agentfactory_node_rejections", "Orders refused, by check and reason", ["check", "reason"],
             registry=registry,
@@ -117,6 +143,12 @@ class NodeMetrics:
             buckets=CALL_BUCKETS,
             registry=registry,
         )
+        self._recording_bytes = Counter(
+            "agentfactory_node_recording_bytes",
+            "Bytes of host calls that recordings keep, before and after they are compressed",
+            ["form"],
+            registry=registry,
+        )
         self.llm_tokens = Counter(
             "agentfactory_node_llm_tokens",
             "Tokens of language models that runs were charged",
@@ -141,16 +173,8 @@ class NodeMetrics:
             registry=registry,
         )
         self.workers = Gauge("agentfactory_node_workers", "Sandbox workers", ["state"], registry=registry)
-        self.worker_events = Gauge(
-            "agentfactory_node_worker_events", "Workers since start, by what became of them", ["event"],
-            registry=registry,
-        )  # fmt: skip
         self.sandbox_layers = Gauge(
             "agentfactory_node_sandbox_layer", "Whether a layer of the workers' jail holds here", ["layer"],
-            registry=registry,
-        )  # fmt: skip
-        self.cache = Gauge(
-            "agentfactory_node_artifact_cache", "Loads from the artifact cache since start", ["event"],
             registry=registry,
         )  # fmt: skip
         self.spool_bytes = Gauge(
@@ -187,6 +211,12 @@ class NodeMetrics:
         finally:
             exemplar = {"trace_id": trace_id} if trace_id else None
             self._stages[stage].observe(self._clock.monotonic() - started, exemplar)
+
+    def recorded(self, *, plain: int, packed: int) -> None:
+        """Count what a run's recording keeps of its calls."""
+        if plain:
+            self._recording_bytes.labels("plain").inc(plain)
+            self._recording_bytes.labels("packed").inc(packed)
 
     @contextmanager
     def host_call(self, seen: HostCallSeen) -> Iterator[HostCallSeen]:

@@ -133,20 +133,18 @@ class Node:
         metrics.free_slots.set(self.admissions.free_places(now=self.clock.monotonic()))
         for state, count in (("busy", stats.busy), ("warm", stats.warm), ("spare", stats.spares)):
             metrics.workers.labels(state).set(count)
-        for event, count in (
-            ("spawned", stats.spawned),
-            ("crashed", stats.crashed),
-            ("discarded", stats.discarded),
-            ("run", stats.runs),
-            ("warm_hit", stats.warm_hits),
-        ):
-            metrics.worker_events.labels(event).set(count)
-        for event, count in (
-            ("hit", self.cache.hits),
-            ("miss", self.cache.misses),
-            ("eviction", self.cache.evictions),
-        ):
-            metrics.cache.labels(event).set(count)
+        metrics.worker_events = {
+            "spawned": stats.spawned,
+            "crashed": stats.crashed,
+            "discarded": stats.discarded,
+            "run": stats.runs,
+            "warm_hit": stats.warm_hits,
+        }
+        metrics.cache_events = {
+            "hit": self.cache.hits,
+            "miss": self.cache.misses,
+            "eviction": self.cache.evictions,
+        }
         metrics.spool_bytes.set(self.spool.used_bytes)
         metrics.spool_receipts.set(len(self.spool.unacknowledged()))
 

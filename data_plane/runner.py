@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from datetime import datetime, timedelta
 from typing import Final, NoReturn
 
-from data_plane.attempt import Running, StopReason, end_trail
+from data_plane.attempt import Running, StopReason, begin_trail, end_trail
 from data_plane.carrier import OrderCarrier, count_rejection
 from data_plane.metrics import NodeMetrics, Stage
 from data_plane.orders.admission import Admissions
@@ -39,7 +39,7 @@ from shared.keyset import KeyPurpose
 from shared.logs import get_logger
 from shared.orders import Order, VerifiedOrderRoot
 from shared.outcomes import Outcome
-from shared.tracing import NO_TRACER, SpanKind, Tracer, Trail
+from shared.tracing import NO_TRACER, Tracer
 
 logger = get_logger(__name__)
 
@@ -192,7 +192,7 @@ class OrderRunner:
         except OrderRejectedError as error:
             self._start(self._reject(delivery, order, received_at, error, envelope))
             if order is not None:
-                self._trail(order, since=verified_from).end(
+                begin_trail(self._tracer, order, since=verified_from).end(
                     failed=Outcome.REJECTED, rejection=error.rejection
                 )
             return
@@ -213,7 +213,7 @@ class OrderRunner:
             order_digest=sha256_digest(delivery.order),
             received_at=received_at,
             queued_at=self._clock.monotonic(),
-            trail=self._trail(order, since=verified_from),
+            trail=begin_trail(self._tracer, order, since=verified_from),
         )
         running.trail.part("verify", since=verified_from).end(at=running.queued_at)
         self._one_begun()
@@ -224,17 +224,6 @@ class OrderRunner:
             if not slot.done():
                 slot.set_result(None)
                 break
-
-    def _trail(self, order: Order, *, since: float) -> Trail:
-        """Begin the trail of an order whose signature holds: before, it has no say in what is kept."""
-        trail = self._tracer.begin("order", order.traceparent, kind=SpanKind.CONSUMER, since=since)
-        trail.note(
-            order_id=order.id,
-            execution_id=order.execution_id,
-            attempt_number=order.attempt_number,
-            node_id=order.node_id,
-        )
-        return trail
 
     async def _serve_slot(self) -> NoReturn:
         """Carry out one order after the other. Ends by being cancelled while it waits for the next."""
@@ -311,6 +300,8 @@ class OrderRunner:
 
     async def _issue(self, report: Report, reservation: Reservation | None = None) -> None:
         self._metrics.outcomes.labels(report.outcome).inc()
+        if report.result is not None and report.result.limit is not None:
+            self._metrics.limits.labels(report.result.limit).inc()
         try:
             with self._metrics.timed(Stage.RECEIPT):
                 receipt = await self._issuer.issue(report, reservation=reservation)

@@ -3,7 +3,8 @@
     python docker/images.py [--base IMAGE] [--tag TAG] [--only TARGET]...
 
 The wheels are made and fetched here, on the host, from the lock file with its hashes; the build of the images
-itself reaches no network. With them goes a CycloneDX list of what is inside (/opt/agentfactory/sbom.json).
+itself reaches no network. With them goes a CycloneDX list of what is inside, the crates of the engine too
+(/opt/agentfactory/sbom.json).
 What was fetched for a lock file is kept in AF_CACHE_DIR; equal sources make equal layers, which Docker keeps.
 """
 
@@ -16,10 +17,9 @@ import subprocess
 import sys
 import tempfile
 import tomllib
-import uuid
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, Final
+from typing import Final
 
 ROOT: Final = Path(__file__).resolve().parents[1]
 DOCKER: Final = ROOT / "docker"
@@ -50,9 +50,7 @@ def wheels(uv: str) -> None:
     shutil.copytree(locked(CONTEXT / "requirements-backup.txt"), CONTEXT / "locked")
     for package in (ROOT, ROOT / "data_plane" / "engine"):
         run(uv, "build", "--quiet", "--wheel", "--out-dir", CONTEXT / "own", package)
-    listed = CONTEXT / "sbom.json"
-    run(*export, *EXTRAS, "--format", "cyclonedx1.5", "--preview-features", "sbom-export", output=listed)
-    listed.write_text(json.dumps(settled(json.loads(listed.read_text()))), encoding="utf-8")
+    run(sys.executable, "-m", "tests.tools.sbom", uv, "--to", CONTEXT / "sbom.json")
 
 
 def locked(requirements: Path) -> Path:
@@ -73,14 +71,6 @@ def locked(requirements: Path) -> Path:
             )
             fetched.rename(folder)
     return folder
-
-
-def settled(document: dict[str, Any]) -> dict[str, Any]:
-    """Return the list without the time of its making, and with a number that follows from what it says."""
-    metadata = {key: value for key, value in document["metadata"].items() if key != "timestamp"}
-    said = {**document, "metadata": metadata, "serialNumber": ""}
-    number = uuid.uuid5(uuid.NAMESPACE_URL, json.dumps(said, sort_keys=True))
-    return {**said, "serialNumber": number.urn}
 
 
 def build(base: str, tag: str, targets: Sequence[str]) -> None:

@@ -1,7 +1,7 @@
 """Hands what is kept to OpenTelemetry's SDK, which sends it: OTLP over gRPC, from a thread of its own.
 
-Imported only where an endpoint is set. The spans are made when their trail has ended, because its ids are
-older than the decision to keep it (docs/adr/0025). The event loop never waits for it.
+Imported only where an endpoint is set. The SDK's queue holds whole trails; that thread makes messages
+of them just before they leave (docs/adr/0025). The event loop never waits for it.
 """
 
 import asyncio
@@ -12,42 +12,39 @@ from datetime import timedelta
 from typing import Final
 
 import grpc
+from opentelemetry.exporter.otlp.proto.common.trace_encoder import encode_spans
 from opentelemetry.exporter.otlp.proto.grpc import exporter as sdk_client
 from opentelemetry.exporter.otlp.proto.grpc.trace_exporter import OTLPSpanExporter
+from opentelemetry.proto.collector.trace.v1.trace_service_pb2 import ExportTraceServiceRequest
 from opentelemetry.sdk import _shared_internal as sdk_queue
 from opentelemetry.sdk.resources import Resource
 from opentelemetry.sdk.trace import ReadableSpan
 from opentelemetry.sdk.trace.export import BatchSpanProcessor, SpanExporter, SpanExportResult
-from opentelemetry.sdk.util.instrumentation import InstrumentationScope
-from opentelemetry.trace import Link, SpanContext, Status, StatusCode, TraceFlags
-from opentelemetry.trace import SpanKind as SdkKind
+from opentelemetry.trace import SpanContext, TraceFlags
 from opentelemetry.util import re as sdk_headers
 from prometheus_client import CollectorRegistry, Counter
 
 from shared.errors import SettingsError
 from shared.logs import get_logger
-from shared.telemetry import TraceParent
-from shared.tracing import Part, SpanKind, Trail, Value
+from shared.otlp_messages import add_spans
+from shared.tracing import Trail
 
 logger = get_logger(__name__)
 
 MAX_QUEUED_SPANS: Final = 4096
 """Beyond it whole trails are dropped and counted: tracing never holds work up."""
-MAX_SPANS_PER_REQUEST: Final = 128
-"""Encoding holds the interpreter: so many take about 3 ms."""
-FLUSH_EVERY: Final = timedelta(milliseconds=500)
+MAX_TRAILS_PER_REQUEST: Final = 128
+"""Making messages holds the interpreter: so many take about 3 ms, and 30 if all have `MAX_PARTS`."""
+FLUSH_EVERY: Final = timedelta(seconds=5)
 LAST_FLUSH: Final = timedelta(seconds=2)
 """For what is left when the process stops; then calls under way are broken off."""
 HANG_UP: Final = timedelta(seconds=1)
-MAX_VALUE_CHARS: Final = 256
 
-PREFIX: Final = "agentfactory."
-"""Before the name of every attribute."""
-
-_SCOPE: Final = InstrumentationScope("agentfactory")
-_KEPT: Final = TraceFlags(TraceFlags.SAMPLED)
-_UNSET: Final = Status(StatusCode.UNSET)
-_KINDS: Final = {kind: SdkKind[kind.name] for kind in SpanKind}
+_SCOPE: Final = "agentfactory"
+_KEPT: Final = SpanContext(1, 1, is_remote=False, trace_flags=TraceFlags(TraceFlags.SAMPLED))
+"""The processor asks whatever it is given for the flag, and for nothing else."""
+_NOTHING: Final = Resource({})
+"""Without one each entry of the queue would look for its own in the environment."""
 
 
 class OtlpSink:
@@ -76,27 +73,27 @@ class OtlpSink:
         self._capped = {reason: capped.labels(reason) for reason in ("sampled", "failed")}
         self._voice = _Voice()
         self._voice.replace()
-        self._exporter = _Counting(_client(endpoint, authority), spans, self._voice)
-        self._resource = Resource.create(dict(resource))
+        client = _client(endpoint, authority, Resource.create(dict(resource)))
+        self._exporter = _Counting(client, spans, self._voice)
         self._processor = BatchSpanProcessor(
             self._exporter,
             max_queue_size=MAX_QUEUED_SPANS,
             schedule_delay_millis=FLUSH_EVERY / timedelta(milliseconds=1),
-            max_export_batch_size=MAX_SPANS_PER_REQUEST,
+            max_export_batch_size=MAX_TRAILS_PER_REQUEST,
         )
         self._handed = 0
         self._is_closed = False
 
     def put(self, trail: Trail, *, wall_offset: float) -> None:
         """See `SpanSink.put`."""
-        count = 1 + len(trail.parts)
-        # The processor would drop the oldest spans, one here and one there, and tell nobody which.
+        kept = _Kept(trail, wall_offset)
+        count = kept.count
+        # The processor would drop the oldest, and count it where nobody looks.
         if self._is_closed or self._handed - self._exporter.taken + count > MAX_QUEUED_SPANS:
             self._dropped.inc(count)
             return
         self._handed += count
-        for span in spans_of(trail, wall_offset, self._resource):
-            self._processor.on_end(span)
+        self._processor.on_end(kept)
 
     def capped(self, reason: str) -> None:
         """See `SpanSink.capped`."""
@@ -154,6 +151,41 @@ class _Voice(logging.Filter):
         self._is_away = is_away
 
 
+class _Kept(ReadableSpan):
+    """A trail in the SDK's queue, which takes spans: one entry for all of its own."""
+
+    def __init__(self, trail: Trail, wall_offset: float) -> None:
+        super().__init__(trail.name, context=_KEPT, resource=_NOTHING)
+        self.trail = trail
+        self.parts = trail.take_parts()
+        self.count = 1 + len(self.parts)
+        self.wall_offset = wall_offset
+
+
+class _Client(OTLPSpanExporter):
+    """The SDK's client, with its retries, headers and TLS; only the messages are ours."""
+
+    def __init__(
+        self, endpoint: str, *, credentials: grpc.ChannelCredentials | None, resource: Resource
+    ) -> None:
+        super().__init__(
+            endpoint=endpoint, insecure=not endpoint.startswith("https://"), credentials=credentials
+        )
+        # As the SDK encodes it, once: variables of the environment may have put anything there.
+        self._empty = encode_spans([ReadableSpan("", context=_KEPT, resource=resource)])
+        del self._empty.resource_spans[0].scope_spans[:]
+
+    def _translate_data(self, data: Sequence[ReadableSpan]) -> ExportTraceServiceRequest:
+        request = ExportTraceServiceRequest()
+        request.CopyFrom(self._empty)
+        of_scope = request.resource_spans[0].scope_spans.add()
+        of_scope.scope.name = _SCOPE
+        for kept in data:
+            assert isinstance(kept, _Kept)
+            add_spans(of_scope.spans, kept.trail, kept.parts, kept.wall_offset)
+        return request
+
+
 class _Counting(SpanExporter):
     """Counts what becomes of the spans that the processor's thread takes out of its queue."""
 
@@ -166,13 +198,14 @@ class _Counting(SpanExporter):
 
     def export(self, spans: Sequence[ReadableSpan]) -> SpanExportResult:
         """Send one group; one that the collector does not take in time is counted and gone."""
-        self.taken += len(spans)
+        count = sum(kept.count for kept in spans if isinstance(kept, _Kept))
+        self.taken += count
         try:
             result = self._client.export(spans)
         except ValueError:  # grpc's, for a channel that `shutdown` has just closed
             result = SpanExportResult.FAILURE
-        (self._exported if result is SpanExportResult.SUCCESS else self._failed).inc(len(spans))
-        self._voice.say(result, len(spans))
+        (self._exported if result is SpanExportResult.SUCCESS else self._failed).inc(count)
+        self._voice.say(result, count)
         return result
 
     def shutdown(self, timeout_millis: float = 0) -> None:
@@ -180,79 +213,9 @@ class _Counting(SpanExporter):
         self._client.shutdown(timeout_millis)
 
 
-def _client(endpoint: str, authority: bytes | None) -> OTLPSpanExporter:
-    is_secure = endpoint.startswith("https://")
+def _client(endpoint: str, authority: bytes | None, resource: Resource) -> _Client:
     credentials = None if authority is None else grpc.ssl_channel_credentials(authority)
     try:
-        return OTLPSpanExporter(endpoint=endpoint, insecure=not is_secure, credentials=credentials)
+        return _Client(endpoint, credentials=credentials, resource=resource)
     except (ValueError, RuntimeError, sdk_client.InvalidCompressionValueException) as error:
         raise SettingsError(f"a variable OTEL_EXPORTER_OTLP_… cannot be used: {error}") from error
-
-
-def spans_of(trail: Trail, wall_offset: float, resource: Resource) -> list[ReadableSpan]:
-    """Return the spans of a trail that has ended, as the SDK has them."""
-    assert trail.ended is not None
-    attributes = trail.attributes
-    if trail.dropped:
-        attributes = attributes | {"dropped_parts": trail.dropped}
-    context = trail.context
-    return [
-        ReadableSpan(
-            trail.name,
-            context=_context(context.trace_id, context.span_id),
-            parent=None if trail.parent is None else _remote(trail.parent),
-            resource=resource,
-            attributes=_attributes(attributes),
-            links=[Link(_remote(link)) for link in trail.links],
-            kind=_KINDS[trail.kind],
-            status=_status(trail.failed),
-            start_time=_nanoseconds(trail.started, wall_offset),
-            end_time=_nanoseconds(trail.ended, wall_offset),
-            instrumentation_scope=_SCOPE,
-        ),
-        *(_part(part, trail, trail.ended, wall_offset, resource) for part in trail.parts),
-    ]
-
-
-def _part(part: Part, trail: Trail, ended: float, wall_offset: float, resource: Resource) -> ReadableSpan:
-    context = trail.context
-    above = 0 if part.parent is None else part.parent.span_id
-    return ReadableSpan(
-        part.name,
-        context=_context(context.trace_id, part.span_id),
-        # A part whose own parent found no room stands below the trail.
-        parent=_context(context.trace_id, above or context.span_id),
-        resource=resource,
-        attributes=_attributes(part.attributes),
-        kind=_KINDS[part.kind],
-        status=_status(part.failed),
-        start_time=_nanoseconds(part.started, wall_offset),
-        # What was broken off ends with the whole.
-        end_time=_nanoseconds(ended if part.ended is None else part.ended, wall_offset),
-        instrumentation_scope=_SCOPE,
-    )
-
-
-def _context(trace_id: int, span_id: int) -> SpanContext:
-    # Whoever comes here is kept, also what failed and nobody had chosen: the processor asks for the flag.
-    return SpanContext(trace_id, span_id, is_remote=False, trace_flags=_KEPT)
-
-
-def _remote(of: TraceParent) -> SpanContext:
-    flags = _KEPT if of.sampled else TraceFlags.get_default()
-    return SpanContext(of.trace_id, of.span_id, is_remote=True, trace_flags=flags)
-
-
-def _status(failed: str) -> Status:
-    return Status(StatusCode.ERROR, failed[:MAX_VALUE_CHARS]) if failed else _UNSET
-
-
-def _attributes(attributes: Mapping[str, Value]) -> dict[str, Value]:
-    return {
-        PREFIX + name: value[:MAX_VALUE_CHARS] if isinstance(value, str) else value
-        for name, value in attributes.items()
-    }
-
-
-def _nanoseconds(monotonic: float, wall_offset: float) -> int:
-    return int((monotonic + wall_offset) * 1e9)

@@ -6,12 +6,13 @@ begins, because they travel on with the order; nothing else is made of it unless
 """
 
 from collections import OrderedDict
-from collections.abc import Hashable, Mapping
+from collections.abc import Callable, Hashable, Mapping, Sequence
 from enum import IntEnum
+from types import MappingProxyType
 from typing import Final, Generic, Protocol, TypeVar
 
 from shared.clock import Clock, Random, SystemClock, SystemRandom
-from shared.telemetry import TraceParent, new_span_id, new_trace_id, read_traceparent
+from shared.telemetry import NewIds, TraceParent, read_traceparent
 
 MAX_PARTS: Final = 64
 """Spans below one trail; more are counted and not kept."""
@@ -21,9 +22,11 @@ MAX_OPEN: Final = 65_536
 
 Value = str | int | float | bool
 Attributes = Mapping[str, Value]
+NOTHING: Final[Attributes] = MappingProxyType({})
 Key = TypeVar("Key", bound=Hashable)
 
-_RATIO_BITS: Final = 56
+_RATIO_DIGITS: Final = 14
+_RATIO_BITS: Final = 4 * _RATIO_DIGITS
 
 
 class SpanKind(IntEnum):
@@ -42,7 +45,7 @@ class Part:
     __slots__ = ("attributes", "ended", "failed", "kind", "name", "parent", "span_id", "started", "trail")
 
     def __init__(
-        self, trail: "Trail", name: str, *, kind: SpanKind, parent: "Part | None", started: float
+        self, trail: "Trail", name: str, kind: SpanKind, parent: "Part | None", started: float
     ) -> None:
         self.trail = trail
         self.name = name
@@ -51,33 +54,41 @@ class Part:
         self.started = started
         self.ended: float | None = None
         self.failed = ""
-        self.attributes: dict[str, Value] = {}
-        self.span_id = 0
+        self.attributes: Attributes = NOTHING
+        self.span_id = ""
         """Given when it is kept."""
 
     def end(self, *, at: float | None = None, failed: str = "", **attributes: Value) -> None:
         """It has ended, now or at a monotonic second; `failed` says as what, in one word."""
         self.ended = self.trail.now() if at is None else at
         self.failed = failed
-        self.attributes |= attributes
+        if attributes:
+            self.attributes = attributes
 
 
 class Trail:
-    """What one process does for one request or order."""
+    """What one process does for one request or order.
+
+    Nearly all of them are thrown away, so nothing is made here that a trail which is kept can be given later:
+    ids and attributes stay as they came, and spans are made where they are sent.
+    """
 
     __slots__ = (
-        "_tracer",
+        "_ended",
         "attributes",
-        "context",
         "dropped",
         "ended",
         "failed",
         "kind",
         "links",
         "name",
+        "now",
         "parent",
         "parts",
+        "sampled",
+        "span_id",
         "started",
+        "trace_id",
     )
 
     def __init__(
@@ -86,37 +97,45 @@ class Trail:
         name: str,
         *,
         kind: SpanKind,
-        context: TraceParent,
+        trace_id: str,
+        span_id: str,
+        sampled: bool,
         parent: TraceParent | None,
         started: float,
     ) -> None:
-        self._tracer = tracer
+        self.now: Callable[[], float] = tracer.now
+        """Returns the monotonic second."""
+        self._ended = tracer.ended
         self.name = name
         self.kind = kind
-        self.context = context
+        self.trace_id = trace_id
+        self.span_id = span_id
+        self.sampled = sampled
+        """Whether it is kept for sure; what fails is in any case."""
         self.parent = parent
         self.started = started
         self.ended: float | None = None
         self.failed = ""
-        self.attributes: dict[str, Value] = {}
+        self.attributes: Attributes = NOTHING
         self.links: list[TraceParent] = []
         self.parts: list[Part] = []
         self.dropped = 0
         """Parts that found no room."""
 
     @property
+    def context(self) -> TraceParent:
+        """Where work below this one belongs."""
+        return TraceParent(trace_id=self.trace_id, span_id=self.span_id, sampled=self.sampled)
+
+    @property
     def traceparent(self) -> str:
         """What travels on, so that the next process' span comes below this one."""
-        return str(self.context)
+        return f"00-{self.trace_id}-{self.span_id}-{'01' if self.sampled else '00'}"
 
     @property
     def sampled_id(self) -> str:
         """The id of the trace, if it is kept for sure: for an exemplar; else empty."""
-        return f"{self.context.trace_id:032x}" if self.context.sampled else ""
-
-    def now(self) -> float:
-        """Return the monotonic second."""
-        return self._tracer.now()
+        return self.trace_id if self.sampled else ""
 
     def part(
         self,
@@ -127,8 +146,7 @@ class Trail:
         parent: Part | None = None,
     ) -> Part:
         """Begin a span below this one, now or at a monotonic second."""
-        started = self._tracer.now() if since is None else since
-        one = Part(self, name, kind=kind, parent=parent, started=started)
+        one = Part(self, name, kind, parent, self.now() if since is None else since)
         if len(self.parts) < MAX_PARTS:
             self.parts.append(one)
         else:
@@ -142,15 +160,22 @@ class Trail:
 
     def note(self, **attributes: Value) -> None:
         """Say more of it."""
-        self.attributes |= attributes
+        # Never added to in place: they may be read in another thread by now.
+        self.attributes = {**self.attributes, **attributes} if self.attributes else attributes
 
     def end(self, *, failed: str = "", **attributes: Value) -> None:
         """It has ended. Repeats have no effect."""
         if self.ended is None:
-            self.ended = self._tracer.now()
+            self.ended = self.now()
             self.failed = failed
-            self.attributes |= attributes
-            self._tracer.ended(self)
+            if attributes:
+                self.note(**attributes)
+            self._ended(self)
+
+    def take_parts(self) -> list[Part]:
+        """Return its parts and let go of them: they point to it, and both would wait for the collector."""
+        parts, self.parts = self.parts, []
+        return parts
 
 
 class _NoPart(Part):
@@ -165,10 +190,6 @@ class _NoTrail(Trail):
     def traceparent(self) -> str:
         """Nothing: what came is passed on as it is."""
         return ""
-
-    def now(self) -> float:
-        """Return no time."""
-        return 0.0
 
     def part(self, name: str, **_: object) -> Part:  # noqa: ARG002
         """Return the part that keeps nothing."""
@@ -188,7 +209,7 @@ class SpanSink(Protocol):
     """Takes trails that are kept."""
 
     def put(self, trail: Trail, *, wall_offset: float) -> None:
-        """Keep the spans of a trail, without waiting.
+        """Keep the spans of a trail that has ended, without waiting, and let go of it.
 
         `wall_offset` makes seconds since 1970 of monotonic ones.
         """
@@ -206,17 +227,15 @@ class Tracer:
         self._sink = sink
         self._bound = int(ratio * (1 << _RATIO_BITS))
         self._clock = clock
-        self._random = random
+        self.now: Final = clock.monotonic
+        """Returns the monotonic second."""
+        self._ids = NewIds(random)
         self._sampled = _Bucket(max_per_second, clock)
         self._failed = _Bucket(max_per_second, clock)
 
     @property
     def is_on(self) -> bool:
         return self._sink is not None
-
-    def now(self) -> float:
-        """Return the monotonic second."""
-        return self._clock.monotonic()
 
     def begin(
         self, name: str, incoming: str = "", *, kind: SpanKind = SpanKind.INTERNAL, since: float | None = None
@@ -229,8 +248,12 @@ class Tracer:
         if self._sink is None:
             return UNTRACED
         parent = read_traceparent(incoming)
-        trace_id = new_trace_id(self._random) if parent is None else parent.trace_id
-        wanted = self._is_chosen(trace_id) if parent is None else parent.sampled
+        if parent is None:
+            trace_id = self._ids.trace_id()
+            wanted = self._is_chosen(trace_id)
+        else:
+            trace_id = parent.trace_id
+            wanted = parent.sampled
         sampled = wanted and self._sampled.take()
         if wanted and not sampled:
             self._sink.capped("sampled")
@@ -238,13 +261,15 @@ class Tracer:
             self,
             name,
             kind=kind,
-            context=TraceParent(trace_id=trace_id, span_id=new_span_id(self._random), sampled=sampled),
+            trace_id=trace_id,
+            span_id=self._ids.span_id(),
+            sampled=sampled,
             parent=parent,
-            started=self._clock.monotonic() if since is None else since,
+            started=self.now() if since is None else since,
         )
 
-    def shared(self, name: str, of: "list[TraceParent]") -> Trail:
-        """Begin work that is done once for several trails: a trace of its own, linked to those kept."""
+    def shared(self, name: str, of: Sequence[Trail]) -> Trail:
+        """Begin work done once for several trails: a trace of its own, linked with those kept, both ways."""
         kept = [one for one in of if one.sampled]
         if self._sink is None or not kept:
             return UNTRACED
@@ -252,30 +277,35 @@ class Tracer:
             self,
             name,
             kind=SpanKind.INTERNAL,
-            context=TraceParent(
-                trace_id=new_trace_id(self._random), span_id=new_span_id(self._random), sampled=True
-            ),
+            trace_id=self._ids.trace_id(),
+            span_id=self._ids.span_id(),
+            sampled=True,
             parent=None,
-            started=self._clock.monotonic(),
+            started=self.now(),
         )
+        context = trail.context
         for one in kept:
-            trail.link(one)
+            trail.link(one.context)
+            one.link(context)
         return trail
 
     def ended(self, trail: Trail) -> None:
         """Keep a trail or not; `Trail.end` calls it."""
-        if self._sink is None or not (trail.context.sampled or trail.failed):
-            return
-        if not trail.context.sampled and not self._failed.take():
-            self._sink.capped("failed")
+        if self._sink is None or not (trail.sampled or (trail.failed and self._has_room_for_failed())):
+            trail.take_parts()
             return
         for part in trail.parts:
-            part.span_id = new_span_id(self._random)
-        self._sink.put(trail, wall_offset=self._clock.now().timestamp() - self._clock.monotonic())
+            part.span_id = self._ids.span_id()
+        self._sink.put(trail, wall_offset=self._clock.now().timestamp() - self.now())
 
-    def _is_chosen(self, trace_id: int) -> bool:
-        # By the id; its lowest bit is always set, and says nothing.
-        return (trace_id >> 1) & ((1 << _RATIO_BITS) - 1) < self._bound
+    def _has_room_for_failed(self) -> bool:
+        has_room = self._failed.take()
+        if not has_room and self._sink is not None:
+            self._sink.capped("failed")
+        return has_room
+
+    def _is_chosen(self, trace_id: str) -> bool:
+        return int(trace_id[-_RATIO_DIGITS:], 16) < self._bound
 
 
 class _Bucket:
@@ -341,9 +371,11 @@ UNTRACED: Final[Trail] = _NoTrail(
     NO_TRACER,
     "",
     kind=SpanKind.INTERNAL,
-    context=TraceParent(trace_id=0, span_id=0, sampled=False),
+    trace_id="",
+    span_id="",
+    sampled=False,
     parent=None,
     started=0.0,
 )
-NO_PART: Final[Part] = _NoPart(UNTRACED, "", kind=SpanKind.INTERNAL, parent=None, started=0.0)
+NO_PART: Final[Part] = _NoPart(UNTRACED, "", SpanKind.INTERNAL, None, 0.0)
 """Stands for a part where nothing is traced."""

@@ -40,13 +40,7 @@ class AttemptTrails:
 
     def signing(self, attempts: Iterable[AttemptKey]) -> Trail:
         """Begin what signs the orders of these attempts together; each points to it."""
-        trails = [self._open.of(key) for key in attempts]
-        shared = self._tracer.shared("sign orders", [one.context for one in trails])
-        if shared.context.sampled:
-            for one in trails:
-                if one.context.sampled:
-                    one.link(shared.context)
-        return shared
+        return self._tracer.shared("sign orders", [self._open.of(key) for key in attempts])
 
     def claimed(self, placements: Sequence[Placement], since: float | None = None) -> None:
         """The leases of these attempts have committed."""
@@ -71,17 +65,13 @@ class AttemptTrails:
 
     def recording(self, results: Iterable[AttemptResult]) -> Trail:
         """Begin what records these receipts together; each points to it."""
-        trails = [self.of(one.execution_id, one.fencing_token) for one in results]
-        shared = self._tracer.shared("record receipts", [one.context for one in trails])
-        if shared.context.sampled:
-            for one in trails:
-                if one.context.sampled:
-                    one.link(shared.context)
-        return shared
+        return self._tracer.shared(
+            "record receipts", [self.of(one.execution_id, one.fencing_token) for one in results]
+        )
 
     def recorded(self, results: Sequence[AttemptResult], finished: Sequence[Finished], since: float) -> None:
         """Receipts are on record, or cannot be."""
-        dispositions = {one.receipt_id: str(one.disposition) for one in finished}
+        dispositions = {one.receipt_id: one.disposition for one in finished}
         for result in results:
             if result.refuses_a_repeat:
                 continue  # the receipt of the first time ends it
@@ -90,8 +80,8 @@ class AttemptTrails:
             self._open.of(key).part("record", since=since).end(disposition=disposition)
             self._open.end(
                 key,
-                failed="" if result.outcome is Outcome.SUCCEEDED else str(result.outcome),
-                outcome=str(result.outcome),
+                failed="" if result.outcome is Outcome.SUCCEEDED else result.outcome,
+                outcome=result.outcome,
                 limit=result.limit or "",
                 rejection=result.reason or "",
             )
@@ -100,5 +90,5 @@ class AttemptTrails:
         """Attempts ended without a receipt."""
         for one in attempts:
             self._open.end(
-                (one.attempt.execution_id, one.attempt.fencing_token), failed="lost", reason=str(one.reason)
+                (one.attempt.execution_id, one.attempt.fencing_token), failed="lost", reason=one.reason
             )

@@ -268,7 +268,7 @@ class ExecutionService:
             item = self._new_execution(subject, request, method, execution_id, agent, body, decision)
             commit = self.trails.of(execution_id).part("commit")
             accepted = await self._acceptor.accept(item)
-            commit.end(outcome=str(accepted.outcome), placed=accepted.placed)
+            commit.end(outcome=accepted.outcome, placed=accepted.placed)
             if accepted.outcome is not AcceptOutcome.STALE_AGENT:
                 break
             resolved = await self._agents.refresh(subject.tenant_id, request.agent)

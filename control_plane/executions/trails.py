@@ -55,9 +55,9 @@ class ExecutionTrails:
         is_good = execution.state is ExecutionState.SUCCEEDED
         self._open.end(
             asked,
-            failed="" if is_good else str(execution.state),
+            failed="" if is_good else execution.state,
             execution_id=execution.execution_id,
-            state=str(execution.state),
+            state=execution.state,
         )
 
     def answered(self, asked: ExecutionId, result: Execution | AgentFactoryError) -> None:

@@ -86,7 +86,10 @@ class PolicyInForce(Protocol):
 
 
 class PolicyObserver(Protocol):
-    """Counts denials and shows what is in force; cheap and never raises."""
+    """Counts decisions and denials and shows what is in force; cheap and never raises."""
+
+    def policy_decided(self, question: str, seconds: float) -> None:
+        """A question was answered, by memory or by the engine."""
 
     def policy_denied(self, question: str, reason: str, tenant_id: TenantId) -> None:
         """Policy said no to somebody of a tenant."""

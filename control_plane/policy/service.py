@@ -65,6 +65,8 @@ class PolicyService:
         answer = given.answer
         if not answer.allowed:
             self._observer.policy_denied(question, answer.reason, asked.subject.tenant_id)
+        took = self._clock.monotonic() - began
+        self._observer.policy_decided(question, took)
         return Decision(
             decision_id=new_id(DECISION, self._clock, self._random),
             tenant_id=asked.subject.tenant_id,
@@ -78,7 +80,7 @@ class PolicyService:
             policy_digest=policy.digest,
             limits=answer.limits,
             decided_at=self._clock.now(),
-            duration_us=int((self._clock.monotonic() - began) * 1e6),
+            duration_us=int(took * 1e6),
             engine="" if policy.engine is None else policy.engine.name,
             engine_decision_id=answer.engine_decision_id,
         )

@@ -27,6 +27,10 @@ class Recorder:
         self._keeps_bytes = keeps_bytes
         self._lines: list[bytes] = []
         self._size = 0
+        self.plain_bytes = 0
+        """Of requests and responses that are kept."""
+        self.packed_bytes = 0
+        """What they take, compressed."""
 
     def require_room(self, request: bytes) -> None:
         """Refuse a call that could not be recorded: what leaves no trace is not done.
@@ -65,8 +69,11 @@ class Recorder:
             # What the guest saw is not what the server sent, so a replay cannot ask the server again.
             line["scrubbed"] = True
         if self._keeps_bytes:
-            line["request"] = _packed(request)
-            line["response"] = _packed(response)
+            for name, data in (("request", request), ("response", response)):
+                packed = zlib.compress(data, _ZLIB_LEVEL)
+                self.plain_bytes += len(data)
+                self.packed_bytes += len(packed)
+                line[name] = base64.b64encode(packed).decode()
         encoded = canonical_json(line) + b"\n"
         self._lines.append(encoded)
         self._size += len(encoded)
@@ -75,7 +82,3 @@ class Recorder:
     def content(self) -> bytes:
         """All lines."""
         return b"".join(self._lines)
-
-
-def _packed(data: bytes) -> str:
-    return base64.b64encode(zlib.compress(data, _ZLIB_LEVEL)).decode()

@@ -188,7 +188,8 @@ class AttemptCalls:
         return HostReply(response=response, log=self._log)
 
     def conclude(self) -> CallSummary:
-        """Return what the receipt says about the calls."""
+        """Return what the receipt says about the calls; call it once, when the run has ended."""
+        self._metrics.recorded(plain=self._recorder.plain_bytes, packed=self._recorder.packed_bytes)
         return CallSummary(
             recording=self._recorder.content,
             denials=tuple(self._denials),

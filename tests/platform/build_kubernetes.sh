@@ -33,7 +33,7 @@ module() { go mod download -json "$1" | sed -n 's/^\t"Dir": "\(.*\)",$/\1/p'; }
 prometheus=$(module github.com/prometheus-operator/prometheus-operator@v0.85.0)/example/prometheus-operator-crd
 secrets=$(module github.com/external-secrets/external-secrets@v1.3.2)/config/crds/bases
 mkdir -p "$target/crds"
-cp -f "$prometheus"/monitoring.coreos.com_{podmonitors,prometheusrules}.yaml \
+cp -f "$prometheus"/monitoring.coreos.com_{servicemonitors,prometheusrules}.yaml \
     "$secrets/external-secrets.io_externalsecrets.yaml" "$target/crds/"
 chmod u+w "$target"/crds/*
 touch "$ready"

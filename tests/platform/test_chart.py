@@ -3,6 +3,7 @@
 import base64
 import json
 import os
+import re
 import stat
 import subprocess
 from collections.abc import Iterator
@@ -24,7 +25,7 @@ EVERYTHING = (
     *("--set", "backup.enabled=true", "--set", "backup.claim=backups", "--set", "backup.login=s3"),
     *(
         "--set",
-        "monitoring.podMonitor=true",
+        "monitoring.serviceMonitor=true",
         "--set",
         "monitoring.rules=true",
         "--set",
@@ -169,6 +170,35 @@ def test_every_pod_is_under_the_policy_that_denies():
         if found["kind"] in {"Deployment", "StatefulSet", "Job"}:
             labels = found["spec"]["template"]["metadata"]["labels"]
             assert wanted <= labels.items(), found["metadata"]["name"]
+
+
+def test_prometheus_asks_each_pod_once_and_names_its_job_as_the_rules_do():
+    manifests = rendered(*EVERYTHING)
+    monitor = one(manifests, "ServiceMonitor", "af")["spec"]
+    (endpoint,) = monitor["endpoints"]
+    chosen = [
+        found
+        for found in manifests
+        if found["kind"] == "Service"
+        and monitor["selector"]["matchLabels"].items() <= found["metadata"]["labels"].items()
+        and monitor["jobLabel"] in found["metadata"]["labels"]
+    ]
+    assert monitor["selector"]["matchExpressions"] == [{"key": monitor["jobLabel"], "operator": "Exists"}]
+    asked = []
+    for found in manifests:
+        if found["kind"] in {"Deployment", "StatefulSet"}:
+            pod = found["spec"]["template"]
+            (container,) = pod["spec"]["containers"]
+            labels = pod["metadata"]["labels"].items()
+            (service,) = (by for by in chosen if by["spec"]["selector"].items() <= labels)
+            (port,) = (port for port in service["spec"]["ports"] if port["name"] == endpoint["port"])
+            assert port["targetPort"] in {port["name"] for port in container["ports"]}
+            asked.append(service["metadata"]["labels"][monitor["jobLabel"]])
+    compose = yaml.safe_load((ROOT / "docker" / "prometheus.yml").read_text())["scrape_configs"]
+    assert set(asked) | {"prometheus"} == {job["job_name"] for job in compose}
+    down = next(rule for rule in alerts().values() if "up{" in rule["expr"])
+    (wanted,) = re.findall(r'up\{job=~"([^"]+)"\}', down["expr"])
+    assert all(re.fullmatch(wanted, job) for job in asked)
 
 
 def test_the_rules_are_in_it_with_links_to_where_the_runbook_is():

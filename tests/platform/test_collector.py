@@ -124,7 +124,7 @@ async def test_a_real_collector_takes_in_what_a_process_keeps(otelcol: Path, tmp
     }
     (other,) = (one for one in receiver.spans if one.name == "failed")
     assert (other.service, other.failed) == ("a-process", "killed")
-    assert other.span.trace_id == failed.context.trace_id.to_bytes(16, "big")
+    assert other.span.trace_id == bytes.fromhex(failed.trace_id)
 
 
 @pytest.mark.timeout(BUILD_SECONDS + TEST_SECONDS)

@@ -88,7 +88,7 @@ NODE = (
         "ops",
         {"{{event}}": rate("agentfactory_node_worker_events_total", "event")},
     ),
-    Panel("Artifact cache", "ops", {"{{result}}": rate("agentfactory_node_artifact_cache_total", "result")}),
+    Panel("Artifact cache", "ops", {"{{event}}": rate("agentfactory_node_artifact_cache_total", "event")}),
     Panel("Spool", "bytes", {"{{instance}}": "agentfactory_node_spool_bytes"}),
     Panel("Receipts not acknowledged", "short", {"{{instance}}": "agentfactory_node_spool_receipts"}),
     Panel(
@@ -105,6 +105,9 @@ SANDBOX = (
     ),
     Panel(
         "How executions ended", "ops", {"{{outcome}}": rate("agentfactory_node_attempts_total", "outcome")}
+    ),
+    Panel(
+        "Which limit stopped guests", "ops", {"{{limit}}": rate("agentfactory_node_limits_total", "limit")}
     ),
     Panel(
         "Modules refused for their crashes",
@@ -126,6 +129,16 @@ SANDBOX = (
         "Bps",
         {"{{direction}}": rate("agentfactory_node_host_call_bytes_total", "direction")},
     ),
+    Panel(
+        "Recordings: compressed to",
+        "percentunit",
+        {
+            "share": share(
+                'agentfactory_node_recording_bytes_total{form="packed"}',
+                'agentfactory_node_recording_bytes_total{form="plain"}',
+            )
+        },
+    ),
 )
 SECURITY = (
     Panel(
@@ -133,6 +146,7 @@ SECURITY = (
         "ops",
         {"{{question}} {{reason}}": rate("af_policy_denials_total", "question, reason")},
     ),
+    Panel("Policy decisions, p95", "s", {"{{question}}": quantile(0.95, "af_policy_seconds", "question")}),
     Panel(
         "Signatures that did not verify",
         "ops",

@@ -22,6 +22,8 @@ class Locked:
     version: str
     ours: bool
     """It is part of this repository: no registry has it."""
+    sha256: str = ""
+    """Of a crate as its registry has it, in hexadecimal digits."""
 
 
 def python_packages() -> list[Locked]:
@@ -36,7 +38,15 @@ def python_packages() -> list[Locked]:
 def crates(lock: Path) -> list[Locked]:
     """Return the crates that a workspace is built of."""
     found = tomllib.loads(lock.read_text(encoding="utf-8"))["package"]
-    return sorted(Locked(name=one["name"], version=one["version"], ours="source" not in one) for one in found)
+    return sorted(
+        Locked(
+            name=one["name"],
+            version=one["version"],
+            ours="source" not in one,
+            sha256=one.get("checksum", ""),
+        )
+        for one in found
+    )
 
 
 def settings(gate: str) -> dict[str, Any]:

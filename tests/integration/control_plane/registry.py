@@ -77,6 +77,7 @@ class Stopped(list):
 
 
 class Uncounted:
+    def policy_decided(self, question, seconds): ...
     def policy_denied(self, question, reason, tenant_id): ...
 
 

@@ -103,6 +103,7 @@ class Seen:
 
     versions: list = field(default_factory=list)
 
+    def policy_decided(self, question, seconds): ...
     def policy_denied(self, question, reason, tenant_id): ...
 
     def policy_in_force(self, *, version, loaded):

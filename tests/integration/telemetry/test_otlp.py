@@ -14,7 +14,8 @@ from data_plane.settings import NodeSettings
 from shared.clock import SystemClock, SystemRandom
 from shared.errors import SettingsError
 from shared.logs import LogStyle, configure_logging
-from shared.otlp import HANG_UP, LAST_FLUSH, MAX_QUEUED_SPANS, MAX_SPANS_PER_REQUEST, MAX_VALUE_CHARS
+from shared.otlp import HANG_UP, LAST_FLUSH, MAX_QUEUED_SPANS, MAX_TRAILS_PER_REQUEST
+from shared.otlp_messages import MAX_VALUE_CHARS
 from shared.trace_setup import TraceOptions, tracing
 from shared.tracing import NO_TRACER
 from tests.fixtures.otlp import collecting
@@ -86,7 +87,7 @@ async def test_a_collector_that_never_answers_holds_nobody_up_and_fills_no_memor
     counts = spans_by_result(registry)
     assert counts["exported"] == 0
     assert sum(counts.values()) == 2 * MAX_QUEUED_SPANS
-    assert counts["dropped"] >= MAX_QUEUED_SPANS - MAX_SPANS_PER_REQUEST
+    assert counts["dropped"] >= MAX_QUEUED_SPANS - MAX_TRAILS_PER_REQUEST
 
 
 async def test_a_collector_that_goes_away_and_comes_back_is_one_line_each(capsys, monkeypatch):

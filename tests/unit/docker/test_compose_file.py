@@ -1,4 +1,7 @@
-"""docker-compose.yml without a Docker engine, in every run: what it names is there, what is ours is locked down."""
+"""docker-compose.yml without a Docker engine, in every run: what it names is there, what is ours is locked down.
+
+That Docker takes it: tests/integration/docker/test_compose_config.py.
+"""
 
 import re
 from pathlib import Path
@@ -45,6 +48,16 @@ def test_what_a_service_names_is_there(name):
     if "env_file" in service:
         for profile in PROFILES:
             assert (ROOT / service["env_file"].replace("${COMPOSE_PROFILES:-full}", profile)).is_file()
+
+
+@pytest.mark.parametrize("kind", ["networks", "volumes"])
+def test_what_is_declared_is_used(kind):
+    text = yaml.safe_dump(SERVICES)
+    used = {one for service in SERVICES.values() for one in service.get(kind, ())}
+    if kind == "volumes":
+        used = {source for service in SERVICES.values() for source in mounted(service)}
+        used |= set(re.findall(r"\$\{[A-Z_]+:-([a-z-]+)\}:", text))
+    assert set(FILE[kind]) - used == set()
 
 
 @pytest.mark.parametrize("profile", PROFILES)

@@ -2,8 +2,7 @@ import pytest
 
 from shared.errors import InvalidInputError
 from shared.telemetry import (
-    new_span_id,
-    new_trace_id,
+    NewIds,
     parse_traceparent,
     read_traceparent,
     sampled_trace_id,
@@ -48,7 +47,21 @@ def test_new_ids_are_never_the_invalid_ones():
         def token_bytes(self, count: int) -> bytes:
             return bytes(count)
 
-    assert (new_trace_id(Zeroes()), new_span_id(Zeroes())) == (1, 1)
+    ids = NewIds(Zeroes())
+    assert (ids.trace_id(), ids.span_id()) == ("1".zfill(32), "1".zfill(16))
+
+
+def test_new_ids_are_whole_and_never_repeat_however_many_are_drawn_at_once():
+    ids = NewIds(FakeRandom())
+    found = [(ids.trace_id(), ids.span_id()) for _ in range(2000)]
+    assert all((len(trace_id), len(span_id)) == (32, 16) for trace_id, span_id in found)
+    digits = [
+        one[at : at + 16]
+        for trace_id, span_id in found
+        for one, at in ((trace_id, 0), (trace_id, 16), (span_id, 0))
+    ]
+    assert len(set(digits)) == len(digits)
+    assert read_traceparent(f"00-{found[0][0]}-{found[0][1]}-01") is not None
 
 
 @pytest.mark.parametrize(

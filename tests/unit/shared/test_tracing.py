@@ -1,11 +1,22 @@
 """What is kept of the work of one process, and what is not."""
 
+import weakref
 from datetime import timedelta
 
 import pytest
 
 from shared.telemetry import parse_traceparent
-from shared.tracing import MAX_LINKS, MAX_PARTS, NO_PART, NO_TRACER, UNTRACED, OpenTrails, SpanKind, Tracer
+from shared.tracing import (
+    MAX_LINKS,
+    MAX_PARTS,
+    NO_PART,
+    NO_TRACER,
+    UNTRACED,
+    OpenTrails,
+    Part,
+    SpanKind,
+    Tracer,
+)
 from tests.fakes.clock import FakeClock, FakeRandom
 
 SAMPLED = "00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01"
@@ -114,13 +125,32 @@ def test_parts_and_links_are_bounded_and_what_found_no_room_is_counted(kept, clo
 
 def test_work_done_together_points_to_those_kept_and_is_none_without(kept, clock):
     one = tracer(kept, clock)
-    seen, unseen = parse_traceparent(SAMPLED), parse_traceparent(NOT_SAMPLED)
-    assert one.shared("sign", [unseen]) is UNTRACED
-    shared = one.shared("sign", [unseen, seen])
+    seen, unseen = one.begin("work", SAMPLED), one.begin("work", NOT_SAMPLED)
+    assert one.shared("sign", [unseen, UNTRACED]) is UNTRACED
+    shared = one.shared("sign", [unseen, UNTRACED, seen])
     shared.end()
     assert kept.trails == [shared]
-    assert shared.links == [seen]
-    assert shared.context.trace_id != seen.trace_id
+    assert shared.links == [seen.context]
+    assert seen.links == [shared.context]
+    assert unseen.links == []
+    assert shared.trace_id != seen.trace_id
+
+
+def test_parts_of_what_is_thrown_away_need_no_collector_to_go(kept, clock):
+    trail = tracer(kept, clock).begin("work", NOT_SAMPLED)
+    part = weakref.ref(Watched(trail))
+    trail.end()
+    assert part() is None
+
+
+class Watched(Part):
+    """A part of a trail that can be watched."""
+
+    __slots__ = ("__weakref__",)
+
+    def __init__(self, trail):
+        super().__init__(trail, "part", SpanKind.INTERNAL, None, 0.0)
+        trail.parts.append(self)
 
 
 def test_a_trail_ends_once(kept, clock):

@@ -1,12 +1,15 @@
 """The gates of `make check`: each is seen to fail."""
 
 import json
+import subprocess
+import sys
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from email.message import Message
 from http.server import BaseHTTPRequestHandler, HTTPServer
 from pathlib import Path
+from typing import Any
 
 import pytest
 from cyclonedx.schema import SchemaVersion
@@ -14,6 +17,7 @@ from cyclonedx.validation.json import JsonStrictValidator
 
 from tests.tools import committed_secrets, docs_site, licences, reference, sbom, vulnerabilities
 from tests.tools.locked import ROOT, RUST, crates, python_packages
+from tests.tools.stages import UV
 
 ALLOWED = {"MIT", "Apache-2.0", "Unicode-3.0"}
 # In pieces, so that the gate does not find them here.
@@ -143,11 +147,37 @@ def test_a_vulnerability_and_an_unexplained_gap_are_found():
     assert (code, said[0]) == (vulnerabilities.CLEAN, "not audited, as pyproject.toml says: ours: made here")
 
 
-def test_the_list_of_what_is_shipped_is_valid_and_has_every_crate():
-    empty = {"$schema": "http://cyclonedx.org/schema/bom-1.5.schema.json", "bomFormat": "CycloneDX"}
-    document = sbom.with_crates({**empty, "specVersion": "1.5", "version": 1, "components": []})
-    assert JsonStrictValidator(SchemaVersion.V1_5).validate_str(json.dumps(document)) is None
-    assert len(document["components"]) == len([one for one in crates(RUST[0]) if not one.ours])
+@pytest.fixture(scope="module")
+def listed(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
+    """What goes into the images, made as their builder makes it."""
+    to = tmp_path_factory.mktemp("sbom") / "sbom.json"
+    command = [sys.executable, "-m", "tests.tools.sbom", UV, "--to", to]
+    subprocess.run(command, check=True, cwd=ROOT, timeout=120, stdout=subprocess.PIPE)
+    return json.loads(to.read_text())
+
+
+def test_the_list_of_what_is_shipped_is_valid_and_has_every_package_and_crate(listed):
+    assert JsonStrictValidator(SchemaVersion.V1_5).validate_str(json.dumps(listed)) is None
+    found = {one["purl"]: one for one in listed["components"] if "purl" in one}
+    assert "pkg:pypi/grpcio" in {purl.partition("@")[0] for purl in found}
+    assert "pkg:pypi/boto3" in {purl.partition("@")[0] for purl in found}, "of the image that makes backups"
+    for crate in crates(RUST[0]):
+        assert (f"pkg:cargo/{crate.name}@{crate.version}" in found) is not crate.ours
+    assert not any("pytest" in purl for purl in found)
+
+
+def test_the_engine_is_listed_with_the_checksum_that_its_registry_has(listed):
+    wasmer = next(one for one in listed["components"] if one.get("purl", "").startswith("pkg:cargo/wasmer@"))
+    lock = RUST[0].read_text()
+    (said,) = wasmer["hashes"]
+    assert f'name = "wasmer"\nversion = "{wasmer["version"]}"\n' in lock
+    after = lock.partition(f'name = "wasmer"\nversion = "{wasmer["version"]}"\n')[2]
+    assert f'checksum = "{said["content"]}"' in after.partition("[[package]]")[0]
+
+
+def test_the_same_lock_files_make_the_same_list(listed):
+    made_later = {**listed, "metadata": {**listed["metadata"], "timestamp": "2030-01-01T00:00:00Z"}}
+    assert sbom.settled(made_later) == listed
     assert {one.name for one in python_packages() if one.ours} == {"agentfactory", "agentfactory-engine"}
 
 

@@ -61,6 +61,13 @@ class Answering:
 
 
 class Denials(list):
+    def __init__(self):
+        super().__init__()
+        self.decided = []
+
+    def policy_decided(self, question, seconds):
+        self.decided.append((question, seconds))
+
     def policy_denied(self, question, reason, tenant_id):
         self.append((question, reason))
 
