@@ -107,6 +107,10 @@ class NodeSettings(TracedSettings):
     sandbox_require: tuple[Layer, ...] = (Layer.SECCOMP, Layer.RLIMITS, Layer.NO_NEW_PRIVS)
     """Layers of the jail without which the node does not start and no worker works."""
 
+    accept_compiled_artifacts: bool = False
+    """Whether machine code is loaded that another machine made, if a compiler key of the keyset vouches for
+    it (docs/operations.md); otherwise, and whenever there is none that counts, modules are compiled here."""
+
     cache_bytes: int = Field(default=4 * GIBIBYTE, ge=MIBIBYTE)
     """Bound of the artifact cache on disk."""
     spool_bytes: int = Field(default=GIBIBYTE, ge=64 * MIBIBYTE)

@@ -1,7 +1,7 @@
 """What a compiling node states of the machine code that it made, and the pieces in which that code travels.
 
-The statement binds one module, one engine to the last processor feature, and the exact bytes; a compiler key of
-the keyset signs it. Who may believe it, and when, is the keyset's and the reader's to say.
+The statement binds one module, one engine to the last processor feature, and the exact bytes; a compiler key
+of the keyset signs it. Who may believe it, and when, is the keyset's and the reader's to say.
 """
 
 from collections.abc import Mapping
@@ -58,9 +58,8 @@ class Target:
     """Sorted, comma-separated."""
 
     def __str__(self) -> str:
-        return (
-            f"{self.engine_name} {self.engine_version} ({self.profile}, {self.cpu_features or 'no features'})"
-        )
+        features = self.cpu_features or "no features"
+        return f"{self.engine_name} {self.engine_version} ({self.profile}, {features})"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

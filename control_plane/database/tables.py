@@ -225,8 +225,8 @@ artifacts = Table(
     _at("created_at", now=True),
 )
 
-# What compiling nodes made of modules. One row for each engine once it is whole; rows that are not whole yet are
-# uploads under way, or what is left of them.
+# What compiling nodes made of modules. One row for each engine once it is whole; rows that are not whole yet
+# are uploads under way, or what is left of them.
 compiled_artifacts = Table(
     "compiled_artifacts",
     metadata,

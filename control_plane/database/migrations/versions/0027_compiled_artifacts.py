@@ -1,7 +1,7 @@
 """Machine code that compiling nodes made, and nodes that do nothing else.
 
-Revision 0027. Expands only. The build before takes a compiling node for one that runs agents: enroll such nodes
-once every replica is of this build.
+Revision 0027. Expands only. The build before takes a compiling node for one that runs agents: enroll such
+nodes once every replica is of this build.
 """
 
 import sqlalchemy as sa
@@ -23,8 +23,8 @@ def upgrade() -> None:
     for table in ("nodes", "enrollment_tokens"):
         op.add_column(table, sa.Column("duty", sa.Text(), server_default=sa.text("'run'"), nullable=False))
         op.create_check_constraint(op.f(f"ck_{table}_duty"), table, DUTIES)
-    # What a version wants compiled. Of those that are there it is not read out of their manifests: a wrong one
-    # costs a compilation that nobody asks for, and nodes compile what they need themselves.
+    # What a version wants compiled. Of those that are there it is not read out of their manifests: a wrong
+    # one costs a compilation that nobody asks for, and nodes compile what they need themselves.
     op.add_column(
         "template_versions",
         sa.Column("profile", sa.Text(), server_default=sa.text("'default'"), nullable=False),
