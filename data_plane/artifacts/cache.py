@@ -145,6 +145,9 @@ class ArtifactCache:
         Raises:
             DiskFullError: The disk, or the cache's bound, has no room.
         """
+        while (module_digest, profile) in self._fresh:
+            # Dropped, and on its way to the disk still: what is compiled here comes after it.
+            await asyncio.wait(self._writes, return_when=asyncio.FIRST_COMPLETED)
         await asyncio.to_thread(self._store, module_digest, profile, artifact)
 
     async def keep(self, module_digest: Digest, profile: Profile, received: Received) -> None:
