@@ -2,13 +2,14 @@
 
 import asyncio
 import re
+from datetime import timedelta
 from urllib.request import urlopen
 
 import pytest
 from agentfactory.v1 import executions_pb2
 
 from shared.key_files import read_public_key
-from tests.e2e.stack import TestNode, TestStack, eventually, running_stack
+from tests.e2e.stack import EVENTUALLY, TestNode, TestStack, eventually, running_stack
 
 pytestmark = pytest.mark.timeout(240)
 
@@ -32,11 +33,12 @@ async def elsewhere(node: TestNode) -> float:
     return await metric(node, 'agentfactory_node_new_modules_total{compiled="elsewhere"}')
 
 
-async def compiled(node: TestNode, count: int) -> None:
+async def compiled(node: TestNode, count: int, within: timedelta = EVENTUALLY) -> None:
     await eventually(
         lambda: metric(node, "agentfactory_compiler_modules_total"),
         lambda value: value >= count,
         f"{count} compiled modules",
+        within,
     )
 
 
