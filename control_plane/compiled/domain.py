@@ -4,7 +4,7 @@ from dataclasses import dataclass, field
 from datetime import timedelta
 from typing import Final
 
-from shared.compiled import PIECE_BYTES, CompiledStatement
+from shared.compiled import CompiledStatement, pieces_in
 from shared.digests import Digest
 from shared.ids import CompiledArtifactId, KeyId, NodeId, TemplateVersionId, TenantId
 from shared.manifest import Profile
@@ -56,4 +56,4 @@ class Compiled:
     @property
     def pieces(self) -> int:
         """How many pieces it has."""
-        return -(-self.size_bytes // PIECE_BYTES)
+        return pieces_in(self.size_bytes)

@@ -113,12 +113,18 @@ class PostgresCompiledStore:
             size_bytes=row.size_bytes,
         )
 
-    async def piece(self, compiled_artifact_id: CompiledArtifactId, number: int) -> bytes | None:
-        """See `CompiledStore.piece`."""
-        query = select(_p.content).where(_p.compiled_artifact_id == compiled_artifact_id, _p.number == number)
+    async def read(
+        self, compiled_artifact_id: CompiledArtifactId, *, first: int, limit: int
+    ) -> Sequence[bytes]:
+        """See `CompiledStore.read`."""
+        query = (
+            select(_p.content)
+            .where(_p.compiled_artifact_id == compiled_artifact_id)
+            .where(_p.number.between(first, first + limit - 1))
+            .order_by(_p.number)
+        )
         async with self._database.reading() as connection:
-            content: bytes | None = await connection.scalar(query)
-        return content
+            return (await connection.scalars(query)).all()
 
     async def begin(self, artifact: NewCompiled, *, bound_bytes: int) -> None:
         """See `CompiledStore.begin`."""

@@ -21,7 +21,7 @@ from itertools import chain
 from pathlib import Path
 from typing import Final
 
-from data_plane.artifacts.memory import CHUNK_BYTES, Received, chunks_of, freeze, write_all
+from data_plane.artifacts.memory import CHUNK_BYTES, Received, chunks_of, digest_of, freeze, write_all
 from data_plane.artifacts.seal import (
     PREFIX_BYTES,
     ArtifactKey,
@@ -195,8 +195,8 @@ class ArtifactCache:
             mac_key=self._mac_key,
         )
         try:
-            await asyncio.to_thread(self._write_sealed, key, made, received.descriptor)
-        except (OSError, DiskFullError) as error:
+            await asyncio.to_thread(self._write_received, key, made, received.descriptor)
+        except (OSError, DiskFullError, ArtifactInvalidError) as error:
             # The run that wanted it has it already; the next one fetches it again.
             logger.warning("a received artifact was not kept", module_digest=module_digest, error=str(error))
             self._known.pop((module_digest, profile), None)
@@ -251,14 +251,16 @@ class ArtifactCache:
 
     def _store(self, module_digest: Digest, profile: Profile, artifact: int) -> None:
         key = self._key(module_digest, profile)
-        state, size = hashlib.sha256(), 0
-        for chunk in chunks_of(artifact):
-            state.update(chunk)
-            size += len(chunk)
-        digest = digest_from_raw(state.digest())
+        digest, size = digest_of(artifact)
         made = seal(key, artifact_digest=digest, artifact_bytes=size, mac_key=self._mac_key)
         self._write_sealed(key, made, artifact)
         self._known[module_digest, profile] = ""
+
+    def _write_received(self, key: ArtifactKey, made: Seal, artifact: int) -> None:
+        """Seal what this node has hashed itself, as always."""
+        if digest_of(artifact) != (made.artifact_digest, made.artifact_bytes):
+            raise ArtifactInvalidError("a received artifact is not of the digest that is stated of it")
+        self._write_sealed(key, made, artifact)
 
     def _write_sealed(self, key: ArtifactKey, made: Seal, artifact: int) -> None:
         head = encode_seal(made)

@@ -4,20 +4,28 @@ Whatever is wrong with it, the node goes on as if there were none: it compiles t
 """
 
 import asyncio
-import hashlib
 import os
+from collections import deque
 from collections.abc import AsyncIterator
 from dataclasses import dataclass
 from typing import Final
 
-from data_plane.artifacts.memory import Received, freeze, write_all
+from data_plane.artifacts.memory import Received, freeze
 from data_plane.artifacts.ports import CompiledOffer, CompiledSource, ModuleObserver
+from data_plane.files import write_all
 from data_plane.orders.domain import attempt_of
 from data_plane.orders.keyset import NodeKeyset
 from data_plane.sandbox.domain import EngineInfo
 from shared.clock import Clock
-from shared.compiled import CompiledStatement, Target, VerifiedStatement, unpack_piece, verify_compiled
-from shared.digests import digest_from_raw, same_digest
+from shared.compiled import (
+    PIECE_BYTES,
+    CompiledStatement,
+    Target,
+    VerifiedStatement,
+    unpack_piece,
+    verify_compiled,
+)
+from shared.digests import Digest, same_digest, sha256_digest
 from shared.dsse import decode_envelope
 from shared.errors import (
     AgentFactoryError,
@@ -39,6 +47,8 @@ logger = get_logger(__name__)
 
 MAX_RECEPTIONS: Final = 2
 """At once, of at most 128 MiB each; others wait."""
+
+UNPACKED_AT_ONCE: Final = 2
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -83,7 +93,7 @@ class CompiledElsewhere:
         1. The envelope is that of the order's template and module, by a publisher of the keyset.
         2. A compiler key that is in the keyset, valid and not revoked signed the statement.
         3. It is of this installation, of exactly this module and of exactly this engine, profile and CPU.
-        4. The bytes are as many as it says, and of the digest that it says.
+        4. The pieces are those that it names, and unpack to as many bytes as it says.
         """
         if not self._keyset.keys_for(KeyPurpose.COMPILER, self._clock.now()):
             return None
@@ -146,39 +156,56 @@ class CompiledElsewhere:
         )
 
 
+class _Memory:
+    """A memory file that is closed when nobody holds it any more: a thread may write to it still."""
+
+    def __init__(self) -> None:
+        self.descriptor = os.memfd_create("artifact", os.MFD_CLOEXEC | os.MFD_ALLOW_SEALING)
+
+    def __del__(self) -> None:
+        os.close(self.descriptor)
+
+
 async def _receive(offer: CompiledOffer, verified: VerifiedStatement) -> Received:
     """Check 4."""
-    stated = verified.statement
-    memory = os.memfd_create("artifact", os.MFD_CLOEXEC | os.MFD_ALLOW_SEALING)
-    try:
-        await _fill(memory, offer.pieces, stated)
-        freeze(memory)
-    except BaseException:
-        os.close(memory)
-        raise
+    stated, memory = verified.statement, _Memory()
+    await _fill(memory, offer.pieces, stated)
+    if os.fstat(memory.descriptor).st_size != stated.artifact_bytes:
+        raise MalformedError(f"check 4: the pieces are not the {stated.artifact_bytes} bytes stated")
+    freeze(memory.descriptor)
     return Received(
-        descriptor=memory,
+        descriptor=os.dup(memory.descriptor),
         digest=stated.artifact_digest,
         size_bytes=stated.artifact_bytes,
         vouched_by=verified.key_id,
     )
 
 
-async def _fill(memory: int, pieces: AsyncIterator[bytes], stated: CompiledStatement) -> None:
-    """Hash what comes while it comes; what is hashed is what is written."""
-    state, size = hashlib.sha256(), 0
+async def _fill(memory: _Memory, pieces: AsyncIterator[bytes], stated: CompiledStatement) -> None:
+    """Verify each piece before it is unpacked, some at once."""
+    expected, number = stated.piece_digests, 0
+    under_way: deque[asyncio.Task[None]] = deque()
+    try:
+        async for packed in pieces:
+            if number == len(expected):
+                raise MalformedError(f"check 4: more came than the {number} pieces stated")
+            if len(under_way) == UNPACKED_AT_ONCE:
+                await under_way.popleft()
+            work = asyncio.to_thread(_take_piece, memory, number, packed, expected[number])
+            under_way.append(asyncio.create_task(work))
+            number += 1
+        while under_way:
+            await under_way.popleft()
+    finally:
+        # Threads go on to the end of their piece, in memory that is theirs until then.
+        for task in under_way:
+            task.cancel()
+        await asyncio.gather(*under_way, return_exceptions=True)
+    if number != len(expected):
+        raise MalformedError(f"check 4: {number} pieces came, {len(expected)} are stated")
 
-    def take(packed: bytes) -> int:
-        piece = unpack_piece(packed)
-        if size + len(piece) > stated.artifact_bytes:
-            raise MalformedError(f"check 4: more came than the {stated.artifact_bytes} bytes stated")
-        state.update(piece)
-        write_all(memory, piece)
-        return len(piece)
 
-    async for packed in pieces:
-        size += await asyncio.to_thread(take, packed)
-    if size != stated.artifact_bytes:
-        raise MalformedError(f"check 4: {size} bytes came, {stated.artifact_bytes} are stated")
-    if not same_digest(digest_from_raw(state.digest()), stated.artifact_digest):
-        raise PackageAlteredError("check 4: the bytes are not those that the statement names")
+def _take_piece(memory: _Memory, number: int, packed: bytes, expected: Digest) -> None:
+    if not same_digest(sha256_digest(packed), expected):
+        raise PackageAlteredError(f"check 4: piece {number} is not the one that the statement names")
+    write_all(memory.descriptor, unpack_piece(packed), offset=number * PIECE_BYTES)

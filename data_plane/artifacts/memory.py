@@ -1,25 +1,29 @@
 """Memory files: bytes without a name, which nobody can change once they are frozen. Judges none of them."""
 
 import fcntl
+import hashlib
 import os
 from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Final
 
-from shared.digests import Digest
+from shared.compiled import PIECE_BYTES
+from shared.digests import Digest, digest_from_raw
 from shared.ids import KeyId
 
-CHUNK_BYTES: Final = 1024 * 1024
+CHUNK_BYTES: Final = PIECE_BYTES
+"""What compiling nodes send in one piece, too."""
 
 _SEALS: Final = fcntl.F_SEAL_WRITE | fcntl.F_SEAL_SHRINK | fcntl.F_SEAL_GROW | fcntl.F_SEAL_SEAL
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Received:
-    """An artifact that was compiled elsewhere, as a frozen memory file whose digest was compared."""
+    """An artifact that was compiled elsewhere, as a frozen memory file of bytes that are vouched for."""
 
     descriptor: int
     digest: Digest
+    """As it is stated: compared before it is sealed."""
     size_bytes: int
     vouched_by: KeyId
 
@@ -30,6 +34,15 @@ def chunks_of(descriptor: int) -> Iterator[bytes]:
     while chunk := os.pread(descriptor, CHUNK_BYTES, offset):
         yield chunk
         offset += len(chunk)
+
+
+def digest_of(descriptor: int) -> tuple[Digest, int]:
+    """Return digest and size of what a file holds."""
+    state, size = hashlib.sha256(), 0
+    for chunk in chunks_of(descriptor):
+        state.update(chunk)
+        size += len(chunk)
+    return digest_from_raw(state.digest()), size
 
 
 def memory_file(name: str, content: bytes) -> int:

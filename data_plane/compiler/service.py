@@ -6,15 +6,14 @@ more.
 """
 
 import asyncio
-import hashlib
 import os
 from collections import OrderedDict
-from collections.abc import AsyncIterator, Mapping
+from collections.abc import AsyncIterator, Mapping, Sequence
 from datetime import timedelta
 from typing import Final
 
 from data_plane.artifacts.elsewhere import target_of
-from data_plane.artifacts.memory import chunks_of, freeze, memory_file
+from data_plane.artifacts.memory import chunks_of, digest_of, freeze, memory_file
 from data_plane.compiler.metrics import CompilerMetrics
 from data_plane.compiler.ports import Compilation, CompileDesk
 from data_plane.orders.keyset import NodeKeyset
@@ -22,7 +21,7 @@ from data_plane.sandbox.domain import EngineInfo
 from data_plane.sandbox.ports import Compiler
 from shared.clock import Clock
 from shared.compiled import CompiledStatement, pack_piece, sign_compiled
-from shared.digests import Digest, digest_from_raw
+from shared.digests import Digest, sha256_digest
 from shared.errors import (
     AgentFactoryError,
     KeyUnavailableError,
@@ -134,17 +133,19 @@ class CompileService:
         return verify_package(fetched.envelope, files, publisher_keys=trusted).module
 
     async def _hand_in(self, one: Compilation, artifact: int) -> None:
-        digest, size_bytes = await asyncio.to_thread(_digest_of, artifact)
+        digest, size_bytes = await asyncio.to_thread(digest_of, artifact)
+        pieces = await asyncio.to_thread(_packed, artifact)
         statement = CompiledStatement(
             installation=self._keyset.installation,
             module_digest=one.module_digest,
             target=target_of(self._engines[one.profile]),
             artifact_digest=digest,
             artifact_bytes=size_bytes,
+            piece_digests=tuple(map(sha256_digest, pieces)),
             compiled_at=self._clock.now(),
         )
         envelope = await sign_compiled(statement, self._signer)
-        stored = await self._desk.hand_in(envelope, _pieces(artifact))
+        stored = await self._desk.hand_in(envelope, _sent(pieces))
         self._metrics.compiled.inc()
         logger.info(
             "a module was compiled" if stored else "a module was compiled by somebody else meanwhile",
@@ -167,14 +168,10 @@ class CompileService:
             self._failed.popitem(last=False)
 
 
-def _digest_of(artifact: int) -> tuple[Digest, int]:
-    state, size = hashlib.sha256(), 0
-    for chunk in chunks_of(artifact):
-        state.update(chunk)
-        size += len(chunk)
-    return digest_from_raw(state.digest()), size
+def _packed(artifact: int) -> list[bytes]:
+    return [pack_piece(piece) for piece in chunks_of(artifact)]
 
 
-async def _pieces(artifact: int) -> AsyncIterator[bytes]:
-    for piece in chunks_of(artifact):
-        yield await asyncio.to_thread(pack_piece, piece)
+async def _sent(pieces: Sequence[bytes]) -> AsyncIterator[bytes]:
+    for piece in pieces:
+        yield piece

@@ -20,7 +20,7 @@ from cli.guests.new import make_project
 from cli.guests.project import Language, find_project
 from tests.bench.report import Figure, measured, publish
 from tests.e2e.stack import TestStack, running_stack
-from tests.e2e.test_compiled_elsewhere import SUCCEEDED, compiled, elsewhere, here, metric
+from tests.e2e.test_compiled_elsewhere import SUCCEEDED, compiled, elsewhere, here
 from tests.fixtures.runtimes import runtime_folder
 
 MODULES: Final = 6
@@ -73,12 +73,6 @@ async def figures(folder: Path) -> list[Figure]:
         await first_runs(stack, names[:1])
         taken, second = await first_runs(stack, names[1:])
         assert (await here(node), await elsewhere(node)) == (0, MODULES)
-        for stage in ("artifact", "run", "verify", "receipt"):
-            print(
-                stage,
-                await metric(node, f'agentfactory_node_stage_seconds_sum{{stage="{stage}"}}'),
-                [f"{x:.0f}" for x in taken],
-            )
     async with running_stack(AF_NODE_SLOTS="2") as stack:
         (node,) = stack.nodes
         names = (await agents(stack, module, folder, "here"))[:4]
