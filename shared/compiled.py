@@ -1,8 +1,8 @@
 """What a compiling node states of the machine code that it made, and the pieces in which that code travels.
 
 The statement binds one module, one engine to the last processor feature, and the exact bytes, also as they
-travel: each piece is verified before it is unpacked. A compiler key of the keyset signs it. Who may believe it,
-and when, is the keyset's and the reader's to say.
+travel: each piece is verified before it is unpacked. A compiler key of the keyset signs it. Who may believe
+it, and when, is the keyset's and the reader's to say.
 """
 
 from collections.abc import Mapping
@@ -39,8 +39,8 @@ MAX_PIECE_BYTES: Final = PIECE_BYTES + 64 * 1024
 """Of a compressed one: what cannot be compressed grows by a little."""
 MAX_PIECES: Final = MAX_ARTIFACT_BYTES // PIECE_BYTES
 LEVEL: Final = 9
-"""Machine code shrinks to a third. It is packed once, beside seconds of compiling, and unpacked by every node:
-that is a little faster than at the lowest level."""
+"""Machine code shrinks to a third. It is packed once, beside seconds of compiling, and unpacked by every
+node: that is a little faster than at the lowest level."""
 
 _WINDOW_LOG: Final = 20
 """A piece needs no larger window; one that asks for it is refused before it gets the memory."""
