@@ -9,7 +9,7 @@ from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass
 from datetime import timedelta
-from typing import Final
+from typing import Final, cast
 
 import grpc
 from grpc_health.v1 import health, health_pb2, health_pb2_grpc
@@ -109,9 +109,12 @@ class Front:
         server = grpc.aio.server(
             interceptors=[guard], options=SERVER_OPTIONS, maximum_concurrent_rpcs=MAX_CONCURRENT_RPCS
         )
-        self._register(server)
-        health_pb2_grpc.add_HealthServicer_to_server(self._health, server)
-        reflection.enable_server_reflection((*SERVICES, health.SERVICE_NAME, reflection.SERVICE_NAME), server)
+        services = cast("grpc.aio.Server", _Services(server))
+        self._register(services)
+        health_pb2_grpc.add_HealthServicer_to_server(self._health, services)
+        reflection.enable_server_reflection(
+            (*SERVICES, health.SERVICE_NAME, reflection.SERVICE_NAME), services
+        )
         self._servers.append(server)
         self._guards.append(guard)
         where = f"{address.host}:{address.port}"
@@ -123,6 +126,23 @@ class Front:
         if port == 0:
             raise PortInUseError(f"cannot listen on {where} (gRPC)")
         return port
+
+
+class _Services:
+    """What generated code adds services to: the server, but none of their methods by name.
+
+    Of methods added by name grpc.aio (1.85) awaits a call of each in one `asyncio.wait`, which every call
+    takes down and builds again: with our 86 methods 0.2 ms, as much as all else that it does for a call.
+    """
+
+    def __init__(self, server: grpc.aio.Server) -> None:
+        self._server = server
+
+    def add_generic_rpc_handlers(self, handlers: Sequence[grpc.GenericRpcHandler]) -> None:
+        self._server.add_generic_rpc_handlers(handlers)
+
+    def add_registered_method_handlers(self, service: str, handlers: object) -> None:
+        """Leave it: the generic handlers of the service have the same methods."""
 
 
 @asynccontextmanager

@@ -99,7 +99,7 @@ class ControlSettings(TracedSettings):
     database_url: SecretStr = Field(
         description="postgresql://user:password@host:5432/database, as the service's role."
     )
-    database_connections: int = Field(default=16, ge=4, le=256)
+    database_connections: int = Field(default=8, ge=4, le=256)
     database_wait: timedelta = Field(default=2 * _SECOND, gt=timedelta(0), le=60 * _SECOND)
 
     host: str = Field(default="127.0.0.1", min_length=1, description="Address that gRPC listens on.")

@@ -19,7 +19,6 @@ from data_plane.host_calls.http_client import DirectHttp, make_tls
 from data_plane.host_calls.ports import SecretStore
 from data_plane.host_calls.resolver import SystemResolver
 from data_plane.host_calls.secrets_file import NoSecrets, SecretsFile
-from data_plane.host_calls.secrets_vault import VaultSecrets
 from data_plane.host_calls.service import HostCallParts
 from data_plane.identity import NodeIdentity, read_identity
 from data_plane.metrics import NodeMetrics
@@ -68,7 +67,7 @@ from shared.runtime import settle
 from shared.trace_setup import TraceOptions, tracing
 from shared.tracing import Tracer
 from shared.trust import read_trust
-from shared.vault import VaultAccess, VaultClient
+from shared.vault_access import VaultAccess
 
 logger = get_logger(__name__)
 
@@ -325,6 +324,10 @@ def _vault_secrets(settings: NodeSettings, stack: AsyncExitStack, clock: Clock) 
         raise SettingsError(
             "secrets are in a vault or in a file", hint="set vault_secret_id_file, and no secrets_file"
         )
+    # Whoever has no vault loads no client of one.
+    from data_plane.host_calls.secrets_vault import VaultSecrets  # noqa: PLC0415
+    from shared.vault import VaultClient  # noqa: PLC0415
+
     access = VaultAccess(
         url=settings.vault_url,
         role_id=settings.vault_role_id,

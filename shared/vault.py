@@ -12,7 +12,6 @@ from dataclasses import dataclass, field
 from datetime import timedelta
 from pathlib import Path
 from typing import Any, Final, TypeVar
-from urllib.parse import urlsplit
 
 import hvac
 import hvac.exceptions
@@ -22,6 +21,7 @@ from shared.clock import Clock
 from shared.errors import KeyUnavailableError, NotFoundError, SettingsError
 from shared.key_files import read_secret_file
 from shared.logs import get_logger
+from shared.vault_access import VaultAccess
 
 logger = get_logger(__name__)
 
@@ -32,45 +32,12 @@ MAX_THREADS: Final = 8
 MAX_WAITING: Final = 64
 """Calls under way and waiting; beyond it a caller is refused at once."""
 MAX_SECRET_ID_BYTES: Final = 4096
-LOOPBACK: Final = frozenset({"localhost", "127.0.0.1", "::1"})
 FIRST_PAUSE: Final = timedelta(milliseconds=100)
 MAX_PAUSE: Final = timedelta(seconds=5)
 RENEW_BELOW: Final = 1 / 3
 """A token with less than this share of its life left is renewed."""
 SHORTENED: Final = 1 / 2
 """A renewal that gives less than this share of the first life is followed by a login: the end is near."""
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class VaultAccess:
-    """Where the server is and who logs in there."""
-
-    url: str
-    role_id: str
-    secret_id_file: Path
-    """Mode 0600; read at each login, so that it can be replaced."""
-    approle_mount: str = "approle"
-    namespace: str | None = None
-    ca_file: Path | None = None
-    """Certificates that the server's is checked against; absent: the system's."""
-    timeout: timedelta = timedelta(seconds=3)
-    """Of one request."""
-
-    def __post_init__(self) -> None:
-        """Refuse what would send a secret in the clear, or nowhere.
-
-        Raises:
-            SettingsError: The URL is none, or is neither https nor of this machine; there is no role.
-        """
-        url = urlsplit(self.url)
-        if url.scheme not in {"http", "https"} or not url.hostname or url.query or url.username:
-            raise SettingsError(f"{self.url[:128]!r} is no URL of a vault such as https://vault.test:8200")
-        if url.scheme == "http" and url.hostname not in LOOPBACK:
-            raise SettingsError(
-                f"{url.hostname[:128]} would be sent secrets in the clear", hint="use https, or a local proxy"
-            )
-        if not self.role_id:
-            raise SettingsError("the vault is named and no role that logs in there")
 
 
 @dataclass(slots=True, kw_only=True)

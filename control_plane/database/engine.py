@@ -17,7 +17,7 @@ _DRIVER: Final = "postgresql+asyncpg"
 class PoolBounds:
     """Every bound on the way to Postgres."""
 
-    connections: int = 16
+    connections: int = 8
     """Most connections of one process, the listening one not counted."""
     wait: timedelta = timedelta(seconds=2)
     """For a free connection, before the caller is told that Postgres is not available."""

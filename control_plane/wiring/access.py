@@ -10,7 +10,7 @@ from control_plane.access.administration import AccessAdministration
 from control_plane.access.denials import AuditedBreakGlass, AuditedDenials
 from control_plane.access.domain import TokenIssuer, is_trusted_url
 from control_plane.access.jwks import IssuerKeys, KeySource
-from control_plane.access.jwks_sources import DiscoveredKeys, FileKeys, HttpKeys
+from control_plane.access.jwks_files import FileKeys
 from control_plane.access.rules import RULES
 from control_plane.access.service import AccessService
 from control_plane.access.servicer import AccessServicer
@@ -136,6 +136,9 @@ def _issuer(settings: TokenIssuerSettings) -> TokenIssuer:
 def _source(settings: TokenIssuerSettings) -> KeySource:
     if settings.jwks_file is not None:
         return FileKeys(settings.jwks_file)
+    # Whoever asks no issuer loads no HTTP library.
+    from control_plane.access.jwks_http import DiscoveredKeys, HttpKeys  # noqa: PLC0415
+
     try:
         trusted = ssl.create_default_context(cafile=settings.ca_file)
     except OSError as error:

@@ -9,10 +9,8 @@ from control_plane.body_keys.files import FileWrapping
 from control_plane.body_keys.ports import KeyWrapping
 from control_plane.body_keys.service import BodyKeyring
 from control_plane.body_keys.store import PostgresBodyKeyStore
-from control_plane.body_keys.vault import VaultWrapping
 from control_plane.wiring.base import Base
 from control_plane.wiring.keys import vault_access
-from shared.vault import VaultClient
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -59,6 +57,10 @@ async def _wrapping(base: Base) -> AsyncIterator[KeyWrapping]:
     if settings.custody == "files":
         yield FileWrapping(base.paths.order_key.parent)
         return
+    # Whoever has no vault loads no client of one.
+    from control_plane.body_keys.vault import VaultWrapping  # noqa: PLC0415
+    from shared.vault import VaultClient  # noqa: PLC0415
+
     # A login of its own: what goes wrong with keys of bodies does not hold up the signing of orders.
     vault = VaultClient(vault_access(settings), clock=base.clock)
     try:

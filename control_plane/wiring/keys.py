@@ -13,14 +13,13 @@ from control_plane.keys.service import KeyService
 from control_plane.keys.servicer import KeyServicer
 from control_plane.keys.signer import OrderSigner
 from control_plane.keys.store import PostgresKeyStore
-from control_plane.keys.vault import VaultCustody
 from control_plane.settings import ControlSettings
 from control_plane.wiring.base import Base
 from shared.clock import Clock
 from shared.errors import SettingsError, UnknownKeyError
 from shared.keyset import KeyPurpose
 from shared.paths import InstallationPaths
-from shared.vault import VaultAccess, VaultClient
+from shared.vault_access import VaultAccess
 
 
 @asynccontextmanager
@@ -84,6 +83,10 @@ async def _custody(
     if settings.custody == "files":
         yield FileCustody(paths.order_key.parent)
         return
+    # Whoever has no vault loads no client of one.
+    from control_plane.keys.vault import VaultCustody  # noqa: PLC0415
+    from shared.vault import VaultClient  # noqa: PLC0415
+
     vault = VaultClient(vault_access(settings), clock=clock)
     try:
         yield VaultCustody(vault, mount=settings.vault_transit_mount, prefix=settings.vault_key_prefix)

@@ -9,9 +9,10 @@ from control_plane.log.service import LogService
 from control_plane.log.store import PostgresLogStore
 from control_plane.settings import ControlSettings
 from control_plane.wiring.base import Base
+from control_plane.witnesses.asking import NoWitnesses
 from control_plane.witnesses.domain import Witness, WitnessPolicy
-from control_plane.witnesses.http_client import HttpWitnessClient
 from control_plane.witnesses.metrics import WitnessMetrics
+from control_plane.witnesses.ports import WitnessClient
 from control_plane.witnesses.service import WitnessService
 from control_plane.witnesses.store import PostgresWitnessStore
 from shared.checkpoints import log_origin, parse_verifier_key
@@ -24,7 +25,7 @@ class LogParts:
 
     log: LogService
     witnesses: WitnessService
-    client: HttpWitnessClient
+    client: WitnessClient
     """It keeps connections of its own."""
 
 
@@ -72,7 +73,12 @@ def _policy(settings: ControlSettings) -> WitnessPolicy:
     )
 
 
-def _client(settings: ControlSettings) -> HttpWitnessClient:
+def _client(settings: ControlSettings) -> WitnessClient:
+    if not settings.log_witnesses:
+        return NoWitnesses()
+    # Whoever asks no witness loads no HTTP library.
+    from control_plane.witnesses.http_client import HttpWitnessClient  # noqa: PLC0415
+
     try:
         trusted = ssl.create_default_context(cafile=settings.log_witness_ca_file)
     except (OSError, ssl.SSLError) as error:

@@ -10,7 +10,6 @@ from control_plane.policy.builtin import builtin_policy, builtin_record
 from control_plane.policy.embedded import EmbeddedPolicyEngines
 from control_plane.policy.gate import PolicyGate
 from control_plane.policy.library import PolicyLibrary
-from control_plane.policy.opa_server import OpaPolicyEngines, TokenFile
 from control_plane.policy.ports import PolicyEngines
 from control_plane.policy.review import PolicyReview
 from control_plane.policy.service import PolicyService
@@ -29,6 +28,9 @@ def build_engines(settings: ControlSettings) -> PolicyEngines:
     """
     if not settings.opa_urls:
         return EmbeddedPolicyEngines()
+    # Whoever asks no OPA server loads no HTTP library.
+    from control_plane.policy.opa_server import OpaPolicyEngines, TokenFile  # noqa: PLC0415
+
     try:
         return OpaPolicyEngines(
             settings.opa_urls,

@@ -77,7 +77,7 @@ from control_plane.wiring.nodes import build_dispatch, build_node_service, build
 from control_plane.wiring.policy import build_gate, build_policy, open_policies
 from control_plane.wiring.replay import build_replay
 from control_plane.wiring.stores import Stores
-from control_plane.witnesses.http_client import HttpWitnessClient
+from control_plane.witnesses.ports import WitnessClient
 from shared.gathering import Gathering
 
 
@@ -95,7 +95,7 @@ class Services:
     templates: CachedTemplates
     register: Callable[[grpc.aio.Server], None]
     loops: tuple[Callable[[], Coroutine[Any, Any, NoReturn]], ...]
-    stores: tuple[PostgresExecutionStore | PostgresLeaseStore | PostgresKvStore | HttpWitnessClient, ...]
+    stores: tuple[PostgresExecutionStore | PostgresLeaseStore | PostgresKvStore | WitnessClient, ...]
     """They keep connections of their own."""
 
 

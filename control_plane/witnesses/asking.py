@@ -7,6 +7,7 @@ from typing import Final
 from control_plane.database.ports import Database, Transaction
 from control_plane.log.ports import LogStore
 from control_plane.witnesses.domain import (
+    Answer,
     Cosignature,
     Cosigned,
     Forked,
@@ -102,6 +103,17 @@ class Heads:
             return range_root(tiles, 0, size)
         except InvalidInputError as error:
             raise ProofInvalidError(f"the tiles of {size} leaves are not whole: {error}") from error
+
+
+class NoWitnesses:
+    """A `WitnessClient` for a log that nobody cosigns."""
+
+    async def add_checkpoint(self, witness: Witness, body: bytes) -> Answer:  # noqa: ARG002
+        """See `WitnessClient.add_checkpoint`: there is no witness to ask."""
+        return Refused(refusal=Refusal.UNREACHABLE, detail="no witness is configured")
+
+    async def close(self) -> None:
+        """See `WitnessClient.close`."""
 
 
 class Asking:

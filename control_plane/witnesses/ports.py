@@ -15,6 +15,9 @@ class WitnessClient(Protocol):
     async def add_checkpoint(self, witness: Witness, body: bytes) -> Answer:
         """Show a witness a checkpoint. Bounded in time and size; never raises for what a witness does."""
 
+    async def close(self) -> None:
+        """Close what it holds open."""
+
 
 class WitnessStore(Protocol):
     """Keeps what witnesses said. Every method runs in the caller's transaction."""

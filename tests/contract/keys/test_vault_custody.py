@@ -20,7 +20,8 @@ from shared.clock import SystemClock
 from shared.errors import KeyUnavailableError, SettingsError
 from shared.key_files import write_secret_file
 from shared.keyset import KeyPurpose
-from shared.vault import MAX_WAITING, VaultAccess
+from shared.vault import MAX_WAITING
+from shared.vault_access import VaultAccess
 from tests.contract.keys.custody_suite import CustodySuite
 from tests.fakes.clock import FakeClock
 from tests.fixtures.openbao import running_bao, running_dev

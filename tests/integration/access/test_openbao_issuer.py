@@ -11,7 +11,7 @@ import pytest
 from control_plane.access import jwks
 from control_plane.access.domain import TokenIssuer
 from control_plane.access.jwks import IssuerKeys
-from control_plane.access.jwks_sources import DiscoveredKeys, HttpKeys
+from control_plane.access.jwks_http import DiscoveredKeys, HttpKeys
 from control_plane.access.tokens import JwtVerifier, KnownIssuer
 from shared.clock import SystemClock
 from shared.errors import UnauthenticatedError, UnavailableError

@@ -1,43 +1,24 @@
-"""Where issuers publish their keys: a file, a URL, or what OpenID Connect discovery names."""
+"""Where issuers publish their keys for all: a URL, or what OpenID Connect discovery names.
+
+Loaded only where such an issuer is configured: the HTTP library is a tenth of this process' memory.
+"""
 
 import asyncio
 import json
 import ssl
-from pathlib import Path
 from typing import Any, Final
 from urllib.parse import urlsplit
 
 import httpx
 
 from control_plane.access.domain import is_trusted_url
+from control_plane.access.jwks_files import MAX_DOCUMENT_BYTES
 from shared.errors import UnavailableError
 
 READ_SECONDS: Final = 5.0
 """Of one document, from the connection to its last byte."""
 
-MAX_DOCUMENT_BYTES: Final = 256 * 1024
 DISCOVERY: Final = "/.well-known/openid-configuration"
-
-
-class FileKeys:
-    """Keys in a file. Implements `KeySource`."""
-
-    def __init__(self, path: Path) -> None:
-        self._path = path
-
-    async def read(self) -> bytes:
-        """See `KeySource.read`."""
-        return await asyncio.to_thread(self._read)
-
-    def _read(self) -> bytes:
-        try:
-            with self._path.open("rb") as file:
-                data = file.read(MAX_DOCUMENT_BYTES + 1)
-        except OSError as error:
-            raise UnavailableError(f"cannot read {self._path}: {error.strerror}") from error
-        if len(data) > MAX_DOCUMENT_BYTES:
-            raise UnavailableError(f"{self._path} has more than {MAX_DOCUMENT_BYTES} bytes")
-        return data
 
 
 class HttpKeys:
