@@ -45,9 +45,9 @@ class Limits:
     """Time that the guest waits in host calls, together."""
 
     def __post_init__(self) -> None:
-        for limit in fields(self):
-            if getattr(self, limit.name) < (1 if limit.name in _POSITIVE else 0):
-                raise ValueError(f"limit {limit.name} cannot be {getattr(self, limit.name)}")
+        for name in LIMIT_FIELDS:
+            if getattr(self, name) < (1 if name in _POSITIVE else 0):
+                raise ValueError(f"limit {name} cannot be {getattr(self, name)}")
 
     @property
     def wall(self) -> timedelta:

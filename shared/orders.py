@@ -5,7 +5,7 @@ to say.
 """
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass, field
 from datetime import datetime, timedelta
 from typing import Final
 
@@ -15,7 +15,7 @@ from shared.dsse import ORDERS_TYPE, sign_envelope, verify_envelope
 from shared.errors import InvalidInputError, UnsupportedVersionError, VerificationError
 from shared.fields import Fields, time_to_text
 from shared.ids import AgentId, BootId, DecisionId, ExecutionId, KeyId, NodeId, OrderId, TenantId
-from shared.limits import MAX_LIMITS, NEEDED_LIMITS, Limits
+from shared.limits import LIMIT_FIELDS, MAX_LIMITS, NEEDED_LIMITS, Limits
 from shared.manifest import NO_CAPABILITIES, Capabilities, Profile
 from shared.merkle import MAX_BATCH_LEAVES, batch_paths, leaf_hash, verify_inclusion
 from shared.signatures import PublicKey, Signer
@@ -225,11 +225,11 @@ def check_order(order: Order) -> None:
     for name, number in numbers.items():
         if not 1 <= number <= MAX_SAFE_INTEGER:
             raise InvalidInputError(f"order field {name!r} is {number}, not 1 to 2^53 - 1")
-    for limit in fields(order.limits):
-        value, bound = getattr(order.limits, limit.name), getattr(MAX_LIMITS, limit.name)
-        least = 1 if limit.name in NEEDED_LIMITS else 0
+    for name in LIMIT_FIELDS:
+        value, bound = getattr(order.limits, name), getattr(MAX_LIMITS, name)
+        least = 1 if name in NEEDED_LIMITS else 0
         if not least <= value <= bound:
-            raise InvalidInputError(f"order limit {limit.name!r} is {value}, not {least} to {bound}")
+            raise InvalidInputError(f"order limit {name!r} is {value}, not {least} to {bound}")
     if len(order.nonce) != NONCE_BYTES or len(order.seed) != SEED_BYTES:
         raise InvalidInputError(f"nonce and seed have {len(order.nonce)} and {len(order.seed)} bytes")
     if any(at.tzinfo is None for at in (order.not_before, order.expires_at, order.clock_start_at)):
