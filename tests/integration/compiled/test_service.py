@@ -10,7 +10,7 @@ from control_plane.audit.store import PostgresAuditStore
 from control_plane.compiled.service import CompiledService
 from control_plane.compiled.store import PostgresCompiledStore
 from control_plane.database.engine import create_engine
-from control_plane.database.unit_of_work import DISPATCH_ROLE, TENANT_ROLE, PostgresDatabase
+from control_plane.database.unit_of_work import DISPATCH_ROLE, PostgresDatabase
 from shared.clock import SystemRandom
 from shared.compiled import PIECE_BYTES, CompiledStatement, Target, pack_piece, sign_compiled, unpack_piece
 from shared.digests import sha256_digest
@@ -311,18 +311,6 @@ async def test_pages_end(desk):
 async def test_two_targets_of_one_profile_are_refused(desk):
     with pytest.raises(InvalidInputError):
         await desk.wanted(HERE, replace(HERE, cpu_features="a"))
-
-
-async def test_calls_of_tenants_have_no_rights_there(desk):
-    async with desk.owner.connect() as connection:
-        rights = await connection.execute(
-            text(
-                "SELECT count(*) FROM information_schema.role_table_grants"
-                " WHERE table_name IN ('compiled_artifacts', 'compiled_pieces') AND grantee = :role"
-            ),
-            {"role": TENANT_ROLE},
-        )
-        assert rights.scalar_one() == 0
 
 
 async def test_a_piece_of_an_upload_that_is_gone_is_refused(desk):

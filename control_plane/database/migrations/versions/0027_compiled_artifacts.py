@@ -13,8 +13,9 @@ branch_labels = None
 depends_on = None
 
 SERVICE_ROLE = "af_service"
+TENANT_ROLE = "af_tenant"
 DISPATCH_ROLE = "af_dispatch"
-ROLES = f"{SERVICE_ROLE}, {DISPATCH_ROLE}"
+ROLES = f"{SERVICE_ROLE}, {TENANT_ROLE}, {DISPATCH_ROLE}"
 DUTIES = "duty IN ('run', 'compile')"
 TARGET = ["module_digest", "profile", "engine_name", "engine_version", "config_digest", "cpu_features"]
 
@@ -69,7 +70,7 @@ def upgrade() -> None:
     )
     # They are compressed already.
     op.execute("ALTER TABLE compiled_pieces ALTER COLUMN content SET STORAGE EXTERNAL")
-    # No rows of a tenant, and none that a call of a tenant has to do with.
+    # No rows of a tenant: as the modules that they are made of.
     op.execute(f"GRANT SELECT, INSERT, DELETE, UPDATE (completed_at) ON compiled_artifacts TO {ROLES}")
     op.execute(f"GRANT SELECT, INSERT, DELETE ON compiled_pieces TO {ROLES}")
 
