@@ -2,6 +2,7 @@
 
 import asyncio
 from datetime import timedelta
+from enum import StrEnum
 from typing import TYPE_CHECKING, Annotated
 
 import typer
@@ -15,6 +16,14 @@ if TYPE_CHECKING:
 
 app = typer.Typer(no_args_is_help=True, add_completion=False, help="Enroll, drain and evict nodes.")
 
+
+class Duty(StrEnum):
+    """What a node is for, as `NodeDuty` of the API."""
+
+    RUN = "run"
+    COMPILE = "compile"
+
+
 NodeIdArgument = Annotated[str, typer.Argument(help="nod_…")]
 
 
@@ -25,6 +34,9 @@ def token(
     uses: Annotated[
         int, typer.Option("--uses", min=1, max=10_000, help="Nodes that it enrolls; several need a zone.")
     ] = 1,
+    duty: Annotated[
+        Duty, typer.Option("--duty", help="Run agents, or compile modules for others.")
+    ] = Duty.RUN,
     data_dir: DataDir = None,
     target: Target = None,
     as_json: Json = False,
@@ -34,7 +46,7 @@ def token(
     Example: agentfactory node token --zone eu-1 --uses 50 --hours 24
     """
     answer = create_token(
-        read_settings(data_dir, target), ttl=timedelta(hours=hours), zone=zone, max_uses=uses
+        read_settings(data_dir, target), ttl=timedelta(hours=hours), zone=zone, max_uses=uses, duty=duty
     )
     if output.wants_json():
         output.message(answer)
@@ -45,13 +57,13 @@ def token(
 
 
 def create_token(
-    settings: CliSettings, *, ttl: timedelta, zone: str = "", max_uses: int = 1
+    settings: CliSettings, *, ttl: timedelta, zone: str = "", max_uses: int = 1, duty: Duty = Duty.RUN
 ) -> "nodes_pb2.CreateEnrollmentTokenResponse":
-    return asyncio.run(create_token_with(settings, ttl=ttl, zone=zone, max_uses=max_uses))
+    return asyncio.run(create_token_with(settings, ttl=ttl, zone=zone, max_uses=max_uses, duty=duty))
 
 
 async def create_token_with(
-    settings: CliSettings, *, ttl: timedelta, zone: str = "", max_uses: int = 1
+    settings: CliSettings, *, ttl: timedelta, zone: str = "", max_uses: int = 1, duty: Duty = Duty.RUN
 ) -> "nodes_pb2.CreateEnrollmentTokenResponse":
     from agentfactory.v1 import nodes_pb2
     from google.protobuf.duration_pb2 import Duration
@@ -60,7 +72,12 @@ async def create_token_with(
 
     duration = Duration()
     duration.FromTimedelta(ttl)
-    request = nodes_pb2.CreateEnrollmentTokenRequest(ttl=duration, zone=zone, max_uses=max_uses)
+    request = nodes_pb2.CreateEnrollmentTokenRequest(
+        ttl=duration,
+        zone=zone,
+        max_uses=max_uses,
+        duty=nodes_pb2.NodeDuty.Value(f"NODE_DUTY_{duty.upper()}"),
+    )
     async with connect(settings) as client:
         return await client.fleet.CreateEnrollmentToken(request, timeout=client.timeout)
 
@@ -89,10 +106,11 @@ def list_nodes(
         output.message(answer)
         return
     output.table(
-        ("node", "state", "connected", "slots free", "zone", "engine", "last seen", "log"),
+        ("node", "duty", "state", "connected", "slots free", "zone", "engine", "last seen", "log"),
         [
             (
                 each.node_id,
+                output.enum(nodes_pb2.NodeDuty.Name(each.duty)),
                 output.enum(nodes_pb2.NodeState.Name(each.state)),
                 "yes" if each.connected else "no",
                 f"{each.free_slots}/{each.slots}",

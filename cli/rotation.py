@@ -80,7 +80,9 @@ def list_keys(data_dir: DataDir = None, target: Target = None, as_json: Json = F
 
 
 def rotate(
-    purpose: Annotated[KeyPurpose, typer.Argument(help="order, policy, log, publisher or freshness.")],
+    purpose: Annotated[
+        KeyPurpose, typer.Argument(help="order, policy, log, publisher, compiler or freshness.")
+    ],
     overlap_hours: Annotated[
         float, typer.Option("--overlap-hours", min=0, max=8760, help="How long the old key is accepted yet.")
     ] = 1,
@@ -88,7 +90,8 @@ def rotate(
         Path | None, typer.Option("--public-key", help="The new key (PEM), if it is kept elsewhere.")
     ] = None,
     replaces: Annotated[
-        str | None, typer.Option("--replaces", help="Key id that ends; of publishers: no other does.")
+        str | None,
+        typer.Option("--replaces", help="Key id that ends; of publishers, compilers: no other does."),
     ] = None,
     wait: Wait = True,
     out: Out = None,
@@ -249,8 +252,9 @@ def _record_authority(
 def _endings(purpose: KeyPurpose, new: PublicKey, replaces: str | None, at: datetime) -> list[Change]:
     if replaces is not None:
         return [end_key(KeyId(replaces), at=at)]
-    # Publishers are several people: only the one who is named is replaced.
-    return [] if purpose is KeyPurpose.PUBLISHER else [end_others(purpose, new.key_id, at=at)]
+    # Publishers are several people, and compiling nodes several machines: only the one that is named ends.
+    are_several = purpose in {KeyPurpose.PUBLISHER, KeyPurpose.COMPILER}
+    return [] if are_several else [end_others(purpose, new.key_id, at=at)]
 
 
 async def _leaves_none_to_sign(client: "Client", keyset: Keyset, doomed: KeyId, now: datetime) -> bool:

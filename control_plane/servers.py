@@ -29,6 +29,7 @@ SERVICES: Final = tuple(
         "AgentService",
         "ExecutionService",
         "NodeService",
+        "CompileService",
         "FleetService",
         "StopService",
         "AuditService",

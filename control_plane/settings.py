@@ -162,6 +162,12 @@ class ControlSettings(TracedSettings):
         le=16 * 1024**3,
         description="Keys and values of one agent together.",
     )
+    max_compiled_bytes: int = Field(
+        default=8 * 1024**3,
+        ge=1024**2,
+        le=1024**5,
+        description="What compiling nodes made of modules, all of it together.",
+    )
     token_issuers: tuple[TokenIssuerSettings, ...] = Field(
         default=(), max_length=16, description="Whose bearer tokens count, beside the installation's own."
     )

@@ -7,11 +7,11 @@ only the running node needs is imported only then: enrolling takes half the time
 import argparse
 import asyncio
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Coroutine, Sequence
 from pathlib import Path
-from typing import Final
+from typing import Any, Final, TypeVar
 
-from data_plane.settings import NodeSettings
+from data_plane.settings import CompilerSettings, NodeSettings
 from shared.errors import (
     AgentFactoryError,
     EnrollmentTokenInvalidError,
@@ -31,6 +31,8 @@ from shared.errors import (
 from shared.logs import configure_logging
 from shared.runtime import run_process
 from shared.settings import default_config_file, load_settings
+
+S = TypeVar("S", NodeSettings, CompilerSettings)
 
 WRONG_USE: Final = 2
 REFUSED: Final = 3
@@ -52,16 +54,38 @@ _WRONG_USE: Final = (SettingsError, NotFoundError, InvalidInputError, WrongState
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command and return the exit code. Errors are one line on standard error, with a hint."""
-    options = _parser().parse_args(arguments)
+    options = _parser("python -m data_plane", "Agent Factory node").parse_args(arguments)
+
+    def run(settings: NodeSettings) -> Coroutine[Any, Any, None]:
+        from data_plane.main import run_node  # noqa: PLC0415 - see above
+
+        return run_node(settings)
+
+    return _ended(options, NodeSettings, run)
+
+
+def compiler_main(arguments: Sequence[str] | None = None) -> int:
+    """Do the same for a node that compiles."""
+    parser = _parser("python -m data_plane.compiler", "Agent Factory node that compiles modules for others")
+    options = parser.parse_args(arguments)
+
+    def run(settings: CompilerSettings) -> Coroutine[Any, Any, None]:
+        from data_plane.compiler.main import run_compiler  # noqa: PLC0415 - see above
+
+        return run_compiler(settings)
+
+    return _ended(options, CompilerSettings, run)
+
+
+def _ended(options: argparse.Namespace, kind: type[S], run: Callable[[S], Coroutine[Any, Any, None]]) -> int:
+    """Do what the options say; errors become one line and an exit code."""
     try:
-        settings = _settings(options)
+        settings = _settings(options, kind)
         configure_logging(settings.log_level, settings.log_style)
         if options.command == "enroll":
             asyncio.run(_enroll(settings, options))
         else:
-            from data_plane.main import run_node  # noqa: PLC0415 - see above
-
-            run_process(run_node(settings))
+            run_process(run(settings))
     except AgentFactoryError as error:
         hint = f" ({error.hint})" if error.hint else ""
         print(f"agentfactory node: {error.reason}: {error}{hint}", file=sys.stderr)  # noqa: T201
@@ -83,7 +107,8 @@ def exit_code_of(error: AgentFactoryError) -> int:
     return REFUSED if isinstance(error, _REFUSALS) else UNAVAILABLE
 
 
-async def _enroll(settings: NodeSettings, options: argparse.Namespace) -> None:
+async def _enroll(settings: NodeSettings | CompilerSettings, options: argparse.Namespace) -> None:
+    from data_plane.compiler.keys import ensure_compiler_key  # noqa: PLC0415 - see above
     from data_plane.enrollment import enroll  # noqa: PLC0415 - see above
     from shared.trust import read_trust  # noqa: PLC0415 - see above
 
@@ -93,6 +118,8 @@ async def _enroll(settings: NodeSettings, options: argparse.Namespace) -> None:
     node_id = await enroll(
         paths=paths, trust=trust, target=options.control_plane, token=token, zone=settings.zone
     )
+    if isinstance(settings, CompilerSettings):
+        await asyncio.to_thread(ensure_compiler_key, settings.compiler_key)
     print(node_id)  # noqa: T201 - the result of the command
 
 
@@ -103,19 +130,19 @@ def _token(option: str) -> str:
     return sys.stdin.readline(1024).strip()
 
 
-def _settings(options: argparse.Namespace) -> NodeSettings:
+def _settings(options: argparse.Namespace, kind: type[S]) -> S:
     config: Path | None = options.config or default_config_file(Path.cwd())
     return load_settings(
-        NodeSettings,
+        kind,
         config_file=config,
         overrides={"data_dir": options.data_dir, "log_style": options.log_style},
     )
 
 
-def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(prog="python -m data_plane", description="Agent Factory node")
+def _parser(prog: str, description: str) -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(prog=prog, description=description)
     common = argparse.ArgumentParser(add_help=False)
-    common.add_argument("--data-dir", type=Path, help="identity, spool and artifacts of this node")
+    common.add_argument("--data-dir", type=Path, help="identity and state of this node")
     common.add_argument("--config", type=Path, help="agentfactory.toml; by default the one in this folder")
     common.add_argument("--log-style", choices=("json", "human"))
     commands = parser.add_subparsers(dest="command")

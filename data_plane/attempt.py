@@ -83,6 +83,8 @@ class Running:
     """The slot that carries it out; None while it waits for one."""
     calls: AttemptCalls | None = field(default=None, repr=False)
     """What its guest asks; None until it starts."""
+    vouched_by: str = ""
+    """The compiler key on whose word its module is loaded; empty: on this node's own, or not known yet."""
     trail: Trail = field(default=UNTRACED, repr=False)
     is_stoppable: bool = False
     """Whether its slot may be interrupted now."""

@@ -4,7 +4,7 @@ Owns no queue and no task: `runner.py` gives it one order per slot, and issues w
 """
 
 import asyncio
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from contextlib import contextmanager
 
 from data_plane.artifacts.ports import ModulePreparer, PreparedModule
@@ -116,12 +116,17 @@ class OrderCarrier:
             running.is_stoppable = False
         return self._report(running, result.outcome, result=result)
 
+    def retire(self, compiler_keys: Collection[str]) -> None:
+        """End the workers whose code was loaded on the word of one of these keys."""
+        self._sandbox.retire(compiler_keys)
+
     async def _run_guest(self, running: Running) -> RunResult:
         """Checks 20 and 12 to 19, then the guest, then its output."""
         order, delivery = running.order, running.delivery
         await self._log.require(order)
         with self._timed(running, Stage.ARTIFACT):
             module = await self._modules.prepare(order)
+        running.vouched_by = module.vouched_by
         with self._timed(running, Stage.INPUT):
             content = delivery.input.inline
             if content is None:
@@ -168,6 +173,7 @@ class OrderCarrier:
                     artifact=module.open_artifact,
                     request=request,
                     host_calls=running.calls,
+                    vouched_by=module.vouched_by,
                 )
             except ArtifactInvalidError as error:
                 if last:

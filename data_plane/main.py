@@ -10,6 +10,7 @@ import agentfactory_engine
 from prometheus_client import CollectorRegistry
 
 from data_plane.artifacts.cache import ArtifactCache
+from data_plane.artifacts.elsewhere import CompiledElsewhere
 from data_plane.artifacts.seal import KEY_BYTES
 from data_plane.artifacts.service import ArtifactService
 from data_plane.authority import FollowedAuthority
@@ -139,13 +140,19 @@ async def build_node(settings: NodeSettings, stack: AsyncExitStack) -> tuple[Nod
         clock=clock,
     )
     metrics.watch_freshness(freshness.age_seconds)
-    cache = _cache(settings, engines, random)
     link = ControlPlaneLink(
         targets=settings.control_planes,
         authority=FollowedAuthority(paths.trust, trust).read,
         tls_key_pem=identity.tls_key_pem,
         certificate=identity.certificate,
     )
+    elsewhere = (
+        CompiledElsewhere(source=link, keyset=keyset, observer=metrics, clock=clock)
+        if settings.accept_compiled_artifacts
+        else None
+    )
+    cache = _cache(settings, engines, elsewhere, random)
+    stack.push_async_callback(cache.settled)
     log = _log_check(settings, keyset, link, metrics, clock)
     leases = Leases()
     spool = Spool.open(
@@ -174,7 +181,15 @@ async def build_node(settings: NodeSettings, stack: AsyncExitStack) -> tuple[Nod
             facts=facts,
             leases=leases,
             log=log,
-            modules=ArtifactService(cache=cache, source=link, compiler=compiler, keyset=keyset, clock=clock),
+            modules=ArtifactService(
+                cache=cache,
+                source=link,
+                compiler=compiler,
+                keyset=keyset,
+                observer=metrics,
+                clock=clock,
+                elsewhere=elsewhere,
+            ),
             inputs=link,
             sandbox=sandbox,
             host_calls=_host_calls(settings, relay, metrics, stack, clock),
@@ -379,7 +394,10 @@ async def _sandbox(
 
 
 def _cache(
-    settings: NodeSettings, engines: Mapping[Profile, EngineInfo], random: SystemRandom
+    settings: NodeSettings,
+    engines: Mapping[Profile, EngineInfo],
+    elsewhere: CompiledElsewhere | None,
+    random: SystemRandom,
 ) -> ArtifactCache:
     key_file = settings.data_dir / "artifact.key"
     try:
@@ -393,7 +411,11 @@ def _cache(
             hint="remove it: artifacts are compiled anew",
         )
     cache = ArtifactCache(
-        settings.paths.artifacts, mac_key=mac_key, engines=engines, bound_bytes=settings.cache_bytes
+        settings.paths.artifacts,
+        mac_key=mac_key,
+        engines=engines,
+        bound_bytes=settings.cache_bytes,
+        trusts=(lambda _: False) if elsewhere is None else elsewhere.trusts,
     )
     cache.load()
     return cache

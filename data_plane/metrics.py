@@ -154,6 +154,18 @@ class NodeMetrics:
             "Tokens of language models that runs were charged",
             registry=registry,
         )
+        self.new_modules = Counter(
+            "agentfactory_node_new_modules",
+            "Modules that this node got ready to load, by where they were compiled: here or elsewhere",
+            ["compiled"],
+            registry=registry,
+        )
+        self.refused_artifacts = Counter(
+            "agentfactory_node_refused_artifacts",
+            "Artifacts compiled elsewhere that this node did not take: it compiled the module itself",
+            ["reason"],
+            registry=registry,
+        )
         self.lease_expiries = Counter(
             "agentfactory_node_lease_expiries", "Runs stopped because their lease ran out", registry=registry
         )
@@ -192,6 +204,18 @@ class NodeMetrics:
             "Age of the newest statement of freshness; -1: there is none",
             registry=registry,
         )
+
+    def module_compiled(self) -> None:
+        """See `ModuleObserver.module_compiled`."""
+        self.new_modules.labels("here").inc()
+
+    def module_received(self) -> None:
+        """See `ModuleObserver.module_received`."""
+        self.new_modules.labels("elsewhere").inc()
+
+    def compiled_refused(self, reason: str) -> None:
+        """See `ModuleObserver.compiled_refused`. The word is one of our errors'."""
+        self.refused_artifacts.labels(reason).inc()
 
     def watch_freshness(self, age: Callable[[], float]) -> None:
         """Read the age whenever somebody asks for the metrics."""

@@ -151,11 +151,14 @@ class OrderRunner:
             self.stop(attempt, reason)
 
     def keyset_changed(self) -> None:
-        """Stop what was ordered under a key that is revoked now: whoever holds it may have ordered it."""
-        revoked = self._keyset.revoked(KeyPurpose.ORDER, self._clock.now())
+        """Stop what was ordered, or compiled, under a key that is revoked now: by whoever holds it, maybe."""
+        now = self._clock.now()
+        revoked = self._keyset.revoked(KeyPurpose.ORDER, now)
+        compilers = self._keyset.revoked(KeyPurpose.COMPILER, now)
         for attempt, running in list(self._running.items()):
-            if running.order_keys <= revoked:
+            if running.order_keys <= revoked or running.vouched_by in compilers:
                 self.stop(attempt, StopReason.KEY_REVOKED)
+        self._carrier.retire(compilers)
 
     def return_overdue(self) -> None:
         """Give orders back that have waited too long: other guests last longer than they were expected to."""

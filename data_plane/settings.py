@@ -5,7 +5,7 @@ from datetime import timedelta
 from pathlib import Path
 from typing import Annotated, ClassVar, Final, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, field_validator, model_validator
 
 from data_plane.host_calls.addresses import parse_networks
 from data_plane.host_calls.http_fetch import AllowedHttp, HttpPolicy
@@ -18,13 +18,21 @@ from shared.limits import LIMIT_FIELDS, MAX_LIMITS, Limits
 from shared.logs import LogStyle
 from shared.manifest import MAX_LLM_TOKENS, SECRET_NAME, Profile
 from shared.paths import NodePaths
-from shared.settings import Plane, TracedSettings, default_data_dir
+from shared.settings import Plane, PlaneSettings, TracedSettings, default_data_dir
 from shared.urls import Url, parse_url
 
 GIBIBYTE: Final = 1024**3
 MIBIBYTE: Final = 1024**2
 MAX_SLOTS: Final = 4096
 
+
+def _known_level(value: str) -> str:
+    if value.lower() not in {"debug", "info", "warning", "error", "critical"}:
+        raise ValueError("must be debug, info, warning, error or critical")
+    return value.lower()
+
+
+LogLevel = Annotated[str, AfterValidator(_known_level)]
 Target = Annotated[str, Field(pattern=r"^[A-Za-z0-9.\[\]:_-]+:\d{1,5}$", max_length=256)]
 
 
@@ -107,6 +115,10 @@ class NodeSettings(TracedSettings):
     sandbox_require: tuple[Layer, ...] = (Layer.SECCOMP, Layer.RLIMITS, Layer.NO_NEW_PRIVS)
     """Layers of the jail without which the node does not start and no worker works."""
 
+    accept_compiled_artifacts: bool = False
+    """Whether machine code is loaded that another machine made, if a compiler key of the keyset vouches for
+    it (docs/operations.md); otherwise, and whenever there is none that counts, modules are compiled here."""
+
     cache_bytes: int = Field(default=4 * GIBIBYTE, ge=MIBIBYTE)
     """Bound of the artifact cache on disk."""
     spool_bytes: int = Field(default=GIBIBYTE, ge=64 * MIBIBYTE)
@@ -187,15 +199,8 @@ class NodeSettings(TracedSettings):
     admin_host: str = "127.0.0.1"
     admin_port: int = Field(default=7454, ge=0, le=65535)
     """`/metrics /healthz /readyz`; 0 takes any free port."""
-    log_level: str = "info"
+    log_level: LogLevel = "info"
     log_style: LogStyle = LogStyle.JSON
-
-    @field_validator("log_level")
-    @classmethod
-    def _known_level(cls, value: str) -> str:
-        if value.lower() not in {"debug", "info", "warning", "error", "critical"}:
-            raise ValueError("must be debug, info, warning, error or critical")
-        return value.lower()
 
     @field_validator("allowed_http")
     @classmethod
@@ -241,3 +246,43 @@ class NodeSettings(TracedSettings):
     def ceilings(self) -> Limits:
         """The most that this node grants any guest."""
         return Limits(**{name: getattr(self, f"max_{name}") for name in LIMIT_FIELDS})
+
+
+class CompilerSettings(PlaneSettings):
+    """How a node runs that compiles modules for others. Paths are below `data_dir` unless named."""
+
+    plane: ClassVar[Plane] = Plane.COMPILER
+
+    data_dir: Path = Field(default_factory=lambda: default_data_dir() / "compiler")
+    """Identity and keyset; one process uses it at a time."""
+    control_planes: tuple[Target, ...] = Field(default=("localhost:7443",), min_length=1, max_length=16)
+    """``host:port`` of replicas; the next one after a failure."""
+    zone: str = Field(default="", max_length=63)
+    key_file: Path | None = None
+    """The private compiler key, mode 0600; by default `compiler.key` in `data_dir`."""
+    profiles: tuple[Profile, ...] = Field(default=tuple(Profile), min_length=1)
+    """Profiles that modules are compiled for."""
+    poll_s: float = Field(default=2, gt=0, le=3600)
+    """Between two looks for work when there was none."""
+    sandbox_require: tuple[Layer, ...] = (Layer.SECCOMP, Layer.RLIMITS, Layer.NO_NEW_PRIVS)
+    """Layers of the jail without which nothing is compiled."""
+    admin_host: str = "127.0.0.1"
+    admin_port: int = Field(default=7474, ge=0, le=65535)
+    """`/metrics /healthz /readyz`; 0 takes any free port."""
+    log_level: LogLevel = "info"
+    log_style: LogStyle = LogStyle.JSON
+
+    @property
+    def paths(self) -> NodePaths:
+        """Where this node's files are."""
+        return NodePaths(data_dir=self.data_dir)
+
+    @property
+    def compiler_key(self) -> Path:
+        """Where the private compiler key is."""
+        return self.key_file or self.data_dir / "compiler.key"
+
+    @property
+    def poll(self) -> timedelta:
+        """Between two looks for work."""
+        return timedelta(seconds=self.poll_s)

@@ -30,6 +30,7 @@ BootId = NewType("BootId", str)
 SessionId = NewType("SessionId", str)
 EnrollmentTokenId = NewType("EnrollmentTokenId", str)
 StopId = NewType("StopId", str)
+CompiledArtifactId = NewType("CompiledArtifactId", str)
 InstallationId = NewType("InstallationId", str)
 """Name of one installation: the trust domain of its SPIFFE ids."""
 
@@ -74,6 +75,7 @@ NODE: Final = IdKind(prefix="nod", type=NodeId)
 BOOT: Final = IdKind(prefix="boot", type=BootId)
 SESSION: Final = IdKind(prefix="ses", type=SessionId)
 ENROLLMENT_TOKEN: Final = IdKind(prefix="tok", type=EnrollmentTokenId)
+COMPILED_ARTIFACT: Final = IdKind(prefix="cmp", type=CompiledArtifactId)
 STOP: Final = IdKind(prefix="stp", type=StopId)
 
 

@@ -42,6 +42,7 @@ class Plane(StrEnum):
     CONTROL = "control"
     GATEWAY = "gateway"
     NODE = "node"
+    COMPILER = "compiler"
     CLI = "cli"
 
     @property

@@ -307,18 +307,18 @@ async def start_node(paths: NodePaths, grpc_port: int, admin_port: int, log: Pat
     )
 
 
-async def enroll_node(paths: NodePaths, settings: CliSettings, ports: Ports) -> None:
+async def enroll_node(paths: NodePaths, settings: CliSettings, ports: Ports, duty: str = "run") -> None:
     """Give the node of a folder its identity, with a token made for this purpose.
 
     Raises:
         AgentFactoryError: As the control plane said.
     """
     # In this process: one of its own would spend a second and a half on imports.
-    from cli.nodes import create_token_with
+    from cli.nodes import Duty, create_token_with
     from data_plane.enrollment import enroll
     from shared.trust import read_trust
 
-    made = await create_token_with(settings, ttl=ENROLL_TOKEN_LIFE)
+    made = await create_token_with(settings, ttl=ENROLL_TOKEN_LIFE, duty=Duty(duty))
     target = f"localhost:{ports.enroll}"
     await enroll(paths=paths, trust=read_trust(paths.trust), target=target, token=made.token)
 

@@ -10,6 +10,7 @@ from dataclasses import replace
 
 from control_plane.access.domain import (
     DEFAULT_TENANT,
+    OF_NODES,
     Bound,
     Explanation,
     Role,
@@ -97,7 +98,7 @@ class AccessAdministration:
             NotFoundError: There is no such tenant.
         """
         tenant = _administered(caller, tenant_id)
-        if role is Role.NODE:
+        if role in OF_NODES:
             raise InvalidInputError("a node's role comes with its enrollment")
         binding = RoleBinding(
             tenant_id=tenant,

@@ -23,6 +23,12 @@ class Role(StrEnum):
     AUDITOR = "auditor"
     ADMIN = "admin"
     NODE = "node"
+    COMPILER = "compiler"
+    """A node that compiles: as much as `NODE` its enrollment's, and bound to nobody."""
+
+
+OF_NODES: Final = frozenset({Role.NODE, Role.COMPILER})
+"""Roles that come with an enrollment, and in no other way."""
 
 
 class Audit(StrEnum):
@@ -214,7 +220,7 @@ def explain(
         reason = f"it concerns every tenant: {needed} of tenant {DEFAULT_TENANT} only"
     elif by:
         reason = "it holds " + ", ".join(f"{one.role} as {one.identity}" for one in by)
-    elif rule.roles == {Role.NODE}:
+    elif rule.roles <= OF_NODES:
         reason = "only an enrolled node may call it; no binding can make one"
     else:
         reason = f"{identity} holds none of the roles {needed} in tenant {tenant_id}"

@@ -19,7 +19,7 @@ STREAM_DEADLINE: Final = timedelta(hours=24)
 HEALTH_WATCH_DEADLINE: Final = timedelta(minutes=5)
 """Of a stream that anybody may open. The watcher opens the next."""
 
-EVERY_ROLE: Final = frozenset(set(Role) - {Role.NODE})
+EVERY_ROLE: Final = frozenset(set(Role) - {Role.NODE, Role.COMPILER})
 """Every role of people and services; a node has its own few methods and nothing else."""
 
 _WITH_CONTENTS: Final = frozenset({Role.ADMIN, Role.OPERATOR, Role.AUTHOR, Role.CALLER})
@@ -33,6 +33,7 @@ _ACCESS_READERS: Final = frozenset({Role.ADMIN, Role.AUDITOR})
 _CALLERS: Final = frozenset({Role.ADMIN, Role.AUTHOR, Role.CALLER})
 _ADMINS: Final = frozenset({Role.ADMIN})
 _NODES: Final = frozenset({Role.NODE})
+_COMPILERS: Final = frozenset({Role.COMPILER})
 _NOBODY: Final[frozenset[Role]] = frozenset()
 
 
@@ -60,6 +61,7 @@ _TEMPLATES: Final = "/agentfactory.v1.TemplateService/"
 _AGENTS: Final = "/agentfactory.v1.AgentService/"
 _EXECUTIONS: Final = "/agentfactory.v1.ExecutionService/"
 _NODE: Final = "/agentfactory.v1.NodeService/"
+_COMPILE: Final = "/agentfactory.v1.CompileService/"
 _FLEET: Final = "/agentfactory.v1.FleetService/"
 _STOPS: Final = "/agentfactory.v1.StopService/"
 _AUDIT: Final = "/agentfactory.v1.AuditService/"
@@ -98,12 +100,16 @@ RULES: Final[Mapping[str, Rule]] = {
     _NODE + "EnrollNode": _of_every_tenant(
         Rule(roles=_NOBODY, deadline=CHANGE_DEADLINE, audit=Audit.ALL, anonymous=True)
     ),
-    _NODE + "RenewNodeCertificate": _of_every_tenant(_change(_NODES)),
+    _NODE + "RenewNodeCertificate": _of_every_tenant(_change(_NODES | _COMPILERS)),
     _NODE + "Session": _of_every_tenant(_change(_NODES, STREAM_DEADLINE)),
     _NODE + "FetchArtifact": _of_every_tenant(_read(_NODES, TRANSFER_DEADLINE)),
     _NODE + "FetchBody": _of_every_tenant(_read(_NODES, TRANSFER_DEADLINE)),
     _NODE + "UploadOutput": _of_every_tenant(_change(_NODES, TRANSFER_DEADLINE)),
     _NODE + "GetLogProof": _of_every_tenant(_read(_NODES)),
+    _NODE + "FetchCompiledArtifact": _of_every_tenant(_read(_NODES, TRANSFER_DEADLINE)),
+    _COMPILE + "ListCompilations": _of_every_tenant(_read(_COMPILERS)),
+    _COMPILE + "FetchModule": _of_every_tenant(_read(_COMPILERS, TRANSFER_DEADLINE)),
+    _COMPILE + "UploadCompiledArtifact": _of_every_tenant(_change(_COMPILERS, TRANSFER_DEADLINE)),
     _FLEET + "CreateEnrollmentToken": _change(_OPERATORS),
     _FLEET + "ListNodes": _read(_FLEET_READERS),
     _FLEET + "GetNode": _read(_FLEET_READERS),

@@ -8,6 +8,7 @@ from typing import Final
 from control_plane.access.domain import (
     CLOCK_LEEWAY,
     DEFAULT_TENANT,
+    OF_NODES,
     Audit,
     Bound,
     Grant,
@@ -222,7 +223,7 @@ class AccessService:
 
 def _known(key: _Key, kind: IdentityKind, name: str, grant: Grant, until: float) -> _Known:
     # A certificate of a node is a node and nothing else, whatever somebody bound to its name.
-    roles = frozenset({Role.NODE}) if kind == "node" else grant.roles - {Role.NODE}
+    roles = grant.roles & OF_NODES if kind == "node" else grant.roles - OF_NODES
     return _Known(
         caller=Caller(
             identity=key[0],

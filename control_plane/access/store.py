@@ -1,7 +1,7 @@
 """Postgres behind the ports of access: role bindings, tenants, bootstrap secrets, enrollment of nodes."""
 
 from collections.abc import Collection, Sequence
-from typing import Any
+from typing import Any, Final
 
 from sqlalchemy import Row, func, select, tuple_, update
 from sqlalchemy import delete as remove
@@ -16,6 +16,7 @@ from shared.errors import NotFoundError
 from shared.ids import TenantId
 
 _b, _t, _s = role_bindings.c, tenants.c, bootstrap_secrets.c
+_ROLE_OF_DUTY: Final = {"run": frozenset({Role.NODE}), "compile": frozenset({Role.COMPILER})}
 _BINDING = (_b.tenant_id, _b.identity, _b.role, _b.created_at, _b.created_by)
 _TENANT = (
     _t.tenant_id,
@@ -37,14 +38,14 @@ class PostgresGrantStore:
 
     async def node(self, node_id: str) -> Grant | None:
         """See `GrantStore.node`."""
-        query = select(nodes.c.tenant_id, nodes.c.state).where(nodes.c.node_id == node_id)
+        query = select(nodes.c.tenant_id, nodes.c.state, nodes.c.duty).where(nodes.c.node_id == node_id)
         async with self._database.reading() as connection:
             row = (await connection.execute(query)).first()
         if row is None:
             return None
-        return Grant(
-            tenant_id=TenantId(row.tenant_id), roles=frozenset({Role.NODE}), evicted=row.state == "evicted"
-        )
+        # A duty that is not known here gets nothing.
+        roles = _ROLE_OF_DUTY.get(row.duty, frozenset())
+        return Grant(tenant_id=TenantId(row.tenant_id), roles=roles, evicted=row.state == "evicted")
 
     async def bound(self, subjects: Collection[str]) -> Bound:
         """See `GrantStore.bound`."""

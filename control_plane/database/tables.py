@@ -225,6 +225,52 @@ artifacts = Table(
     _at("created_at", now=True),
 )
 
+# What compiling nodes made of modules. One row for each engine once it is whole; rows that are not whole yet
+# are uploads under way, or what is left of them.
+compiled_artifacts = Table(
+    "compiled_artifacts",
+    metadata,
+    Column("compiled_artifact_id", Text, primary_key=True),
+    Column("module_digest", Text, ForeignKey("artifacts.module_digest"), nullable=False),
+    Column("profile", Text, nullable=False),
+    Column("engine_name", Text, nullable=False),
+    Column("engine_version", Text, nullable=False),
+    Column("config_digest", Text, nullable=False),
+    Column("cpu_features", Text, nullable=False),
+    Column("artifact_digest", Text, nullable=False),
+    Column("size_bytes", BigInteger, nullable=False),
+    Column("compiler_key_id", Text, nullable=False),
+    Column("statement", LargeBinary, nullable=False),
+    Column("node_id", Text, nullable=False),
+    _at("began_at", now=True),
+    _at("completed_at", nullable=True),
+    Index(
+        "uq_compiled_artifacts_target",
+        "module_digest",
+        "profile",
+        "engine_name",
+        "engine_version",
+        "config_digest",
+        "cpu_features",
+        unique=True,
+        postgresql_where=text("completed_at IS NOT NULL"),
+    ),
+)
+
+compiled_pieces = Table(
+    "compiled_pieces",
+    metadata,
+    Column(
+        "compiled_artifact_id",
+        Text,
+        ForeignKey("compiled_artifacts.compiled_artifact_id", ondelete="CASCADE"),
+        nullable=False,
+    ),
+    Column("number", Integer, nullable=False),
+    Column("content", LargeBinary, nullable=False),
+    PrimaryKeyConstraint("compiled_artifact_id", "number"),
+)
+
 template_versions = Table(
     "template_versions",
     metadata,
@@ -246,6 +292,8 @@ template_versions = Table(
     Index("ix_template_versions_ancestors", "ancestors", postgresql_using="gin"),
     # When it was retired or revoked.
     _at("state_changed_at", nullable=True),
+    # Its manifest's; of versions from before 0027 the default one, whatever theirs is.
+    Column("profile", Text, nullable=False, server_default=text("'default'")),
     UniqueConstraint("tenant_id", "name", "version"),
     UniqueConstraint("tenant_id", "digest"),
     _one_of("state", ("active", "retired", "revoked")),
@@ -637,7 +685,9 @@ nodes = Table(
     _at("enrolled_at", now=True),
     _at("last_seen_at", nullable=True),
     _at("evicted_at", nullable=True),
+    Column("duty", Text, nullable=False, server_default=text("'run'")),
     _one_of("state", ("active", "draining", "quarantined", "evicted")),
+    _one_of("duty", ("run", "compile")),
 )
 
 # A view, and no part of the schema's tables: of nodes, what tenants may know of those that others enrolled.
@@ -704,6 +754,8 @@ enrollment_tokens = Table(
     Column("node_id", Text, nullable=True),
     Column("max_uses", Integer, nullable=False, server_default=text("1")),
     Column("uses", Integer, nullable=False, server_default=text("0")),
+    Column("duty", Text, nullable=False, server_default=text("'run'")),
+    _one_of("duty", ("run", "compile")),
 )
 
 idempotency_keys = Table(

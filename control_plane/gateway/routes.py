@@ -23,7 +23,7 @@ from google.protobuf import descriptor_pool
 from google.protobuf.descriptor import Descriptor, FieldDescriptor, MethodDescriptor
 
 PREFIX: Final = "/v1"
-NOT_FOR_CALLERS: Final = frozenset({"agentfactory.v1.NodeService"})
+NOT_FOR_CALLERS: Final = frozenset({"agentfactory.v1.NodeService", "agentfactory.v1.CompileService"})
 """Services of nodes: they come with a certificate, which a gateway cannot forward."""
 
 EXCEPTIONS: Final[Mapping[str, str]] = {

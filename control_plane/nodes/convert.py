@@ -8,7 +8,7 @@ from control_plane.executions.domain import AttemptRef
 from control_plane.keys.ports import IssuedCertificate
 from control_plane.log.domain import InclusionProof
 from control_plane.log.node_proofs import ProofForNode
-from control_plane.nodes.domain import Node, NodeSession, NodeState
+from control_plane.nodes.domain import Node, NodeDuty, NodeSession, NodeState
 from control_plane.nodes.transfers import OutputHeader
 from shared.digests import parse_digest
 from shared.ids import EXECUTION, parse_id
@@ -21,6 +21,17 @@ _STATES: Final = {
 }
 
 
+_DUTIES: Final = {
+    NodeDuty.RUN: nodes_pb2.NODE_DUTY_RUN,
+    NodeDuty.COMPILE: nodes_pb2.NODE_DUTY_COMPILE,
+}
+
+
+def duty_from_proto(value: "nodes_pb2.NodeDuty.ValueType") -> NodeDuty:
+    """Return what a node is for; unspecified: it runs agents."""
+    return next((duty for duty, number in _DUTIES.items() if number == value), NodeDuty.RUN)
+
+
 def node_to_proto(node: Node) -> nodes_pb2.Node:
     message = nodes_pb2.Node(
         node_id=node.node_id,
@@ -28,6 +39,7 @@ def node_to_proto(node: Node) -> nodes_pb2.Node:
         zone=node.zone,
         last_accepted=nodes_pb2.SpoolHead(sequence=node.last_accepted.sequence, hash=node.last_accepted.hash),
         receipt_key_id=node.receipt_key_id,
+        duty=_DUTIES[node.duty],
     )
     message.enrolled_at.FromDatetime(node.enrolled_at)
     if node.last_seen_at is not None:

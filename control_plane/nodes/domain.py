@@ -36,6 +36,14 @@ class NodeState(StrEnum):
         return tuple(NodeState)[: tuple(NodeState).index(self)]
 
 
+class NodeDuty(StrEnum):
+    """What a node is for, from its enrollment on."""
+
+    RUN = "run"
+    COMPILE = "compile"
+    """It compiles modules for others: it gets no session, no order and no body."""
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class EngineInfo:
     """The engine a node runs agents with."""
@@ -121,6 +129,7 @@ class Node:
     enrolled_at: datetime
     state: NodeState = NodeState.ACTIVE
     zone: str = ""
+    duty: NodeDuty = NodeDuty.RUN
     last_accepted: SpoolHead = SpoolHead()
     last_seen_at: datetime | None = None
     session: NodeSession | None = None
@@ -199,6 +208,8 @@ class EnrollmentToken:
     node_id: NodeId | None = None
     max_uses: int = 1
     uses: int = 0
+    duty: NodeDuty = NodeDuty.RUN
+    """What the nodes are for that enroll with it."""
 
     def is_usable(self, now: datetime) -> bool:
         """Whether it may still be exchanged at `now`; not at its expiry itself."""

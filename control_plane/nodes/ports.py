@@ -1,11 +1,13 @@
 """What the use cases of nodes need from the outside."""
 
-from collections.abc import Sequence
+from collections.abc import AsyncIterator, Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
 from control_plane.audit.domain import NewAuditEntry
+from control_plane.compiled.domain import Compiled
 from control_plane.nodes.domain import NOTHING_SEEN, EngineInfo, EnrollmentToken, LogSeen, Node, SandboxLayer
+from shared.compiled import Target
 from shared.digests import Digest
 from shared.ids import BootId, ExecutionId, NodeId, TenantId
 
@@ -138,6 +140,20 @@ class TemplateContents(Protocol):
 
         Raises:
             NotFoundError: There is no such module.
+        """
+
+
+class CompiledContents(Protocol):
+    """What compiling nodes made of modules. Implemented by control_plane/compiled."""
+
+    async def find(self, module_digest: Digest, target: Target) -> Compiled | None:
+        """Return what a module was compiled to for an engine, by a key that counts now."""
+
+    def pieces(self, compiled: Compiled) -> AsyncIterator[bytes]:
+        """Yield an artifact's pieces, compressed.
+
+        Raises:
+            NotFoundError: It was dropped meanwhile.
         """
 
 

@@ -13,6 +13,7 @@ from control_plane.nodes.domain import (
     ENROLL_PROOF_DOMAIN,
     EnrollmentToken,
     Node,
+    NodeDuty,
     NodeState,
     hash_token,
 )
@@ -107,7 +108,14 @@ class NodeService:
     # --- tokens and enrollment
 
     async def create_token(
-        self, *, tenant_id: TenantId, actor: str, ttl: timedelta, zone: str, max_uses: int = 1
+        self,
+        *,
+        tenant_id: TenantId,
+        actor: str,
+        ttl: timedelta,
+        zone: str,
+        max_uses: int = 1,
+        duty: NodeDuty = NodeDuty.RUN,
     ) -> NewToken:
         """Make an enrollment token. Zero `ttl` means one hour; only its hash is kept.
 
@@ -130,6 +138,7 @@ class NodeService:
             created_at=now,
             expires_at=now + ttl,
             max_uses=max_uses,
+            duty=duty,
         )
         await self._nodes.add_token(
             token,
@@ -140,6 +149,7 @@ class NodeService:
                 f"token:{token.token_hash[:16]}",
                 zone=zone,
                 max_uses=str(max_uses),
+                duty=str(duty),
             ),
         )
         return NewToken(secret=secret, expires_at=token.expires_at, max_uses=max_uses)
@@ -199,6 +209,7 @@ class NodeService:
                 "node.enrolled",
                 enrolled.node.node_id,
                 receipt_key_id=enrolled.node.receipt_key_id,
+                duty=str(enrolled.node.duty),
                 certificate_serial=enrolled.certificate.serial,
             ),
         )
@@ -220,6 +231,7 @@ class NodeService:
             certificate_serial=certificate.serial,
             enrolled_at=self._clock.now(),
             zone=zone,
+            duty=token.duty,
         )
         return Enrolled(node=node, certificate=certificate)
 

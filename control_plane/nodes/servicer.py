@@ -7,10 +7,12 @@ from typing import Any, Protocol
 import grpc
 from agentfactory.v1 import nodes_pb2, nodes_pb2_grpc
 
+from control_plane.compiled.convert import target_from_proto
 from control_plane.log.node_proofs import NodeProofs
 from control_plane.nodes.convert import (
     attempt_from_proto,
     certificate_to_proto,
+    duty_from_proto,
     log_proof_to_proto,
     node_to_proto,
     output_header_from_proto,
@@ -95,6 +97,20 @@ class NodeServicer(nodes_pb2_grpc.NodeServiceServicer):
         async for chunk in parts:
             yield nodes_pb2.FetchArtifactResponse(chunk=chunk)
 
+    async def FetchCompiledArtifact(
+        self, request: nodes_pb2.FetchCompiledArtifactRequest, _: _Context
+    ) -> AsyncIterator[nodes_pb2.FetchCompiledArtifactResponse]:
+        parts = self._transfers.compiled(
+            caller().node_id,
+            attempt_from_proto(request.attempt),
+            request.template_digest,
+            target_from_proto(request.target),
+        )
+        head = nodes_pb2.CompiledArtifactHead(envelope=await anext(parts), statement=await anext(parts))
+        yield nodes_pb2.FetchCompiledArtifactResponse(head=head)
+        async for piece in parts:
+            yield nodes_pb2.FetchCompiledArtifactResponse(chunk=piece)
+
     async def FetchBody(
         self, request: nodes_pb2.FetchBodyRequest, _: _Context
     ) -> AsyncIterator[nodes_pb2.FetchBodyResponse]:
@@ -143,6 +159,7 @@ class FleetServicer(nodes_pb2_grpc.FleetServiceServicer):
             ttl=request.ttl.ToTimedelta(),
             zone=request.zone,
             max_uses=request.max_uses or 1,
+            duty=duty_from_proto(request.duty),
         )
         message = nodes_pb2.CreateEnrollmentTokenResponse(token=token.secret, max_uses=token.max_uses)
         message.expires_at.FromDatetime(token.expires_at)

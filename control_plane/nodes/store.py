@@ -48,6 +48,7 @@ from control_plane.nodes.domain import (
     EnrollmentToken,
     LogSeen,
     Node,
+    NodeDuty,
     NodeSession,
     NodeState,
     SandboxLayer,
@@ -87,6 +88,7 @@ class PostgresNodeStore:
                     created_at=token.created_at,
                     expires_at=token.expires_at,
                     max_uses=token.max_uses,
+                    duty=token.duty,
                 )
             )
             await self._audit.append(tx, [audit])
@@ -112,6 +114,7 @@ class PostgresNodeStore:
             node_id=NodeId(row.node_id) if row.node_id else None,
             max_uses=row.max_uses,
             uses=row.uses,
+            duty=NodeDuty(row.duty),
         )
 
     async def enroll(self, node: Node, *, token_hash: str, audit: NewAuditEntry) -> None:
@@ -142,6 +145,7 @@ class PostgresNodeStore:
                     receipt_public_key=node.receipt_public_key,
                     certificate_serial=node.certificate_serial,
                     enrolled_at=node.enrolled_at,
+                    duty=node.duty,
                 )
             )
             await self._audit.append(tx, [audit])
@@ -406,6 +410,7 @@ def _node(row: Row[Any]) -> Node:
         enrolled_at=row.enrolled_at,
         state=NodeState(row.state),
         zone=row.zone,
+        duty=NodeDuty(row.duty),
         last_accepted=SpoolHead(sequence=row.last_sequence, hash=row.last_hash),
         last_seen_at=row.last_seen_at,
         session=_session(row) if row.session_epoch is not None else None,

@@ -6,13 +6,14 @@ from dataclasses import dataclass
 from typing import Final
 
 from control_plane.audit.domain import node_actor
-from control_plane.executions.domain import MAX_BODY_BYTES, AttemptRef, StoredBody, UploadQuota
+from control_plane.executions.domain import MAX_BODY_BYTES, AttemptRef, LiveAttempt, StoredBody, UploadQuota
 from control_plane.executions.ports import ExecutionStore, LeaseStore
-from control_plane.nodes.ports import AttemptOwners, NodeGate, TemplateContents
+from control_plane.nodes.ports import AttemptOwners, CompiledContents, NodeGate, TemplateContents
 from control_plane.transfers import TransferSlots, paced
 from shared.clock import Clock, Random
+from shared.compiled import Target
 from shared.digests import Digest, commit_body_hash, digest_from_raw, same_digest
-from shared.errors import InvalidInputError, PermissionDeniedError
+from shared.errors import InvalidInputError, NotFoundError, PermissionDeniedError
 from shared.ids import BODY, NodeId, new_id
 
 CHUNK_BYTES: Final = 1024 * 1024
@@ -42,6 +43,7 @@ class NodeTransfers:
         executions: ExecutionStore,
         templates: TemplateContents,
         owners: AttemptOwners,
+        compiled: CompiledContents,
         clock: Clock,
         random: Random,
         gate: NodeGate,
@@ -51,6 +53,7 @@ class NodeTransfers:
         self._executions = executions
         self._templates = templates
         self._owners = owners
+        self._compiled = compiled
         self._clock = clock
         self._random = random
         self._gate = gate
@@ -66,19 +69,8 @@ class NodeTransfers:
             PolicyDeniedError: Policy keeps the module from this node.
             TemplateRevokedError: The template was revoked.
         """
-        live = await self._leases.live_attempt(node_id, attempt)
-        if live.template_digest != template_digest:
-            raise PermissionDeniedError(
-                f"attempt {attempt.fencing_token} of {attempt.execution_id} is not about template"
-                f" {template_digest[:71]}",
-                hint="fetch the template that the order names",
-            )
-        await self._gate.pull(
-            identity=node_actor(node_id),
-            tenant_id=live.tenant_id,
-            node_id=node_id,
-            module_digest=live.module_digest,
-        )
+        live = await self._live(node_id, attempt, template_digest)
+        await self._may_pull(node_id, live)
         yield await self._templates.envelope(live.tenant_id, live.template_digest)
         offset = 0
         while chunk := await self._templates.module(
@@ -86,6 +78,25 @@ class NodeTransfers:
         ):
             yield chunk
             offset += len(chunk)
+
+    async def compiled(
+        self, node_id: NodeId, attempt: AttemptRef, template_digest: str, target: Target
+    ) -> AsyncIterator[bytes]:
+        """Yield the template's envelope, what was stated of its machine code, then that code in pieces.
+
+        Raises:
+            PermissionDeniedError, PolicyDeniedError, TemplateRevokedError: As `artifact`.
+            NotFoundError: There is none for this engine, by a key that counts now.
+        """
+        live = await self._live(node_id, attempt, template_digest)
+        found = await self._compiled.find(live.module_digest, target)
+        if found is None:
+            raise NotFoundError(f"module {live.module_digest} is not compiled for {target}")
+        await self._may_pull(node_id, live)
+        yield await self._templates.envelope(live.tenant_id, live.template_digest)
+        yield found.envelope
+        async for piece in self._compiled.pieces(found):
+            yield piece
 
     async def input(self, node_id: NodeId, attempt: AttemptRef) -> AsyncIterator[bytes]:
         """Yield the input of the attempt's execution in chunks of at most 1 MiB.
@@ -152,6 +163,24 @@ class NodeTransfers:
                 ),
                 quota=quota,
             )
+
+    async def _live(self, node_id: NodeId, attempt: AttemptRef, template_digest: str) -> LiveAttempt:
+        live = await self._leases.live_attempt(node_id, attempt)
+        if live.template_digest != template_digest:
+            raise PermissionDeniedError(
+                f"attempt {attempt.fencing_token} of {attempt.execution_id} is not about template"
+                f" {template_digest[:71]}",
+                hint="fetch the template that the order names",
+            )
+        return live
+
+    async def _may_pull(self, node_id: NodeId, live: LiveAttempt) -> None:
+        await self._gate.pull(
+            identity=node_actor(node_id),
+            tenant_id=live.tenant_id,
+            node_id=node_id,
+            module_digest=live.module_digest,
+        )
 
 
 async def _collect(chunks: AsyncIterator[bytes], size_bytes: int) -> bytes:

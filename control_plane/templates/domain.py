@@ -7,6 +7,7 @@ from enum import StrEnum
 from shared.digests import Digest
 from shared.errors import InvalidInputError, TemplateRetiredError, TemplateRevokedError
 from shared.ids import KeyId, TemplateVersionId, TenantId
+from shared.manifest import Profile
 
 
 class TemplateState(StrEnum):
@@ -38,6 +39,8 @@ class TemplateVersion:
     """Exactly as published; empty in lists."""
     ancestors: tuple[Digest, ...] = ()
     """The versions that it extends, the nearest first. Their state is never ahead of its own."""
+    profile: Profile = Profile.DEFAULT
+    """Its manifest's; of versions from before schema 0027 the default one."""
     published_by: str
     published_at: datetime
 

@@ -189,6 +189,7 @@ class TemplateService:
             manifest=template.signed.manifest_bytes,
             envelope=template.signed.envelope,
             ancestors=tuple(one.digest for one in manifest.extends),
+            profile=manifest.profile,
             published_by=subject.identity,
             published_at=self._clock.now(),
         )

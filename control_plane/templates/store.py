@@ -13,6 +13,7 @@ from control_plane.database.unit_of_work import connection_of
 from control_plane.templates.domain import TemplateRef, TemplateState, TemplateVersion
 from shared.digests import Digest
 from shared.ids import KeyId, TemplateId, TemplateVersionId, TenantId
+from shared.manifest import Profile
 
 _v = template_versions.c
 
@@ -49,6 +50,7 @@ class PostgresTemplateStore:
             envelope=version.envelope,
             state=str(version.state),
             ancestors=list(version.ancestors),
+            profile=str(version.profile),
             published_by=version.published_by,
         )
         stored = await connection.execute(row.on_conflict_do_nothing().returning(_v.template_version_id))
@@ -146,6 +148,7 @@ def _versions(tenant_id: TenantId) -> Select[Any]:
             _v.manifest,
             _v.state,
             _v.ancestors,
+            _v.profile,
             _v.published_by,
             _v.published_at,
         )
@@ -168,6 +171,7 @@ def _version(row: Row[Any], envelope: bytes) -> TemplateVersion:
         manifest=row.manifest,
         envelope=envelope,
         ancestors=tuple(Digest(digest) for digest in row.ancestors),
+        profile=Profile(row.profile),
         published_by=row.published_by,
         published_at=row.published_at,
     )

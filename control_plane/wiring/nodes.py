@@ -1,5 +1,6 @@
 """Dispatch and everything that serves nodes, from settings."""
 
+from control_plane.compiled.service import CompiledService
 from control_plane.dispatch.options import DispatchOptions
 from control_plane.dispatch.service import Dispatch
 from control_plane.engines.store import PostgresEngineDenialStore
@@ -61,12 +62,14 @@ def build_node_servicer(
     catalog: TemplateCatalog,
     gate: NodePolicyGate,
     log: LogService,
+    compiled: CompiledService,
 ) -> NodeServicer:
     transfers = NodeTransfers(
         leases=stores.leases,
         executions=stores.executions,
         templates=catalog,
         owners=stores.nodes,
+        compiled=compiled,
         gate=gate,
         clock=base.clock,
         random=base.random,

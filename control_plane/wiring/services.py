@@ -29,6 +29,7 @@ from control_plane.agents.directory import CachedAgentDirectory
 from control_plane.agents.servicer import AgentServicer
 from control_plane.audit.servicer import AuditServicer
 from control_plane.call_turns import CallTurns
+from control_plane.compiled.servicer import CompileServicer
 from control_plane.dispatch.service import Dispatch
 from control_plane.engines.servicer import EngineServicer
 from control_plane.executions.admission import Admission, AdmissionBounds, LlmBounds
@@ -60,6 +61,7 @@ from control_plane.wiring.access import build_access
 from control_plane.wiring.audit import build_audit, build_completeness
 from control_plane.wiring.base import Base
 from control_plane.wiring.body_keys import BodyKeyParts
+from control_plane.wiring.compiled import build_compiled
 from control_plane.wiring.engines import build_engines
 from control_plane.wiring.factory import (
     build_agents,
@@ -138,6 +140,7 @@ async def build(base: Base, signer: OrderSigner, body_keys: BodyKeyParts) -> Ser
     bodies = BodyService(store=stores.executions, clock=base.clock, random=base.random)
     access = build_access(base, body_keys.administration)
     completeness = build_completeness(base)
+    compiled = build_compiled(base, catalog, node_gate)
     servicers = _Servicers(
         executions=ExecutionServicer(
             executions,
@@ -146,7 +149,8 @@ async def build(base: Base, signer: OrderSigner, body_keys: BodyKeyParts) -> Ser
         ),
         templates=build_templates(base, stores, policy, catalog, halter, log),
         agents=build_agents(base, stores, policy, templates),
-        nodes=build_node_servicer(base, stores, dispatch, catalog, node_gate, log),
+        nodes=build_node_servicer(base, stores, dispatch, catalog, node_gate, log, compiled),
+        compile=CompileServicer(compiled),
         fleet=FleetServicer(nodes=build_node_service(base, stores, dispatch, node_gate)),
         stops=build_stops(base, stores, halter),
         audit=build_audit(base, stores, log_parts.log, gate, completeness),
@@ -194,6 +198,7 @@ class _Servicers:
     templates: TemplateServicer
     agents: AgentServicer
     nodes: NodeServicer
+    compile: CompileServicer
     fleet: FleetServicer
     stops: StopServicer
     audit: AuditServicer
@@ -208,6 +213,7 @@ class _Servicers:
         templates_pb2_grpc.add_TemplateServiceServicer_to_server(self.templates, server)
         agents_pb2_grpc.add_AgentServiceServicer_to_server(self.agents, server)
         nodes_pb2_grpc.add_NodeServiceServicer_to_server(self.nodes, server)
+        nodes_pb2_grpc.add_CompileServiceServicer_to_server(self.compile, server)
         nodes_pb2_grpc.add_FleetServiceServicer_to_server(self.fleet, server)
         stops_pb2_grpc.add_StopServiceServicer_to_server(self.stops, server)
         audit_pb2_grpc.add_AuditServiceServicer_to_server(self.audit, server)

@@ -1,10 +1,13 @@
 """What getting a module ready needs from the outside."""
 
+from collections.abc import AsyncIterator
+from contextlib import AbstractAsyncContextManager
 from dataclasses import dataclass, field
 from typing import Protocol
 
 from data_plane.orders.domain import AttemptRef
 from data_plane.sandbox.ports import ArtifactOpener
+from shared.compiled import Target
 from shared.digests import Digest
 from shared.manifest import Manifest, Profile
 from shared.orders import Order
@@ -33,11 +36,51 @@ class TemplateSource(Protocol):
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class CompiledOffer:
+    """What was compiled elsewhere, as it comes over the wire. Nothing in it is verified."""
+
+    envelope: bytes = field(repr=False)
+    """Of the template."""
+    statement: bytes = field(repr=False)
+    pieces: AsyncIterator[bytes]
+    """Compressed. Raises UnavailableError: the source broke off; MalformedError: what it sent is no piece."""
+
+
+class CompiledSource(Protocol):
+    """Where artifacts come from that were compiled elsewhere."""
+
+    def fetch_compiled(
+        self, attempt: AttemptRef, template_digest: Digest, target: Target
+    ) -> AbstractAsyncContextManager[CompiledOffer]:
+        """Ask for one under the live lease of an attempt; nothing more comes once the block is left.
+
+        Raises:
+            NotFoundError: There is none for this engine.
+            UnavailableError, MalformedError, PermissionDeniedError: As `TemplateSource.fetch_template`.
+        """
+
+
+class ModuleObserver(Protocol):
+    """Counts how modules come to this node. Every method is cheap and never raises."""
+
+    def module_compiled(self) -> None:
+        """This node compiled one itself."""
+
+    def module_received(self) -> None:
+        """One that was compiled elsewhere was taken."""
+
+    def compiled_refused(self, reason: str) -> None:
+        """One that was compiled elsewhere was not taken, for the reason of this error."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class PreparedModule:
     """A verified template, and the way to its compiled module."""
 
     manifest: Manifest
     open_artifact: ArtifactOpener
+    vouched_by: str = ""
+    """The compiler key whose word the compiled module is; empty: this node compiled it."""
 
 
 class ModulePreparer(Protocol):

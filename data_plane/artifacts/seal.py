@@ -22,6 +22,8 @@ PREFIX_BYTES: Final = 12
 
 _MAGIC: Final = b"AFARTF02"
 _DOMAIN: Final = b"af-artifact-v2"
+_VOUCHED_DOMAIN: Final = b"af-artifact-vouched-v1"
+"""Of artifacts that were compiled elsewhere. To a build that does not know it they are not sealed at all."""
 _PREFIX: Final = struct.Struct(">8sI")
 
 
@@ -50,13 +52,22 @@ class Seal:
     key: ArtifactKey
     artifact_digest: Digest
     artifact_bytes: int
+    vouched_by: str = ""
+    """The compiler key whose word this node took for the code; empty: it compiled the module itself."""
     mac: bytes
 
 
-def seal(key: ArtifactKey, *, artifact_digest: Digest, artifact_bytes: int, mac_key: bytes) -> Seal:
+def seal(
+    key: ArtifactKey, *, artifact_digest: Digest, artifact_bytes: int, vouched_by: str = "", mac_key: bytes
+) -> Seal:
     """Vouch for an artifact whose digest this node has computed itself."""
-    mac = _mac(key, artifact_digest, artifact_bytes, mac_key)
-    return Seal(key=key, artifact_digest=artifact_digest, artifact_bytes=artifact_bytes, mac=mac)
+    return Seal(
+        key=key,
+        artifact_digest=artifact_digest,
+        artifact_bytes=artifact_bytes,
+        vouched_by=vouched_by,
+        mac=_mac(key, artifact_digest, artifact_bytes, vouched_by, mac_key),
+    )
 
 
 def encode_seal(made: Seal) -> bytes:
@@ -76,6 +87,7 @@ def encode_seal(made: Seal) -> bytes:
             "size": made.artifact_bytes,
             "mac": made.mac.hex(),
         }
+        | ({"vouched_by": made.vouched_by} if made.vouched_by else {})
     ).encode()
     return _PREFIX.pack(_MAGIC, len(header)) + header
 
@@ -97,7 +109,8 @@ def header_length(prefix: bytes) -> int:
 def check_seal(header: bytes, *, key: ArtifactKey, mac_key: bytes) -> Seal:
     """Return the seal if, and only if, this node made it for exactly this key.
 
-    The artifact's own bytes are still the caller's to compare with the digest in the seal.
+    The artifact's own bytes are still the caller's to compare with the digest in the seal, and whether the
+    key that vouched for them counts still.
 
     Raises:
         ArtifactInvalidError: It does not decode, is for another module, profile, engine or CPU, or its MAC is
@@ -117,9 +130,10 @@ def check_seal(header: bytes, *, key: ArtifactKey, mac_key: bytes) -> Seal:
             key=ArtifactKey(module_digest=parse_digest(document["module"]), engine=engine),
             artifact_digest=parse_digest(document["artifact"]),
             artifact_bytes=int(document["size"]),
+            vouched_by=str(document.get("vouched_by", "")),
             mac=bytes.fromhex(document["mac"]),
         )
-        expected = _mac(found.key, found.artifact_digest, found.artifact_bytes, mac_key)
+        expected = _mac(found.key, found.artifact_digest, found.artifact_bytes, found.vouched_by, mac_key)
     except (AgentFactoryError, ValueError, KeyError, TypeError, AttributeError, struct.error) as error:
         raise ArtifactInvalidError("artifact seal does not decode") from error
     if not hmac.compare_digest(expected, found.mac):
@@ -129,9 +143,11 @@ def check_seal(header: bytes, *, key: ArtifactKey, mac_key: bytes) -> Seal:
     return found
 
 
-def _mac(key: ArtifactKey, artifact_digest: Digest, artifact_bytes: int, mac_key: bytes) -> bytes:
+def _mac(
+    key: ArtifactKey, artifact_digest: Digest, artifact_bytes: int, vouched_by: str, mac_key: bytes
+) -> bytes:
     engine = key.engine
-    state = hmac.new(mac_key, _DOMAIN, hashlib.sha256)
+    state = hmac.new(mac_key, _VOUCHED_DOMAIN if vouched_by else _DOMAIN, hashlib.sha256)
     for text in (
         key.module_digest,
         engine.profile,
@@ -140,6 +156,7 @@ def _mac(key: ArtifactKey, artifact_digest: Digest, artifact_bytes: int, mac_key
         engine.config_digest,
         engine.cpu_features,
         artifact_digest,
+        *([vouched_by] if vouched_by else []),
     ):
         part = text.encode()
         # Lengths in front, so that no two lists of fields give the same bytes.

@@ -12,8 +12,10 @@ from contextlib import asynccontextmanager
 from datetime import timedelta
 from typing import Final
 
-from data_plane.artifacts.cache import ArtifactCache, memory_file
-from data_plane.artifacts.ports import PreparedModule, TemplateSource
+from data_plane.artifacts.cache import ArtifactCache
+from data_plane.artifacts.elsewhere import CompiledElsewhere
+from data_plane.artifacts.memory import memory_file
+from data_plane.artifacts.ports import ModuleObserver, PreparedModule, TemplateSource
 from data_plane.orders.domain import attempt_of
 from data_plane.orders.keyset import NodeKeyset
 from data_plane.orders.verifier import Check
@@ -60,13 +62,18 @@ class ArtifactService:
         source: TemplateSource,
         compiler: Compiler,
         keyset: NodeKeyset,
+        observer: ModuleObserver,
         clock: Clock,
+        elsewhere: CompiledElsewhere | None = None,
     ) -> None:
+        """Without `elsewhere` every module is compiled on this node."""
         self._cache = cache
         self._source = source
         self._compiler = compiler
         self._keyset = keyset
         self._clock = clock
+        self._observer = observer
+        self._elsewhere = elsewhere
         self._templates: OrderedDict[Digest, VerifiedManifest] = OrderedDict()
         self._failed: OrderedDict[tuple[Digest, Profile], tuple[float, OrderRejectedError]] = OrderedDict()
         self._locks: dict[Digest, tuple[asyncio.Lock, int]] = {}
@@ -79,7 +86,7 @@ class ArtifactService:
 
         12. The template has the digest that the order names and a publisher of the keyset signed it.
         13. Its module is the one that the order names; it is compiled from exactly these bytes, for the
-            order's profile.
+            order's profile, here or, if this node takes that, where a compiler key vouches for it.
 
         Raises:
             OrderRejectedError: One of the checks failed, or this node cannot do it now (busy).
@@ -87,21 +94,40 @@ class ArtifactService:
         template = self._known_template(order.template_digest)
         if template is None or not self._cache.holds(template.manifest.module.digest, order.profile):
             template = await self._obtain(order)
+        vouched_by = self._cache.vouched_by(order.module_digest, order.profile) or ""
         if template.manifest.module.digest != order.module_digest:
             raise OrderRejectedError(
                 f"template names module {template.manifest.module.digest}, the order {order.module_digest}",
                 check=Check.MODULE,
                 rejection=RejectionReason.DIGEST,
             )
-        return PreparedModule(manifest=template.manifest, open_artifact=lambda: self._open(order))
+        return PreparedModule(
+            manifest=template.manifest,
+            open_artifact=lambda: self._open(order, vouched_by),
+            vouched_by=vouched_by,
+        )
 
-    async def _open(self, order: Order) -> int:
+    async def _open(self, order: Order, vouched_by: str) -> int:
+        digest, profile = order.module_digest, order.profile
         try:
-            return await self._cache.open(order.module_digest, order.profile)
+            return await self._cache.open(digest, profile, vouched_by=vouched_by)
         except (NotFoundError, ArtifactInvalidError):
             # Evicted, or damaged and dropped: once more from the source, then it must be good.
             await self._obtain(order)
-            return await self._cache.open(order.module_digest, order.profile)
+        if self._cache.vouched_by(digest, profile) not in {"", vouched_by}:
+            # A worker counts as loaded on the word of `vouched_by`, or on this node's own; see the pool.
+            self._cache.drop(digest, profile)
+            await self._compile_again(order)
+        return await self._cache.open(digest, profile, vouched_by=vouched_by)
+
+    async def _compile_again(self, order: Order) -> None:
+        try:
+            async with self._alone(order.template_digest):
+                await self._compile_fetched(order)
+        except OrderRejectedError:
+            raise
+        except AgentFactoryError as error:
+            raise _rejection(error) from error
 
     def forget(self, module_digest: Digest, profile: Profile) -> None:
         """Drop the artifact of a module that a worker could not load; the next use compiles it again."""
@@ -160,7 +186,20 @@ class ArtifactService:
         return template if template.digest == order.template_digest else None
 
     async def _from_source(self, order: Order) -> VerifiedManifest:
-        self._refuse_failed((order.module_digest, order.profile))
+        name = order.module_digest, order.profile
+        self._refuse_failed(name)
+        received = None
+        if self._elsewhere is not None and not self._cache.holds(*name):
+            received = await self._elsewhere.obtain(order, self._cache.engine(order.profile))
+        if received is None:
+            return await self._compile_fetched(order)
+        await self._cache.keep(*name, received.artifact)
+        await self._cache.store_envelope(received.template.digest, received.envelope)
+        self._observer.module_received()
+        logger.info("a module that was compiled elsewhere was taken", module_digest=order.module_digest)
+        return received.template
+
+    async def _compile_fetched(self, order: Order) -> VerifiedManifest:
         fetched = await self._source.fetch_template(attempt_of(order), order.template_digest)
         trusted = self._keyset.keys_for(KeyPurpose.PUBLISHER, self._clock.now())
         # By the order's digest: another module under the signed name must fail on its bytes, not on a lookup.
@@ -210,6 +249,7 @@ class ArtifactService:
                     os.close(artifact)
             finally:
                 os.close(source)
+        self._observer.module_compiled()
         logger.info(
             "a module was compiled",
             module_digest=module_digest,

@@ -5,6 +5,7 @@ from datetime import datetime, timedelta
 from enum import StrEnum
 from typing import Final
 
+from shared import compiled
 from shared.limits import DEFAULT_LIMITS, Limits
 from shared.manifest import Profile
 from shared.outcomes import LimitName, Outcome
@@ -20,7 +21,7 @@ MAX_RESPONSE_BYTES: Final = 768 * 1024
 MAX_LOG_LINE_BYTES: Final = 128 * 1024
 """What one host call may add to the guest's log."""
 
-MAX_ARTIFACT_BYTES: Final = 128 * 1024 * 1024
+MAX_ARTIFACT_BYTES: Final = compiled.MAX_ARTIFACT_BYTES
 """Bound of one compiled module."""
 
 SEED_BYTES: Final = 32

@@ -6,7 +6,7 @@ Implements design.md, rule 14. Never says whether something may run, and never l
 import asyncio
 import logging
 from collections import OrderedDict, deque
-from collections.abc import AsyncIterator, Mapping, Sequence
+from collections.abc import AsyncIterator, Collection, Mapping, Sequence
 from dataclasses import replace
 from datetime import timedelta
 from pathlib import Path
@@ -53,6 +53,8 @@ class _Binding(NamedTuple):
     """Directories that it was locked to, and whether it may write there."""
     scratch: bool
     """Whether to a folder of its own as well."""
+    vouched_by: str = ""
+    """The compiler key on whose word its code was loaded, at most; empty: on this node's own."""
 
 
 class WorkerPool:
@@ -96,7 +98,7 @@ class WorkerPool:
         self._removals: set[asyncio.Task[None]] = set()
         self._free = asyncio.Semaphore(slots)
         self._waiting = 0
-        self._busy: set[Worker] = set()
+        self._busy: dict[Worker, _Binding] = {}
         # Least recently used first; a binding may have several idle workers, the last of them the warmest.
         self._idle: OrderedDict[_Binding, list[Worker]] = OrderedDict()
         self._spares: deque[Worker] = deque()
@@ -152,6 +154,7 @@ class WorkerPool:
         stdin: AsyncIterator[bytes] | None = None,
         sink: OutputSink | None = None,
         host_calls: HostCalls | None = None,
+        vouched_by: str = "",
     ) -> RunResult:
         """See ``Sandbox.run``.
 
@@ -173,11 +176,22 @@ class WorkerPool:
         finally:
             self._waiting -= 1
         try:
-            binding = _Binding(tenant_id, module_digest, request.profile, request.roots, request.scratch)
+            binding = _Binding(
+                tenant_id, module_digest, request.profile, request.roots, request.scratch, vouched_by
+            )
             job = Job(artifact=artifact, request=request, stdin=stdin, sink=sink, host_calls=host_calls)
             return await self._run_in_slot(binding, job)
         finally:
             self._free.release()
+
+    def retire(self, keys: Collection[str]) -> None:
+        """See ``Sandbox.retire``."""
+        for binding in [one for one in self._idle if one.vouched_by in keys]:
+            for worker in self._idle.pop(binding):
+                self._discard(worker)
+        for worker, binding in self._busy.items():
+            if binding.vouched_by in keys:
+                worker.kill()
 
     def stats(self) -> SandboxStats:
         """See ``Sandbox.stats``."""
@@ -200,7 +214,7 @@ class WorkerPool:
             worker = self._take_spare() or await self._spawn()
         else:
             self._warm_hits += 1
-        self._busy.add(worker)
+        self._busy[worker] = binding
         self._evict_beyond_bound()
         try:
             if job.request.scratch:
@@ -210,7 +224,7 @@ class WorkerPool:
             self._crashed += 1
             raise
         finally:
-            self._busy.discard(worker)
+            del self._busy[worker]
             self._put_back(binding, worker)
 
     async def _run_with_scratch(self, worker: Worker, job: Job) -> RunResult:

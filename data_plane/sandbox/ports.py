@@ -1,6 +1,6 @@
 """What the node needs from a sandbox. The engine behind it is nobody else's business."""
 
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable, Collection
 from typing import Protocol
 
 from data_plane.sandbox.domain import (
@@ -52,10 +52,12 @@ class Sandbox(Protocol):
         stdin: AsyncIterator[bytes] | None = None,
         sink: OutputSink | None = None,
         host_calls: HostCalls | None = None,
+        vouched_by: str = "",
     ) -> RunResult:
         """Run the module to an outcome; what the guest does wrong is an outcome, never an error.
 
-        The worker used serves this tenant, module and profile only, for its life. ``stdin`` replaces
+        The worker used serves this tenant, module and profile only, for its life, and only runs with this
+        ``vouched_by``: the compiler key on whose word the artifact counts, empty for none. ``stdin`` replaces
         ``request.stdin`` with chunks as they come; with ``sink`` the output goes there and the result's is
         empty. Without ``host_calls`` every host call is denied. Waits for a slot. Cancelling the call kills
         the worker.
@@ -64,6 +66,10 @@ class Sandbox(Protocol):
             WorkerCrashedError: The worker ended without an outcome: killed from outside, or by a defect.
             ArtifactInvalidError: The artifact is damaged, or was made by another engine or for another CPU.
         """
+        ...
+
+    def retire(self, keys: Collection[str]) -> None:
+        """End every worker whose code was loaded on the word of one of these compiler keys, busy or not."""
         ...
 
     def stats(self) -> SandboxStats:

@@ -12,6 +12,7 @@ from data_plane.orders.log_view import LogOffer, Place
 from data_plane.receipts.domain import INLINE_BODY_BYTES, SpooledBody, SpooledReceipt, SpoolHead
 from data_plane.receipts.issuer import SignedHead
 from data_plane.sandbox.domain import EngineInfo, LayerState
+from shared.compiled import Target
 from shared.digests import Digest
 from shared.ids import BootId, ExecutionId, NodeId
 from shared.manifest import Profile
@@ -158,3 +159,13 @@ def _body_to_proto(body: SpooledBody | None) -> orders_pb2.Body | None:
     if body is None:
         return None
     return orders_pb2.Body(salt=body.salt, size_bytes=body.size_bytes, inline=body.inline or b"")
+
+
+def target_to_proto(target: Target) -> nodes_pb2.CompilationTarget:
+    return nodes_pb2.CompilationTarget(
+        profile=PROFILE_NUMBERS[target.profile],
+        engine_name=target.engine_name,
+        engine_version=target.engine_version,
+        config_digest=target.config_digest,
+        cpu_features=target.cpu_features,
+    )

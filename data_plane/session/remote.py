@@ -5,6 +5,7 @@ Fetches and uploads run beside the session on the same channel. Every failure co
 
 import asyncio
 from collections.abc import AsyncIterator, Callable, Sequence
+from contextlib import asynccontextmanager
 from datetime import timedelta
 from itertools import cycle
 from typing import Any, Final
@@ -12,12 +13,13 @@ from typing import Any, Final
 import grpc
 from agentfactory.v1 import nodes_pb2, nodes_pb2_grpc
 
-from data_plane.artifacts.ports import FetchedTemplate
+from data_plane.artifacts.ports import CompiledOffer, FetchedTemplate
 from data_plane.identity import Certificate
 from data_plane.orders.domain import AttemptRef
 from data_plane.orders.log_view import LogOffer
 from data_plane.receipts.domain import SpooledBody
-from data_plane.session.convert import attempt_to_proto, log_offer_from_proto
+from data_plane.session.convert import attempt_to_proto, log_offer_from_proto, target_to_proto
+from shared.compiled import MAX_PIECE_BYTES, MAX_STATEMENT_BYTES, Target
 from shared.digests import Digest
 from shared.dsse import MAX_ENVELOPE_BYTES
 from shared.errors import MalformedError, UnavailableError
@@ -26,6 +28,8 @@ from shared.rpc.channel import connect
 from shared.rpc.errors import error_of
 
 FETCH_TEMPLATE_DEADLINE: Final = timedelta(seconds=60)
+FETCH_COMPILED_DEADLINE: Final = timedelta(seconds=20)
+"""Compiling it here would not take much longer."""
 FETCH_INPUT_DEADLINE: Final = timedelta(seconds=30)
 READ_LOG_DEADLINE: Final = timedelta(seconds=3)
 """Below a lease: an order that waits for it is given back before its lease runs out."""
@@ -149,6 +153,34 @@ class ControlPlaneLink:
             call.cancel()
         return FetchedTemplate(envelope=envelope, module=bytes(module))
 
+    @asynccontextmanager
+    async def fetch_compiled(
+        self, attempt: AttemptRef, template_digest: Digest, target: Target
+    ) -> AsyncIterator[CompiledOffer]:
+        """Ask for what was compiled elsewhere; see `CompiledSource`."""
+        request = nodes_pb2.FetchCompiledArtifactRequest(
+            attempt=attempt_to_proto(attempt),
+            template_digest=template_digest,
+            target=target_to_proto(target),
+        )
+        call = self._connected().FetchCompiledArtifact(
+            request, timeout=FETCH_COMPILED_DEADLINE.total_seconds()
+        )
+        parts = aiter(call)
+        try:
+            first = await anext(parts, None)
+            if first is None or first.WhichOneof("part") != "head":
+                raise MalformedError("the control plane sent no statement before an artifact")
+            _bounded("template envelope", len(first.head.envelope), MAX_ENVELOPE_BYTES)
+            _bounded("statement", len(first.head.statement), MAX_STATEMENT_BYTES)
+            yield CompiledOffer(
+                envelope=first.head.envelope, statement=first.head.statement, pieces=_pieces(parts)
+            )
+        except grpc.aio.AioRpcError as error:
+            raise error_of(error) from error
+        finally:
+            call.cancel()
+
     async def fetch_input(self, attempt: AttemptRef, size_bytes: int) -> bytes:
         """Fetch an input of exactly this size; see `InputSource`."""
         request = nodes_pb2.FetchBodyRequest(attempt=attempt_to_proto(attempt))
@@ -231,6 +263,18 @@ async def _connected_channel(channel: grpc.aio.Channel, target: str) -> None:
         raise UnavailableError(
             f"{target} did not answer within {CONNECT_DEADLINE.total_seconds():g} s"
         ) from error
+
+
+async def _pieces(
+    parts: AsyncIterator[nodes_pb2.FetchCompiledArtifactResponse],
+) -> AsyncIterator[bytes]:
+    try:
+        async for part in parts:
+            if part.WhichOneof("part") != "chunk" or len(part.chunk) > MAX_PIECE_BYTES:
+                raise MalformedError("the control plane sent what is no piece of an artifact")
+            yield part.chunk
+    except grpc.aio.AioRpcError as error:
+        raise error_of(error) from error
 
 
 def _bounded(what: str, size: int, bound: int) -> None:

@@ -27,8 +27,9 @@ from cli.keys import ensure_publisher_key
 from cli.run import Request, execute_with, to_message
 from cli.settings import CliSettings
 from cli.stack import local, postgres, probe
-from cli.stack.children import Child, stop
+from cli.stack.children import Child, ChildSpec, spawn, stop
 from cli.templates import publish_with
+from data_plane.compiler.keys import ensure_compiler_key
 from shared.key_files import read_private_key
 from shared.package_files import build_package, read_unsigned_package, write_envelope, write_package
 from shared.packages import sign_package
@@ -92,6 +93,7 @@ class TestStack:
     ports: local.Ports
     control_plane: Child | None = None
     nodes: list[TestNode] = field(default_factory=list)
+    compilers: list[TestNode] = field(default_factory=list)
     control_environment: Mapping[str, str] = field(default_factory=dict)
     """AF_CONTROL_… variables."""
 
@@ -143,6 +145,43 @@ class TestStack:
         )
         await probe.wait_until_ready(node.child, node.admin_port, within=READY)
 
+    async def add_compiler(self, **environment: str) -> TestNode:
+        """Enroll and start a node that compiles; `environment` holds AF_COMPILER_… variables. Its key is trusted."""
+        number = len(self.compilers)
+        data = self.folder / f"compiler-{number}"
+        data.mkdir()
+        shutil.copy(self.paths.node.trust, data / "trust.json")
+        (port,) = probe.free_ports(1)
+        node = TestNode(
+            paths=NodePaths(data_dir=data),
+            admin_port=port,
+            log=self.paths.data_dir / "logs" / f"compiler-{number}.log",
+            environment=environment,
+        )
+        self.compilers.append(node)
+        await local.enroll_node(node.paths, self.settings, self.ports, duty="compile")
+        ensure_compiler_key(data / "compiler.key")
+        await self.cli("keys", "rotate", "compiler", "--public-key", str(data / "compiler.pub"))
+        await self.start_compiler(node)
+        return node
+
+    async def start_compiler(self, node: TestNode) -> None:
+        variables = {
+            "AF_COMPILER_DATA_DIR": str(node.paths.data_dir),
+            "AF_COMPILER_CONTROL_PLANES": f'["localhost:{self.ports.grpc}"]',
+            "AF_COMPILER_ADMIN_PORT": str(node.admin_port),
+            "AF_COMPILER_POLL_S": "0.2",
+        }
+        node.child = await spawn(
+            ChildSpec(
+                name="compiler",
+                arguments=[sys.executable, "-m", "data_plane.compiler", "run"],
+                environment=local.child_environment(**(variables | node.environment)),
+                log=node.log,
+            )
+        )
+        await probe.wait_until_ready(node.child, node.admin_port, within=READY)
+
     async def stop_postgres(self) -> None:
         await stop(self.postgres)
 
@@ -150,7 +189,7 @@ class TestStack:
         self.postgres = await postgres.start(self.database)
 
     async def close(self) -> None:
-        children = [node.child for node in self.nodes] + [self.control_plane]
+        children = [node.child for node in self.nodes + self.compilers] + [self.control_plane]
         for child in children:
             if child is not None and child.is_running:
                 await kill(child)

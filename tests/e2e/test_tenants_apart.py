@@ -86,6 +86,7 @@ class Elsewhere:
 
 
 Check = Refused | Blind | Elsewhere
+_COMPILERS_ONLY = Elsewhere("for compiling nodes only: tests/e2e/test_compiled_elsewhere.py")
 _NODES_ONLY = Elsewhere("for nodes only; whose attempt it is: tests/integration/dispatch/test_attacks.py")
 
 
@@ -176,6 +177,10 @@ def checks(theirs: Theirs) -> dict[str, Check]:
             engines_pb2.DeleteEngineDenialRequest(engine=engines_pb2.EngineRef(name="wasmer"), reason="test")
         ),
         "NodeService/GetLogProof": _NODES_ONLY,
+        "NodeService/FetchCompiledArtifact": _NODES_ONLY,
+        "CompileService/ListCompilations": _COMPILERS_ONLY,
+        "CompileService/FetchModule": _COMPILERS_ONLY,
+        "CompileService/UploadCompiledArtifact": _COMPILERS_ONLY,
         "ReplayService/DownloadReplayMaterial": Refused(
             replay_pb2.DownloadReplayMaterialRequest(execution_id=theirs.execution_id)
         ),

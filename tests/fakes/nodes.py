@@ -1,6 +1,6 @@
 """Nodes, tokens and sessions in memory. Passes the same contract suite as Postgres."""
 
-from collections.abc import Sequence
+from collections.abc import AsyncIterator, Sequence
 from dataclasses import replace
 
 from control_plane.audit.domain import NewAuditEntry
@@ -133,3 +133,14 @@ class FakeNodeStore:
     async def unsigned_orders(self, node_id: NodeId, order_ids: Sequence[OrderId]) -> Sequence[UnsignedOrder]:
         found = (self.unsigned.get((node_id, order_id)) for order_id in order_ids)
         return [order for order in found if order is not None]
+
+
+class NothingCompiled:
+    """Implements `CompiledContents`: every node compiles what it runs."""
+
+    async def find(self, module_digest: object, target: object) -> None:
+        return None
+
+    async def pieces(self, compiled: object) -> AsyncIterator[bytes]:
+        raise AssertionError
+        yield b""

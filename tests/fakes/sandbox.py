@@ -2,7 +2,7 @@
 
 import asyncio
 import os
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Collection
 from datetime import timedelta
 
 from data_plane.sandbox.domain import (
@@ -30,7 +30,7 @@ class FakeSandbox:
         self._engine = engine
         self._slots = asyncio.Semaphore(slots)
         self._count = slots
-        self.loaded: dict[tuple[TenantId, Digest, Profile], bytes] = {}
+        self.loaded: dict[tuple[TenantId, Digest, Profile, str], bytes] = {}
         self.requests: list[RunRequest] = []
         self.guest: Guest = self.echo
         self.host_calls: HostCalls | None = None
@@ -46,9 +46,10 @@ class FakeSandbox:
         stdin: object = None,
         sink: OutputSink | None = None,
         host_calls: HostCalls | None = None,
+        vouched_by: str = "",
     ) -> RunResult:
         async with self._slots:
-            name = (tenant_id, module_digest, request.profile)
+            name = (tenant_id, module_digest, request.profile, vouched_by)
             if name not in self.loaded:
                 descriptor = await artifact()
                 try:
@@ -58,6 +59,10 @@ class FakeSandbox:
             self.requests.append(request)
             self.host_calls = host_calls
             return await self.guest(request)
+
+    def retire(self, keys: Collection[str]) -> None:
+        """Forget what was loaded on the word of these keys."""
+        self.loaded = {name: loaded for name, loaded in self.loaded.items() if name[3] not in keys}
 
     def stats(self) -> SandboxStats:
         return SandboxStats(

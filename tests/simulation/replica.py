@@ -20,6 +20,7 @@ from shared.ids import NodeId, TenantId
 from shared.signatures import Signature
 from tests.fakes.answers import OneAgentDirectory, OpenGate, SaidPolicy
 from tests.fakes.engines import FakeEngines
+from tests.fakes.nodes import NothingCompiled
 from tests.fixtures.keys import rsa_key, signer
 from tests.simulation.chance import Chance
 from tests.simulation.database import AGENT_ID, Database, StoreView
@@ -111,6 +112,7 @@ class Replica:
             leases=view,
             executions=view,
             templates=view,
+            compiled=NothingCompiled(),
             owners=view,
             gate=OpenGate(),
             clock=clock,

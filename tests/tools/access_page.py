@@ -9,7 +9,16 @@ from control_plane.access.rules import RULES
 PAGE: Final = Path(__file__).parents[2] / "docs" / "access.md"
 START: Final = "<!-- matrix: written by `python -m tests.tools.access_page`; a test compares -->\n"
 END: Final = "<!-- end of the matrix -->\n"
-_COLUMNS: Final = (Role.VIEWER, Role.CALLER, Role.AUTHOR, Role.OPERATOR, Role.AUDITOR, Role.ADMIN, Role.NODE)
+_COLUMNS: Final = (
+    Role.VIEWER,
+    Role.CALLER,
+    Role.AUTHOR,
+    Role.OPERATOR,
+    Role.AUDITOR,
+    Role.ADMIN,
+    Role.NODE,
+    Role.COMPILER,
+)
 
 
 def page(text: str) -> str:

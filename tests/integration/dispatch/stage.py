@@ -45,6 +45,7 @@ from shared.signatures import PublicKey
 from tests.builders.executions import allowed
 from tests.fakes.answers import OpenGate
 from tests.fakes.log import LogKey, SilentLog
+from tests.fakes.nodes import NothingCompiled
 from tests.fixtures import dispatch as build
 from tests.fixtures.identities import INSTALLATION, Identities
 from tests.fixtures.keys import ed25519_key, rsa_key, signer, trusting
@@ -288,6 +289,7 @@ async def replica(database_url: str, *, name: str = "replica-1", **options: Any)
         leases=leases,
         executions=executions,
         templates=OneTemplate(),
+        compiled=NothingCompiled(),
         owners=nodes,
         gate=OpenGate(),
         clock=CLOCK,

@@ -20,7 +20,7 @@ from typing import Final
 
 from agentfactory_engine import worker_path
 
-from data_plane.artifacts.cache import memory_file
+from data_plane.artifacts.memory import memory_file
 from data_plane.sandbox.compiler import WorkerCompiler
 from data_plane.sandbox.domain import EngineInfo, RunRequest, RunResult
 from data_plane.sandbox.engine import read_engines

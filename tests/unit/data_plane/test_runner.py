@@ -9,7 +9,7 @@ import pytest
 from prometheus_client import CollectorRegistry
 
 from data_plane import runner as runner_module
-from data_plane.artifacts.cache import memory_file
+from data_plane.artifacts.memory import memory_file
 from data_plane.artifacts.ports import PreparedModule
 from data_plane.attempt import StopReason
 from data_plane.carrier import OrderCarrier

@@ -23,6 +23,28 @@ else:
 
 DESCRIPTOR: _descriptor.FileDescriptor
 
+class _NodeDuty:
+    ValueType = _typing.NewType("ValueType", _builtins.int)
+    V: _TypeAlias = ValueType  # noqa: Y015
+
+class _NodeDutyEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_NodeDuty.ValueType], _builtins.type):
+    DESCRIPTOR: _descriptor.EnumDescriptor
+    NODE_DUTY_UNSPECIFIED: _NodeDuty.ValueType  # 0
+    NODE_DUTY_RUN: _NodeDuty.ValueType  # 1
+    """Runs agents."""
+    NODE_DUTY_COMPILE: _NodeDuty.ValueType  # 2
+    """Compiles modules for other nodes: may call CompileService and renew its certificate, and nothing else."""
+
+class NodeDuty(_NodeDuty, metaclass=_NodeDutyEnumTypeWrapper):
+    """What a node is for; it never changes."""
+
+NODE_DUTY_UNSPECIFIED: NodeDuty.ValueType  # 0
+NODE_DUTY_RUN: NodeDuty.ValueType  # 1
+"""Runs agents."""
+NODE_DUTY_COMPILE: NodeDuty.ValueType  # 2
+"""Compiles modules for other nodes: may call CompileService and renew its certificate, and nothing else."""
+Global___NodeDuty: _TypeAlias = NodeDuty  # noqa: Y015
+
 class _NodeState:
     ValueType = _typing.NewType("ValueType", _builtins.int)
     V: _TypeAlias = ValueType  # noqa: Y015
@@ -1105,6 +1127,291 @@ class FetchBodyResponse(_message.Message):
 Global___FetchBodyResponse: _TypeAlias = FetchBodyResponse  # noqa: Y015
 
 @_typing.final
+class CompilationTarget(_message.Message):
+    """The engine that machine code is for, to the last processor feature."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    PROFILE_FIELD_NUMBER: _builtins.int
+    ENGINE_NAME_FIELD_NUMBER: _builtins.int
+    ENGINE_VERSION_FIELD_NUMBER: _builtins.int
+    CONFIG_DIGEST_FIELD_NUMBER: _builtins.int
+    CPU_FEATURES_FIELD_NUMBER: _builtins.int
+    profile: _orders_pb2.Profile.ValueType
+    engine_name: _builtins.str
+    engine_version: _builtins.str
+    config_digest: _builtins.str
+    cpu_features: _builtins.str
+    """Sorted, comma-separated."""
+    def __init__(
+        self,
+        *,
+        profile: _orders_pb2.Profile.ValueType = ...,
+        engine_name: _builtins.str = ...,
+        engine_version: _builtins.str = ...,
+        config_digest: _builtins.str = ...,
+        cpu_features: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["config_digest", b"config_digest", "cpu_features", b"cpu_features", "engine_name", b"engine_name", "engine_version", b"engine_version", "profile", b"profile"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___CompilationTarget: _TypeAlias = CompilationTarget  # noqa: Y015
+
+@_typing.final
+class FetchCompiledArtifactRequest(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    ATTEMPT_FIELD_NUMBER: _builtins.int
+    TEMPLATE_DIGEST_FIELD_NUMBER: _builtins.int
+    TARGET_FIELD_NUMBER: _builtins.int
+    template_digest: _builtins.str
+    @_builtins.property
+    def attempt(self) -> Global___AttemptRef: ...
+    @_builtins.property
+    def target(self) -> Global___CompilationTarget: ...
+    def __init__(
+        self,
+        *,
+        attempt: Global___AttemptRef | None = ...,
+        template_digest: _builtins.str = ...,
+        target: Global___CompilationTarget | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["attempt", b"attempt", "target", b"target"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["attempt", b"attempt", "target", b"target", "template_digest", b"template_digest"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___FetchCompiledArtifactRequest: _TypeAlias = FetchCompiledArtifactRequest  # noqa: Y015
+
+@_typing.final
+class FetchCompiledArtifactResponse(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    HEAD_FIELD_NUMBER: _builtins.int
+    CHUNK_FIELD_NUMBER: _builtins.int
+    chunk: _builtins.bytes
+    """A piece of the artifact, compressed as a Zstandard frame of its own."""
+    @_builtins.property
+    def head(self) -> Global___CompiledArtifactHead:
+        """First message."""
+
+    def __init__(
+        self,
+        *,
+        head: Global___CompiledArtifactHead | None = ...,
+        chunk: _builtins.bytes = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["chunk", b"chunk", "head", b"head", "part", b"part"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["chunk", b"chunk", "head", b"head", "part", b"part"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    _WhichOneofReturnType_part: _TypeAlias = _typing.Literal["head", "chunk"]  # noqa: Y015
+    _WhichOneofArgType_part: _TypeAlias = _typing.Literal["part", b"part"]  # noqa: Y015
+    def WhichOneof(self, oneof_group: _WhichOneofArgType_part) -> _WhichOneofReturnType_part | None: ...
+
+Global___FetchCompiledArtifactResponse: _TypeAlias = FetchCompiledArtifactResponse  # noqa: Y015
+
+@_typing.final
+class CompiledArtifactHead(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    ENVELOPE_FIELD_NUMBER: _builtins.int
+    STATEMENT_FIELD_NUMBER: _builtins.int
+    envelope: _builtins.bytes
+    """DSSE envelope of the template."""
+    statement: _builtins.bytes
+    """DSSE envelope, signed by a compiler key."""
+    def __init__(
+        self,
+        *,
+        envelope: _builtins.bytes = ...,
+        statement: _builtins.bytes = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["envelope", b"envelope", "statement", b"statement"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___CompiledArtifactHead: _TypeAlias = CompiledArtifactHead  # noqa: Y015
+
+@_typing.final
+class ListCompilationsRequest(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    TARGETS_FIELD_NUMBER: _builtins.int
+    PAGE_FIELD_NUMBER: _builtins.int
+    @_builtins.property
+    def targets(self) -> _containers.RepeatedCompositeFieldContainer[Global___CompilationTarget]: ...
+    @_builtins.property
+    def page(self) -> _common_pb2.PageRequest: ...
+    def __init__(
+        self,
+        *,
+        targets: _abc.Iterable[Global___CompilationTarget] | None = ...,
+        page: _common_pb2.PageRequest | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["page", b"page"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["page", b"page", "targets", b"targets"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___ListCompilationsRequest: _TypeAlias = ListCompilationsRequest  # noqa: Y015
+
+@_typing.final
+class Compilation(_message.Message):
+    """A module that nobody compiled yet."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    TEMPLATE_DIGEST_FIELD_NUMBER: _builtins.int
+    MODULE_DIGEST_FIELD_NUMBER: _builtins.int
+    PROFILE_FIELD_NUMBER: _builtins.int
+    MODULE_BYTES_FIELD_NUMBER: _builtins.int
+    template_digest: _builtins.str
+    module_digest: _builtins.str
+    profile: _orders_pb2.Profile.ValueType
+    """Its manifest's."""
+    module_bytes: _builtins.int
+    def __init__(
+        self,
+        *,
+        template_digest: _builtins.str = ...,
+        module_digest: _builtins.str = ...,
+        profile: _orders_pb2.Profile.ValueType = ...,
+        module_bytes: _builtins.int = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["module_bytes", b"module_bytes", "module_digest", b"module_digest", "profile", b"profile", "template_digest", b"template_digest"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___Compilation: _TypeAlias = Compilation  # noqa: Y015
+
+@_typing.final
+class ListCompilationsResponse(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    COMPILATIONS_FIELD_NUMBER: _builtins.int
+    NEXT_PAGE_TOKEN_FIELD_NUMBER: _builtins.int
+    KEYSET_FIELD_NUMBER: _builtins.int
+    next_page_token: _builtins.str
+    keyset: _builtins.bytes
+    """The newest root-signed keyset, as Welcome.keyset."""
+    @_builtins.property
+    def compilations(self) -> _containers.RepeatedCompositeFieldContainer[Global___Compilation]: ...
+    def __init__(
+        self,
+        *,
+        compilations: _abc.Iterable[Global___Compilation] | None = ...,
+        next_page_token: _builtins.str = ...,
+        keyset: _builtins.bytes = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["compilations", b"compilations", "keyset", b"keyset", "next_page_token", b"next_page_token"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___ListCompilationsResponse: _TypeAlias = ListCompilationsResponse  # noqa: Y015
+
+@_typing.final
+class FetchModuleRequest(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    TEMPLATE_DIGEST_FIELD_NUMBER: _builtins.int
+    template_digest: _builtins.str
+    def __init__(
+        self,
+        *,
+        template_digest: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["template_digest", b"template_digest"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___FetchModuleRequest: _TypeAlias = FetchModuleRequest  # noqa: Y015
+
+@_typing.final
+class FetchModuleResponse(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    ENVELOPE_FIELD_NUMBER: _builtins.int
+    CHUNK_FIELD_NUMBER: _builtins.int
+    envelope: _builtins.bytes
+    """First message: the DSSE envelope of the template."""
+    chunk: _builtins.bytes
+    def __init__(
+        self,
+        *,
+        envelope: _builtins.bytes = ...,
+        chunk: _builtins.bytes = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["chunk", b"chunk", "envelope", b"envelope", "part", b"part"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["chunk", b"chunk", "envelope", b"envelope", "part", b"part"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    _WhichOneofReturnType_part: _TypeAlias = _typing.Literal["envelope", "chunk"]  # noqa: Y015
+    _WhichOneofArgType_part: _TypeAlias = _typing.Literal["part", b"part"]  # noqa: Y015
+    def WhichOneof(self, oneof_group: _WhichOneofArgType_part) -> _WhichOneofReturnType_part | None: ...
+
+Global___FetchModuleResponse: _TypeAlias = FetchModuleResponse  # noqa: Y015
+
+@_typing.final
+class UploadCompiledArtifactRequest(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    STATEMENT_FIELD_NUMBER: _builtins.int
+    CHUNK_FIELD_NUMBER: _builtins.int
+    statement: _builtins.bytes
+    """First message: DSSE envelope, signed by a compiler key."""
+    chunk: _builtins.bytes
+    """1 MiB of the artifact, the last one less, compressed as a Zstandard frame of its own."""
+    def __init__(
+        self,
+        *,
+        statement: _builtins.bytes = ...,
+        chunk: _builtins.bytes = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["chunk", b"chunk", "part", b"part", "statement", b"statement"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["chunk", b"chunk", "part", b"part", "statement", b"statement"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    _WhichOneofReturnType_part: _TypeAlias = _typing.Literal["statement", "chunk"]  # noqa: Y015
+    _WhichOneofArgType_part: _TypeAlias = _typing.Literal["part", b"part"]  # noqa: Y015
+    def WhichOneof(self, oneof_group: _WhichOneofArgType_part) -> _WhichOneofReturnType_part | None: ...
+
+Global___UploadCompiledArtifactRequest: _TypeAlias = UploadCompiledArtifactRequest  # noqa: Y015
+
+@_typing.final
+class UploadCompiledArtifactResponse(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    STORED_FIELD_NUMBER: _builtins.int
+    stored: _builtins.bool
+    """False: there was one for this engine already."""
+    def __init__(
+        self,
+        *,
+        stored: _builtins.bool = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["stored", b"stored"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___UploadCompiledArtifactResponse: _TypeAlias = UploadCompiledArtifactResponse  # noqa: Y015
+
+@_typing.final
 class UploadOutputHeader(_message.Message):
     DESCRIPTOR: _descriptor.Descriptor
 
@@ -1304,9 +1611,12 @@ class CreateEnrollmentTokenRequest(_message.Message):
     TTL_FIELD_NUMBER: _builtins.int
     ZONE_FIELD_NUMBER: _builtins.int
     MAX_USES_FIELD_NUMBER: _builtins.int
+    DUTY_FIELD_NUMBER: _builtins.int
     zone: _builtins.str
     max_uses: _builtins.int
     """How many nodes it enrolls. Zero: one."""
+    duty: Global___NodeDuty.ValueType
+    """What they are for. Unspecified: they run agents."""
     @_builtins.property
     def ttl(self) -> _duration_pb2.Duration:
         """Zero: one hour."""
@@ -1317,10 +1627,11 @@ class CreateEnrollmentTokenRequest(_message.Message):
         ttl: _duration_pb2.Duration | None = ...,
         zone: _builtins.str = ...,
         max_uses: _builtins.int = ...,
+        duty: Global___NodeDuty.ValueType = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["ttl", b"ttl"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["max_uses", b"max_uses", "ttl", b"ttl", "zone", b"zone"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["duty", b"duty", "max_uses", b"max_uses", "ttl", b"ttl", "zone", b"zone"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -1372,6 +1683,7 @@ class Node(_message.Message):
     RECEIPT_KEY_ID_FIELD_NUMBER: _builtins.int
     SANDBOX_LAYERS_FIELD_NUMBER: _builtins.int
     LOG_FIELD_NUMBER: _builtins.int
+    DUTY_FIELD_NUMBER: _builtins.int
     node_id: _builtins.str
     state: Global___NodeState.ValueType
     zone: _builtins.str
@@ -1381,6 +1693,7 @@ class Node(_message.Message):
     slots: _builtins.int
     free_slots: _builtins.int
     receipt_key_id: _builtins.str
+    duty: Global___NodeDuty.ValueType
     @_builtins.property
     def engine(self) -> Global___EngineInfo: ...
     @_builtins.property
@@ -1415,10 +1728,11 @@ class Node(_message.Message):
         receipt_key_id: _builtins.str = ...,
         sandbox_layers: _abc.Iterable[Global___SandboxLayer] | None = ...,
         log: Global___LogSeen | None = ...,
+        duty: Global___NodeDuty.ValueType = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["engine", b"engine", "enrolled_at", b"enrolled_at", "last_accepted", b"last_accepted", "last_seen_at", b"last_seen_at", "log", b"log"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["boot_id", b"boot_id", "connected", b"connected", "engine", b"engine", "enrolled_at", b"enrolled_at", "free_slots", b"free_slots", "last_accepted", b"last_accepted", "last_seen_at", b"last_seen_at", "log", b"log", "node_id", b"node_id", "receipt_key_id", b"receipt_key_id", "sandbox_layers", b"sandbox_layers", "session_epoch", b"session_epoch", "slots", b"slots", "state", b"state", "zone", b"zone"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["boot_id", b"boot_id", "connected", b"connected", "duty", b"duty", "engine", b"engine", "enrolled_at", b"enrolled_at", "free_slots", b"free_slots", "last_accepted", b"last_accepted", "last_seen_at", b"last_seen_at", "log", b"log", "node_id", b"node_id", "receipt_key_id", b"receipt_key_id", "sandbox_layers", b"sandbox_layers", "session_epoch", b"session_epoch", "slots", b"slots", "state", b"state", "zone", b"zone"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

@@ -70,6 +70,11 @@ class NodeServiceStub:
                 request_serializer=agentfactory_dot_v1_dot_nodes__pb2.GetLogProofRequest.SerializeToString,
                 response_deserializer=agentfactory_dot_v1_dot_nodes__pb2.GetLogProofResponse.FromString,
                 _registered_method=True)
+        self.FetchCompiledArtifact = channel.unary_stream(
+                '/agentfactory.v1.NodeService/FetchCompiledArtifact',
+                request_serializer=agentfactory_dot_v1_dot_nodes__pb2.FetchCompiledArtifactRequest.SerializeToString,
+                response_deserializer=agentfactory_dot_v1_dot_nodes__pb2.FetchCompiledArtifactResponse.FromString,
+                _registered_method=True)
 
 
 class NodeServiceServicer:
@@ -134,6 +139,16 @@ class NodeServiceServicer:
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def FetchCompiledArtifact(self, request, context):
+        """Streams a template's envelope with what a compiling node states of its module, then the machine code that it
+        made of it. Nothing of it is trusted here: the node that asks verifies the statement under the compiler keys of
+        the keyset. Who: the node whose live lease names the template. Required: attempt, template_digest, target.
+        NOT_FOUND when there is none for this engine; the node compiles the module itself then.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
 
 def add_NodeServiceServicer_to_server(servicer, server):
     rpc_method_handlers = {
@@ -171,6 +186,11 @@ def add_NodeServiceServicer_to_server(servicer, server):
                     servicer.GetLogProof,
                     request_deserializer=agentfactory_dot_v1_dot_nodes__pb2.GetLogProofRequest.FromString,
                     response_serializer=agentfactory_dot_v1_dot_nodes__pb2.GetLogProofResponse.SerializeToString,
+            ),
+            'FetchCompiledArtifact': grpc.unary_stream_rpc_method_handler(
+                    servicer.FetchCompiledArtifact,
+                    request_deserializer=agentfactory_dot_v1_dot_nodes__pb2.FetchCompiledArtifactRequest.FromString,
+                    response_serializer=agentfactory_dot_v1_dot_nodes__pb2.FetchCompiledArtifactResponse.SerializeToString,
             ),
     }
     generic_handler = grpc.method_handlers_generic_handler(
@@ -363,6 +383,201 @@ class NodeService:
             '/agentfactory.v1.NodeService/GetLogProof',
             agentfactory_dot_v1_dot_nodes__pb2.GetLogProofRequest.SerializeToString,
             agentfactory_dot_v1_dot_nodes__pb2.GetLogProofResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def FetchCompiledArtifact(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_stream(
+            request,
+            target,
+            '/agentfactory.v1.NodeService/FetchCompiledArtifact',
+            agentfactory_dot_v1_dot_nodes__pb2.FetchCompiledArtifactRequest.SerializeToString,
+            agentfactory_dot_v1_dot_nodes__pb2.FetchCompiledArtifactResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+
+class CompileServiceStub:
+    """What nodes call that compile and run nothing.
+    """
+
+    def __init__(self, channel):
+        """Constructor.
+
+        Args:
+            channel: A grpc.Channel.
+        """
+        self.ListCompilations = channel.unary_unary(
+                '/agentfactory.v1.CompileService/ListCompilations',
+                request_serializer=agentfactory_dot_v1_dot_nodes__pb2.ListCompilationsRequest.SerializeToString,
+                response_deserializer=agentfactory_dot_v1_dot_nodes__pb2.ListCompilationsResponse.FromString,
+                _registered_method=True)
+        self.FetchModule = channel.unary_stream(
+                '/agentfactory.v1.CompileService/FetchModule',
+                request_serializer=agentfactory_dot_v1_dot_nodes__pb2.FetchModuleRequest.SerializeToString,
+                response_deserializer=agentfactory_dot_v1_dot_nodes__pb2.FetchModuleResponse.FromString,
+                _registered_method=True)
+        self.UploadCompiledArtifact = channel.stream_unary(
+                '/agentfactory.v1.CompileService/UploadCompiledArtifact',
+                request_serializer=agentfactory_dot_v1_dot_nodes__pb2.UploadCompiledArtifactRequest.SerializeToString,
+                response_deserializer=agentfactory_dot_v1_dot_nodes__pb2.UploadCompiledArtifactResponse.FromString,
+                _registered_method=True)
+
+
+class CompileServiceServicer:
+    """What nodes call that compile and run nothing.
+    """
+
+    def ListCompilations(self, request, context):
+        """Lists modules of template versions in use that nobody compiled yet for any of the targets, newest first, and the
+        newest keyset. Who: a compiling node. Required: targets.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def FetchModule(self, request, context):
+        """Streams a template's envelope, then its module. Who: a compiling node. Required: template_digest, of a version
+        that is not revoked.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def UploadCompiledArtifact(self, request_iterator, context):
+        """Takes what a module was compiled to. Who: a compiling node. First message: the signed statement; then exactly
+        the bytes that it names. Its signature, by a compiler key of the newest keyset, and its digest are checked
+        before it is kept. Repeat: what is there stays, and is answered with stored = false.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+
+def add_CompileServiceServicer_to_server(servicer, server):
+    rpc_method_handlers = {
+            'ListCompilations': grpc.unary_unary_rpc_method_handler(
+                    servicer.ListCompilations,
+                    request_deserializer=agentfactory_dot_v1_dot_nodes__pb2.ListCompilationsRequest.FromString,
+                    response_serializer=agentfactory_dot_v1_dot_nodes__pb2.ListCompilationsResponse.SerializeToString,
+            ),
+            'FetchModule': grpc.unary_stream_rpc_method_handler(
+                    servicer.FetchModule,
+                    request_deserializer=agentfactory_dot_v1_dot_nodes__pb2.FetchModuleRequest.FromString,
+                    response_serializer=agentfactory_dot_v1_dot_nodes__pb2.FetchModuleResponse.SerializeToString,
+            ),
+            'UploadCompiledArtifact': grpc.stream_unary_rpc_method_handler(
+                    servicer.UploadCompiledArtifact,
+                    request_deserializer=agentfactory_dot_v1_dot_nodes__pb2.UploadCompiledArtifactRequest.FromString,
+                    response_serializer=agentfactory_dot_v1_dot_nodes__pb2.UploadCompiledArtifactResponse.SerializeToString,
+            ),
+    }
+    generic_handler = grpc.method_handlers_generic_handler(
+            'agentfactory.v1.CompileService', rpc_method_handlers)
+    server.add_generic_rpc_handlers((generic_handler,))
+    server.add_registered_method_handlers('agentfactory.v1.CompileService', rpc_method_handlers)
+
+
+ # This class is part of an EXPERIMENTAL API.
+class CompileService:
+    """What nodes call that compile and run nothing.
+    """
+
+    @staticmethod
+    def ListCompilations(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/agentfactory.v1.CompileService/ListCompilations',
+            agentfactory_dot_v1_dot_nodes__pb2.ListCompilationsRequest.SerializeToString,
+            agentfactory_dot_v1_dot_nodes__pb2.ListCompilationsResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def FetchModule(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_stream(
+            request,
+            target,
+            '/agentfactory.v1.CompileService/FetchModule',
+            agentfactory_dot_v1_dot_nodes__pb2.FetchModuleRequest.SerializeToString,
+            agentfactory_dot_v1_dot_nodes__pb2.FetchModuleResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def UploadCompiledArtifact(request_iterator,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.stream_unary(
+            request_iterator,
+            target,
+            '/agentfactory.v1.CompileService/UploadCompiledArtifact',
+            agentfactory_dot_v1_dot_nodes__pb2.UploadCompiledArtifactRequest.SerializeToString,
+            agentfactory_dot_v1_dot_nodes__pb2.UploadCompiledArtifactResponse.FromString,
             options,
             channel_credentials,
             insecure,

@@ -60,6 +60,12 @@ class NodeServiceStub:
     Required: nothing. Repeat: the newest. NOT_FOUND while the log has no checkpoint; INVALID_ARGUMENT when the known
     one is larger than any here. Waits up to a second for a fact that is recorded and not in the log yet.
     """
+    FetchCompiledArtifact: _grpc.UnaryStreamMultiCallable[_nodes_pb2.FetchCompiledArtifactRequest, _nodes_pb2.FetchCompiledArtifactResponse]
+    """Streams a template's envelope with what a compiling node states of its module, then the machine code that it
+    made of it. Nothing of it is trusted here: the node that asks verifies the statement under the compiler keys of
+    the keyset. Who: the node whose live lease names the template. Required: attempt, template_digest, target.
+    NOT_FOUND when there is none for this engine; the node compiles the module itself then.
+    """
 
 @_typing.type_check_only
 class NodeServiceAsyncStub(NodeServiceStub):
@@ -92,6 +98,12 @@ class NodeServiceAsyncStub(NodeServiceStub):
     attempt's template and policy are in it. Who: an enrolled node; of an attempt, the node that holds its live lease.
     Required: nothing. Repeat: the newest. NOT_FOUND while the log has no checkpoint; INVALID_ARGUMENT when the known
     one is larger than any here. Waits up to a second for a fact that is recorded and not in the log yet.
+    """
+    FetchCompiledArtifact: _aio.UnaryStreamMultiCallable[_nodes_pb2.FetchCompiledArtifactRequest, _nodes_pb2.FetchCompiledArtifactResponse]  # type: ignore[assignment]
+    """Streams a template's envelope with what a compiling node states of its module, then the machine code that it
+    made of it. Nothing of it is trusted here: the node that asks verifies the statement under the compiler keys of
+    the keyset. Who: the node whose live lease names the template. Required: attempt, template_digest, target.
+    NOT_FOUND when there is none for this engine; the node compiles the module itself then.
     """
 
 class NodeServiceServicer(metaclass=_abc_1.ABCMeta):
@@ -166,7 +178,95 @@ class NodeServiceServicer(metaclass=_abc_1.ABCMeta):
         one is larger than any here. Waits up to a second for a fact that is recorded and not in the log yet.
         """
 
+    @_abc_1.abstractmethod
+    def FetchCompiledArtifact(
+        self,
+        request: _nodes_pb2.FetchCompiledArtifactRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_abc.Iterator[_nodes_pb2.FetchCompiledArtifactResponse], _abc.AsyncIterator[_nodes_pb2.FetchCompiledArtifactResponse]]:
+        """Streams a template's envelope with what a compiling node states of its module, then the machine code that it
+        made of it. Nothing of it is trusted here: the node that asks verifies the statement under the compiler keys of
+        the keyset. Who: the node whose live lease names the template. Required: attempt, template_digest, target.
+        NOT_FOUND when there is none for this engine; the node compiles the module itself then.
+        """
+
 def add_NodeServiceServicer_to_server(servicer: NodeServiceServicer, server: _typing.Union[_grpc.Server, _aio.Server]) -> None: ...
+
+class CompileServiceStub:
+    """What nodes call that compile and run nothing."""
+
+    @_typing.overload
+    def __new__(cls, channel: _grpc.Channel) -> _Self: ...
+    @_typing.overload
+    def __new__(cls, channel: _aio.Channel) -> CompileServiceAsyncStub: ...
+    ListCompilations: _grpc.UnaryUnaryMultiCallable[_nodes_pb2.ListCompilationsRequest, _nodes_pb2.ListCompilationsResponse]
+    """Lists modules of template versions in use that nobody compiled yet for any of the targets, newest first, and the
+    newest keyset. Who: a compiling node. Required: targets.
+    """
+    FetchModule: _grpc.UnaryStreamMultiCallable[_nodes_pb2.FetchModuleRequest, _nodes_pb2.FetchModuleResponse]
+    """Streams a template's envelope, then its module. Who: a compiling node. Required: template_digest, of a version
+    that is not revoked.
+    """
+    UploadCompiledArtifact: _grpc.StreamUnaryMultiCallable[_nodes_pb2.UploadCompiledArtifactRequest, _nodes_pb2.UploadCompiledArtifactResponse]
+    """Takes what a module was compiled to. Who: a compiling node. First message: the signed statement; then exactly
+    the bytes that it names. Its signature, by a compiler key of the newest keyset, and its digest are checked
+    before it is kept. Repeat: what is there stays, and is answered with stored = false.
+    """
+
+@_typing.type_check_only
+class CompileServiceAsyncStub(CompileServiceStub):
+    """What nodes call that compile and run nothing."""
+
+    def __init__(self, channel: _aio.Channel) -> None: ...
+    ListCompilations: _aio.UnaryUnaryMultiCallable[_nodes_pb2.ListCompilationsRequest, _nodes_pb2.ListCompilationsResponse]  # type: ignore[assignment]
+    """Lists modules of template versions in use that nobody compiled yet for any of the targets, newest first, and the
+    newest keyset. Who: a compiling node. Required: targets.
+    """
+    FetchModule: _aio.UnaryStreamMultiCallable[_nodes_pb2.FetchModuleRequest, _nodes_pb2.FetchModuleResponse]  # type: ignore[assignment]
+    """Streams a template's envelope, then its module. Who: a compiling node. Required: template_digest, of a version
+    that is not revoked.
+    """
+    UploadCompiledArtifact: _aio.StreamUnaryMultiCallable[_nodes_pb2.UploadCompiledArtifactRequest, _nodes_pb2.UploadCompiledArtifactResponse]  # type: ignore[assignment]
+    """Takes what a module was compiled to. Who: a compiling node. First message: the signed statement; then exactly
+    the bytes that it names. Its signature, by a compiler key of the newest keyset, and its digest are checked
+    before it is kept. Repeat: what is there stays, and is answered with stored = false.
+    """
+
+class CompileServiceServicer(metaclass=_abc_1.ABCMeta):
+    """What nodes call that compile and run nothing."""
+
+    @_abc_1.abstractmethod
+    def ListCompilations(
+        self,
+        request: _nodes_pb2.ListCompilationsRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_nodes_pb2.ListCompilationsResponse, _abc.Awaitable[_nodes_pb2.ListCompilationsResponse]]:
+        """Lists modules of template versions in use that nobody compiled yet for any of the targets, newest first, and the
+        newest keyset. Who: a compiling node. Required: targets.
+        """
+
+    @_abc_1.abstractmethod
+    def FetchModule(
+        self,
+        request: _nodes_pb2.FetchModuleRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_abc.Iterator[_nodes_pb2.FetchModuleResponse], _abc.AsyncIterator[_nodes_pb2.FetchModuleResponse]]:
+        """Streams a template's envelope, then its module. Who: a compiling node. Required: template_digest, of a version
+        that is not revoked.
+        """
+
+    @_abc_1.abstractmethod
+    def UploadCompiledArtifact(
+        self,
+        request_iterator: _MaybeAsyncIterator[_nodes_pb2.UploadCompiledArtifactRequest],
+        context: _ServicerContext,
+    ) -> _typing.Union[_nodes_pb2.UploadCompiledArtifactResponse, _abc.Awaitable[_nodes_pb2.UploadCompiledArtifactResponse]]:
+        """Takes what a module was compiled to. Who: a compiling node. First message: the signed statement; then exactly
+        the bytes that it names. Its signature, by a compiler key of the newest keyset, and its digest are checked
+        before it is kept. Repeat: what is there stays, and is answered with stored = false.
+        """
+
+def add_CompileServiceServicer_to_server(servicer: CompileServiceServicer, server: _typing.Union[_grpc.Server, _aio.Server]) -> None: ...
 
 class FleetServiceStub:
     """What operators call about nodes."""

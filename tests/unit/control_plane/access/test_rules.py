@@ -51,7 +51,19 @@ def test_a_node_may_call_nothing_but_the_service_of_nodes():
 
 def test_people_may_not_act_as_a_node():
     rules = [rule for method, rule in OURS.items() if ".NodeService/" in method and not rule.anonymous]
-    assert all(rule.roles == {Role.NODE} for rule in rules)
+    assert all(rule.roles <= {Role.NODE, Role.COMPILER} for rule in rules)
+
+
+def test_a_node_that_compiles_may_do_that_and_renew_its_certificate_and_nothing_else():
+    allowed = {method for method, rule in OURS.items() if Role.COMPILER in rule.roles}
+    assert allowed == {
+        "/agentfactory.v1.NodeService/RenewNodeCertificate",
+        "/agentfactory.v1.CompileService/ListCompilations",
+        "/agentfactory.v1.CompileService/FetchModule",
+        "/agentfactory.v1.CompileService/UploadCompiledArtifact",
+    }
+    compiling = [rule for method, rule in OURS.items() if ".CompileService/" in method]
+    assert all(rule.roles == {Role.COMPILER} for rule in compiling)
 
 
 def test_every_rule_has_a_deadline_and_every_refusal_of_ours_is_recorded():
@@ -62,7 +74,9 @@ def test_every_rule_has_a_deadline_and_every_refusal_of_ours_is_recorded():
 def test_only_these_look_beyond_the_callers_tenant():
     """Row security holds every other call to one tenant. Whoever adds one here says why in the rules."""
     beyond = {method.removeprefix("/agentfactory.v1.") for method, rule in OURS.items() if _is_beyond(rule)}
-    own = tuple(f"{name}Service/" for name in ("Node", "Key", "Policy", "Access", "Stop", "Engine"))
+    own = tuple(
+        f"{name}Service/" for name in ("Node", "Compile", "Key", "Policy", "Access", "Stop", "Engine")
+    )
     assert {method for method in beyond if not method.startswith(own)} == {"AuditService/CheckEvidence"}
     assert not beyond & {"KeyService/GetKeyset", "PolicyService/GetDecision", "PolicyService/ListDecisions"}
 

@@ -160,6 +160,12 @@ async def test_a_node_certificate_gets_no_role_that_somebody_bound_to_it(desk):
         await desk.access.admit("/s/Change", of(NODE))
 
 
+async def test_a_node_that_compiles_gets_no_session(desk):
+    desk.grants[NODE] = Grant(tenant_id=TENANT, roles=frozenset({Role.COMPILER}))
+    with pytest.raises(PermissionDeniedError):
+        await desk.access.admit("/s/Session", of(NODE))
+
+
 async def test_a_caller_cannot_be_made_a_node_by_a_binding(desk):
     desk.grants[ADMIN] = Grant(tenant_id=TENANT, roles=frozenset({Role.NODE}))
     with pytest.raises(PermissionDeniedError):

@@ -6,7 +6,8 @@ import os
 import pytest
 
 from data_plane.artifacts import cache as cache_module
-from data_plane.artifacts.cache import ArtifactCache, memory_file
+from data_plane.artifacts.cache import ArtifactCache
+from data_plane.artifacts.memory import memory_file
 from shared.digests import sha256_digest
 from shared.errors import ArtifactInvalidError, DiskFullError, NotFoundError
 from shared.manifest import Profile

@@ -6,10 +6,12 @@ from dataclasses import replace
 from datetime import timedelta
 
 import pytest
+from prometheus_client import CollectorRegistry
 
 from data_plane.artifacts.cache import ArtifactCache
 from data_plane.artifacts.ports import FetchedTemplate
 from data_plane.artifacts.service import FAILURE_IS_REMEMBERED, ArtifactService
+from data_plane.metrics import NodeMetrics
 from data_plane.orders.keyset import NodeKeyset
 from data_plane.orders.verifier import Check
 from shared.digests import sha256_digest
@@ -72,6 +74,7 @@ class World:
             source=self.source,
             compiler=self.compiler,
             keyset=self.keyset,
+            observer=NodeMetrics(CollectorRegistry(), self.clock),
             clock=self.clock,
         )
 

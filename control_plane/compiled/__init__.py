@@ -1,0 +1,1 @@
+"""Machine code that compiling nodes made, kept for the nodes that believe them."""
