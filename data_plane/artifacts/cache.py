@@ -31,6 +31,7 @@ from data_plane.artifacts.seal import (
     header_length,
     seal,
 )
+from data_plane.artifacts.threads import opened, to_the_end
 from data_plane.sandbox.domain import MAX_ARTIFACT_BYTES, EngineInfo
 from shared.digests import DIGEST_BYTES, Digest, digest_from_raw, digest_to_raw
 from shared.dsse import MAX_ENVELOPE_BYTES
@@ -137,7 +138,7 @@ class ArtifactCache:
             self.hits += 1
             # A description of its own: duplicates of one share where they read.
             return os.open(f"/proc/self/fd/{fresh.descriptor}", os.O_RDONLY | os.O_CLOEXEC)
-        return await asyncio.to_thread(self._open, module_digest, profile, vouched_by)
+        return await opened(self._open, module_digest, profile, vouched_by)
 
     async def store(self, module_digest: Digest, artifact: int, profile: Profile = Profile.DEFAULT) -> None:
         """Seal and keep the artifact in the descriptor `artifact`, evicting what was unused longest.
@@ -148,15 +149,19 @@ class ArtifactCache:
         while (module_digest, profile) in self._fresh:
             # Dropped, and on its way to the disk still: what is compiled here comes after it.
             await asyncio.wait(self._writes, return_when=asyncio.FIRST_COMPLETED)
-        await asyncio.to_thread(self._store, module_digest, profile, artifact)
+        await to_the_end(self._store, module_digest, profile, artifact)
 
     async def keep(self, module_digest: Digest, profile: Profile, received: Received) -> None:
         """Have an artifact that was compiled elsewhere at once, and on the disk soon; takes its descriptor.
 
         It was verified by the caller. While others are on their way to the disk it waits for those.
         """
-        while len(self._fresh) >= MAX_FRESH or (module_digest, profile) in self._fresh:
-            await asyncio.wait(self._writes, return_when=asyncio.FIRST_COMPLETED)
+        try:
+            while len(self._fresh) >= MAX_FRESH or (module_digest, profile) in self._fresh:
+                await asyncio.wait(self._writes, return_when=asyncio.FIRST_COMPLETED)
+        except BaseException:
+            os.close(received.descriptor)
+            raise
         self._fresh[module_digest, profile] = received
         self._known[module_digest, profile] = received.vouched_by
         write = asyncio.create_task(self._write_fresh(module_digest, profile, received))
@@ -195,7 +200,7 @@ class ArtifactCache:
             mac_key=self._mac_key,
         )
         try:
-            await asyncio.to_thread(self._write_received, key, made, received.descriptor)
+            await to_the_end(self._write_received, key, made, received.descriptor)
         except (OSError, DiskFullError, ArtifactInvalidError) as error:
             # The run that wanted it has it already; the next one fetches it again.
             logger.warning("a received artifact was not kept", module_digest=module_digest, error=str(error))

@@ -1,13 +1,16 @@
 """The cache on a real folder: what it hands out is what it sealed, whatever happens to its files."""
 
+import asyncio
 import errno
 import os
+import threading
+from pathlib import Path
 
 import pytest
 
 from data_plane.artifacts import cache as cache_module
 from data_plane.artifacts.cache import ArtifactCache
-from data_plane.artifacts.memory import memory_file
+from data_plane.artifacts.memory import Received, memory_file
 from shared.digests import sha256_digest
 from shared.errors import ArtifactInvalidError, DiskFullError, NotFoundError
 from shared.manifest import Profile
@@ -15,6 +18,7 @@ from tests.unit.data_plane.builders import ENGINE, ENGINES
 
 CODE = os.urandom(3_000_000)
 MODULE = sha256_digest(b"module")
+BOUND_S = 30.0
 
 
 def a_cache(folder, *, bound_bytes=1 << 30, mac_key=b"k" * 32, engine=ENGINE) -> ArtifactCache:
@@ -231,3 +235,91 @@ async def test_envelope_that_is_read_stays_longer(tmp_path):
 
     assert await cache.read_envelope(sha256_digest(b"0")) is not None
     assert await cache.read_envelope(sha256_digest(b"1")) is None
+
+
+class Held:
+    """Lets a thread wait where the test says, until the test lets it go on."""
+
+    def __init__(self, call) -> None:
+        self.call, self.reached, self.may_go_on = call, threading.Event(), threading.Event()
+
+    def __call__(self, *args, **options):
+        self.reached.set()
+        assert self.may_go_on.wait(BOUND_S)
+        return self.call(*args, **options)
+
+    async def cancels(self, task) -> None:
+        """Cancel a task whose thread is held, and let the thread end; the task may wait for that."""
+        assert await asyncio.to_thread(self.reached.wait, BOUND_S)
+        task.cancel()
+        for _ in range(3):
+            await asyncio.sleep(0)
+
+
+def open_files() -> int:
+    return len(list(Path("/proc/self/fd").iterdir()))
+
+
+async def test_an_artifact_that_nobody_waits_for_any_more_is_closed(tmp_path, monkeypatch):
+    """A run that is cancelled while its artifact is opened must not leave 128 MiB of memory behind."""
+    cache = a_cache(tmp_path)
+    await store(cache)
+    before = open_files()
+    held = Held(cache_module.freeze)
+    monkeypatch.setattr(cache_module, "freeze", held)
+
+    opening = asyncio.create_task(cache.open(MODULE))
+    await held.cancels(opening)
+    held.may_go_on.set()
+    with pytest.raises(asyncio.CancelledError):
+        await opening
+    await asyncio.get_running_loop().shutdown_default_executor()
+    await asyncio.sleep(0)
+
+    assert open_files() == before
+
+
+async def test_a_cancelled_store_seals_nothing_else_that_got_its_descriptor(tmp_path, monkeypatch):
+    """The number of a closed descriptor is given to the next file: another module's machine code."""
+    cache = a_cache(tmp_path)
+    held = Held(cache_module.digest_of)
+    monkeypatch.setattr(cache_module, "digest_of", held)
+
+    storing = asyncio.create_task(store(cache, code=b"its own"))
+    await held.cancels(storing)
+    others = [memory_file("code", b"another module's") for _ in range(3)]
+    held.may_go_on.set()
+    with pytest.raises(asyncio.CancelledError):
+        await storing
+    await asyncio.get_running_loop().shutdown_default_executor()
+    for other in others:
+        os.close(other)
+
+    assert b"another module's" not in only_file(tmp_path).read_bytes()
+
+
+def received(code=CODE) -> Received:
+    return Received(
+        descriptor=memory_file("code", code),
+        digest=sha256_digest(code),
+        size_bytes=len(code),
+        vouched_by="key",
+    )
+
+
+async def test_what_was_received_is_closed_when_nobody_waits_for_its_turn(tmp_path, monkeypatch):
+    cache = a_cache(tmp_path)
+    held = Held(cache_module.digest_of)
+    monkeypatch.setattr(cache_module, "digest_of", held)
+    before = open_files()
+    for number in range(cache_module.MAX_FRESH):
+        await cache.keep(sha256_digest(bytes([number])), Profile.DEFAULT, received())
+
+    waiting = asyncio.create_task(cache.keep(MODULE, Profile.DEFAULT, received()))
+    await held.cancels(waiting)
+    with pytest.raises(asyncio.CancelledError):
+        await waiting
+    held.may_go_on.set()
+    await cache.settled()
+
+    assert open_files() == before
