@@ -182,7 +182,7 @@ class OrderCarrier:
                         check=Check.MODULE,
                         rejection=RejectionReason.ARTIFACT,
                     ) from error
-                self._modules.forget(order.module_digest, order.profile)
+                self._modules.forget(order.module_digest, order.profile, vouched_by=module.vouched_by)
         raise AssertionError
 
     def _check_quarantine(self, order: Order) -> None:

@@ -93,5 +93,5 @@ class ModulePreparer(Protocol):
             OrderRejectedError: One of the checks failed, or this node cannot do it now (busy).
         """
 
-    def forget(self, module_digest: Digest, profile: Profile) -> None:
-        """Drop a compiled module that a worker could not load; the next use compiles it again."""
+    def forget(self, module_digest: Digest, profile: Profile, *, vouched_by: str) -> None:
+        """Drop a compiled module that a worker could not load; the next use compiles it here."""

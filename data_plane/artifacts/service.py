@@ -76,6 +76,8 @@ class ArtifactService:
         self._elsewhere = elsewhere
         self._templates: OrderedDict[Digest, VerifiedManifest] = OrderedDict()
         self._failed: OrderedDict[tuple[Digest, Profile], tuple[float, OrderRejectedError]] = OrderedDict()
+        self._only_here: OrderedDict[tuple[Digest, Profile], None] = OrderedDict()
+        """Modules of which the code that others compiled did not load."""
         self._locks: dict[Digest, tuple[asyncio.Lock, int]] = {}
         self._compilations = asyncio.Semaphore(MAX_COMPILATIONS)
 
@@ -129,9 +131,23 @@ class ArtifactService:
         except AgentFactoryError as error:
             raise _rejection(error) from error
 
-    def forget(self, module_digest: Digest, profile: Profile) -> None:
-        """Drop the artifact of a module that a worker could not load; the next use compiles it again."""
+    def forget(self, module_digest: Digest, profile: Profile, *, vouched_by: str) -> None:
+        """Drop the artifact of a module that a worker could not load; the next use compiles it here.
+
+        A compiler key vouched for it: the same would come again, so nobody is asked until the next start.
+        """
         self._cache.drop(module_digest, profile)
+        if not vouched_by:
+            return
+        self._observer.compiled_refused(ArtifactInvalidError.reason)
+        logger.warning(
+            "an artifact that was compiled elsewhere does not load",
+            module_digest=module_digest,
+            compiler_key_id=vouched_by,
+        )
+        self._only_here[module_digest, profile] = None
+        while len(self._only_here) > MAX_FAILED_MODULES:
+            self._only_here.popitem(last=False)
 
     def _known_template(self, template_digest: Digest) -> VerifiedManifest | None:
         template = self._templates.get(template_digest)
@@ -189,7 +205,7 @@ class ArtifactService:
         name = order.module_digest, order.profile
         self._refuse_failed(name)
         received = None
-        if self._elsewhere is not None and not self._cache.holds(*name):
+        if self._elsewhere is not None and name not in self._only_here and not self._cache.holds(*name):
             received = await self._elsewhere.obtain(order, self._cache.engine(order.profile))
         if received is None:
             return await self._compile_fetched(order)

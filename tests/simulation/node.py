@@ -105,7 +105,7 @@ class _Modules:
             await asyncio.sleep(self.chance.latency(0.01))
         return PreparedModule(manifest=a_manifest(), open_artifact=_no_artifact)
 
-    def forget(self, module_digest: Digest, profile: Profile) -> None: ...
+    def forget(self, module_digest: Digest, profile: Profile, *, vouched_by: str) -> None: ...
 
     def digests(self) -> tuple[Digest, ...]:
         """Of the artifact cache, as far as sessions look at it."""

@@ -68,6 +68,7 @@ class Modules:
         self.gate = asyncio.Event()
         self.gate.set()
         self.forgotten = 0
+        self.vouched_by = ""
 
     async def prepare(self, _order) -> PreparedModule:
         await self.gate.wait()
@@ -77,9 +78,10 @@ class Modules:
         async def open_artifact() -> int:
             return memory_file("artifact", b"code")
 
-        return PreparedModule(manifest=self.manifest, open_artifact=open_artifact)
+        return PreparedModule(manifest=self.manifest, open_artifact=open_artifact, vouched_by=self.vouched_by)
 
-    def forget(self, _digest, _profile) -> None:
+    def forget(self, _digest, _profile, *, vouched_by) -> None:
+        assert vouched_by == self.vouched_by
         self.forgotten += 1
 
 

@@ -529,3 +529,21 @@ async def test_a_key_that_is_not_valid_yet_does_not_count(world):
 
     assert await world.load(one) == HERE
     assert world.source.asked == 0
+
+
+async def test_what_does_not_load_is_compiled_here_and_not_taken_again(world):
+    """A compiling node whose code no worker loads must not keep a module from running on every node."""
+    one = await world.publish()
+    await world.offer()
+    prepared = await world.service.prepare(one)
+    await world.cache.settled()
+
+    world.service.forget(one.module_digest, one.profile, vouched_by=prepared.vouched_by)
+    descriptor = await prepared.open_artifact()
+
+    assert os.pread(descriptor, len(HERE), 0) == HERE
+    os.close(descriptor)
+    world.service.forget(one.module_digest, one.profile, vouched_by="")
+    assert await world.load(one) == HERE
+    assert world.source.asked == 1
+    assert [sample.labels["reason"] for sample in refusals(world)] == ["ARTIFACT_INVALID"]
