@@ -186,6 +186,7 @@ class Node:
                 logger.warning("a lease ran out", execution_id=attempt.execution_id)
                 self.runner.stop(attempt, StopReason.LEASE_LOST)
             self.runner.return_overdue()
+            self.runner.stop_revoked()
             pause = LEASE_WATCH.total_seconds()
             next_end = self.leases.next_end()
             if next_end is not None:

@@ -35,6 +35,7 @@ from shared.errors import (
     RejectionReason,
     SpoolCorruptError,
 )
+from shared.ids import KeyId
 from shared.keyset import KeyPurpose
 from shared.logs import get_logger
 from shared.orders import Order, VerifiedOrderRoot
@@ -85,6 +86,8 @@ class OrderRunner:
         self._running: dict[AttemptRef, Running] = {}
         self._queue: deque[Running] = deque()  # bounded by the admissions
         self._idle_slots: deque[asyncio.Future[None]] = deque()
+        self._stopped_for: tuple[frozenset[KeyId], frozenset[KeyId]] = frozenset(), frozenset()
+        """The revoked order and compiler keys of which nothing runs any more."""
         self._tasks: asyncio.TaskGroup | None = None
         self._takes_orders = True
         self._unfinished = 0
@@ -152,13 +155,21 @@ class OrderRunner:
 
     def keyset_changed(self) -> None:
         """Stop what was ordered, or compiled, under a key that is revoked now: by whoever holds it, maybe."""
-        now = self._clock.now()
-        revoked = self._keyset.revoked(KeyPurpose.ORDER, now)
-        compilers = self._keyset.revoked(KeyPurpose.COMPILER, now)
+        self._stopped_for = revoked, compilers = self._revoked()
         for attempt, running in list(self._running.items()):
             if running.order_keys <= revoked or running.vouched_by in compilers:
                 self.stop(attempt, StopReason.KEY_REVOKED)
         self._carrier.retire(compilers)
+
+    def stop_revoked(self) -> None:
+        """Stop what a revocation meets only now: its time may be ahead of this machine's clock."""
+        if self._revoked() != self._stopped_for:
+            self.keyset_changed()
+
+    def _revoked(self) -> tuple[frozenset[KeyId], frozenset[KeyId]]:
+        now = self._clock.now()
+        order, compiler = KeyPurpose.ORDER, KeyPurpose.COMPILER
+        return self._keyset.revoked(order, now), self._keyset.revoked(compiler, now)
 
     def return_overdue(self) -> None:
         """Give orders back that have waited too long: other guests last longer than they were expected to."""

@@ -37,7 +37,7 @@ from shared.errors import (
     WorkerCrashedError,
 )
 from shared.ids import InstallationId, new_id
-from shared.keyset import sign_keyset
+from shared.keyset import KeyPurpose, sign_keyset
 from shared.limits import RequestedLimits
 from shared.manifest import Capabilities
 from shared.orders import OLDER_ORDER_FORMAT
@@ -327,6 +327,70 @@ async def test_remembered_root_of_a_key_that_has_expired_since(world):
         said = await world.receipts()
 
     assert sorted(one.outcome for one in said) == [Outcome.REJECTED, Outcome.SUCCEEDED]
+
+
+COMPILER = ed25519_key("compiler")
+
+
+async def two_run(world) -> None:
+    """Let an order run on a compiler key's word, and one on the node's own."""
+    world.modules.vouched_by = COMPILER.public.key_id
+    await world.take(order(nonce=b"1" * 16))
+    await world.until(lambda: len(world.sandbox.requests) == 1)
+    world.modules.vouched_by = ""
+    await world.take(order(nonce=b"2" * 16))
+    await world.until(lambda: len(world.sandbox.requests) == 2)
+
+
+async def revoke_compiler(world, at) -> None:
+    entry = an_entry(purpose=KeyPurpose.COMPILER, key=COMPILER.public, revoked_at=at)
+    keyset = a_keyset(ROOT, an_entry(), entry, version=4)
+    world.keyset.offer(await sign_keyset(keyset, [signer(ROOT)]))
+
+
+def waits_for(world) -> asyncio.Event:
+    may_end = asyncio.Event()
+
+    async def waits(request):
+        await may_end.wait()
+        return await world.sandbox.echo(request)
+
+    world.sandbox.guest = waits
+    return may_end
+
+
+async def test_what_runs_on_the_word_of_a_compiler_key_ends_with_it_and_nothing_else_does(world):
+    may_end = waits_for(world)
+    async with world.running():
+        await two_run(world)
+        await revoke_compiler(world, START)
+        world.runner.keyset_changed()
+        may_end.set()
+        said = await world.receipts()
+
+    assert [one.outcome for one in said] == [Outcome.REJECTED, Outcome.SUCCEEDED]
+    assert said[0].rejection.reason is RejectionReason.STALE
+    assert [vouched_by for *_, vouched_by in world.sandbox.loaded] == [""]
+
+
+async def test_a_revocation_of_a_time_that_this_clock_has_not_reached_stops_runs_when_it_has(world):
+    """The operator's clock may be ahead by as much as a session's may be off."""
+    may_end = waits_for(world)
+    async with world.running():
+        await two_run(world)
+        await revoke_compiler(world, START + timedelta(seconds=20))
+        world.runner.keyset_changed()
+        world.clock.advance(timedelta(seconds=19))
+        world.runner.stop_revoked()
+        await asyncio.sleep(0)
+        assert len(world.sandbox.loaded) == 2
+        world.clock.advance(timedelta(seconds=1))
+        world.runner.stop_revoked()
+        may_end.set()
+        said = await world.receipts()
+
+    assert [one.outcome for one in said] == [Outcome.REJECTED, Outcome.SUCCEEDED]
+    assert [vouched_by for *_, vouched_by in world.sandbox.loaded] == [""]
 
 
 async def test_receipt_goes_with_the_signature_that_its_order_came_under(world):
