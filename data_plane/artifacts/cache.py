@@ -342,7 +342,7 @@ def _vouched_by(path: Path) -> str:
         with path.open("rb") as file:
             document = json.loads(file.read(header_length(file.read(PREFIX_BYTES))))
         return str(document.get("vouched_by", ""))
-    except (OSError, ArtifactInvalidError, ValueError, AttributeError):
+    except (OSError, ArtifactInvalidError, ValueError, AttributeError, RecursionError):
         return ""
 
 

@@ -25,6 +25,8 @@ _DOMAIN: Final = b"af-artifact-v2"
 _VOUCHED_DOMAIN: Final = b"af-artifact-vouched-v1"
 """Of artifacts that were compiled elsewhere. To a build that does not know it they are not sealed at all."""
 _PREFIX: Final = struct.Struct(">8sI")
+_NO_SEAL: Final = (ValueError, KeyError, TypeError, AttributeError, RecursionError, struct.error)
+"""What decoding something else raises; the fifth, for brackets within brackets."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -134,7 +136,7 @@ def check_seal(header: bytes, *, key: ArtifactKey, mac_key: bytes) -> Seal:
             mac=bytes.fromhex(document["mac"]),
         )
         expected = _mac(found.key, found.artifact_digest, found.artifact_bytes, found.vouched_by, mac_key)
-    except (AgentFactoryError, ValueError, KeyError, TypeError, AttributeError, struct.error) as error:
+    except (AgentFactoryError, *_NO_SEAL) as error:
         raise ArtifactInvalidError("artifact seal does not decode") from error
     if not hmac.compare_digest(expected, found.mac):
         raise ArtifactInvalidError("artifact was not sealed by this node")

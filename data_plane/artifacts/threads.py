@@ -1,4 +1,4 @@
-"""Work on descriptors in threads, which go on when nobody waits for them any more. Knows not what the work is."""
+"""Work on descriptors in threads, which go on when nobody waits for them any more. Knows not what it is."""
 
 import asyncio
 import os

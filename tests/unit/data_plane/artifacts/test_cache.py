@@ -195,6 +195,19 @@ async def test_full_disk_leaves_nothing_behind(tmp_path, monkeypatch):
     assert await load(cache) == CODE
 
 
+@pytest.mark.parametrize("header", [b"[" * 8000, b"[]", b"\xff", b'{"vouched_by": "key"}'])
+async def test_a_node_starts_and_drops_a_file_whose_seal_is_none(tmp_path, header):
+    await store(a_cache(tmp_path))
+    path = only_file(tmp_path)
+    path.write_bytes(b"AFARTF02" + len(header).to_bytes(4, "big") + header)
+
+    cache = a_cache(tmp_path)
+
+    with pytest.raises(ArtifactInvalidError):
+        await load(cache)
+    assert not path.exists()
+
+
 async def test_half_written_files_are_removed_at_the_start(tmp_path):
     (tmp_path / "x.part").write_bytes(b"half")
 

@@ -63,7 +63,7 @@ def test_seal_of_another_node_is_refused():
         check_seal(header(), key=KEY, mac_key=b"o" * 32)
 
 
-@pytest.mark.parametrize("data", [b"", b"{}", b"[]", b"\xff", header()[:-1]])
+@pytest.mark.parametrize("data", [b"", b"{}", b"[]", b"\xff", b"[" * 8000, header()[:-1]])
 def test_bytes_that_are_no_seal_are_refused(data):
     with pytest.raises(ArtifactInvalidError):
         check_seal(data, key=KEY, mac_key=MAC_KEY)
