@@ -26,6 +26,7 @@ from shared.errors import (
     AgentFactoryError,
     KeyUnavailableError,
     PackageAlteredError,
+    ResourceExhaustedError,
     UnavailableError,
 )
 from shared.keyset import KeyPurpose
@@ -95,16 +96,11 @@ class CompileService:
             await self._compile(one)
         except (UnavailableError, KeyUnavailableError):
             raise
+        except OSError as error:
+            # No memory or descriptor for it, or its worker keeps what it made: the others are compiled still.
+            self._failed_for(one, ResourceExhaustedError(f"not compiled on this machine: {error.strerror}"))
         except AgentFactoryError as error:
-            self._remember(one)
-            self._metrics.failures.labels(error.reason).inc()
-            logger.warning(
-                "a module was not compiled",
-                module_digest=one.module_digest,
-                profile=one.profile,
-                reason=error.reason,
-                detail=str(error),
-            )
+            self._failed_for(one, error)
 
     async def _compile(self, one: Compilation) -> None:
         module = await self._verified_module(one)
@@ -159,6 +155,17 @@ class CompileService:
         return (
             failed_at is not None
             and self._clock.monotonic() - failed_at < FAILURE_IS_REMEMBERED.total_seconds()
+        )
+
+    def _failed_for(self, one: Compilation, error: AgentFactoryError) -> None:
+        self._remember(one)
+        self._metrics.failures.labels(error.reason).inc()
+        logger.warning(
+            "a module was not compiled",
+            module_digest=one.module_digest,
+            profile=one.profile,
+            reason=error.reason,
+            detail=str(error),
         )
 
     def _remember(self, one: Compilation) -> None:

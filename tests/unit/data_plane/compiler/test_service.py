@@ -1,5 +1,6 @@
 """A compiling node: what it compiles, what it states, and what a control plane cannot make it do."""
 
+import mmap
 import os
 
 import pytest
@@ -216,6 +217,26 @@ async def test_a_control_plane_that_goes_away_is_not_the_modules_fault(world):
     world.desk.error = None
     assert await world.service.look() is True
     assert len(world.desk.handed_in) == 1
+
+
+async def test_a_worker_that_keeps_what_it_made_gets_no_statement_and_ends_nothing_else(world):
+    """Whoever holds a writable mapping of the code could change it after it was hashed."""
+    one = await world.publish()
+    mappings = []
+
+    async def keeps(**given):
+        made = await FakeCompiler.compile(world.compiler, **given)
+        mappings.append(mmap.mmap(given["artifact_fd"], 0))
+        return made
+
+    world.compiler.compile = keeps
+
+    assert await world.service.look() is True
+
+    assert world.desk.handed_in == []
+    assert world.failures("RESOURCE_EXHAUSTED") == 1
+    mappings.pop().close()
+    assert await world.service.look() is False, one
 
 
 def test_its_key_is_made_once_and_is_its_owners_alone(tmp_path):
