@@ -170,6 +170,12 @@ def pieces_in(size_bytes: int) -> int:
     return -(-size_bytes // PIECE_BYTES)
 
 
+def most_packed(artifact_bytes: int, number: int) -> int:
+    """Return how large the packed piece of this number may be: it may grow by a little."""
+    size = min(artifact_bytes - number * PIECE_BYTES, PIECE_BYTES)
+    return size + size // 128 + 1024
+
+
 def _piece_digests(fields: Fields) -> tuple[Digest, ...]:
     try:
         return tuple(map(parse_digest, fields.texts("piece_digests", max_items=MAX_PIECES, max_chars=71)))

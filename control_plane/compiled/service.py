@@ -14,7 +14,7 @@ from control_plane.compiled.ports import CompiledStore, Keysets, Modules, PullGa
 from control_plane.paging import MAX_PAGE_SIZE, Page, decode_token, encode_token
 from control_plane.transfers import TransferSlots, paced
 from shared.clock import Clock, Random
-from shared.compiled import Target, verify_compiled
+from shared.compiled import Target, most_packed, verify_compiled
 from shared.digests import Digest, same_digest, sha256_digest
 from shared.errors import InvalidInputError, NotFoundError
 from shared.ids import (
@@ -114,7 +114,8 @@ class CompiledService:
 
         1. A compiler key of the keyset in force signed the statement, and it is of this installation.
         2. Its module is one of an active template version, and there is room.
-        3. The pieces are exactly those that it names. They are not unpacked here.
+        3. The pieces are exactly those that it names, and not larger than the bytes that they are of: those
+           are what the bound counts. They are not unpacked here.
 
         Raises:
             VerificationError: Check 1.
@@ -183,6 +184,8 @@ class CompiledService:
         async for packed in pieces:
             if number == len(expected) or not same_digest(sha256_digest(packed), expected[number]):
                 raise InvalidInputError(f"check 3: piece {number} is none that the statement names")
+            if len(packed) > most_packed(artifact.statement.artifact_bytes, number):
+                raise InvalidInputError(f"check 3: piece {number} is larger than the bytes that it is of")
             await self._store.add_piece(artifact.compiled_artifact_id, number, packed)
             number += 1
         if number != len(expected):

@@ -24,7 +24,7 @@ from control_plane.audit.ports import AuditLog
 from control_plane.compiled.domain import MAX_AGE_OF_UPLOAD, Compiled, NewCompiled, Source, Wanted
 from control_plane.database.tables import artifacts, compiled_artifacts, compiled_pieces, template_versions
 from control_plane.database.unit_of_work import PostgresDatabase
-from shared.compiled import Target
+from shared.compiled import MAX_STATEMENT_BYTES, Target
 from shared.digests import Digest
 from shared.errors import NotFoundError, ResourceExhaustedError
 from shared.ids import CompiledArtifactId, KeyId, TemplateVersionId, TenantId
@@ -139,8 +139,11 @@ class PostgresCompiledStore:
             await connection.execute(
                 delete(compiled_artifacts).where(_c.module_digest.not_in(in_use) | is_old)
             )
-            used = await connection.scalar(select(func.coalesce(func.sum(_c.size_bytes), 0)))
-            if int(used or 0) + made.artifact_bytes > bound_bytes:
+            # Each with its statement, or small ones would cost nothing.
+            used = await connection.scalar(
+                select(func.coalesce(func.sum(_c.size_bytes + MAX_STATEMENT_BYTES), 0))
+            )
+            if int(used or 0) + made.artifact_bytes + MAX_STATEMENT_BYTES > bound_bytes:
                 raise ResourceExhaustedError(
                     f"compiled artifacts have {used} bytes, {made.artifact_bytes} more pass {bound_bytes}",
                     hint="raise AF_CONTROL_MAX_COMPILED_BYTES, or retire template versions",

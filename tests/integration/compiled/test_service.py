@@ -86,14 +86,14 @@ class Desk:
         self.store = PostgresCompiledStore(self.database, PostgresAuditStore(self.database))
         self.service = self.with_gate(OpenGate())
 
-    def with_gate(self, gate) -> CompiledService:
+    def with_gate(self, gate, *, bound_bytes=BOUND) -> CompiledService:
         return CompiledService(
             store=self.store,
             modules=Modules(),
             keysets=self.keysets,
             gate=gate,
             installation=InstallationId(INSTALLATION),
-            bound_bytes=BOUND,
+            bound_bytes=bound_bytes,
             clock=self.clock,
             random=SystemRandom(),
         )
@@ -251,6 +251,19 @@ async def test_all_artifacts_together_have_a_bound(desk):
         await desk.hand_in(target=replace(HERE, cpu_features="c"), code=os.urandom(3 * PIECE_BYTES))
     assert "AF_CONTROL_MAX_COMPILED_BYTES" in str(refused.value.hint)
     assert await left_behind(desk) == (2, 4)
+
+
+async def test_bytes_that_are_not_counted_are_not_kept(desk):
+    """A statement of one byte must not bring a whole piece along, nor many of them nothing."""
+    packed = os.urandom(PIECE_BYTES)
+    with pytest.raises(InvalidInputError, match="larger"):
+        await desk.hand_in(pieces=[packed], artifact_bytes=1, piece_digests=(sha256_digest(packed),))
+    assert await left_behind(desk) == (0, 0)
+
+    desk.service = desk.with_gate(OpenGate(), bound_bytes=20_000)
+    assert await desk.hand_in(code=b"x") is True
+    with pytest.raises(ResourceExhaustedError):
+        await desk.hand_in(code=b"x", target=replace(HERE, engine_version="8"))
 
 
 async def test_what_no_active_version_needs_goes_with_the_next_upload(desk):
