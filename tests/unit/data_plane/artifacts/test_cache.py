@@ -311,13 +311,92 @@ async def test_a_cancelled_store_seals_nothing_else_that_got_its_descriptor(tmp_
     assert b"another module's" not in only_file(tmp_path).read_bytes()
 
 
-def received(code=CODE) -> Received:
+def received(code=CODE, *, vouched_by="one") -> Received:
     return Received(
         descriptor=memory_file("code", code),
         digest=sha256_digest(code),
         size_bytes=len(code),
-        vouched_by="key",
+        vouched_by=vouched_by,
     )
+
+
+def trusting(folder, keys) -> ArtifactCache:
+    cache = ArtifactCache(
+        folder, mac_key=b"k" * 32, engines=ENGINES, bound_bytes=1 << 30, trusts=lambda key: key in keys
+    )
+    cache.load()
+    return cache
+
+
+async def load_for(cache, vouched_by) -> bytes:
+    descriptor = await cache.open(MODULE, vouched_by=vouched_by)
+    try:
+        return os.pread(descriptor, len(CODE) + 1, 0)
+    finally:
+        os.close(descriptor)
+
+
+@pytest.mark.parametrize("mark", ["", "two"])
+@pytest.mark.parametrize("where", ["on its way", "on the disk"])
+async def test_a_worker_gets_nothing_on_the_word_of_a_key_that_is_not_its_mark(tmp_path, where, mark):
+    cache = trusting(tmp_path, {"one", "two"})
+    await cache.keep(MODULE, Profile.DEFAULT, received())
+    if where == "on the disk":
+        await cache.settled()
+
+    with pytest.raises(ArtifactInvalidError, match="another compiler key"):
+        await cache.open(MODULE, vouched_by=mark)
+    await cache.settled()
+
+
+@pytest.mark.parametrize("where", ["on its way", "on the disk"])
+async def test_the_word_of_a_key_is_asked_for_when_the_artifact_is_opened(tmp_path, where):
+    keys = {"one"}
+    cache = trusting(tmp_path, keys)
+    await cache.keep(MODULE, Profile.DEFAULT, received())
+    if where == "on the disk":
+        await cache.settled()
+    assert await load_for(cache, "one") == CODE
+    keys.clear()
+
+    with pytest.raises(ArtifactInvalidError, match="counts no more"):
+        await cache.open(MODULE, vouched_by="one")
+    await cache.settled()
+
+
+async def test_what_is_dropped_on_its_way_to_the_disk_is_gone(tmp_path):
+    cache = trusting(tmp_path, {"one"})
+    await cache.keep(MODULE, Profile.DEFAULT, received())
+    cache.drop(MODULE)
+
+    with pytest.raises(NotFoundError):
+        await cache.open(MODULE, vouched_by="one")
+    await cache.settled()
+
+    assert not list(tmp_path.iterdir())
+
+
+async def test_what_is_compiled_here_replaces_what_is_on_its_way(tmp_path):
+    cache = trusting(tmp_path, {"one"})
+    await cache.keep(MODULE, Profile.DEFAULT, received(b"theirs"))
+    cache.drop(MODULE)
+    await store(cache, code=b"ours")
+    await cache.settled()
+
+    assert cache.vouched_by(MODULE, Profile.DEFAULT) == ""
+    assert await load_for(cache, "") == b"ours"
+
+
+async def test_of_two_that_are_received_one_after_the_other_the_second_stays(tmp_path):
+    cache = trusting(tmp_path, {"one", "two"})
+    before = open_files()
+    await cache.keep(MODULE, Profile.DEFAULT, received(b"first"))
+    await cache.keep(MODULE, Profile.DEFAULT, received(b"second", vouched_by="two"))
+    assert await load_for(cache, "two") == b"second"
+    await cache.settled()
+
+    assert await load_for(cache, "two") == b"second"
+    assert open_files() == before
 
 
 async def test_what_was_received_is_closed_when_nobody_waits_for_its_turn(tmp_path, monkeypatch):

@@ -1,6 +1,8 @@
 """Machine code from elsewhere: what a node takes, and what an attacker can make of every part of it."""
 
 import asyncio
+import errno
+import fcntl
 import os
 from contextlib import asynccontextmanager
 from dataclasses import replace
@@ -8,8 +10,10 @@ from datetime import timedelta
 from pathlib import Path
 
 import pytest
+from backports import zstd
 from prometheus_client import CollectorRegistry
 
+from data_plane.artifacts import elsewhere
 from data_plane.artifacts.cache import ArtifactCache
 from data_plane.artifacts.elsewhere import CompiledElsewhere, target_of
 from data_plane.artifacts.ports import CompiledOffer, FetchedTemplate
@@ -26,7 +30,7 @@ from shared.compiled import (
 )
 from shared.digests import sha256_digest
 from shared.dsse import decode_envelope, encode_envelope, sign_envelope
-from shared.errors import ArtifactInvalidError, NotFoundError, UnavailableError
+from shared.errors import ArtifactInvalidError, NotFoundError, OrderRejectedError, UnavailableError
 from shared.ids import InstallationId
 from shared.keyset import KeyPurpose, sign_keyset
 from shared.manifest import Profile
@@ -93,15 +97,13 @@ class World:
         """Forget what is in memory, as a new process would."""
         self.registry = CollectorRegistry()
         metrics = NodeMetrics(self.registry, self.clock)
-        elsewhere = CompiledElsewhere(
-            source=self.source, keyset=self.keyset, observer=metrics, clock=self.clock
-        )
+        taking = CompiledElsewhere(source=self.source, keyset=self.keyset, observer=metrics, clock=self.clock)
         self.cache = ArtifactCache(
             self.folder / "artifacts",
             mac_key=b"k" * 32,
             engines=ENGINES,
             bound_bytes=1 << 30,
-            trusts=elsewhere.trusts,
+            trusts=taking.trusts,
         )
         self.cache.load()
         self.service = ArtifactService(
@@ -111,7 +113,7 @@ class World:
             keyset=self.keyset,
             observer=metrics,
             clock=self.clock,
-            elsewhere=elsewhere,
+            elsewhere=taking,
         )
 
     async def trust(self, *entries, version: int) -> None:
@@ -435,7 +437,7 @@ async def test_a_template_of_an_untrusted_publisher_is_refused(world):
 
 
 @pytest.mark.parametrize("after", ["at once", "on the disk", "a restart"])
-@pytest.mark.parametrize("how", ["revoked", "forgotten", "ended"])
+@pytest.mark.parametrize("how", ["revoked", "forgotten", "ended", "of another purpose"])
 async def test_what_was_taken_on_the_word_of_a_key_is_not_loaded_when_that_counts_no_more(world, how, after):
     one = await world.publish()
     await world.offer()
@@ -446,6 +448,7 @@ async def test_what_was_taken_on_the_word_of_a_key_is_not_loaded_when_that_count
     entries = {
         "revoked": lambda: [compiler_entry(revoked_at=now)],
         "forgotten": list,
+        "of another purpose": lambda: [an_entry(purpose=KeyPurpose.POLICY, key=COMPILER.public)],
         "ended": lambda: [compiler_entry(not_before=now - timedelta(days=1), not_after=now)],
     }
     await world.trust(*entries[how](), version=2)
@@ -547,3 +550,113 @@ async def test_what_does_not_load_is_compiled_here_and_not_taken_again(world):
     assert await world.load(one) == HERE
     assert world.source.asked == 1
     assert [sample.labels["reason"] for sample in refusals(world)] == ["ARTIFACT_INVALID"]
+
+
+async def test_nobody_can_change_what_was_received(world):
+    one = await world.publish()
+    await world.offer()
+    descriptor = await (await world.service.prepare(one)).open_artifact()
+
+    seals = fcntl.fcntl(descriptor, fcntl.F_GET_SEALS)
+    os.close(descriptor)
+
+    assert seals == fcntl.F_SEAL_WRITE | fcntl.F_SEAL_SHRINK | fcntl.F_SEAL_GROW | fcntl.F_SEAL_SEAL
+
+
+async def test_a_machine_without_memory_for_it_compiles_the_module(world, monkeypatch):
+    one = await world.publish()
+    await world.offer()
+
+    class NoMemory:
+        def __init__(self) -> None:
+            raise OSError(errno.ENFILE, "too many open files")
+
+    monkeypatch.setattr(elsewhere, "_Memory", NoMemory)
+
+    assert await refused_for(world, one) == "UNAVAILABLE"
+
+
+async def test_a_statement_of_another_version_is_refused(world):
+    one = await world.publish()
+    await world.offer()
+    payload = decode_envelope(world.source.statement).payload.replace(b"compiled.v1", b"compiled.v2")
+    world.source.statement = await sign_envelope(COMPILED_TYPE, payload, [signer(COMPILER)])
+
+    assert await refused_for(world, one) == "UNSUPPORTED_VERSION"
+
+
+async def test_a_piece_that_wants_more_memory_than_a_piece_needs_is_refused(world):
+    one = await world.publish()
+    compressor = zstd.ZstdCompressor(options={zstd.CompressionParameter.window_log: 27})
+    packed = compressor.compress(CODE[:8]) + compressor.flush()
+    await world.offer(artifact_bytes=8, piece_digests=(sha256_digest(packed),))
+    world.source.pieces = [packed]
+
+    assert await refused_for(world, one) == "MALFORMED"
+
+
+async def test_an_order_of_another_module_than_its_templates_brings_no_code(world):
+    one = await world.publish()
+    await world.offer(module_digest=OTHER)
+
+    with pytest.raises(OrderRejectedError):
+        await world.service.prepare(replace(one, module_digest=OTHER))
+
+    assert world.source.sent == 0
+    assert not world.cache.holds(OTHER, one.profile)
+
+
+async def test_only_some_artifacts_are_in_memory_at_once(world):
+    one = await world.publish()
+    await world.offer()
+    within, most = 0, 0
+    fetch = world.source.fetch_compiled
+
+    @asynccontextmanager
+    async def counted(*asked):
+        nonlocal within, most
+        within += 1
+        most = max(most, within)
+        try:
+            async with fetch(*asked) as offer:
+                yield offer
+        finally:
+            within -= 1
+
+    world.source.fetch_compiled = counted
+    taking = CompiledElsewhere(
+        source=world.source,
+        keyset=world.keyset,
+        observer=NodeMetrics(CollectorRegistry(), world.clock),
+        clock=world.clock,
+    )
+    for found in await asyncio.gather(*(taking.obtain(one, ENGINE) for _ in range(5))):
+        os.close(found.artifact.descriptor)
+
+    assert most == elsewhere.MAX_RECEPTIONS
+
+
+async def test_a_reception_that_is_cancelled_leaves_nothing_behind(world):
+    one = await world.publish()
+    await world.offer()
+    before = open_files()
+    world.source.pieces = world.source.pieces[:2]
+    never = asyncio.Event()
+    send = world.source._send
+
+    async def stops():
+        async for piece in send():
+            yield piece
+        await never.wait()
+
+    world.source._send = stops
+    taking = asyncio.create_task(world.service.prepare(one))
+    async with asyncio.timeout(30):
+        while world.source.sent < 2:
+            await asyncio.sleep(0)
+    taking.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await taking
+    await asyncio.get_running_loop().shutdown_default_executor()
+
+    assert open_files() <= before

@@ -13,6 +13,9 @@ from tests.unit.data_plane.builders import ENGINE
 MAC_KEY = b"k" * 32
 KEY = ArtifactKey(module_digest=sha256_digest(b"module"), engine=ENGINE)
 SEAL = seal(KEY, artifact_digest=sha256_digest(b"code"), artifact_bytes=4, mac_key=MAC_KEY)
+VOUCHED = seal(
+    KEY, artifact_digest=sha256_digest(b"code"), artifact_bytes=4, vouched_by="one", mac_key=MAC_KEY
+)
 
 
 def header(made=SEAL) -> bytes:
@@ -21,8 +24,9 @@ def header(made=SEAL) -> bytes:
     return encoded[PREFIX_BYTES:]
 
 
-def test_own_seal_is_accepted():
-    assert check_seal(header(), key=KEY, mac_key=MAC_KEY) == SEAL
+@pytest.mark.parametrize("made", [SEAL, VOUCHED])
+def test_own_seal_is_accepted(made):
+    assert check_seal(header(made), key=KEY, mac_key=MAC_KEY) == made
 
 
 @pytest.mark.parametrize(
@@ -37,6 +41,15 @@ def test_own_seal_is_accepted():
             for name in ("name", "version", "config_digest", "cpu_features")
         ),
         replace(SEAL, key=replace(KEY, engine=replace(ENGINE, profile=Profile.PORTABLE))),
+        replace(
+            SEAL,
+            key=replace(
+                KEY, engine=replace(ENGINE, name=ENGINE.name + ENGINE.version[0], version=ENGINE.version[1:])
+            ),
+        ),
+        replace(SEAL, vouched_by="one"),
+        replace(VOUCHED, vouched_by=""),
+        replace(VOUCHED, vouched_by="two"),
     ],
 )
 def test_changed_seal_is_refused(forged):
