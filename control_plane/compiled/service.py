@@ -34,8 +34,8 @@ from shared.logs import get_logger
 logger = get_logger(__name__)
 
 CHUNK_BYTES: Final = 1024 * 1024
-MAX_UPLOADS: Final = 2
-"""At once, of one piece in memory each."""
+MAX_UPLOADS: Final = 4
+"""At once, of one piece in memory each; each node hands in one after the other."""
 DEFAULT_LIST: Final = 50
 READ_PIECES: Final = 8
 """Read from the store at once; so many are held twice for each node that fetches."""
@@ -64,7 +64,7 @@ class CompiledService:
         self._bound_bytes = bound_bytes
         self._clock = clock
         self._random = random
-        self._uploads = TransferSlots(MAX_UPLOADS)
+        self._uploads = TransferSlots(MAX_UPLOADS, per_identity=1)
 
     async def wanted(
         self, targets: Sequence[Target], *, page_size: int, page_token: str

@@ -1,5 +1,6 @@
 """What compiling nodes hand in, on a real Postgres with the rights of dispatch: bounds, attacks, revocations."""
 
+import asyncio
 import os
 from dataclasses import replace
 
@@ -7,6 +8,7 @@ import pytest
 from sqlalchemy import text
 
 from control_plane.audit.store import PostgresAuditStore
+from control_plane.compiled import service
 from control_plane.compiled.service import CompiledService
 from control_plane.compiled.store import PostgresCompiledStore
 from control_plane.database.engine import create_engine
@@ -46,6 +48,7 @@ HERE = Target(
     cpu_features="avx,sse2",
 )
 BOUND = 4 * PIECE_BYTES
+BOUND_S = 30.0
 
 
 class Keysets:
@@ -98,7 +101,7 @@ class Desk:
             random=SystemRandom(),
         )
 
-    async def hand_in(self, *, code=CODE, key=COMPILER, pieces=None, **changes) -> bool:
+    async def hand_in(self, *, node=NODE, code=CODE, key=COMPILER, pieces=None, **changes) -> bool:
         statement = CompiledStatement(
             installation=InstallationId(INSTALLATION),
             module_digest=MODULE,
@@ -109,7 +112,7 @@ class Desk:
             compiled_at=self.clock.now(),
         )
         envelope = await sign_compiled(replace(statement, **changes), signer(key))
-        return await self.service.keep(NODE, TENANT, envelope, sending(pieces or pieces_of(code)))
+        return await self.service.keep(node, TENANT, envelope, sending(pieces or pieces_of(code)))
 
     async def wanted(self, *targets) -> list:
         page, _ = await self.service.wanted(targets or [HERE], page_size=10, page_token="")
@@ -264,6 +267,31 @@ async def test_bytes_that_are_not_counted_are_not_kept(desk):
     assert await desk.hand_in(code=b"x") is True
     with pytest.raises(ResourceExhaustedError):
         await desk.hand_in(code=b"x", target=replace(HERE, engine_version="8"))
+
+
+async def test_a_node_that_hands_in_slowly_keeps_no_other_from_it(desk, monkeypatch):
+    started, never = [], asyncio.Event()
+
+    async def stalls(pieces):
+        started.append(pieces)
+        await never.wait()
+        yield b""
+
+    monkeypatch.setattr(service, "paced", stalls)
+    slow = [
+        asyncio.create_task(desk.hand_in(target=replace(HERE, engine_version=str(number))))
+        for number in range(service.MAX_UPLOADS)
+    ]
+    async with asyncio.timeout(BOUND_S):
+        while not started:
+            await asyncio.sleep(0)
+        monkeypatch.undo()
+        assert await desk.hand_in(node=NodeId("nod_other")) is True
+
+    for one in slow:
+        one.cancel()
+    await asyncio.wait(slow)
+    assert await left_behind(desk) == (1, 2)
 
 
 async def test_what_no_active_version_needs_goes_with_the_next_upload(desk):
