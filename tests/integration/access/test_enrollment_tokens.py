@@ -5,7 +5,12 @@ import asyncio
 import pytest
 from agentfactory.v1 import nodes_pb2, nodes_pb2_grpc
 
-from shared.errors import EnrollmentTokenInvalidError, InvalidInputError
+from shared.errors import (
+    AgentFactoryError,
+    EnrollmentTokenInvalidError,
+    InvalidInputError,
+    PermissionDeniedError,
+)
 from tests.integration.access.stage import call, running_plane
 
 
@@ -70,3 +75,45 @@ async def test_a_one_time_token_is_for_its_zone_or_for_any(plane):
 async def test_a_token_of_several_uses_needs_a_zone(plane):
     with pytest.raises(InvalidInputError, match="zone"):
         await make(plane, max_uses=2)
+
+
+TARGET = nodes_pb2.CompilationTarget(
+    profile=1, engine_name="e", engine_version="1", config_digest="sha256:" + "0" * 64, cpu_features="sse2"
+)
+
+
+async def refusals(plane, credentials) -> list[type]:
+    """Call what compiles and what runs, and return how each was refused."""
+    refused = []
+    async with plane.node(credentials) as channel:
+        compiling, running = (
+            nodes_pb2_grpc.CompileServiceStub(channel),
+            nodes_pb2_grpc.NodeServiceStub(channel),
+        )
+        for method, request in (
+            (compiling.ListCompilations, nodes_pb2.ListCompilationsRequest(targets=[TARGET])),
+            (running.GetLogProof, nodes_pb2.GetLogProofRequest()),
+        ):
+            try:
+                await call(method, request)
+                refused.append(None)
+            except AgentFactoryError as error:
+                refused.append(type(error))
+    return refused
+
+
+async def test_a_node_may_do_what_its_token_was_made_for_and_nothing_else(plane):
+    _, compiler = await plane.enroll(duty=nodes_pb2.NODE_DUTY_COMPILE)
+    _, runner = await plane.enroll(duty=nodes_pb2.NODE_DUTY_RUN)
+    _, older = await plane.enroll()  # by whoever knows of no duties
+
+    assert await refusals(plane, compiler) == [None, PermissionDeniedError]
+    for credentials in (runner, older):
+        listing, proof = await refusals(plane, credentials)
+        assert listing is PermissionDeniedError
+        assert proof is not PermissionDeniedError
+
+
+async def test_a_token_for_an_unknown_duty_is_refused(plane):
+    with pytest.raises(InvalidInputError):
+        await make(plane, duty=7)
