@@ -35,8 +35,10 @@ class CompiledStore(Protocol):
     ) -> Sequence[bytes]:
         """Return up to `limit` pieces from the one of that number on; none when it is gone."""
 
-    async def begin(self, artifact: NewCompiled, *, bound_bytes: int) -> None:
-        """Add an artifact that is not whole yet; drops what no active version needs and old uploads first.
+    async def begin(self, artifact: NewCompiled, keys: Collection[KeyId], *, bound_bytes: int) -> None:
+        """Add an artifact that is not whole yet.
+
+        Drops what no active version needs, what none of the keys vouches for and old uploads first.
 
         Raises:
             NotFoundError: No active template version has this module.

@@ -135,7 +135,7 @@ class CompiledService:
         async with self._uploads.hold(node_id):
             if await self.find(verified.statement.module_digest, verified.statement.target) is not None:
                 return False
-            await self._store.begin(artifact, bound_bytes=self._bound_bytes)
+            await self._store.begin(artifact, keys, bound_bytes=self._bound_bytes)
             try:
                 await self._take(artifact, paced(pieces))
                 stored = await self._store.complete(

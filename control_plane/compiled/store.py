@@ -126,7 +126,7 @@ class PostgresCompiledStore:
         async with self._database.reading() as connection:
             return (await connection.scalars(query)).all()
 
-    async def begin(self, artifact: NewCompiled, *, bound_bytes: int) -> None:
+    async def begin(self, artifact: NewCompiled, keys: Collection[KeyId], *, bound_bytes: int) -> None:
         """See `CompiledStore.begin`."""
         made = artifact.statement
         in_use = select(_v.module_digest).where(_v.state == "active")
@@ -137,7 +137,9 @@ class PostgresCompiledStore:
             if await connection.scalar(in_use.where(_v.module_digest == made.module_digest).limit(1)) is None:
                 raise NotFoundError(f"no active template version has module {made.module_digest}")
             await connection.execute(
-                delete(compiled_artifacts).where(_c.module_digest.not_in(in_use) | is_old)
+                delete(compiled_artifacts).where(
+                    _c.module_digest.not_in(in_use) | is_old | _c.compiler_key_id.not_in(sorted(keys))
+                )
             )
             # Each with its statement, or small ones would cost nothing.
             used = await connection.scalar(

@@ -269,6 +269,19 @@ async def test_bytes_that_are_not_counted_are_not_kept(desk):
         await desk.hand_in(code=b"x", target=replace(HERE, engine_version="8"))
 
 
+async def test_what_a_revoked_key_vouched_for_takes_no_room_from_anothers(desk):
+    """Else nobody could hand in anything after a revocation, when more than half of the room was taken."""
+    for features in ("a", "b"):
+        await desk.hand_in(target=replace(HERE, cpu_features=features))
+    desk.keysets.keyset = a_keyset(
+        ROOT, compiler_entry(COMPILER, revoked_at=desk.clock.now()), compiler_entry(SECOND), version=2
+    )
+
+    assert await desk.hand_in(key=SECOND, code=os.urandom(3 * PIECE_BYTES)) is True
+
+    assert await left_behind(desk) == (1, 3)
+
+
 async def test_a_node_that_hands_in_slowly_keeps_no_other_from_it(desk, monkeypatch):
     started, never = [], asyncio.Event()
 
