@@ -118,6 +118,23 @@ async def test_a_revoked_key_is_refused_at_once_and_what_it_ordered_stops(contro
     assert (await control_plane.receipt_of(ours)).predicate.outcome is Outcome.SUCCEEDED
 
 
+async def test_a_revocation_by_a_clock_that_is_ahead_stops_what_runs_too(control_plane, start_node, actor):
+    keys = Keys(control_plane)
+    await keys.issue()
+    await start_node()
+    session = await control_plane.session()
+    job = control_plane.job(session, actor, b"sleep 20000")
+    await control_plane.send(session, job)
+    await control_plane.wait_for(lambda: len(session.started) == 1)
+
+    ahead = control_plane.clock.now() + timedelta(seconds=1)
+    await keys.update(session, keys.entry(KeyPurpose.ORDER, control_plane.order_key, revoked_at=ahead))
+    stopped = (await control_plane.receipt_of(job)).predicate
+
+    assert (stopped.outcome, stopped.rejection.reason) == (Outcome.REJECTED, RejectionReason.STALE)
+    assert stopped.finished_at >= ahead
+
+
 async def test_without_a_statement_the_node_offers_nothing_and_refuses_what_comes(
     control_plane, start_node, actor
 ):
