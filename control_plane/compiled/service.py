@@ -5,7 +5,7 @@ say, by its own keyset.
 """
 
 import asyncio
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncGenerator, AsyncIterator, Sequence
 from typing import Final
 
 from control_plane.audit.domain import NewAuditEntry, node_actor
@@ -156,7 +156,7 @@ class CompiledService:
         """Return what a module was compiled to for an engine, by a key that counts now."""
         return await self._store.find(module_digest, target, await self._keys())
 
-    async def pieces(self, compiled: Compiled) -> AsyncIterator[bytes]:
+    async def pieces(self, compiled: Compiled) -> AsyncGenerator[bytes, None]:
         """Yield an artifact's pieces, packed; some are read while those before travel.
 
         Raises:

@@ -1,6 +1,6 @@
 """What the use cases of nodes need from the outside."""
 
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncGenerator, Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -149,7 +149,7 @@ class CompiledContents(Protocol):
     async def find(self, module_digest: Digest, target: Target) -> Compiled | None:
         """Return what a module was compiled to for an engine, by a key that counts now."""
 
-    def pieces(self, compiled: Compiled) -> AsyncIterator[bytes]:
+    def pieces(self, compiled: Compiled) -> AsyncGenerator[bytes, None]:
         """Yield an artifact's pieces, compressed.
 
         Raises:

@@ -106,10 +106,11 @@ class NodeServicer(nodes_pb2_grpc.NodeServiceServicer):
             request.template_digest,
             target_from_proto(request.target),
         )
-        head = nodes_pb2.CompiledArtifactHead(envelope=await anext(parts), statement=await anext(parts))
-        yield nodes_pb2.FetchCompiledArtifactResponse(head=head)
-        async for piece in parts:
-            yield nodes_pb2.FetchCompiledArtifactResponse(chunk=piece)
+        async with aclosing(parts):
+            head = nodes_pb2.CompiledArtifactHead(envelope=await anext(parts), statement=await anext(parts))
+            yield nodes_pb2.FetchCompiledArtifactResponse(head=head)
+            async for piece in parts:
+                yield nodes_pb2.FetchCompiledArtifactResponse(chunk=piece)
 
     async def FetchBody(
         self, request: nodes_pb2.FetchBodyRequest, _: _Context

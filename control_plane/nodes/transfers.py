@@ -1,8 +1,10 @@
 """What nodes pull and push beside their session: artifacts, inputs, outputs. Each needs the lease."""
 
 import hashlib
-from collections.abc import AsyncIterator
+from collections.abc import AsyncGenerator, AsyncIterator
+from contextlib import aclosing
 from dataclasses import dataclass
+from datetime import timedelta
 from typing import Final
 
 from control_plane.audit.domain import node_actor
@@ -19,6 +21,10 @@ from shared.ids import BODY, NodeId, new_id
 CHUNK_BYTES: Final = 1024 * 1024
 MAX_UPLOADS: Final = 8
 """Outputs in memory at once, of at most 16 MiB each."""
+MAX_DOWNLOADS: Final = 32
+"""Compiled artifacts on their way at once, of up to 16 pieces of 1 MiB in memory each; a node takes two."""
+DOWNLOAD_WAIT: Final = timedelta(seconds=5)
+"""For a slot: a node that waits longer compiles the module itself."""
 MAX_BODIES_OF_ATTEMPT: Final = 3
 """An output, a log and a recording."""
 
@@ -58,6 +64,7 @@ class NodeTransfers:
         self._random = random
         self._gate = gate
         self._uploads = uploads or TransferSlots(MAX_UPLOADS)
+        self._downloads = TransferSlots(MAX_DOWNLOADS, wait=DOWNLOAD_WAIT)
 
     async def artifact(
         self, node_id: NodeId, attempt: AttemptRef, template_digest: str
@@ -81,12 +88,13 @@ class NodeTransfers:
 
     async def compiled(
         self, node_id: NodeId, attempt: AttemptRef, template_digest: str, target: Target
-    ) -> AsyncIterator[bytes]:
+    ) -> AsyncGenerator[bytes, None]:
         """Yield the template's envelope, what was stated of its machine code, then that code in pieces.
 
         Raises:
             PermissionDeniedError, PolicyDeniedError, TemplateRevokedError: As `artifact`.
             NotFoundError: There is none for this engine, by a key that counts now.
+            ResourceExhaustedError: Too many are under way, of this node or altogether.
         """
         live = await self._live(node_id, attempt, template_digest)
         found = await self._compiled.find(live.module_digest, target)
@@ -95,8 +103,9 @@ class NodeTransfers:
         await self._may_pull(node_id, live)
         yield await self._templates.envelope(live.tenant_id, live.template_digest)
         yield found.envelope
-        async for piece in self._compiled.pieces(found):
-            yield piece
+        async with self._downloads.hold(node_id), aclosing(self._compiled.pieces(found)) as pieces:
+            async for piece in pieces:
+                yield piece
 
     async def input(self, node_id: NodeId, attempt: AttemptRef) -> AsyncIterator[bytes]:
         """Yield the input of the attempt's execution in chunks of at most 1 MiB.
