@@ -25,6 +25,7 @@ MINUTE = timedelta(minutes=1)
 RULES = {
     "/s/Change": Rule(roles=frozenset({Role.ADMIN}), deadline=MINUTE, audit=Audit.ALL),
     "/s/Session": Rule(roles=frozenset({Role.NODE}), deadline=MINUTE, audit=Audit.ALL),
+    "/s/Compile": Rule(roles=frozenset({Role.COMPILER}), deadline=MINUTE, audit=Audit.ALL),
     "/s/Enroll": Rule(roles=frozenset(), deadline=MINUTE, audit=Audit.ALL, anonymous=True),
     "/s/WhoAmI": Rule(roles=frozenset({Role.ADMIN}), deadline=MINUTE, audit=Audit.DENIALS, identified=True),
     "/s/Health": Rule(roles=frozenset(), deadline=MINUTE, audit=Audit.NONE, anonymous=True),
@@ -166,10 +167,11 @@ async def test_a_node_that_compiles_gets_no_session(desk):
         await desk.access.admit("/s/Session", of(NODE))
 
 
-async def test_a_caller_cannot_be_made_a_node_by_a_binding(desk):
-    desk.grants[ADMIN] = Grant(tenant_id=TENANT, roles=frozenset({Role.NODE}))
+@pytest.mark.parametrize(("role", "method"), [(Role.NODE, "/s/Session"), (Role.COMPILER, "/s/Compile")])
+async def test_a_caller_cannot_be_made_a_node_by_a_binding(desk, role, method):
+    desk.grants[ADMIN] = Grant(tenant_id=TENANT, roles=frozenset({role}))
     with pytest.raises(PermissionDeniedError):
-        await desk.access.admit("/s/Session", of(ADMIN))
+        await desk.access.admit(method, of(ADMIN))
 
 
 async def test_a_removed_role_is_gone_after_one_second_and_not_a_tick_later(desk):
