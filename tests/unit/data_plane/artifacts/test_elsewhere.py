@@ -382,7 +382,7 @@ def of_one_piece(packed: bytes):
 @pytest.mark.parametrize("packed", [b"no frame", pack_piece(b"x")[:-1], pack_piece(b"x") + b"y"])
 async def test_a_piece_that_is_no_frame_is_refused_whoever_signed_it(world, packed):
     one = await world.publish()
-    await world.offer(**of_one_piece(packed))
+    await world.offer(**of_one_piece(packed) | {"artifact_bytes": 1})
     world.source.pieces = [packed]
 
     assert await refused_for(world, one) == "MALFORMED"
@@ -639,7 +639,7 @@ async def test_only_some_artifacts_are_in_memory_at_once(world):
 async def test_a_reception_that_is_cancelled_leaves_nothing_behind(world):
     one = await world.publish()
     await world.offer()
-    before = open_files()
+    before, tasks = open_files(), asyncio.all_tasks()
     world.source.pieces = world.source.pieces[:2]
     never = asyncio.Event()
     send = world.source._send
@@ -657,6 +657,7 @@ async def test_a_reception_that_is_cancelled_leaves_nothing_behind(world):
     taking.cancel()
     with pytest.raises(asyncio.CancelledError):
         await taking
+    assert asyncio.all_tasks() == tasks
     await asyncio.get_running_loop().shutdown_default_executor()
 
     assert open_files() <= before

@@ -168,6 +168,19 @@ async def test_a_listing_of_another_module_than_its_templates_gets_no_statement(
     assert world.failures("PACKAGE_ALTERED") == 1
 
 
+async def test_another_template_than_the_listed_one_is_not_compiled(world):
+    """Of the same module even: what was listed is what policy was asked about."""
+    one = await world.publish()
+    package = make_package(a_manifest(MODULE, version="9.9.9"), MODULE)
+    signed = await sign_package(package, [signer(PUBLISHER)])
+    world.desk.templates[one.template_digest] = FetchedTemplate(envelope=signed.envelope, module=MODULE)
+
+    await world.service.look()
+
+    assert (world.compiler.compilations, world.desk.handed_in) == (0, [])
+    assert world.failures("PACKAGE_ALTERED") == 1
+
+
 async def test_without_its_key_in_the_keyset_nothing_is_compiled(world):
     await world.publish()
     await world.trust(version=2, revoked_at=world.clock.now())
