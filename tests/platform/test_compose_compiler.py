@@ -11,7 +11,7 @@ from typing import Any
 import httpx
 import pytest
 
-from tests.platform.compose import ROOT, Compose
+from tests.platform.compose import ROOT, UP_SECONDS, Compose
 from tests.platform.conftest import first_agent
 from tests.platform.test_compose import ask
 
@@ -61,9 +61,7 @@ def said(compose: Compose, service: str) -> str:
     return compose.call("logs", "--no-color", service)
 
 
-def test_nodes_run_what_the_compiler_made_and_it_reaches_control_planes_alone(
-    docker: None, tmp_path: Path
-) -> None:
+def test_nodes_run_what_the_compiler_made_and_it_reaches_nobody_else(docker: None, tmp_path: Path) -> None:
     compose = Compose(project="agentfactory-compiler", profile="minimal")
     compose.down()
     try:
@@ -74,7 +72,7 @@ def test_nodes_run_what_the_compiler_made_and_it_reaches_control_planes_alone(
         eventually(lambda: answers(compose), "a Prometheus that answers")
         assert health(compose) == []  # and no alert about one that nobody wants
 
-        compose.shell(commands(), tmp_path)
+        compose.shell(commands(), tmp_path, seconds=UP_SECONDS)
 
         eventually(lambda: health(compose) == ["up"], "a target of Prometheus")
         (container,) = (one for one in compose.containers() if one["Service"] == "compiler")
@@ -85,7 +83,8 @@ def test_nodes_run_what_the_compiler_made_and_it_reaches_control_planes_alone(
         taken = "a module that was compiled elsewhere was taken"
         eventually(lambda: any(taken in said(compose, f"node-{one}") for one in (1, 2, 3)), taken)
 
-        there = ("control-plane:7443", "control-plane-1:7443", "control-plane-2:7443")
+        # Prometheus asks it, so they share a network.
+        there = ("prometheus:9090", "control-plane:7443", "control-plane-1:7443", "control-plane-2:7443")
         others = ("postgres:5432", "node-1:7454", "gateway:8080", "192.0.2.1:443")
         asked = ("exec", "-T", "compiler", "python3", "-c", REACHES, *there, *others)
         assert compose.call(*asked).split() == list(there)
