@@ -13,7 +13,7 @@ from typing import Final, cast
 
 import grpc
 from grpc_health.v1 import health, health_pb2, health_pb2_grpc
-from grpc_reflection.v1alpha import reflection
+from grpc_reflection.v1alpha import reflection, reflection_pb2_grpc
 
 from shared.errors import PortInUseError
 from shared.rpc.channel import SERVER_OPTIONS
@@ -112,9 +112,10 @@ class Front:
         services = cast("grpc.aio.Server", _Services(server))
         self._register(services)
         health_pb2_grpc.add_HealthServicer_to_server(self._health, services)
-        reflection.enable_server_reflection(
-            (*SERVICES, health.SERVICE_NAME, reflection.SERVICE_NAME), services
+        described = reflection.aio.ReflectionServicer(
+            (*SERVICES, health.SERVICE_NAME, reflection.SERVICE_NAME)
         )
+        reflection_pb2_grpc.add_ServerReflectionServicer_to_server(described, services)  # type: ignore[no-untyped-call]
         self._servers.append(server)
         self._guards.append(guard)
         where = f"{address.host}:{address.port}"

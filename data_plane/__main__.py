@@ -115,11 +115,13 @@ async def _enroll(settings: NodeSettings | CompilerSettings, options: argparse.N
     paths = settings.paths
     trust = read_trust(options.trust or paths.trust)
     token = _token(options.token)
+    if isinstance(settings, CompilerSettings):
+        # Before the identity: who is stopped between the two enrolls again, and has both.
+        settings.compiler_key.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+        await asyncio.to_thread(ensure_compiler_key, settings.compiler_key)
     node_id = await enroll(
         paths=paths, trust=trust, target=options.control_plane, token=token, zone=settings.zone
     )
-    if isinstance(settings, CompilerSettings):
-        await asyncio.to_thread(ensure_compiler_key, settings.compiler_key)
     print(node_id)  # noqa: T201 - the result of the command
 
 

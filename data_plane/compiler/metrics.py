@@ -22,6 +22,11 @@ class CompilerMetrics:
             buckets=(0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 60.0, 120.0),
             registry=registry,
         )
+        self.ready = Gauge(
+            "agentfactory_compiler_ready",
+            "1: the last look for work went well; 0: nothing is compiled now, /readyz says why",
+            registry=registry,
+        )
         self.certificate_seconds = Gauge(
             "agentfactory_compiler_certificate_seconds",
             "How long this node's certificate counts yet; below 0: no more",

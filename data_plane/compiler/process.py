@@ -81,11 +81,13 @@ class CompilingNode:
             raise
         except AgentFactoryError as error:
             self._problem = f"{error.reason}: {error}"
+            self.metrics.ready.set(0)
             logger.warning("nothing is compiled now", reason=error.reason, detail=str(error))
             # The next control plane, if there are several.
             await self.desk.close()
             return RETRY
         self._problem = ""
+        self.metrics.ready.set(1)
         return timedelta(0) if found else self.poll
 
     async def _keep_certificate(self) -> None:

@@ -50,6 +50,14 @@ async def compiled(node: TestNode, count: int, within: timedelta = EVENTUALLY) -
     )
 
 
+async def ready(node: TestNode, wanted: int) -> None:
+    await eventually(
+        lambda: metric(node, "agentfactory_compiler_ready"),
+        lambda value: value == wanted,
+        "what the alert CompilerIdle looks at",
+    )
+
+
 async def run(stack: TestStack, agent: str = "actor") -> None:
     execution, _ = await stack.execute(agent, b"exit 0")
     assert execution.state == SUCCEEDED, execution
@@ -61,6 +69,7 @@ async def test_a_node_that_accepts_it_runs_what_another_machine_compiled_and_for
         compiler = await stack.add_compiler()
         await stack.make_agent("actor")
         await compiled(compiler, 1)
+        await ready(compiler, 1)
 
         await run(stack)
 
@@ -76,6 +85,7 @@ async def test_a_node_that_accepts_it_runs_what_another_machine_compiled_and_for
         await run(stack)
 
         assert (await here(node), await elsewhere(node)) == (1, 1)
+        await ready(compiler, 0)
 
 
 async def test_a_node_that_does_not_accept_it_compiles_itself_and_each_duty_keeps_to_its_own_calls():

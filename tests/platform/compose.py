@@ -48,7 +48,7 @@ class Compose:
             "COMPOSE_PROFILES": self.profile,
         }
 
-    def shell(self, script: str, folder: Path) -> None:
+    def shell(self, script: str, folder: Path, *, seconds: float = CALL_SECONDS) -> None:
         """Run a script as the documentation has it, in a folder of its reader."""
         done = subprocess.run(
             ["bash", "-euc", script],
@@ -58,7 +58,7 @@ class Compose:
             stdout=subprocess.PIPE,
             stderr=subprocess.STDOUT,
             text=True,
-            timeout=CALL_SECONDS,
+            timeout=seconds,
             env=self.environment,
         )
         assert done.returncode == 0, f"{script}: {done.stdout}"

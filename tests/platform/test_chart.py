@@ -22,6 +22,7 @@ GREEN_BESIDE = ("--set", "colours.green.enabled=true", "--set", "colours.green.t
 EVERYTHING = (
     *GREEN_BESIDE,
     *("--set", "nodes.autoscaling.enabled=true", "--set", "externalSecrets.enabled=true"),
+    *("--set", "compiler.enabled=true", "--set", "nodes.acceptCompiledArtifacts=true"),
     *("--set", "backup.enabled=true", "--set", "backup.claim=backups", "--set", "backup.login=s3"),
     *(
         "--set",
@@ -81,6 +82,10 @@ def test_it_lints_and_its_readme_is_its_values():
         "nodes.pools.default.slots=0",
         "nodes.settings.AF_CONTROL_PORT=1",
         "nodes.require={seccomp,everything}",
+        "nodes.acceptCompiledArtifacts=perhaps",
+        "compiler.key=x",
+        "compiler.settings.AF_NODE_SLOTS=1",
+        "compiler.pools.default.replicas=2",
         "colours.blue.tag=not a tag",
     ],
 )
@@ -130,12 +135,127 @@ def test_nodes_are_spread_budgeted_and_scaled_by_the_age_of_the_queue():
     assert required == ["seccomp", "landlock", "rlimits", "no_new_privs"]
 
 
+def mentions(manifests: list[dict[str, Any]]) -> list[str]:
+    """Return what has to do with compiling for others."""
+    named = [found["metadata"]["name"] for found in manifests if "compile" in json.dumps(found).lower()]
+    return sorted(set(named))
+
+
+@pytest.mark.parametrize("given", [(), ("--set", "compiler=null")], ids=["by default", "values from before"])
+def test_nothing_compiles_for_others_unless_somebody_says_so(given):
+    assert mentions(rendered(*given)) == []
+    alone = mentions(rendered("--set", "compiler.enabled=true"))
+    assert alone == ["af-compiler", "af-compiler-default"]  # and no node takes its word yet
+
+
+def test_nodes_take_the_word_of_a_compiler_when_they_are_told_to():
+    manifests = rendered("--set", "nodes.acceptCompiledArtifacts=true")
+    assert mentions(manifests) == ["af-node-default"]
+    (container,) = one(manifests, "StatefulSet", "af-node-default")["spec"]["template"]["spec"]["containers"]
+    environment = {entry["name"]: entry["value"] for entry in container["env"]}
+    assert environment["AF_NODE_ACCEPT_COMPILED_ARTIFACTS"] == "true"
+
+
+def test_a_compiler_keeps_its_key_is_handed_no_token_of_a_node_and_holds_up_no_upgrade():
+    second = ("--set", "compiler.pools.arm.zone=eu-1", "--set", "compiler.pools.arm.nodeSelector.arch=arm64")
+    manifests = rendered("--set", "compiler.enabled=true", "--set", "active=green", *GREEN_BESIDE, *second)
+    other = one(manifests, "StatefulSet", "af-compiler-arm")["spec"]["template"]["spec"]
+    assert other["nodeSelector"] == {"arch": "arm64"}
+    spec = one(manifests, "StatefulSet", "af-compiler-default")["spec"]
+    assert spec["replicas"] == 1  # each has a key of its own
+    pod = spec["template"]["spec"]
+    (container,) = pod["containers"]
+    assert container["image"].endswith("node:0.2.0")
+    assert container["args"] == ["compiler"]
+    environment = {entry["name"]: entry["value"] for entry in container["env"]}
+    assert environment["AF_COMPILER_CONTROL_PLANES"] == '["af-control-plane:7443"]'
+    assert json.loads(environment["AF_COMPILER_SANDBOX_REQUIRE"]) == [
+        *("seccomp", "landlock", "rlimits", "no_new_privs"),
+    ]
+    (claim,) = spec["volumeClaimTemplates"]
+    (kept,) = (mount for mount in container["volumeMounts"] if mount["name"] == claim["metadata"]["name"])
+    assert kept["mountPath"] == "/var/lib/agentfactory-node"
+    (handed,) = (volume["projected"] for volume in pod["volumes"] if volume["name"] == "handed")
+    sources = {source["secret"]["name"]: source["secret"]["items"] for source in handed["sources"]}
+    assert {name: [item["key"] for item in items] for name, items in sources.items()} == {
+        "agent-factory-nodes": ["trust.json"],
+        "agent-factory-compiler": ["token"],
+    }
+    # It is ready by /readyz once its key is in the keyset: an upgrade with --wait must not wait for that.
+    probes = {container[f"{name}Probe"]["httpGet"]["path"] for name in ("startup", "readiness", "liveness")}
+    assert probes == {"/healthz"}
+
+
+def test_a_compiler_reaches_control_planes_alone_and_only_metrics_are_asked_of_it():
+    rules = ("--set-json", 'networkPolicies.nodesEgress=[{"to":[{"ipBlock":{"cidr":"0.0.0.0/0"}}]}]')
+    manifests = rendered("--set", "compiler.enabled=true", *rules)
+    labels = one(manifests, "StatefulSet", "af-compiler-default")["spec"]["template"]["metadata"]["labels"]
+    applied = [
+        found["spec"] for found in manifests if found["kind"] == "NetworkPolicy" and chooses(found, labels)
+    ]
+    ingress = [rule for policy in applied for rule in policy.get("ingress", [])]
+    egress = [rule for policy in applied for rule in policy.get("egress", [])]
+    assert len(applied) == 2  # with the one that denies
+    (asked,) = ingress
+    assert asked["from"] == [
+        {"namespaceSelector": {"matchLabels": {"kubernetes.io/metadata.name": "monitoring"}}}
+    ]
+    assert [port["port"] for port in asked["ports"]] == [7474]
+    names, reached = egress
+    assert [port["port"] for port in names["ports"]] == [53, 53]
+    assert [port["port"] for port in reached["ports"]] == [7443, 7445]
+    (peer,) = reached["to"]
+    assert peer.keys() == {"podSelector"}
+    for found in manifests:
+        if found["kind"] in {"Deployment", "StatefulSet", "Job"}:
+            wanted = peer["podSelector"]["matchLabels"].items()
+            leads = wanted <= found["spec"]["template"]["metadata"]["labels"].items()
+            assert leads == found["metadata"]["name"].startswith("af-control-plane"), found["metadata"][
+                "name"
+            ]
+
+
+def chooses(policy: dict[str, Any], labels: dict[str, str]) -> bool:
+    """Return whether a policy is about pods with these labels."""
+    selector = policy["spec"]["podSelector"]
+    return selector.get("matchLabels", {}).items() <= labels.items() and all(
+        rule["operator"] == "In" and labels.get(rule["key"]) in rule["values"]
+        for rule in selector.get("matchExpressions", [])
+    )
+
+
+def test_with_an_operator_for_secrets_the_compilers_token_comes_by_it_also_in_an_upgrade():
+    given = ("--set", "externalSecrets.enabled=true")
+    asked = {found["metadata"]["name"] for found in rendered(*given) if found["kind"] == "ExternalSecret"}
+    manifests = rendered(*given, "--set", "compiler.enabled=true")
+    found = one(manifests, "ExternalSecret", "agent-factory-compiler")
+    assert found["metadata"]["name"] not in asked
+    assert found["metadata"]["annotations"]["helm.sh/hook"] == "pre-install,pre-upgrade"
+    assert found["spec"]["dataFrom"] == [{"extract": {"key": "agent-factory/compiler"}}]
+
+
+def test_compose_starts_no_compiler_by_itself_and_lets_it_reach_control_planes_alone():
+    services = yaml.safe_load((ROOT / "docker-compose.yml").read_text())["services"]
+    compiler = services["compiler"]
+    assert compiler["scale"] == "${AF_COMPILER:-0}"
+    assert [volume.partition(":")[0] for volume in compiler["volumes"]] == ["compiler"]  # no token of nodes
+    (network,) = compiler["networks"]
+    beside = {name for name, found in services.items() if network in found.get("networks", ())}
+    assert beside == {"compiler", "control-plane-1", "control-plane-2", "prometheus"}
+    networks = yaml.safe_load((ROOT / "docker-compose.yml").read_text())["networks"]
+    assert networks[network] == {"internal": True}
+
+
 def test_its_notes_name_the_first_command_and_the_way_on(tmp_path):
     asked = ("install", "af", str(CHART), "--dry-run=client", "--kubeconfig", str(tmp_path / "none"))
     alone = helm(*asked).stdout.partition("NOTES:")[2]
     assert "agentfactory node list --target localhost:7443" in alone
     assert "--set colours.green.enabled=true" in alone
     assert "kept warm" not in alone
+    assert "compiler.pub" not in alone
+    compiling = helm(*asked, "--set", "compiler.enabled=true").stdout.partition("NOTES:")[2]
+    assert "exec af-compiler-default-0 -- cat compiler.pub > compiler-default.pub" in compiling
+    assert "agentfactory keys rotate compiler --public-key compiler-default.pub" in compiling
     beside = helm(*asked, *GREEN_BESIDE).stdout.partition("NOTES:")[2]
     assert "green (0.2.0) runs beside it" in beside
     assert "helm rollback af" in beside
@@ -143,7 +263,10 @@ def test_its_notes_name_the_first_command_and_the_way_on(tmp_path):
 
 def test_every_pod_is_restricted():
     found = dict(pods(rendered("--is-upgrade", *EVERYTHING)))
-    assert {"af-control-plane-blue", "af-gateway-green", "af-node-default", "af-migrate"} <= found.keys()
+    assert {
+        *("af-control-plane-blue", "af-gateway-green", "af-node-default", "af-compiler-default"),
+        *("af-migrate", "af-backup"),
+    } <= found.keys()
     for name, pod in found.items():
         security = pod["securityContext"]
         assert security["runAsNonRoot"], name

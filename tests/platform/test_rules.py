@@ -101,6 +101,20 @@ CASES: dict[str, tuple[dict[str, str], dict[str, str], dict[str, str]]] = {
         },
         NODE,
     ),
+    "CompiledArtifactsRefused": (
+        {'agentfactory_node_refused_artifacts_total{reason="UNKNOWN_KEY", instance="n1"}': "0+1x400"},
+        {
+            'agentfactory_node_refused_artifacts_total{reason="UNAVAILABLE", instance="n1"}': "0+1x400",
+            'agentfactory_node_refused_artifacts_total{reason="UNKNOWN_KEY", instance="n1"}': "3x400",
+        },
+        NODE,
+    ),
+    "CompilerIdle": (
+        {'agentfactory_compiler_ready{instance="n1"}': "0x400"},
+        # Its key was listed within half an hour; afterwards it was restarted.
+        {'agentfactory_compiler_ready{instance="n1"}': "0x20 1x350 0x29"},
+        NODE,
+    ),
     "BackupOld": ({"af_backup_age_seconds": "100000x400"}, {"af_backup_age_seconds": "80000x400"}, {}),
     "ReceiptsMissing": ({"af_receipts_missing": "1x400"}, {"af_receipts_missing": "0x400"}, {}),
     "LogBehind": ({"af_log_waiting_seconds": "90x400"}, {"af_log_waiting_seconds": "1x400"}, {}),
@@ -128,17 +142,36 @@ CASES: dict[str, tuple[dict[str, str], dict[str, str], dict[str, str]]] = {
 }
 
 
-ANOTHER_METRIC: dict[str, tuple[dict[str, str], dict[str, str], dict[str, str]]] = {
-    "CertificateEnds": (
-        {
-            'af_certificate_seconds{certificate="server", instance="c1"}': "250000x400",
-            'af_certificate_seconds{certificate="authority", instance="c1"}': "90000000x400",
-        },
-        {'af_certificate_seconds{certificate="gateway", instance="g1"}': "864000x400"},
-        {"instance": "c1"},
+OTHER_PARTS: tuple[tuple[str, tuple[dict[str, str], dict[str, str], dict[str, str]]], ...] = (
+    (
+        "CertificateEnds",
+        (
+            {
+                'af_certificate_seconds{certificate="server", instance="c1"}': "250000x400",
+                'af_certificate_seconds{certificate="authority", instance="c1"}': "90000000x400",
+            },
+            {'af_certificate_seconds{certificate="gateway", instance="g1"}': "864000x400"},
+            {"instance": "c1"},
+        ),
     ),
-}
-"""The other metric of alerts that look at two."""
+    (
+        "CertificateEnds",
+        (
+            {'agentfactory_compiler_certificate_seconds{instance="n1"}': "14000x400"},
+            {'agentfactory_compiler_certificate_seconds{instance="n1"}': "29000x400"},
+            NODE,
+        ),
+    ),
+    (
+        "CompiledArtifactsRefused",
+        (
+            {'agentfactory_node_refused_artifacts_total{reason="UNKNOWN_KEY", instance="n1"}': "_x380 1x20"},
+            {'agentfactory_node_refused_artifacts_total{reason="UNAVAILABLE", instance="n1"}': "_x380 1x20"},
+            NODE,
+        ),
+    ),
+)
+"""The other parts of alerts that look at several things."""
 
 
 def rules() -> list[dict[str, Any]]:
@@ -224,8 +257,8 @@ def test_the_dashboards_are_as_made_and_show_metrics_that_there_are():
 
 @pytest.mark.parametrize(
     ("name", "case"),
-    [*CASES.items(), *ANOTHER_METRIC.items()],
-    ids=[*CASES, *map("{} too".format, ANOTHER_METRIC)],
+    [*CASES.items(), *OTHER_PARTS],
+    ids=[*CASES, *(f"{name}, part {number}" for number, (name, _) in enumerate(OTHER_PARTS))],
 )
 def test_it_fires_when_it_should_and_only_then(name, case, tmp_path):
     fires, silent, labels = case

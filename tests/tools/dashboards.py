@@ -89,6 +89,22 @@ NODE = (
         {"{{event}}": rate("agentfactory_node_worker_events_total", "event")},
     ),
     Panel("Artifact cache", "ops", {"{{event}}": rate("agentfactory_node_artifact_cache_total", "event")}),
+    Panel(
+        "New modules, by where they were compiled",
+        "ops",
+        {
+            "{{compiled}}": rate("agentfactory_node_new_modules_total", "compiled"),
+            "not believed: {{reason}}": rate("agentfactory_node_refused_artifacts_total", "reason"),
+        },
+    ),
+    Panel(
+        "Compiling nodes",
+        "ops",
+        {
+            "compiled": rate("agentfactory_compiler_modules_total"),
+            "not compiled: {{reason}}": rate("agentfactory_compiler_failures_total", "reason"),
+        },
+    ),
     Panel("Spool", "bytes", {"{{instance}}": "agentfactory_node_spool_bytes"}),
     Panel("Receipts not acknowledged", "short", {"{{instance}}": "agentfactory_node_spool_receipts"}),
     Panel(

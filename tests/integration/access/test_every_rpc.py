@@ -7,7 +7,7 @@ import grpc
 import pytest
 from agentfactory.v1 import audit_pb2, nodes_pb2, nodes_pb2_grpc
 
-from control_plane.access.domain import Role
+from control_plane.access.domain import OF_NODES, Role
 from control_plane.access.rules import RULES
 from shared.clock import SystemClock
 from shared.ids import InstallationId
@@ -17,7 +17,7 @@ from shared.rpc.errors import error_of
 from tests.integration.access.stage import LIFE, RETRIES, Plane, call, running_plane
 from tests.unit.control_plane.access.test_rules import SERVICE_DESCRIPTORS
 
-PEOPLE = tuple(role for role in Role if role is not Role.NODE)
+PEOPLE = tuple(role for role in Role if role not in OF_NODES)
 METHODS = {
     f"/{service.full_name}/{method.name}": method
     for service in SERVICE_DESCRIPTORS
@@ -116,6 +116,12 @@ async def kinds(plane: Plane, stack: AsyncExitStack):
         "a node",
         await entered(plane.node(credentials)),
         lambda rule: rule.anonymous or Role.NODE in rule.roles,
+    )
+    _, credentials = await plane.enroll(duty=nodes_pb2.NODE_DUTY_COMPILE)
+    yield (
+        "a node that compiles",
+        await entered(plane.node(credentials)),
+        lambda rule: rule.anonymous or Role.COMPILER in rule.roles,
     )
     node_id, credentials = await plane.enroll()
     async with plane.administrator() as channel:

@@ -158,6 +158,16 @@ async def test_health_and_reflection_name_every_service(home):
     assert set(SERVICES) <= listed
 
 
+async def test_the_next_call_is_awaited_once_and_not_for_each_method(home):
+    """grpc.aio does that for methods added by name, and takes it all down and builds it again with each call."""
+    async with running(home) as control, control.channel() as channel:
+        with pytest.raises(NotFoundError):
+            await get_agent(channel)
+        awaiting = [task.get_coro().__qualname__ for task in asyncio.all_tasks()]
+    assert "AioServer._server_main_loop" in awaiting  # or its names have changed and this test sees nothing
+    assert not [name for name in awaiting if name.endswith("_request_registered_call")]
+
+
 async def test_readiness_and_metrics_are_served(home):
     async with running(home) as control, control.channel() as channel:
         with pytest.raises(NotFoundError):

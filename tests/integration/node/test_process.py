@@ -15,12 +15,13 @@ import pytest
 from agentfactory.v1 import nodes_pb2, nodes_pb2_grpc
 
 from control_plane.keys.ca import chain_pem, new_private_key, private_key_pem
-from data_plane.__main__ import main
+from data_plane.__main__ import REFUSED, main
 from data_plane.enrollment import enroll, make_csr
-from data_plane.identity import read_identity
+from data_plane.identity import is_enrolled, read_identity
 from data_plane.receipts.spool import Spool
 from shared import ids
 from shared.errors import AlreadyExistsError, EnrollmentTokenInvalidError, KeyFormatError, VerificationError
+from shared.key_files import read_private_key
 from shared.outcomes import Outcome
 from shared.paths import NodePaths
 from shared.rpc.errors import wire_error
@@ -318,3 +319,28 @@ async def test_enrolling_from_the_command_line_reads_the_token_from_standard_inp
 
     assert process.returncode == 0
     assert out.strip() == read_identity(NodePaths(data_dir=tmp_path)).node_id
+
+
+async def test_a_compiler_has_its_key_before_it_has_an_identity(control_plane, enrollment, tmp_path):
+    """Whoever is killed between the two has a key still when it enrolls again: without one it would never start."""
+    (tmp_path / "trust.json").write_bytes(encode_trust(control_plane.trust))
+
+    async def given(token: str) -> subprocess.CompletedProcess[str]:
+        arguments = ("--control-plane", f"localhost:{enrollment.port}", "--data-dir", str(tmp_path))
+        command = [sys.executable, "-m", "data_plane.compiler", "enroll", "--token", "-", *arguments]
+        return await in_thread(
+            lambda: subprocess.run(
+                command, check=False, input=f"{token}\n", capture_output=True, text=True, timeout=60
+            )
+        )
+
+    refused = await given("of-nobody")
+    assert refused.returncode == REFUSED, refused.stderr
+    made = (tmp_path / "compiler.pub").read_text()
+    assert not is_enrolled(NodePaths(data_dir=tmp_path))
+
+    enrolled = await given(enrollment.token)
+    assert enrolled.returncode == 0, enrolled.stderr
+    assert enrolled.stdout.strip() == read_identity(NodePaths(data_dir=tmp_path)).node_id
+    assert (tmp_path / "compiler.pub").read_text() == made
+    assert read_private_key(tmp_path / "compiler.key").public.to_pem() == made.encode()
