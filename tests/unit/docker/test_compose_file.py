@@ -21,7 +21,7 @@ SERVICES: dict[str, dict[str, Any]] = FILE["services"]
 PROFILES = ("full", "minimal")
 OF_OTHERS_AS_THEY_ARE = {"postgres"}
 """Its entry point needs root and a few capabilities for a moment, before it becomes another user."""
-CLOSED_NETWORKS = {"data", "custody", "policy", "traces"}
+CLOSED_NETWORKS = {"data", "compile", "custody", "policy", "traces"}
 SETTINGS = {"AF_CONTROL_": ControlSettings, "AF_NODE_": NodeSettings, "AF_GATEWAY_": GatewaySettings}
 
 
@@ -85,7 +85,7 @@ def test_ports_are_on_this_machine_alone_and_what_keeps_things_has_no_way_out():
     assert ports
     assert [port for port in ports if not port.startswith("127.0.0.1:")] == []
     assert {name for name, one in FILE["networks"].items() if one.get("internal")} == CLOSED_NETWORKS
-    for name in ("postgres", "openbao", "custody", "opa-1", "opa-2", "install"):
+    for name in ("postgres", "openbao", "custody", "opa-1", "opa-2", "install", "compiler"):
         assert set(SERVICES[name]["networks"]) <= CLOSED_NETWORKS, name
 
 
