@@ -4,7 +4,6 @@ The only place that builds adapters for the running service. Holds no rule and n
 """
 
 import asyncio
-import signal
 from collections.abc import AsyncIterator, Callable, Coroutine, Iterator
 from contextlib import AsyncExitStack, ExitStack, asynccontextmanager, contextmanager
 from dataclasses import dataclass
@@ -24,7 +23,7 @@ from control_plane.wiring.services import Services, build
 from shared.admin_http import admin_server
 from shared.logs import get_logger
 from shared.rpc.tls import TlsFiles, server_credentials
-from shared.runtime import settle
+from shared.runtime import settle, stop_signals
 
 logger = get_logger(__name__)
 
@@ -160,10 +159,8 @@ def _addresses(base: Base) -> tuple[Address, Address]:
 async def serve(settings: ControlSettings) -> None:
     """Serve until SIGTERM or SIGINT. Raises as `run`."""
     stop = asyncio.Event()
-    loop = asyncio.get_running_loop()
-    for number in (signal.SIGTERM, signal.SIGINT):
-        loop.add_signal_handler(number, stop.set)
-    await run(settings, stop=stop, started=_log_start)
+    with stop_signals(stop.set):
+        await run(settings, stop=stop, started=_log_start)
     logger.info("control plane stopped")
 
 

@@ -1,7 +1,5 @@
 """Composition root of the node: builds every adapter and runs the node until it is told to stop."""
 
-import asyncio
-import signal
 from collections.abc import Mapping
 from contextlib import AbstractAsyncContextManager, AsyncExitStack
 from datetime import timedelta
@@ -63,7 +61,7 @@ from shared.ids import BOOT, BootId, new_id
 from shared.key_files import read_secret_file, write_secret_file
 from shared.logs import get_logger
 from shared.manifest import Profile
-from shared.runtime import settle
+from shared.runtime import settle, stop_signals
 from shared.trace_setup import TraceOptions, tracing
 from shared.tracing import Tracer
 from shared.trust import read_trust
@@ -89,10 +87,7 @@ async def run_node(settings: NodeSettings) -> None:
                 readiness=node.readiness,
             )
         )
-        loop = asyncio.get_running_loop()
-        for number in (signal.SIGTERM, signal.SIGINT):
-            loop.add_signal_handler(number, node.stop)
-            stack.callback(loop.remove_signal_handler, number)
+        stack.enter_context(stop_signals(node.stop))
         settle()
         logger.info(
             "the node starts",

@@ -6,8 +6,10 @@ no difference.
 
 import asyncio
 import gc
+import signal
 import sys
-from collections.abc import Coroutine
+from collections.abc import Callable, Coroutine, Iterator
+from contextlib import contextmanager
 from datetime import timedelta
 from typing import Any, Final, TypeVar
 
@@ -31,6 +33,20 @@ def run_process(main: Coroutine[Any, Any, T]) -> T:
     sys.setswitchinterval(SWITCH_INTERVAL.total_seconds())
     with asyncio.Runner(loop_factory=IdleLoop) as runner:
         return runner.run(main)
+
+
+@contextmanager
+def stop_signals(call: Callable[[], None]) -> Iterator[None]:
+    """Call it at SIGTERM and SIGINT for the length of the block, from the running loop."""
+    loop = asyncio.get_running_loop()
+    numbers = (signal.SIGTERM, signal.SIGINT)
+    for number in numbers:
+        loop.add_signal_handler(number, call)
+    try:
+        yield
+    finally:
+        for number in numbers:
+            loop.remove_signal_handler(number)
 
 
 def settle() -> None:

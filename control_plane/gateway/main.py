@@ -1,7 +1,6 @@
 """Composition root of the gateway: settings → channel → routes → server, and their end. Holds no rule."""
 
 import asyncio
-import signal
 from collections.abc import Callable
 from contextlib import AbstractAsyncContextManager, AsyncExitStack
 from dataclasses import dataclass
@@ -22,7 +21,7 @@ from shared.admin_http import admin_server
 from shared.clock import SystemClock, SystemRandom
 from shared.logs import get_logger
 from shared.rpc.tls import read_certificates, server_only_channel_credentials
-from shared.runtime import settle
+from shared.runtime import settle, stop_signals
 from shared.trace_setup import TraceOptions, tracing
 from shared.tracing import Tracer
 
@@ -138,10 +137,8 @@ def _listen(settings: GatewaySettings) -> Listen:
 async def serve(settings: GatewaySettings) -> None:
     """Serve until SIGTERM or SIGINT. Raises as `run`."""
     stop = asyncio.Event()
-    loop = asyncio.get_running_loop()
-    for number in (signal.SIGTERM, signal.SIGINT):
-        loop.add_signal_handler(number, stop.set)
-    await run(settings, stop=stop, started=_log_start)
+    with stop_signals(stop.set):
+        await run(settings, stop=stop, started=_log_start)
     logger.info("gateway stopped")
 
 

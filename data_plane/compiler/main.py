@@ -1,7 +1,5 @@
 """Composition root of the compiling node: builds every adapter and runs it until it is told to stop."""
 
-import asyncio
-import signal
 from collections.abc import Mapping
 from contextlib import AsyncExitStack
 
@@ -26,6 +24,7 @@ from shared.errors import VerificationError
 from shared.key_files import read_private_key
 from shared.logs import get_logger
 from shared.manifest import Profile
+from shared.runtime import stop_signals
 from shared.signatures import FileSigner
 from shared.trust import read_trust
 
@@ -49,10 +48,7 @@ async def run_compiler(settings: CompilerSettings) -> None:
                 readiness=node.readiness,
             )
         )
-        loop = asyncio.get_running_loop()
-        for number in (signal.SIGTERM, signal.SIGINT):
-            loop.add_signal_handler(number, node.stop)
-            stack.callback(loop.remove_signal_handler, number)
+        stack.enter_context(stop_signals(node.stop))
         logger.info(
             "the compiling node starts",
             node_id=node.identity.node_id,
