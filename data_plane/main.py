@@ -9,6 +9,7 @@ from prometheus_client import CollectorRegistry
 
 from data_plane.artifacts.cache import ArtifactCache
 from data_plane.artifacts.elsewhere import CompiledElsewhere
+from data_plane.artifacts.pieces import HeldPieces
 from data_plane.artifacts.seal import KEY_BYTES
 from data_plane.artifacts.service import ArtifactService
 from data_plane.authority import FollowedAuthority
@@ -141,12 +142,13 @@ async def build_node(settings: NodeSettings, stack: AsyncExitStack) -> tuple[Nod
         tls_key_pem=identity.tls_key_pem,
         certificate=identity.certificate,
     )
+    pieces = HeldPieces()
     elsewhere = (
-        CompiledElsewhere(source=link, keyset=keyset, observer=metrics, clock=clock)
+        CompiledElsewhere(source=link, keyset=keyset, observer=metrics, pieces=pieces, clock=clock)
         if settings.accept_compiled_artifacts
         else None
     )
-    cache = _cache(settings, engines, elsewhere, random)
+    cache = _cache(settings, engines, elsewhere, pieces, random)
     stack.push_async_callback(cache.settled)
     log = _log_check(settings, keyset, link, metrics, clock)
     leases = Leases()
@@ -392,6 +394,7 @@ def _cache(
     settings: NodeSettings,
     engines: Mapping[Profile, EngineInfo],
     elsewhere: CompiledElsewhere | None,
+    pieces: HeldPieces,
     random: SystemRandom,
 ) -> ArtifactCache:
     key_file = settings.data_dir / "artifact.key"
@@ -411,6 +414,7 @@ def _cache(
         engines=engines,
         bound_bytes=settings.cache_bytes,
         trusts=(lambda _: False) if elsewhere is None else elsewhere.trusts,
+        pieces=pieces,
     )
     cache.load()
     return cache

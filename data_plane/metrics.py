@@ -166,6 +166,12 @@ class NodeMetrics:
             ["reason"],
             registry=registry,
         )
+        self.artifact_pieces = Counter(
+            "agentfactory_node_artifact_pieces",
+            "Pieces of artifacts compiled elsewhere, by whether they were fetched or here already (reused)",
+            ["piece"],
+            registry=registry,
+        )
         self.lease_expiries = Counter(
             "agentfactory_node_lease_expiries", "Runs stopped because their lease ran out", registry=registry
         )
@@ -212,6 +218,11 @@ class NodeMetrics:
     def module_received(self) -> None:
         """See `ModuleObserver.module_received`."""
         self.new_modules.labels("elsewhere").inc()
+
+    def pieces_received(self, *, fetched: int, reused: int) -> None:
+        """See `ModuleObserver.pieces_received`."""
+        self.artifact_pieces.labels("fetched").inc(fetched)
+        self.artifact_pieces.labels("reused").inc(reused)
 
     def compiled_refused(self, reason: str) -> None:
         """See `ModuleObserver.compiled_refused`. The word is one of our errors'."""

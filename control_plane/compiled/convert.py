@@ -4,6 +4,7 @@ from agentfactory.v1 import nodes_pb2
 
 from control_plane.compiled.domain import Wanted
 from shared.compiled import Target
+from shared.digests import DIGEST_BYTES, Digest, digest_from_raw
 from shared.errors import InvalidInputError
 from shared.order_codec import PROFILE_NUMBERS, PROFILES_BY_NUMBER
 
@@ -23,6 +24,19 @@ def target_from_proto(message: nodes_pb2.CompilationTarget) -> Target:
         engine_version=message.engine_version,
         config_digest=message.config_digest,
         cpu_features=message.cpu_features,
+    )
+
+
+def held_from_proto(raw: bytes) -> frozenset[Digest]:
+    """Return the pieces that a node says it has.
+
+    Raises:
+        InvalidInputError: They are no digests, one behind the other.
+    """
+    if len(raw) % DIGEST_BYTES:
+        raise InvalidInputError(f"held_pieces has {len(raw)} bytes: no multiple of {DIGEST_BYTES}")
+    return frozenset(
+        digest_from_raw(raw[start : start + DIGEST_BYTES]) for start in range(0, len(raw), DIGEST_BYTES)
     )
 
 

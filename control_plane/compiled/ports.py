@@ -30,10 +30,8 @@ class CompiledStore(Protocol):
     async def find(self, module_digest: Digest, target: Target, keys: Collection[KeyId]) -> Compiled | None:
         """Return the whole artifact of a module for an engine, if one of the keys vouches for it."""
 
-    async def read(
-        self, compiled_artifact_id: CompiledArtifactId, *, first: int, limit: int
-    ) -> Sequence[bytes]:
-        """Return up to `limit` pieces from the one of that number on; none when it is gone."""
+    async def read(self, compiled_artifact_id: CompiledArtifactId, numbers: Sequence[int]) -> Sequence[bytes]:
+        """Return the pieces of these numbers, in ascending order; none when it is gone."""
 
     async def begin(self, artifact: NewCompiled, keys: Collection[KeyId], *, bound_bytes: int) -> None:
         """Add an artifact that is not whole yet.

@@ -5,7 +5,7 @@ say, by its own keyset.
 """
 
 import asyncio
-from collections.abc import AsyncGenerator, AsyncIterator, Sequence
+from collections.abc import AsyncGenerator, AsyncIterator, Collection, Sequence
 from typing import Final
 
 from control_plane.audit.domain import NewAuditEntry, node_actor
@@ -156,28 +156,44 @@ class CompiledService:
         """Return what a module was compiled to for an engine, by a key that counts now."""
         return await self._store.find(module_digest, target, await self._keys())
 
-    async def pieces(self, compiled: Compiled) -> AsyncGenerator[bytes, None]:
-        """Yield an artifact's pieces, packed; some are read while those before travel.
+    async def held(self, compiled: Compiled, digests: Collection[Digest]) -> tuple[int, ...]:
+        """Return the numbers of those pieces that have one of these digests, packed; ascending.
+
+        Raises:
+            VerificationError: The key that vouches for it stopped counting meanwhile.
+        """
+        if not digests:
+            return ()
+        keys = (await self._keysets.current()).keys_for(KeyPurpose.COMPILER, self._clock.now())
+        stated = verify_compiled(compiled.envelope, keys=keys, installation=self._installation).statement
+        return tuple(number for number, digest in enumerate(stated.piece_digests) if digest in digests)
+
+    async def pieces(
+        self, compiled: Compiled, *, without: Collection[int] = ()
+    ) -> AsyncGenerator[bytes, None]:
+        """Yield an artifact's pieces, packed, but for some; others are read while those before travel.
 
         Raises:
             NotFoundError: It was dropped meanwhile.
         """
-        starts = range(0, compiled.pieces, READ_PIECES)
-        following = asyncio.ensure_future(self._read(compiled, starts[0]))
+        numbers = sorted(set(range(compiled.pieces)).difference(without))
+        following = asyncio.ensure_future(self._read(compiled, numbers[:READ_PIECES]))
         try:
-            for start in starts:
+            for end in range(READ_PIECES, len(numbers) + READ_PIECES, READ_PIECES):
                 found = await following
-                if len(found) != min(READ_PIECES, compiled.pieces - start):
-                    raise NotFoundError("the compiled artifact was dropped meanwhile")
-                if start != starts[-1]:
-                    following = asyncio.ensure_future(self._read(compiled, start + READ_PIECES))
+                following = asyncio.ensure_future(self._read(compiled, numbers[end : end + READ_PIECES]))
                 for piece in found:
                     yield piece
         finally:
             following.cancel()
 
-    async def _read(self, compiled: Compiled, first: int) -> Sequence[bytes]:
-        return await self._store.read(compiled.compiled_artifact_id, first=first, limit=READ_PIECES)
+    async def _read(self, compiled: Compiled, numbers: Sequence[int]) -> Sequence[bytes]:
+        if not numbers:
+            return ()
+        found = await self._store.read(compiled.compiled_artifact_id, numbers)
+        if len(found) != len(numbers):
+            raise NotFoundError("the compiled artifact was dropped meanwhile")
+        return found
 
     async def _take(self, artifact: NewCompiled, pieces: AsyncIterator[bytes]) -> None:
         expected, number = artifact.statement.piece_digests, 0

@@ -113,14 +113,12 @@ class PostgresCompiledStore:
             size_bytes=row.size_bytes,
         )
 
-    async def read(
-        self, compiled_artifact_id: CompiledArtifactId, *, first: int, limit: int
-    ) -> Sequence[bytes]:
+    async def read(self, compiled_artifact_id: CompiledArtifactId, numbers: Sequence[int]) -> Sequence[bytes]:
         """See `CompiledStore.read`."""
         query = (
             select(_p.content)
             .where(_p.compiled_artifact_id == compiled_artifact_id)
-            .where(_p.number.between(first, first + limit - 1))
+            .where(_p.number.in_(numbers))
             .order_by(_p.number)
         )
         async with self._database.reading() as connection:

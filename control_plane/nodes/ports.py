@@ -1,6 +1,6 @@
 """What the use cases of nodes need from the outside."""
 
-from collections.abc import AsyncGenerator, Sequence
+from collections.abc import AsyncGenerator, Collection, Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -149,8 +149,15 @@ class CompiledContents(Protocol):
     async def find(self, module_digest: Digest, target: Target) -> Compiled | None:
         """Return what a module was compiled to for an engine, by a key that counts now."""
 
-    def pieces(self, compiled: Compiled) -> AsyncGenerator[bytes, None]:
-        """Yield an artifact's pieces, compressed.
+    async def held(self, compiled: Compiled, digests: Collection[Digest]) -> tuple[int, ...]:
+        """Return the numbers of those pieces that have one of these digests, compressed; ascending.
+
+        Raises:
+            VerificationError: The key that vouches for it stopped counting meanwhile.
+        """
+
+    def pieces(self, compiled: Compiled, *, without: Collection[int] = ()) -> AsyncGenerator[bytes, None]:
+        """Yield an artifact's pieces, compressed, but for some.
 
         Raises:
             NotFoundError: It was dropped meanwhile.

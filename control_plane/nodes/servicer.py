@@ -7,7 +7,7 @@ from typing import Any, Protocol
 import grpc
 from agentfactory.v1 import nodes_pb2, nodes_pb2_grpc
 
-from control_plane.compiled.convert import target_from_proto
+from control_plane.compiled.convert import held_from_proto, target_from_proto
 from control_plane.log.node_proofs import NodeProofs
 from control_plane.nodes.convert import (
     attempt_from_proto,
@@ -100,16 +100,20 @@ class NodeServicer(nodes_pb2_grpc.NodeServiceServicer):
     async def FetchCompiledArtifact(
         self, request: nodes_pb2.FetchCompiledArtifactRequest, _: _Context
     ) -> AsyncIterator[nodes_pb2.FetchCompiledArtifactResponse]:
-        parts = self._transfers.compiled(
+        found = await self._transfers.compiled(
             caller().node_id,
             attempt_from_proto(request.attempt),
             request.template_digest,
             target_from_proto(request.target),
+            held_from_proto(request.held_pieces),
         )
-        async with aclosing(parts):
-            head = nodes_pb2.CompiledArtifactHead(envelope=await anext(parts), statement=await anext(parts))
-            yield nodes_pb2.FetchCompiledArtifactResponse(head=head)
-            async for piece in parts:
+        async with aclosing(found.pieces) as pieces:
+            yield nodes_pb2.FetchCompiledArtifactResponse(
+                head=nodes_pb2.CompiledArtifactHead(
+                    envelope=found.envelope, statement=found.statement, left_out=found.left_out
+                )
+            )
+            async for piece in pieces:
                 yield nodes_pb2.FetchCompiledArtifactResponse(chunk=piece)
 
     async def FetchBody(

@@ -1,13 +1,14 @@
 """What nodes pull and push beside their session: artifacts, inputs, outputs. Each needs the lease."""
 
 import hashlib
-from collections.abc import AsyncGenerator, AsyncIterator
+from collections.abc import AsyncGenerator, AsyncIterator, Collection
 from contextlib import aclosing
 from dataclasses import dataclass
 from datetime import timedelta
 from typing import Final
 
 from control_plane.audit.domain import node_actor
+from control_plane.compiled.domain import Compiled
 from control_plane.executions.domain import MAX_BODY_BYTES, AttemptRef, LiveAttempt, StoredBody, UploadQuota
 from control_plane.executions.ports import ExecutionStore, LeaseStore
 from control_plane.nodes.ports import AttemptOwners, CompiledContents, NodeGate, TemplateContents
@@ -37,6 +38,22 @@ class OutputHeader:
     commitment: Digest
     salt: bytes
     size_bytes: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class CompiledDownload:
+    """What a node is sent of a module's machine code. Whoever began with the pieces closes them."""
+
+    envelope: bytes
+    """Of the template."""
+    statement: bytes
+    left_out: tuple[int, ...]
+    """Numbers of the pieces that the node has."""
+    pieces: AsyncGenerator[bytes, None]
+    """The others, compressed.
+
+    Raises NotFoundError: it was dropped meanwhile; ResourceExhaustedError: too many are under way, of this
+    node or altogether."""
 
 
 class NodeTransfers:
@@ -87,23 +104,40 @@ class NodeTransfers:
             offset += len(chunk)
 
     async def compiled(
-        self, node_id: NodeId, attempt: AttemptRef, template_digest: str, target: Target
-    ) -> AsyncGenerator[bytes, None]:
-        """Yield the template's envelope, what was stated of its machine code, then that code in pieces.
+        self,
+        node_id: NodeId,
+        attempt: AttemptRef,
+        template_digest: str,
+        target: Target,
+        held: Collection[Digest] = (),
+    ) -> CompiledDownload:
+        """Return what a compiling node made of the template's module, without pieces that the node has.
 
         Raises:
             PermissionDeniedError, PolicyDeniedError, TemplateRevokedError: As `artifact`.
             NotFoundError: There is none for this engine, by a key that counts now.
-            ResourceExhaustedError: Too many are under way, of this node or altogether.
+            VerificationError: That key stopped counting just now.
         """
         live = await self._live(node_id, attempt, template_digest)
         found = await self._compiled.find(live.module_digest, target)
         if found is None:
             raise NotFoundError(f"module {live.module_digest} is not compiled for {target}")
         await self._may_pull(node_id, live)
-        yield await self._templates.envelope(live.tenant_id, live.template_digest)
-        yield found.envelope
-        async with self._downloads.hold(node_id), aclosing(self._compiled.pieces(found)) as pieces:
+        left_out = await self._compiled.held(found, held)
+        return CompiledDownload(
+            envelope=await self._templates.envelope(live.tenant_id, live.template_digest),
+            statement=found.envelope,
+            left_out=left_out,
+            pieces=self._pieces(node_id, found, left_out),
+        )
+
+    async def _pieces(
+        self, node_id: NodeId, found: Compiled, left_out: Collection[int]
+    ) -> AsyncGenerator[bytes, None]:
+        async with (
+            self._downloads.hold(node_id),
+            aclosing(self._compiled.pieces(found, without=left_out)) as pieces,
+        ):
             async for piece in pieces:
                 yield piece
 

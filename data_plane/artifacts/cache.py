@@ -16,12 +16,21 @@ import os
 import re
 import tempfile
 import threading
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from itertools import chain
 from pathlib import Path
 from typing import Final
 
-from data_plane.artifacts.memory import CHUNK_BYTES, Received, chunks_of, digest_of, freeze, write_all
+from data_plane.artifacts.memory import (
+    CHUNK_BYTES,
+    Received,
+    chunks_of,
+    digest_of,
+    digests_of,
+    freeze,
+    write_all,
+)
+from data_plane.artifacts.pieces import HeldPiece, HeldPieces
 from data_plane.artifacts.seal import (
     PREFIX_BYTES,
     ArtifactKey,
@@ -33,6 +42,7 @@ from data_plane.artifacts.seal import (
 )
 from data_plane.artifacts.threads import opened, to_the_end
 from data_plane.sandbox.domain import MAX_ARTIFACT_BYTES, EngineInfo
+from shared.compiled import PIECE_BYTES
 from shared.digests import DIGEST_BYTES, Digest, digest_from_raw, digest_to_raw
 from shared.dsse import MAX_ENVELOPE_BYTES
 from shared.errors import ArtifactInvalidError, DiskFullError, NotFoundError
@@ -66,12 +76,14 @@ class ArtifactCache:
         engines: Mapping[Profile, EngineInfo],
         bound_bytes: int,
         trusts: Callable[[KeyId], bool] = _trusts_nobody,
+        pieces: HeldPieces | None = None,
     ) -> None:
         self._folder = folder
         self._mac_key = mac_key
         self._engines = engines
         self._bound_bytes = bound_bytes
         self._trusts = trusts
+        self._pieces = pieces or HeldPieces()
         self._known: dict[tuple[Digest, Profile], str] = {}
         """Who vouches for each: a compiler key, or, empty, this node itself."""
         self._fresh: dict[tuple[Digest, Profile], Received] = {}
@@ -200,7 +212,7 @@ class ArtifactCache:
             mac_key=self._mac_key,
         )
         try:
-            await to_the_end(self._write_received, key, made, received.descriptor)
+            self._pieces.learn(await to_the_end(self._write_received, key, made, received))
         except (OSError, DiskFullError, ArtifactInvalidError) as error:
             # The run that wanted it has it already; the next one fetches it again.
             logger.warning("a received artifact was not kept", module_digest=module_digest, error=str(error))
@@ -261,11 +273,20 @@ class ArtifactCache:
         self._write_sealed(key, made, artifact)
         self._known[module_digest, profile] = ""
 
-    def _write_received(self, key: ArtifactKey, made: Seal, artifact: int) -> None:
-        """Seal what this node has hashed itself, as always."""
-        if digest_of(artifact) != (made.artifact_digest, made.artifact_bytes):
+    def _write_received(
+        self, key: ArtifactKey, made: Seal, received: Received
+    ) -> Sequence[tuple[Digest, HeldPiece]]:
+        """Seal what this node has hashed itself, as always; return where its whole pieces are then."""
+        digest, size, hashes = digests_of(received.descriptor)
+        if (digest, size) != (made.artifact_digest, made.artifact_bytes):
             raise ArtifactInvalidError("a received artifact is not of the digest that is stated of it")
-        self._write_sealed(key, made, artifact)
+        self._write_sealed(key, made, received.descriptor)
+        path, start = self._folder / key.file_name, len(encode_seal(made))
+        return [
+            (packed, HeldPiece(path=path, offset=start + number * PIECE_BYTES, sha256=plain))
+            for number, (packed, plain) in enumerate(zip(received.piece_digests, hashes, strict=True))
+            if (number + 1) * PIECE_BYTES <= size
+        ]
 
     def _write_sealed(self, key: ArtifactKey, made: Seal, artifact: int) -> None:
         head = encode_seal(made)

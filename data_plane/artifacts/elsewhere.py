@@ -4,34 +4,25 @@ Whatever is wrong with it, the node goes on as if there were none: it compiles t
 """
 
 import asyncio
-import os
-from collections import deque
-from collections.abc import AsyncIterator
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Final
 
-from data_plane.artifacts.memory import Received, freeze
-from data_plane.artifacts.ports import CompiledOffer, CompiledSource, ModuleObserver
-from data_plane.files import write_all
+from data_plane.artifacts.memory import Received
+from data_plane.artifacts.pieces import HeldPiece, HeldPieces, PieceLostError
+from data_plane.artifacts.ports import CompiledSource, ModuleObserver
+from data_plane.artifacts.reception import receive
 from data_plane.orders.domain import attempt_of
 from data_plane.orders.keyset import NodeKeyset
 from data_plane.sandbox.domain import EngineInfo
 from shared.clock import Clock
-from shared.compiled import (
-    PIECE_BYTES,
-    CompiledStatement,
-    Target,
-    VerifiedStatement,
-    unpack_piece,
-    verify_compiled,
-)
-from shared.digests import Digest, same_digest, sha256_digest
+from shared.compiled import Target, VerifiedStatement, verify_compiled
+from shared.digests import Digest
 from shared.dsse import decode_envelope
 from shared.errors import (
     AgentFactoryError,
     ArtifactInvalidError,
     KeyRevokedError,
-    MalformedError,
     NotFoundError,
     PackageAlteredError,
     UnavailableError,
@@ -47,8 +38,6 @@ logger = get_logger(__name__)
 
 MAX_RECEPTIONS: Final = 2
 """At once, of at most 128 MiB each; others wait."""
-
-UNPACKED_AT_ONCE: Final = 2
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -75,11 +64,18 @@ class CompiledElsewhere:
     """What other machines compiled, under the keyset that is in force now."""
 
     def __init__(
-        self, *, source: CompiledSource, keyset: NodeKeyset, observer: ModuleObserver, clock: Clock
+        self,
+        *,
+        source: CompiledSource,
+        keyset: NodeKeyset,
+        observer: ModuleObserver,
+        pieces: HeldPieces,
+        clock: Clock,
     ) -> None:
         self._source = source
         self._keyset = keyset
         self._observer = observer
+        self._pieces = pieces
         self._clock = clock
         self._receptions = asyncio.Semaphore(MAX_RECEPTIONS)
 
@@ -93,20 +89,14 @@ class CompiledElsewhere:
         1. The envelope is that of the order's template and module, by a publisher of the keyset.
         2. A compiler key that is in the keyset, valid and not revoked signed the statement.
         3. It is of this installation, of exactly this module and of exactly this engine, profile and CPU.
-        4. The pieces are those that it names, and unpack to as many bytes as it says.
+        4. The pieces are those that it names, and unpack to as many bytes as it says. Those that this node
+           has on its disk need not come; if one of them is not there as it was, all are asked for.
         """
         if not self._keyset.keys_for(KeyPurpose.COMPILER, self._clock.now()):
             return None
         try:
-            async with (
-                self._receptions,
-                self._source.fetch_compiled(
-                    attempt_of(order), order.template_digest, target_of(engine)
-                ) as offer,
-            ):
-                template = self._check_template(order, offer.envelope)
-                verified = self._check_statement(order, engine, offer.statement)
-                artifact = await _receive(offer, verified)
+            async with self._receptions:
+                received = await self._obtain(order, engine)
         except NotFoundError:
             return None
         except AgentFactoryError as error:
@@ -115,6 +105,27 @@ class CompiledElsewhere:
         except OSError as error:
             self._refused(order, UnavailableError(f"no memory for it: {error.strerror}"))
             return None
+        fetched = len(received.artifact.piece_digests) - received.artifact.reused
+        self._observer.pieces_received(fetched=fetched, reused=received.artifact.reused)
+        return received
+
+    async def _obtain(self, order: Order, engine: EngineInfo) -> ReceivedModule:
+        try:
+            return await self._fetch(order, engine, self._pieces.held())
+        except PieceLostError as error:
+            logger.warning("a piece of an artifact is fetched again", detail=str(error))
+            self._pieces.forget(error.path)
+        return await self._fetch(order, engine, {})
+
+    async def _fetch(
+        self, order: Order, engine: EngineInfo, held: Mapping[Digest, HeldPiece]
+    ) -> ReceivedModule:
+        async with self._source.fetch_compiled(
+            attempt_of(order), order.template_digest, target_of(engine), held.keys()
+        ) as offer:
+            template = self._check_template(order, offer.envelope)
+            verified = self._check_statement(order, engine, offer.statement)
+            artifact = await receive(offer, verified, held)
         return ReceivedModule(template=template, envelope=offer.envelope, artifact=artifact)
 
     def _check_template(self, order: Order, envelope: bytes) -> VerifiedManifest:
@@ -154,58 +165,3 @@ class CompiledElsewhere:
             reason=error.reason,
             detail=str(error),
         )
-
-
-class _Memory:
-    """A memory file that is closed when nobody holds it any more: a thread may write to it still."""
-
-    def __init__(self) -> None:
-        self.descriptor = os.memfd_create("artifact", os.MFD_CLOEXEC | os.MFD_ALLOW_SEALING)
-
-    def __del__(self) -> None:
-        os.close(self.descriptor)
-
-
-async def _receive(offer: CompiledOffer, verified: VerifiedStatement) -> Received:
-    """Check 4."""
-    stated, memory = verified.statement, _Memory()
-    await _fill(memory, offer.pieces, stated)
-    if os.fstat(memory.descriptor).st_size != stated.artifact_bytes:
-        raise MalformedError(f"check 4: the pieces are not the {stated.artifact_bytes} bytes stated")
-    freeze(memory.descriptor)
-    return Received(
-        descriptor=os.dup(memory.descriptor),
-        digest=stated.artifact_digest,
-        size_bytes=stated.artifact_bytes,
-        vouched_by=verified.key_id,
-    )
-
-
-async def _fill(memory: _Memory, pieces: AsyncIterator[bytes], stated: CompiledStatement) -> None:
-    """Verify each piece before it is unpacked, some at once."""
-    expected, number = stated.piece_digests, 0
-    under_way: deque[asyncio.Task[None]] = deque()
-    try:
-        async for packed in pieces:
-            if number == len(expected):
-                raise MalformedError(f"check 4: more came than the {number} pieces stated")
-            if len(under_way) == UNPACKED_AT_ONCE:
-                await under_way.popleft()
-            work = asyncio.to_thread(_take_piece, memory, number, packed, expected[number])
-            under_way.append(asyncio.create_task(work))
-            number += 1
-        while under_way:
-            await under_way.popleft()
-    finally:
-        # Threads go on to the end of their piece, in memory that is theirs until then.
-        for task in under_way:
-            task.cancel()
-        await asyncio.gather(*under_way, return_exceptions=True)
-    if number != len(expected):
-        raise MalformedError(f"check 4: {number} pieces came, {len(expected)} are stated")
-
-
-def _take_piece(memory: _Memory, number: int, packed: bytes, expected: Digest) -> None:
-    if not same_digest(sha256_digest(packed), expected):
-        raise PackageAlteredError(f"check 4: piece {number} is not the one that the statement names")
-    write_all(memory.descriptor, unpack_piece(packed), offset=number * PIECE_BYTES)

@@ -26,6 +26,10 @@ class Received:
     """As it is stated: compared before it is sealed."""
     size_bytes: int
     vouched_by: KeyId
+    piece_digests: tuple[Digest, ...]
+    """Of its packed pieces: each was compared before its bytes were written here."""
+    reused: int
+    """Of them, that this node had already."""
 
 
 def chunks_of(descriptor: int) -> Iterator[bytes]:
@@ -43,6 +47,16 @@ def digest_of(descriptor: int) -> tuple[Digest, int]:
         state.update(chunk)
         size += len(chunk)
     return digest_from_raw(state.digest()), size
+
+
+def digests_of(descriptor: int) -> tuple[Digest, int, list[bytes]]:
+    """Return digest and size of what a file holds, and the SHA-256 of each of its pieces."""
+    state, size, pieces = hashlib.sha256(), 0, []
+    for chunk in chunks_of(descriptor):
+        state.update(chunk)
+        pieces.append(hashlib.sha256(chunk).digest())
+        size += len(chunk)
+    return digest_from_raw(state.digest()), size, pieces
 
 
 def memory_file(name: str, content: bytes) -> int:

@@ -1,6 +1,6 @@
 """What getting a module ready needs from the outside."""
 
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Collection
 from contextlib import AbstractAsyncContextManager
 from dataclasses import dataclass, field
 from typing import Protocol
@@ -42,6 +42,8 @@ class CompiledOffer:
     envelope: bytes = field(repr=False)
     """Of the template."""
     statement: bytes = field(repr=False)
+    left_out: tuple[int, ...] = ()
+    """Numbers of the pieces that do not come, because they were named as held."""
     pieces: AsyncIterator[bytes]
     """Compressed. Raises UnavailableError: the source broke off; MalformedError: what it sent is no piece."""
 
@@ -50,9 +52,11 @@ class CompiledSource(Protocol):
     """Where artifacts come from that were compiled elsewhere."""
 
     def fetch_compiled(
-        self, attempt: AttemptRef, template_digest: Digest, target: Target
+        self, attempt: AttemptRef, template_digest: Digest, target: Target, held: Collection[Digest]
     ) -> AbstractAsyncContextManager[CompiledOffer]:
         """Ask for one under the live lease of an attempt; nothing more comes once the block is left.
+
+        Pieces that have one of the digests in `held`, packed, need not come: at most 512 are named.
 
         Raises:
             NotFoundError: There is none for this engine.
@@ -68,6 +72,9 @@ class ModuleObserver(Protocol):
 
     def module_received(self) -> None:
         """One that was compiled elsewhere was taken."""
+
+    def pieces_received(self, *, fetched: int, reused: int) -> None:
+        """It was put together from so many pieces that came and so many that this node had."""
 
     def compiled_refused(self, reason: str) -> None:
         """One that was compiled elsewhere was not taken, for the reason of this error."""

@@ -4,19 +4,20 @@ import asyncio
 import os
 from collections.abc import Callable
 from contextlib import suppress
-from typing import ParamSpec
+from typing import ParamSpec, TypeVar
 
 P = ParamSpec("P")
+T = TypeVar("T")
 
 
-async def to_the_end(work: Callable[P, None], *args: P.args, **options: P.kwargs) -> None:
+async def to_the_end(work: Callable[P, T], *args: P.args, **options: P.kwargs) -> T:
     """Work in a thread. Whoever is cancelled learns it when the thread has ended, and may close then.
 
     The number of a descriptor that was closed earlier would be another file's, and the work go on with that.
     """
     working = asyncio.ensure_future(asyncio.to_thread(work, *args, **options))
     try:
-        await asyncio.shield(working)
+        return await asyncio.shield(working)
     except asyncio.CancelledError:
         while not working.done():
             with suppress(asyncio.CancelledError):

@@ -4,7 +4,7 @@ Fetches and uploads run beside the session on the same channel. Every failure co
 """
 
 import asyncio
-from collections.abc import AsyncIterator, Callable, Sequence
+from collections.abc import AsyncIterator, Callable, Collection, Sequence
 from contextlib import asynccontextmanager
 from datetime import timedelta
 from itertools import cycle
@@ -19,8 +19,8 @@ from data_plane.orders.domain import AttemptRef
 from data_plane.orders.log_view import LogOffer
 from data_plane.receipts.domain import SpooledBody
 from data_plane.session.convert import attempt_to_proto, log_offer_from_proto, target_to_proto
-from shared.compiled import MAX_PIECE_BYTES, MAX_STATEMENT_BYTES, Target
-from shared.digests import Digest
+from shared.compiled import MAX_PIECE_BYTES, MAX_PIECES, MAX_STATEMENT_BYTES, Target
+from shared.digests import Digest, digest_to_raw
 from shared.dsse import MAX_ENVELOPE_BYTES
 from shared.errors import MalformedError, UnavailableError
 from shared.manifest import MAX_MODULE_BYTES
@@ -155,13 +155,14 @@ class ControlPlaneLink:
 
     @asynccontextmanager
     async def fetch_compiled(
-        self, attempt: AttemptRef, template_digest: Digest, target: Target
+        self, attempt: AttemptRef, template_digest: Digest, target: Target, held: Collection[Digest]
     ) -> AsyncIterator[CompiledOffer]:
         """Ask for what was compiled elsewhere; see `CompiledSource`."""
         request = nodes_pb2.FetchCompiledArtifactRequest(
             attempt=attempt_to_proto(attempt),
             template_digest=template_digest,
             target=target_to_proto(target),
+            held_pieces=b"".join(map(digest_to_raw, held)),
         )
         call = self._connected().FetchCompiledArtifact(
             request, timeout=FETCH_COMPILED_DEADLINE.total_seconds()
@@ -173,8 +174,12 @@ class ControlPlaneLink:
                 raise MalformedError("the control plane sent no statement before an artifact")
             _bounded("template envelope", len(first.head.envelope), MAX_ENVELOPE_BYTES)
             _bounded("statement", len(first.head.statement), MAX_STATEMENT_BYTES)
+            _bounded("list of pieces", len(first.head.left_out), MAX_PIECES)
             yield CompiledOffer(
-                envelope=first.head.envelope, statement=first.head.statement, pieces=_pieces(parts)
+                envelope=first.head.envelope,
+                statement=first.head.statement,
+                left_out=tuple(first.head.left_out),
+                pieces=_pieces(parts),
             )
         except grpc.aio.AioRpcError as error:
             raise error_of(error) from error

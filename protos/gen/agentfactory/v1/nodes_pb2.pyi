@@ -1167,7 +1167,10 @@ class FetchCompiledArtifactRequest(_message.Message):
     ATTEMPT_FIELD_NUMBER: _builtins.int
     TEMPLATE_DIGEST_FIELD_NUMBER: _builtins.int
     TARGET_FIELD_NUMBER: _builtins.int
+    HELD_PIECES_FIELD_NUMBER: _builtins.int
     template_digest: _builtins.str
+    held_pieces: _builtins.bytes
+    """SHA-256 of pieces that the node has, as they travel: 32 bytes each, one behind the other. May be left out."""
     @_builtins.property
     def attempt(self) -> Global___AttemptRef: ...
     @_builtins.property
@@ -1178,10 +1181,11 @@ class FetchCompiledArtifactRequest(_message.Message):
         attempt: Global___AttemptRef | None = ...,
         template_digest: _builtins.str = ...,
         target: Global___CompilationTarget | None = ...,
+        held_pieces: _builtins.bytes = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["attempt", b"attempt", "target", b"target"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["attempt", b"attempt", "target", b"target", "template_digest", b"template_digest"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["attempt", b"attempt", "held_pieces", b"held_pieces", "target", b"target", "template_digest", b"template_digest"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -1221,19 +1225,25 @@ class CompiledArtifactHead(_message.Message):
 
     ENVELOPE_FIELD_NUMBER: _builtins.int
     STATEMENT_FIELD_NUMBER: _builtins.int
+    LEFT_OUT_FIELD_NUMBER: _builtins.int
     envelope: _builtins.bytes
     """DSSE envelope of the template."""
     statement: _builtins.bytes
     """DSSE envelope, signed by a compiler key."""
+    @_builtins.property
+    def left_out(self) -> _containers.RepeatedScalarFieldContainer[_builtins.int]:
+        """Numbers of the pieces that are not sent, because the request names them: ascending, from 0."""
+
     def __init__(
         self,
         *,
         envelope: _builtins.bytes = ...,
         statement: _builtins.bytes = ...,
+        left_out: _abc.Iterable[_builtins.int] | None = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["envelope", b"envelope", "statement", b"statement"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["envelope", b"envelope", "left_out", b"left_out", "statement", b"statement"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

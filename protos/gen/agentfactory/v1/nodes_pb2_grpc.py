@@ -143,6 +143,7 @@ class NodeServiceServicer:
         """Streams a template's envelope with what a compiling node states of its module, then the machine code that it
         made of it. Nothing of it is trusted here: the node that asks verifies the statement under the compiler keys of
         the keyset. Who: the node whose live lease names the template. Required: attempt, template_digest, target.
+        Pieces that the request names as held may be left out; the head says which. Repeat: the same again.
         NOT_FOUND when there is none for this engine; the node compiles the module itself then.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)

@@ -64,6 +64,7 @@ class NodeServiceStub:
     """Streams a template's envelope with what a compiling node states of its module, then the machine code that it
     made of it. Nothing of it is trusted here: the node that asks verifies the statement under the compiler keys of
     the keyset. Who: the node whose live lease names the template. Required: attempt, template_digest, target.
+    Pieces that the request names as held may be left out; the head says which. Repeat: the same again.
     NOT_FOUND when there is none for this engine; the node compiles the module itself then.
     """
 
@@ -103,6 +104,7 @@ class NodeServiceAsyncStub(NodeServiceStub):
     """Streams a template's envelope with what a compiling node states of its module, then the machine code that it
     made of it. Nothing of it is trusted here: the node that asks verifies the statement under the compiler keys of
     the keyset. Who: the node whose live lease names the template. Required: attempt, template_digest, target.
+    Pieces that the request names as held may be left out; the head says which. Repeat: the same again.
     NOT_FOUND when there is none for this engine; the node compiles the module itself then.
     """
 
@@ -187,6 +189,7 @@ class NodeServiceServicer(metaclass=_abc_1.ABCMeta):
         """Streams a template's envelope with what a compiling node states of its module, then the machine code that it
         made of it. Nothing of it is trusted here: the node that asks verifies the statement under the compiler keys of
         the keyset. Who: the node whose live lease names the template. Required: attempt, template_digest, target.
+        Pieces that the request names as held may be left out; the head says which. Repeat: the same again.
         NOT_FOUND when there is none for this engine; the node compiles the module itself then.
         """
 
