@@ -21,7 +21,7 @@ def replace_file(path: Path, data: bytes) -> None:
     sync_folder(path.parent)
 
 
-def write_all(descriptor: int, data: bytes, *, offset: int = 0) -> None:
+def write_all(descriptor: int, data: bytes | bytearray, *, offset: int = 0) -> None:
     """Write all of `data` at `offset`, however often the kernel takes only a part."""
     view = memoryview(data)
     while view:

@@ -284,7 +284,7 @@ class ArtifactCache:
         path, start = self._folder / key.file_name, len(encode_seal(made))
         return [
             (packed, HeldPiece(path=path, offset=start + number * PIECE_BYTES, sha256=plain))
-            for number, (packed, plain) in enumerate(zip(received.piece_digests, hashes, strict=True))
+            for number, (packed, plain) in enumerate(zip(received.piece_digests, hashes, strict=False))
             if (number + 1) * PIECE_BYTES <= size
         ]
 

@@ -175,6 +175,50 @@ async def test_what_is_handed_in_is_found_for_its_engine_and_wanted_no_more(desk
     assert (actor, subject) == (f"node:{NODE}", MODULE)
 
 
+@pytest.mark.parametrize("held", [[], [0], [1], [0, 1]])
+async def test_what_a_node_holds_is_not_read(desk, held):
+    await desk.hand_in()
+    found = await desk.service.find(MODULE, HERE)
+    packed = pieces_of(CODE)
+    named = {sha256_digest(packed[number]) for number in held} | {sha256_digest(b"of something else")}
+
+    left_out = await desk.service.held(found, named)
+    sent = [piece async for piece in desk.service.pieces(found, without=left_out)]
+
+    assert list(left_out) == held
+    assert sent == [piece for number, piece in enumerate(packed) if number not in held]
+
+
+async def test_more_pieces_than_are_read_at_once_come_in_order(desk, monkeypatch):
+    monkeypatch.setattr(service, "READ_PIECES", 2)
+    code = os.urandom(3 * PIECE_BYTES) + b"end"
+    desk.service = desk.with_gate(OpenGate(), bound_bytes=8 * PIECE_BYTES)
+    await desk.hand_in(code=code)
+    found = await desk.service.find(MODULE, HERE)
+
+    for without in ([], [0], [1, 3], [0, 1, 2]):
+        sent = [piece async for piece in desk.service.pieces(found, without=without)]
+        assert sent == [piece for number, piece in enumerate(pieces_of(code)) if number not in without]
+
+
+async def test_what_was_dropped_meanwhile_ends_the_pieces(desk):
+    await desk.hand_in()
+    found = await desk.service.find(MODULE, HERE)
+    await desk.rows("DELETE FROM compiled_artifacts")
+
+    with pytest.raises(NotFoundError):
+        await anext(desk.service.pieces(found, without=[0]))
+
+
+async def test_nothing_is_left_out_on_a_statement_of_a_key_that_counts_no_more(desk):
+    await desk.hand_in()
+    found = await desk.service.find(MODULE, HERE)
+    desk.keysets.keyset = a_keyset(ROOT, compiler_entry(SECOND), version=2)
+
+    with pytest.raises(VerificationError):
+        await desk.service.held(found, {sha256_digest(pieces_of(CODE)[0])})
+
+
 async def test_a_repeat_changes_nothing(desk):
     await desk.hand_in()
     assert await desk.hand_in(code=b"other code") is False

@@ -49,18 +49,16 @@ class Contents:
     async def envelope(self, tenant_id: Any, digest: Any) -> bytes:
         return b"envelope"
 
-    async def pieces(self, compiled: Any) -> Any:
+    async def held(self, compiled: Any, digests: Any) -> tuple[int, ...]:
+        return ()
+
+    async def pieces(self, compiled: Any, *, without: Any) -> Any:
         while True:
             yield b"piece"
 
 
-def fetching(transfers: NodeTransfers, node: str) -> Any:
-    return transfers.compiled(NodeId(node), ATTEMPT, TEMPLATE, TARGET)
-
-
-async def until_a_piece(parts: Any) -> None:
-    while await anext(parts) != b"piece":
-        pass
+async def fetching(transfers: NodeTransfers, node: str) -> Any:
+    return (await transfers.compiled(NodeId(node), ATTEMPT, TEMPLATE, TARGET)).pieces
 
 
 async def test_a_node_that_fetches_and_reads_nothing_takes_no_more_than_its_share(monkeypatch):
@@ -78,17 +76,17 @@ async def test_a_node_that_fetches_and_reads_nothing_takes_no_more_than_its_shar
         random=nothing,
         gate=OpenGate(),
     )
-    held = [fetching(transfers, "nod_one") for _ in range(SLOTS_PER_IDENTITY)]
+    held = [await fetching(transfers, "nod_one") for _ in range(SLOTS_PER_IDENTITY)]
     async with asyncio.timeout(BOUND_S):
         for parts in held:
-            await until_a_piece(parts)
+            await anext(parts)
         with pytest.raises(ResourceExhaustedError):
-            await until_a_piece(fetching(transfers, "nod_one"))
-        other = fetching(transfers, "nod_two")
-        await until_a_piece(other)
+            await anext(await fetching(transfers, "nod_one"))
+        other = await fetching(transfers, "nod_two")
+        await anext(other)
         # A stream that is left gives its share back.
         await held.pop().aclose()
-        again = fetching(transfers, "nod_one")
-        await until_a_piece(again)
+        again = await fetching(transfers, "nod_one")
+        await anext(again)
         for parts in (*held, other, again):
             await parts.aclose()

@@ -317,6 +317,8 @@ def received(code=CODE, *, vouched_by="one") -> Received:
         digest=sha256_digest(code),
         size_bytes=len(code),
         vouched_by=vouched_by,
+        piece_digests=(sha256_digest(b"packed"),),
+        reused=0,
     )
 
 
@@ -401,8 +403,8 @@ async def test_of_two_that_are_received_one_after_the_other_the_second_stays(tmp
 
 async def test_what_was_received_is_closed_when_nobody_waits_for_its_turn(tmp_path, monkeypatch):
     cache = a_cache(tmp_path)
-    held = Held(cache_module.digest_of)
-    monkeypatch.setattr(cache_module, "digest_of", held)
+    held = Held(cache_module.digests_of)
+    monkeypatch.setattr(cache_module, "digests_of", held)
     before = open_files()
     for number in range(cache_module.MAX_FRESH):
         await cache.keep(sha256_digest(bytes([number])), Profile.DEFAULT, received())

@@ -4,6 +4,7 @@ import asyncio
 import errno
 import fcntl
 import os
+from collections.abc import Callable, Collection
 from contextlib import asynccontextmanager
 from dataclasses import replace
 from datetime import timedelta
@@ -13,9 +14,10 @@ import pytest
 from backports import zstd
 from prometheus_client import CollectorRegistry
 
-from data_plane.artifacts import elsewhere
+from data_plane.artifacts import elsewhere, reception
 from data_plane.artifacts.cache import ArtifactCache
 from data_plane.artifacts.elsewhere import CompiledElsewhere, target_of
+from data_plane.artifacts.pieces import HeldPieces
 from data_plane.artifacts.ports import CompiledOffer, FetchedTemplate
 from data_plane.artifacts.service import ArtifactService
 from data_plane.metrics import NodeMetrics
@@ -28,7 +30,7 @@ from shared.compiled import (
     pack_piece,
     sign_compiled,
 )
-from shared.digests import sha256_digest
+from shared.digests import Digest, sha256_digest
 from shared.dsse import decode_envelope, encode_envelope, sign_envelope
 from shared.errors import ArtifactInvalidError, NotFoundError, OrderRejectedError, UnavailableError
 from shared.ids import InstallationId
@@ -60,21 +62,41 @@ class ControlPlane:
         self.ends_with: Exception | None = None
         self.fetches = self.asked = self.sent = 0
         self.targets: list[Target] = []
+        self.named: list[frozenset[Digest]] = []
+        """What nodes said that they hold, each time."""
+        self.leaves_out: Callable[[frozenset[Digest]], Collection[int]] = self.what_is_held
+        self.sends_also: frozenset[int] = frozenset()
+        """Of what is left out."""
 
     async def fetch_template(self, attempt, template_digest) -> FetchedTemplate:
         self.fetches += 1
         return self.template
 
     @asynccontextmanager
-    async def fetch_compiled(self, attempt, template_digest, target):
+    async def fetch_compiled(self, attempt, template_digest, target, held):
         self.asked += 1
         self.targets.append(target)
+        self.named.append(frozenset(held))
         if not self.statement:
             raise NotFoundError("nothing is compiled")
-        yield CompiledOffer(envelope=self.envelope, statement=self.statement, pieces=self._send())
+        left_out = tuple(self.leaves_out(self.named[-1]))
+        pieces = [
+            piece
+            for number, piece in enumerate(self.pieces)
+            if number not in left_out or number in self.sends_also
+        ]
+        yield CompiledOffer(
+            envelope=self.envelope,
+            statement=self.statement,
+            left_out=left_out,
+            pieces=self._send(pieces),
+        )
 
-    async def _send(self):
-        for piece in self.pieces:
+    def what_is_held(self, held: frozenset[Digest]) -> Collection[int]:
+        return [number for number, piece in enumerate(self.pieces) if sha256_digest(piece) in held]
+
+    async def _send(self, pieces):
+        for piece in pieces:
             await asyncio.sleep(0)
             self.sent += 1
             yield piece
@@ -96,14 +118,17 @@ class World:
     def restart(self) -> None:
         """Forget what is in memory, as a new process would."""
         self.registry = CollectorRegistry()
-        metrics = NodeMetrics(self.registry, self.clock)
-        taking = CompiledElsewhere(source=self.source, keyset=self.keyset, observer=metrics, clock=self.clock)
+        metrics, pieces = NodeMetrics(self.registry, self.clock), HeldPieces()
+        taking = CompiledElsewhere(
+            source=self.source, keyset=self.keyset, observer=metrics, pieces=pieces, clock=self.clock
+        )
         self.cache = ArtifactCache(
             self.folder / "artifacts",
             mac_key=b"k" * 32,
             engines=ENGINES,
             bound_bytes=1 << 30,
             trusts=taking.trusts,
+            pieces=pieces,
         )
         self.cache.load()
         self.service = ArtifactService(
@@ -121,12 +146,12 @@ class World:
         keyset = a_keyset(ROOT, publisher, *entries, version=version)
         self.keyset.offer(await sign_keyset(keyset, [signer(ROOT)]))
 
-    async def publish(self):
-        package = make_package(a_manifest(MODULE), MODULE)
+    async def publish(self, module: bytes = MODULE):
+        package = make_package(a_manifest(module), module)
         signed = await sign_package(package, [signer(PUBLISHER)])
-        self.source.template = FetchedTemplate(envelope=signed.envelope, module=MODULE)
+        self.source.template = FetchedTemplate(envelope=signed.envelope, module=module)
         self.source.envelope = signed.envelope
-        return order(template_digest=package.digest, module_digest=sha256_digest(MODULE))
+        return order(template_digest=package.digest, module_digest=sha256_digest(module))
 
     def stated(self, **changes) -> CompiledStatement:
         statement = CompiledStatement(
@@ -571,7 +596,7 @@ async def test_a_machine_without_memory_for_it_compiles_the_module(world, monkey
         def __init__(self) -> None:
             raise OSError(errno.ENFILE, "too many open files")
 
-    monkeypatch.setattr(elsewhere, "_Memory", NoMemory)
+    monkeypatch.setattr(reception, "_Memory", NoMemory)
 
     assert await refused_for(world, one) == "UNAVAILABLE"
 
@@ -628,6 +653,7 @@ async def test_only_some_artifacts_are_in_memory_at_once(world):
         source=world.source,
         keyset=world.keyset,
         observer=NodeMetrics(CollectorRegistry(), world.clock),
+        pieces=HeldPieces(),
         clock=world.clock,
     )
     for found in await asyncio.gather(*(taking.obtain(one, ENGINE) for _ in range(5))):
@@ -644,8 +670,8 @@ async def test_a_reception_that_is_cancelled_leaves_nothing_behind(world):
     never = asyncio.Event()
     send = world.source._send
 
-    async def stops():
-        async for piece in send():
+    async def stops(pieces):
+        async for piece in send(pieces):
             yield piece
         await never.wait()
 
