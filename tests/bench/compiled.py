@@ -1,9 +1,10 @@
 """The first run of a new Python agent on a warm node: `python -m tests.bench.compiled`.
 
 Its module was compiled by another machine beforehand, or is compiled by the node, which is what a node does unless it is
-told to take the former. Each run is of a module that is like no other: the saved Python of the starter with another
-custom section. Times are a caller's, over mTLS, with policy, signatures and receipts; what a second run of the same module
-takes stands beside them.
+told to take the former. Each run is of an agent like no other: the starter with another table of constants. A node that
+ran one of them before has the runtime's machine code already and fetches the rest; the first of all fetches everything.
+Times are a caller's, over mTLS, with policy, signatures and receipts; what a second run of the same module takes stands
+beside them.
 """
 
 import asyncio
@@ -17,31 +18,16 @@ from typing import Final
 
 from agentfactory.v1 import keys_pb2
 
-from cli.guests.build import Workshop
-from cli.guests.new import make_project
-from cli.guests.project import Language, find_project
 from cli.run import execute_with
 from tests.bench.report import Figure, measured, publish
 from tests.e2e.stack import TestStack, new_request, running_stack
-from tests.e2e.test_compiled_elsewhere import SUCCEEDED, compiled, elsewhere, here
-from tests.fixtures.runtimes import runtime_folder
+from tests.e2e.test_compiled_elsewhere import SUCCEEDED, compiled, elsewhere, here, pieces
+from tests.fixtures.runtimes import weighing_module
 
 MODULES: Final = 6
 COMPILED_WITHIN: Final = timedelta(minutes=3)
 BODY: Final = b'{"text": "to be or not to be"}'
 BAR_MS: Final = 150
-
-
-def saved_python(folder: Path) -> bytes:
-    runtimes = runtime_folder(Language.PYTHON)
-    project = find_project(make_project("python-agent", Language.PYTHON, folder))
-    return Workshop(cache=folder / "cache", runtimes=runtimes).build(project).module
-
-
-def variant(module: bytes, number: int) -> bytes:
-    """Return the same module with a custom section of its own: another digest, the same code."""
-    content = bytes([7]) + b"variant" + number.to_bytes(4, "big")
-    return module + bytes([0, len(content)]) + content
 
 
 async def first_runs(stack: TestStack, names: list[str]) -> tuple[list[float], list[float]]:
@@ -58,29 +44,34 @@ async def first_runs(stack: TestStack, names: list[str]) -> tuple[list[float], l
     return times
 
 
-async def agents(stack: TestStack, module: bytes, folder: Path, label: str) -> list[str]:
-    names = [f"{label}-{number}" for number in range(MODULES)]
-    for number, name in enumerate(names):
-        path = folder / f"{name}.wasm"
-        path.write_bytes(variant(module, number))
-        await stack.make_agent(name, path)
-    return names
+async def agents(stack: TestStack, modules: list[Path]) -> list[str]:
+    for module in modules:
+        await stack.make_agent(module.stem, module)
+    return [module.stem for module in modules]
+
+
+def built(folder: Path) -> list[Path]:
+    modules = [folder / f"weighs{number}.wasm" for number in range(MODULES)]
+    for number, path in enumerate(modules):
+        path.write_bytes(weighing_module(folder, number))
+    return modules
 
 
 async def figures(folder: Path) -> list[Figure]:
-    module = saved_python(folder)
+    modules = built(folder)
     async with running_stack(AF_NODE_ACCEPT_COMPILED_ARTIFACTS="true", AF_NODE_SLOTS="2") as stack:
         (node,) = stack.nodes
         compiler = await stack.add_compiler()
-        names = await agents(stack, module, folder, "elsewhere")
+        names = await agents(stack, modules)
         await compiled(compiler, MODULES, within=COMPILED_WITHIN)
-        # The node is warm: it has run Python before, and the compiling machine has nothing to do.
-        await first_runs(stack, names[:1])
+        # From then on the node has run Python before; the compiling machine has nothing to do.
+        very_first, _ = await first_runs(stack, names[:1])
         taken, second = await first_runs(stack, names[1:])
         assert (await here(node), await elsewhere(node)) == (0, MODULES)
+        fetched, reused = await pieces(node)
     async with running_stack(AF_NODE_SLOTS="2") as stack:
         (node,) = stack.nodes
-        names = (await agents(stack, module, folder, "here"))[:4]
+        names = await agents(stack, modules[:4])
         await first_runs(stack, names[:1])
         made, _ = await first_runs(stack, names[1:])
         assert await here(node) == len(names)
@@ -91,6 +82,10 @@ async def figures(folder: Path) -> list[Figure]:
             "ms",
             beside=("compiled by the node", made),
             at_most=BAR_MS,
+        ),
+        measured("first run of the first Python agent of a node, compiled elsewhere", very_first, "ms"),
+        measured(
+            "pieces that a new agent fetches", [fetched / MODULES], "", beside=("had", [reused / MODULES])
         ),
         measured("second run of it", second, "ms"),
     ]

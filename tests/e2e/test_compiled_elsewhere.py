@@ -1,6 +1,7 @@
 """Machine code that another machine made: compiled once, taken by the nodes that believe a compiler key."""
 
 import asyncio
+import json
 import re
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
@@ -18,6 +19,7 @@ from shared.key_files import read_public_key
 from shared.rpc.channel import connect
 from shared.trust import read_trust
 from tests.e2e.stack import EVENTUALLY, TestNode, TestStack, eventually, running_stack
+from tests.fixtures.runtimes import weighed, weighing_module
 
 pytestmark = pytest.mark.timeout(240)
 
@@ -39,6 +41,12 @@ async def here(node: TestNode) -> float:
 
 async def elsewhere(node: TestNode) -> float:
     return await metric(node, 'agentfactory_node_new_modules_total{compiled="elsewhere"}')
+
+
+async def pieces(node: TestNode) -> tuple[float, float]:
+    """Return how many were fetched and how many were here already."""
+    name = "agentfactory_node_artifact_pieces_total"
+    return await metric(node, f'{name}{{piece="fetched"}}'), await metric(node, f'{name}{{piece="reused"}}')
 
 
 async def compiled(node: TestNode, count: int, within: timedelta = EVENTUALLY) -> None:
@@ -113,6 +121,38 @@ async def test_a_node_that_does_not_accept_it_compiles_itself_and_each_duty_keep
         assert await compiler.running.process.wait() == REFUSED
         async with channel_of(stack, compiler) as channel:
             assert await refused(calls_of_a_compiler(channel)) == {grpc.StatusCode.UNAUTHENTICATED}
+
+
+async def test_of_a_second_python_agent_only_the_pieces_travel_that_are_its_own(tmp_path):
+    async with running_stack(nodes=1, AF_NODE_ACCEPT_COMPILED_ARTIFACTS="true") as stack:
+        (node,) = stack.nodes
+        compiler = await stack.add_compiler()
+        for number in (1, 2):
+            path = tmp_path / f"{number}.wasm"
+            path.write_bytes(weighing_module(tmp_path, number))
+            await stack.make_agent(f"weighs-{number}", path)
+        await compiled(compiler, 2, within=timedelta(minutes=2))
+
+        assert await says(stack, "weighs-1") == weighed(1)
+        everything, nothing = await pieces(node)
+        await eventually(
+            lambda: asyncio.to_thread(lambda: len(list(node.paths.artifacts.glob("*.artifact")))),
+            lambda count: count == 1,
+            "the first agent's machine code on the disk",
+        )
+        assert await says(stack, "weighs-2") == weighed(2)
+
+        fetched, reused = await pieces(node)
+        assert nothing == 0
+        assert fetched - everything < everything / 2
+        assert reused > everything / 2
+        assert (await here(node), await elsewhere(node)) == (0, 2)
+
+
+async def says(stack: TestStack, agent: str) -> Any:
+    execution, output = await stack.execute(agent, b'{"text": "to be or not to be"}')
+    assert execution.state == SUCCEEDED, execution
+    return json.loads(output)
 
 
 TARGET = nodes_pb2.CompilationTarget(
