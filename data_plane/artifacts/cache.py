@@ -277,7 +277,7 @@ class ArtifactCache:
         self, key: ArtifactKey, made: Seal, received: Received
     ) -> Sequence[tuple[Digest, HeldPiece]]:
         """Seal what this node has hashed itself, as always; return where its whole pieces are then."""
-        digest, size, hashes = digests_of(received.descriptor)
+        digest, size, hashes = digests_of(received.descriptor, received.reused)
         if (digest, size) != (made.artifact_digest, made.artifact_bytes):
             raise ArtifactInvalidError("a received artifact is not of the digest that is stated of it")
         self._write_sealed(key, made, received.descriptor)

@@ -105,8 +105,8 @@ class CompiledElsewhere:
         except OSError as error:
             self._refused(order, UnavailableError(f"no memory for it: {error.strerror}"))
             return None
-        fetched = len(received.artifact.piece_digests) - received.artifact.reused
-        self._observer.pieces_received(fetched=fetched, reused=received.artifact.reused)
+        pieces, reused = len(received.artifact.piece_digests), len(received.artifact.reused)
+        self._observer.pieces_received(fetched=pieces - reused, reused=reused)
         return received
 
     async def _obtain(self, order: Order, engine: EngineInfo) -> ReceivedModule:

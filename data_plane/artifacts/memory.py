@@ -3,7 +3,7 @@
 import fcntl
 import hashlib
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Final
 
@@ -28,8 +28,8 @@ class Received:
     vouched_by: KeyId
     piece_digests: tuple[Digest, ...]
     """Of its packed pieces: each was compared before its bytes were written here."""
-    reused: int
-    """Of them, that this node had already."""
+    reused: Mapping[int, bytes]
+    """Those of them that this node had already, by number: the SHA-256 that their plain bytes were of."""
 
 
 def chunks_of(descriptor: int) -> Iterator[bytes]:
@@ -49,12 +49,12 @@ def digest_of(descriptor: int) -> tuple[Digest, int]:
     return digest_from_raw(state.digest()), size
 
 
-def digests_of(descriptor: int) -> tuple[Digest, int, list[bytes]]:
-    """Return digest and size of what a file holds, and the SHA-256 of each of its pieces."""
+def digests_of(descriptor: int, known: Mapping[int, bytes]) -> tuple[Digest, int, list[bytes]]:
+    """Return digest and size of what a file holds, and the SHA-256 of each of its pieces, if not known."""
     state, size, pieces = hashlib.sha256(), 0, []
-    for chunk in chunks_of(descriptor):
+    for number, chunk in enumerate(chunks_of(descriptor)):
         state.update(chunk)
-        pieces.append(hashlib.sha256(chunk).digest())
+        pieces.append(known.get(number) or hashlib.sha256(chunk).digest())
         size += len(chunk)
     return digest_from_raw(state.digest()), size, pieces
 

@@ -55,7 +55,7 @@ async def receive(
         size_bytes=stated.artifact_bytes,
         vouched_by=verified.key_id,
         piece_digests=stated.piece_digests,
-        reused=len(reused),
+        reused={number: piece.sha256 for number, piece in reused.items()},
     )
 
 

@@ -318,7 +318,7 @@ def received(code=CODE, *, vouched_by="one") -> Received:
         size_bytes=len(code),
         vouched_by=vouched_by,
         piece_digests=(sha256_digest(b"packed"),),
-        reused=0,
+        reused={},
     )
 
 
