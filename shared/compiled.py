@@ -10,8 +10,6 @@ from dataclasses import dataclass
 from datetime import datetime
 from typing import Final
 
-from backports import zstd
-
 from shared.canonical import canonical_json, parse_canonical
 from shared.digests import Digest, parse_digest
 from shared.dsse import sign_envelope, verify_envelope
@@ -26,6 +24,7 @@ from shared.fields import Fields, time_to_text
 from shared.ids import InstallationId, KeyId
 from shared.manifest import Profile
 from shared.signatures import PublicKey, Signer
+from shared.zstd import zstd
 
 FORMAT: Final = "agentfactory.compiled.v1"
 COMPILED_TYPE: Final = "application/vnd.agentfactory.compiled.v1+json"

@@ -10,8 +10,6 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Final
 
-from backports import zstd
-
 from shared.digests import Digest, digest_from_raw, sha256_digest
 from shared.dsse import (
     MAX_ENVELOPE_BYTES,
@@ -33,6 +31,7 @@ from shared.errors import (
 )
 from shared.ids import KeyId
 from shared.manifest import MAX_MODULE_BYTES, Manifest, decode_manifest, encode_manifest
+from shared.zstd import zstd
 
 if TYPE_CHECKING:
     from shared.signatures import PublicKey, Signer

@@ -12,8 +12,6 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from typing import IO, Final
 
-from backports.zstd import CompressionParameter, ZstdError, ZstdFile
-
 from control_plane.backup.domain import (
     CONTENTS,
     DATABASE,
@@ -38,12 +36,13 @@ from shared.clock import Random
 from shared.dsse import decode_envelope, encode_envelope, envelope_of, pae, verify_envelope
 from shared.errors import EvidenceMismatchError, MalformedError, UnknownKeyError
 from shared.signatures import Signature
+from shared.zstd import zstd
 
 _LENGTH: Final = struct.Struct(">I")
 _LEVEL: Final = 3
 _CHECKSUMS: Final[Mapping[int, int]] = {
-    CompressionParameter.compression_level: _LEVEL,
-    CompressionParameter.checksum_flag: 1,
+    zstd.CompressionParameter.compression_level: _LEVEL,
+    zstd.CompressionParameter.checksum_flag: 1,
 }
 
 
@@ -70,7 +69,7 @@ class ArchiveWriter:
         envelope = _signed(new.header, maker)
         below.write(MAGIC + _LENGTH.pack(len(envelope)) + envelope)
         self._sealing = SealingWriter(below, key=new.key, context=_context(envelope))
-        self._zstd = ZstdFile(self._sealing, "w", options=_CHECKSUMS)
+        self._zstd = zstd.ZstdFile(self._sealing, "w", options=_CHECKSUMS)
         self._tar = tarfile.open(  # noqa: SIM115 - closed by `finish`
             fileobj=self._zstd, mode="w|", format=tarfile.USTAR_FORMAT
         )
@@ -182,7 +181,7 @@ class ArchiveReader:
         listed: tuple[Part, ...] | None = None
         try:
             with (
-                ZstdFile(self._sealed, "r") as plain,
+                zstd.ZstdFile(self._sealed, "r") as plain,
                 tarfile.open(fileobj=plain, mode="r|") as tar,
             ):
                 for member in tar:
@@ -195,7 +194,7 @@ class ArchiveReader:
                     yield member.name, content
                 while plain.read(1 << 16):
                     """To the last segment: what is behind the tar's end is authenticated too."""
-        except (tarfile.TarError, ZstdError, EOFError) as error:
+        except (tarfile.TarError, zstd.ZstdError, EOFError) as error:
             raise MalformedError(f"check 3: the archive does not unpack: {error}") from error
         if listed != tuple(seen):
             raise EvidenceMismatchError("check 4: the list of contents is not of what the archive holds")

@@ -4,7 +4,6 @@ import json
 from dataclasses import replace
 
 import pytest
-from backports import zstd
 
 from shared import package_files, packages
 from shared.canonical import canonical_json
@@ -27,6 +26,7 @@ from shared.errors import (
 )
 from shared.manifest import MAX_MODULE_BYTES, ModuleFile, encode_manifest
 from shared.packages import make_package, sign_package, verify_package
+from shared.zstd import zstd
 from tests.fixtures.keys import rsa_key, signer, trusting
 from tests.unit.shared.builders import MODULE, a_manifest
 

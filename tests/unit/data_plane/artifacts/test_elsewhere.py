@@ -11,7 +11,6 @@ from datetime import timedelta
 from pathlib import Path
 
 import pytest
-from backports import zstd
 from prometheus_client import CollectorRegistry
 
 from data_plane.artifacts import elsewhere, reception
@@ -37,6 +36,7 @@ from shared.ids import InstallationId
 from shared.keyset import KeyPurpose, sign_keyset
 from shared.manifest import Profile
 from shared.packages import make_package, sign_package
+from shared.zstd import zstd
 from tests.fakes.clock import FakeClock
 from tests.fakes.sandbox import FakeCompiler
 from tests.fixtures.keys import ed25519_key, rsa_key, signer
