@@ -251,6 +251,8 @@ def test_its_notes_name_the_first_command_and_the_way_on(tmp_path):
     alone = helm(*asked).stdout.partition("NOTES:")[2]
     assert "agentfactory node list --target localhost:7443" in alone
     assert "--set colours.green.enabled=true" in alone
+    assert "--set colours.blue.tag=0.1.0" in alone  # or a newer chart would replace it
+    assert "--reuse-values" not in alone  # what is new in a newer chart would be missing
     assert "kept warm" not in alone
     assert "compiler.pub" not in alone
     compiling = helm(*asked, "--set", "compiler.enabled=true").stdout.partition("NOTES:")[2]
@@ -259,6 +261,20 @@ def test_its_notes_name_the_first_command_and_the_way_on(tmp_path):
     beside = helm(*asked, *GREEN_BESIDE).stdout.partition("NOTES:")[2]
     assert "green (0.2.0) runs beside it" in beside
     assert "helm rollback af" in beside
+
+
+def test_the_server_is_named_in_the_page_as_services_and_notes_call_it(tmp_path):
+    page = (ROOT / "docs" / "kubernetes.md").read_text()
+    named = set(re.findall(r"--server-name (\S+)", page))
+    asked = ("install", "af", str(CHART), "--dry-run=client", "--kubeconfig", str(tmp_path / "none"))
+    targets = set(re.findall(r"--target (\S+):7443", helm(*asked).stdout.partition("NOTES:")[2]))
+    services = {
+        found["metadata"]["name"]
+        for found in rendered(*GREEN_BESIDE)
+        if found["kind"] == "Service" and "grpc" in {port["name"] for port in found["spec"]["ports"]}
+    }
+    assert len(services) == 3
+    assert named == services | targets
 
 
 def test_every_pod_is_restricted():
