@@ -90,8 +90,8 @@ class Compose:
             raise AssertionError(f"{error}\n{logs}") from None
 
     def down(self) -> None:
-        """Remove everything, volumes included."""
-        self.call("down", "--volumes", "--timeout", "5", "--remove-orphans")
+        """Remove everything, volumes included, and what was started beside the profile."""
+        self.call("--profile", "*", "down", "--volumes", "--timeout", "5", "--remove-orphans")
 
     def cli(self, *arguments: str, mount: Path | None = None) -> Any:
         """Run a command of ours as the first administrator; returns its JSON."""
