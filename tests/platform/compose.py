@@ -15,8 +15,8 @@ FILES = ("docker-compose.yml", "tests/platform/docker-compose.tests.yml")
 MADE_HERE = ("postgres", "prometheus", "openbao", "opa", "collector", "zipkin")
 API = "http://api:8000/v1/"
 DOCKER_NETWORKS = ["172.16.0.0/12", "192.168.0.0/16"]
-UP_SECONDS = 400
-CALL_SECONDS = 120
+UP_SECONDS = 900
+CALL_SECONDS = 400
 
 
 def free_port() -> int:
