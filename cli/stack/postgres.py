@@ -167,9 +167,9 @@ async def start(files: PostgresFiles) -> Child:
         "unix_socket_directories": str(files.socket),
         "unix_socket_permissions": "0700",
         "max_connections": "100",
-        # Half of Postgres' own default: what is hot is small (the ends of tables and indexes), and every page
-        # that was used once stays in memory.
-        "shared_buffers": "64MB",
+        # A quarter of Postgres' own default: what is hot is small (the ends of tables and indexes), every page
+        # that was used once stays in memory, and executions are as fast with 24, 40 and 64 MB.
+        "shared_buffers": "32MB",
         "timezone": "UTC",
     }
     options = [option for name, value in settings.items() for option in ("-c", f"{name}={value}")]
