@@ -15,8 +15,8 @@ FILES = ("docker-compose.yml", "tests/platform/docker-compose.tests.yml")
 MADE_HERE = ("postgres", "prometheus", "openbao", "opa", "collector", "zipkin")
 API = "http://api:8000/v1/"
 DOCKER_NETWORKS = ["172.16.0.0/12", "192.168.0.0/16"]
-UP_SECONDS = 400
-CALL_SECONDS = 120
+UP_SECONDS = 900
+CALL_SECONDS = 400
 
 
 def free_port() -> int:
@@ -90,8 +90,8 @@ class Compose:
             raise AssertionError(f"{error}\n{logs}") from None
 
     def down(self) -> None:
-        """Remove everything, volumes included."""
-        self.call("down", "--volumes", "--timeout", "5", "--remove-orphans")
+        """Remove everything, volumes included, and what was started beside the profile."""
+        self.call("--profile", "*", "down", "--volumes", "--timeout", "5", "--remove-orphans")
 
     def cli(self, *arguments: str, mount: Path | None = None) -> Any:
         """Run a command of ours as the first administrator; returns its JSON."""

@@ -23,6 +23,7 @@ EVERYTHING = (
     *GREEN_BESIDE,
     *("--set", "nodes.autoscaling.enabled=true", "--set", "externalSecrets.enabled=true"),
     *("--set", "compiler.enabled=true", "--set", "nodes.acceptCompiledArtifacts=true"),
+    *("--set", "nodes.vaultSecret=agent-factory-node-vault"),
     *("--set", "backup.enabled=true", "--set", "backup.claim=backups", "--set", "backup.login=s3"),
     *(
         "--set",
@@ -251,6 +252,8 @@ def test_its_notes_name_the_first_command_and_the_way_on(tmp_path):
     alone = helm(*asked).stdout.partition("NOTES:")[2]
     assert "agentfactory node list --target localhost:7443" in alone
     assert "--set colours.green.enabled=true" in alone
+    assert "--set colours.blue.tag=0.1.0" in alone  # or a newer chart would replace it
+    assert "--reuse-values" not in alone  # what is new in a newer chart would be missing
     assert "kept warm" not in alone
     assert "compiler.pub" not in alone
     compiling = helm(*asked, "--set", "compiler.enabled=true").stdout.partition("NOTES:")[2]
@@ -259,6 +262,20 @@ def test_its_notes_name_the_first_command_and_the_way_on(tmp_path):
     beside = helm(*asked, *GREEN_BESIDE).stdout.partition("NOTES:")[2]
     assert "green (0.2.0) runs beside it" in beside
     assert "helm rollback af" in beside
+
+
+def test_the_server_is_named_in_the_page_as_services_and_notes_call_it(tmp_path):
+    page = (ROOT / "docs" / "kubernetes.md").read_text()
+    named = set(re.findall(r"--server-name (\S+)", page))
+    asked = ("install", "af", str(CHART), "--dry-run=client", "--kubeconfig", str(tmp_path / "none"))
+    targets = set(re.findall(r"--target (\S+):7443", helm(*asked).stdout.partition("NOTES:")[2]))
+    services = {
+        found["metadata"]["name"]
+        for found in rendered(*GREEN_BESIDE)
+        if found["kind"] == "Service" and "grpc" in {port["name"] for port in found["spec"]["ports"]}
+    }
+    assert len(services) == 3
+    assert named == services | targets
 
 
 def test_every_pod_is_restricted():
@@ -281,6 +298,53 @@ def test_every_pod_is_restricted():
             }, name
             assert {"requests", "limits"} <= container["resources"].keys(), name
         assert all("hostPath" not in volume for volume in pod["volumes"]), name
+
+
+def test_what_logs_a_node_in_to_openbao_is_a_file_of_its_own_and_nobody_elses():
+    def pod(*given: str) -> dict[str, Any]:
+        found: dict[str, Any] = dict(pods(rendered(*given)))["af-node-default"]
+        return found
+
+    assert "initContainers" not in pod()
+    given = pod("--set", "nodes.vaultSecret=bao")
+    (first,), (node,) = given["initContainers"], given["containers"]
+    volumes = {volume["name"]: volume for volume in given["volumes"]}
+    assert volumes["vault"]["secret"]["secretName"] == "bao"
+    assert volumes["custody"]["emptyDir"]["medium"] == "Memory"
+    *_, source, target = first["command"]
+    placed = {mount["mountPath"]: mount["name"] for mount in first["volumeMounts"]}
+    assert (placed[source], placed[target]) == ("vault", "custody")
+    assert {"name": "custody", "mountPath": target, "readOnly": True} in node["volumeMounts"]
+    assert "vault" not in {mount["name"] for mount in node["volumeMounts"]}
+
+
+def test_the_values_of_the_page_for_openbao_are_taken_and_its_files_are_where_settings_look(tmp_path):
+    page = (ROOT / "docs" / "kubernetes.md").read_text()
+    (values,) = re.findall(r"^```yaml\n(.*?)^```$", page, re.MULTILINE | re.DOTALL)
+    (tmp_path / "openbao.yaml").write_text(values)
+    manifests = rendered("-f", str(tmp_path / "openbao.yaml"))
+    for name, prefix in (("af-control-plane-blue", "AF_CONTROL"), ("af-node-default", "AF_NODE")):
+        pod = dict(pods(manifests))[name]
+        placed = pod["initContainers"][0]["command"][-1]
+        settings = {entry["name"]: entry.get("value") for entry in pod["containers"][0]["env"]}
+        for setting in (f"{prefix}_VAULT_CA_FILE", f"{prefix}_VAULT_SECRET_ID_FILE"):
+            assert Path(settings[setting]).parent == Path(placed), setting
+
+
+@pytest.mark.parametrize(
+    ("value", "policy"), [("controlPlaneEgress", "af-control-plane"), ("gatewayEgress", "af-gateway")]
+)
+def test_keys_and_decisions_of_other_servers_are_reached_when_somebody_says_where(value, policy):
+    """A control plane with its keys in OpenBao could not sign under policies that deny."""
+    rule = {"to": [{"ipBlock": {"cidr": "192.0.2.7/32"}}], "ports": [{"protocol": "TCP", "port": 8200}]}
+
+    def policies(*given: str) -> dict[str, Any]:
+        found = [one for one in rendered(*given) if one["kind"] == "NetworkPolicy"]
+        return {one["metadata"]["name"]: one["spec"].get("egress", []) for one in found}
+
+    before = policies()
+    after = policies("--set-json", f"networkPolicies.{value}=[{json.dumps(rule)}]")
+    assert after == {**before, policy: [*before[policy], rule]}
 
 
 def test_every_pod_is_under_the_policy_that_denies():

@@ -15,7 +15,7 @@ import pytest
 from tests.platform.compose import Compose
 from tests.platform.test_rules import METRIC, SUFFIX, expressions, rules
 
-READY_SECONDS = 60
+READY_SECONDS = 180
 UNCHECKED = {"prometheus", "collector", "api", "backup"}
 """Whose images have nothing to check them with; other tests ask them."""
 USERS = {"prometheus": "65534:65534", "zipkin": "1000:1000"}
@@ -25,7 +25,7 @@ for file in */secret-id seal/setup/secret-id; do cat $file; echo; done
 grep -o '"[0-9a-f]\\{64\\}"' seal/recovery.json | tr -d '"'
 """
 
-pytestmark = pytest.mark.timeout(900)  # the first one starts everything
+pytestmark = pytest.mark.timeout(2700)  # the first one starts everything
 
 
 def run(compose: Compose, folder: Path) -> dict[str, Any]:

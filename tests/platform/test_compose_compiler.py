@@ -15,7 +15,7 @@ from tests.platform.compose import ROOT, UP_SECONDS, Compose
 from tests.platform.conftest import first_agent
 from tests.platform.test_compose import ask
 
-READY_SECONDS = 60
+READY_SECONDS = 180
 SUCCEEDED = "EXECUTION_STATE_SUCCEEDED"
 REACHES = """
 import socket, sys
@@ -28,7 +28,7 @@ for target in sys.argv[1:]:
         pass
 """
 
-pytestmark = pytest.mark.timeout(900)
+pytestmark = pytest.mark.timeout(2700)
 
 
 def eventually(read: Callable[[], Any], what: str) -> Any:

@@ -22,10 +22,10 @@ from tests.platform.compose import API, ROOT, Compose
 SUCCEEDED = "EXECUTION_STATE_SUCCEEDED"
 FETCHER = ROOT / "tests" / "guests" / "fetcher.wasm"
 TOKEN = "a-token-that-nobody-sees"
-READY_SECONDS = 60
+READY_SECONDS = 180
 CALLS = 5
 
-pytestmark = pytest.mark.timeout(900)
+pytestmark = pytest.mark.timeout(2700)
 
 
 def run(compose: Compose, folder: Path) -> dict[str, Any]:

@@ -6,6 +6,7 @@ Blue's processes are those of an earlier version, green's those of now (tests/pl
 import asyncio
 import json
 import os
+import shutil
 import subprocess
 import threading
 import time
@@ -71,10 +72,12 @@ async def colours(cluster: Cluster, tmp_path_factory: pytest.TempPathFactory) ->
         yield running
 
 
-def upgrade(cluster: Cluster, *arguments: str, check: bool = True) -> subprocess.CompletedProcess[str]:
+def upgrade(
+    cluster: Cluster, *arguments: str, chart: Path = CHART, check: bool = True
+) -> subprocess.CompletedProcess[str]:
     """Upgrade as docs/kubernetes.md says; what was set before stays."""
-    kept = () if "--install" in arguments else ("--reuse-values",)
-    command = ("upgrade", "af", CHART, "--namespace", NAMESPACE, "--wait", "--timeout", "150s", *kept)
+    kept = () if "--install" in arguments else ("--reset-then-reuse-values",)
+    command = ("upgrade", "af", chart, "--namespace", NAMESPACE, "--wait", "--timeout", "150s", *kept)
     return cluster.helm(*command, *arguments, check=check)
 
 
@@ -245,6 +248,24 @@ def test_the_colour_that_serves_cannot_be_taken_away_while_it_changes(cluster):
     done = upgrade(cluster, "--set", "active=green", "--set", "colours.blue.enabled=false", check=False)
     assert done.returncode != 0
     assert "keep it enabled" in done.stderr
+    assert leads_to(cluster) == {"blue"}
+
+
+def test_a_newer_chart_does_not_replace_what_runs_unless_it_is_told_to(cluster, tmp_path):
+    """A colour without a version of its own would follow the chart's: the way back would be gone, and nodes would roll."""
+    newer = tmp_path / "newer"
+    shutil.copytree(CHART, newer)
+    about = newer / "Chart.yaml"
+    about.write_text(about.read_text().replace("ersion: 0.1.0", "ersion: 0.2.0"))
+    refused = upgrade(cluster, *GREEN_BESIDE, chart=newer, check=False)
+    assert refused.returncode != 0
+    assert "set colours.blue.tag=0.1.0 to keep it" in refused.stderr
+
+    upgrade(cluster, *GREEN_BESIDE, "--set", "colours.blue.tag=0.1.0", chart=newer)
+    images = {one["spec"]["containers"][0]["image"] for one in pods(cluster, "control-plane")}
+    assert images == {f"agentfactory/control-plane:{tag}" for tag in ("0.1.0", "0.2.0")}
+    images = {one["spec"]["containers"][0]["image"] for one in pods(cluster, "node-default")}
+    assert images == {"agentfactory/node:0.1.0"}
     assert leads_to(cluster) == {"blue"}
 
 

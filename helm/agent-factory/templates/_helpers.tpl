@@ -99,7 +99,8 @@ readinessProbe: {httpGet: {path: /readyz, port: admin}, periodSeconds: 2, failur
 livenessProbe: {httpGet: {path: /healthz, port: admin}, periodSeconds: 10, failureThreshold: 3}
 {{- end }}
 
-{{/* Kubernetes shows secrets as links that all of a group may read; keys have to be files of their owner alone. */}}
+{{/* Kubernetes shows secrets as links that all of a group may read; keys have to be files of their owner alone. From the
+volume `from` into the volume `into`. */}}
 {{- define "af.keysInit" -}}
 - name: keys
   image: {{ include "af.image" (dict "root" .root "image" "tools" "tag" .tag) }}
@@ -108,8 +109,8 @@ livenessProbe: {httpGet: {path: /healthz, port: admin}, periodSeconds: 10, failu
   securityContext: {{- include "af.containerSecurity" . | nindent 4 }}
   resources: {requests: {cpu: 10m, memory: 16Mi}, limits: {memory: 64Mi}}
   volumeMounts:
-    - {name: handed, mountPath: /etc/agentfactory, readOnly: true}
-    - {name: data, mountPath: {{ .to }}}
+    - {name: {{ .from | default "handed" }}, mountPath: /etc/agentfactory, readOnly: true}
+    - {name: {{ .into | default "data" }}, mountPath: {{ .to }}}
 {{- end }}
 
 {{- define "af.settings" -}}
