@@ -1,7 +1,7 @@
 #!/bin/sh
-# Asks a control plane whether it does its work: smoke-test.sh HOST [AGENT]. Runs the agent on a node when one is named.
+# Asks a control plane whether it does its work: smoke-test.sh HOST [AGENT], as AF_CLI_CLIENT. Runs the agent on a node when one is named.
 set -eu
-export AF_CLI_TARGET="$1:7443" AF_CLI_CLIENT="${SMOKE_CLIENT:-admin}"
+export AF_CLI_TARGET="$1:7443"
 agentfactory node list --json > /tmp/nodes.json
 agentfactory template list --json > /tmp/templates.json
 if [ -n "${2:-}" ]; then

@@ -7,6 +7,8 @@ the arguments of their pods, against those processes. How they end is what their
 
 import asyncio
 import os
+import shutil
+import subprocess
 import sys
 from collections.abc import AsyncIterator, Callable
 from contextlib import AsyncExitStack, asynccontextmanager, suppress
@@ -198,12 +200,15 @@ class Colours:
         ports = self.ports[colours.pop()]
         if container["name"] != "smoke-test":
             arguments.append(f"127.0.0.1:{ports.control_admin}")
-        process = await asyncio.create_subprocess_exec(*arguments, env=self._environment(ports))
+        process = await asyncio.create_subprocess_exec(*arguments, env=self._environment(ports, pod))
         async with asyncio.timeout(JOB_SECONDS):
             return await process.wait()
 
-    def _environment(self, ports: local.Ports) -> dict[str, str]:
-        """Return one where names of services lead to ports of this machine: pods have DNS for that."""
+    def _environment(self, ports: local.Ports, pod: dict[str, Any]) -> dict[str, str]:
+        """Return one where names of services lead to ports of this machine: pods have DNS for that.
+
+        Its keys are those that the pod is given, and no others.
+        """
         shim = self.stack.folder / "programs" / "agentfactory"
         shim.parent.mkdir(exist_ok=True)
         shim.write_text(f'#!/bin/sh\nAF_CLI_TARGET=localhost:{ports.grpc} exec {CLI} "$@"\n')
@@ -211,8 +216,25 @@ class Colours:
         return {
             **os.environ,
             "PATH": f"{shim.parent}:{os.environ['PATH']}",
-            "AF_CLI_DATA_DIR": str(self.stack.paths.data_dir),
+            "AF_CLI_DATA_DIR": str(self._keys_of(pod)),
+            **{one["name"]: one["value"] for one in pod["spec"]["containers"][0].get("env", ())},
         }
+
+    def _keys_of(self, pod: dict[str, Any]) -> Path:
+        """Return a folder as the init container leaves it."""
+        folder = self.stack.folder / "pods" / pod["metadata"]["uid"]
+        handed, placed = folder / "handed", folder / "placed"
+        placed.mkdir(parents=True)
+        handed.mkdir()
+        for volume in pod["spec"]["volumes"]:
+            for item in volume.get("secret", {}).get("items", ()):
+                kept = self.stack.paths.data_dir / item["key"].replace("clients.", "clients/", 1)
+                shutil.copy(kept, handed / item["path"])
+        if any(handed.iterdir()):
+            subprocess.run(
+                [ROOT / "docker" / "place-keys.sh", handed, placed], check=True, timeout=JOB_SECONDS
+            )
+        return placed
 
 
 def ended(pod: dict[str, Any], code: int) -> dict[str, Any]:

@@ -443,6 +443,9 @@ def test_a_change_is_tested_before_and_watched_after():
     job = one(manifests, "Job", "af-smoke-test")["spec"]
     assert job["backoffLimit"] == 0
     assert job["template"]["spec"]["containers"][0]["command"][1] == "af-control-plane-green"
+    (handed,) = (volume for volume in job["template"]["spec"]["volumes"] if volume["name"] == "handed")
+    files = {item["path"] for item in handed["secret"]["items"]}
+    assert files == {"ca.crt", "clients.admin.crt", "clients.admin.key"}  # no key that signs anything
     assert "af-smoke-test" not in hooks(rendered())  # nothing served before an installation
 
 
