@@ -209,8 +209,13 @@ class ArtifactService:
             received = await self._elsewhere.obtain(order, self._cache.engine(order.profile))
         if received is None:
             return await self._compile_fetched(order)
+        try:
+            await self._cache.store_envelope(received.template.digest, received.envelope)
+        except BaseException:
+            os.close(received.artifact.descriptor)
+            raise
+        # Last: one that cannot be kept is gone soon, and whoever waits for it opens it first.
         await self._cache.keep(*name, received.artifact)
-        await self._cache.store_envelope(received.template.digest, received.envelope)
         self._observer.module_received()
         logger.info("a module that was compiled elsewhere was taken", module_digest=order.module_digest)
         return received.template
