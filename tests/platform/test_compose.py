@@ -120,6 +120,7 @@ def not_seen(compose: Compose) -> set[str]:
 
 def ask(compose: Compose, what: str) -> Any:
     answer = httpx.get(f"http://127.0.0.1:{compose.prometheus_port}/api/v1/{what}", timeout=10)
+    answer.raise_for_status()
     return answer.json()["data"]
 
 

@@ -46,7 +46,7 @@ def commands() -> str:
 
 
 def answers(compose: Compose) -> bool:
-    with suppress(httpx.TransportError):
+    with suppress(httpx.HTTPError):  # 503 while it starts
         return "activeTargets" in ask(compose, "targets")
     return False
 
