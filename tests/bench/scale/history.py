@@ -10,6 +10,7 @@ from typing import Any
 
 from agentfactory.v1 import common_pb2, executions_pb2
 
+from control_plane.database.engine import PoolBounds, session_settings
 from tests.bench.report import Figure, median, quantile, spread
 from tests.bench.scale.growth import MAX_GROWTH, say_measured
 from tests.bench.scale.world import AGENT, CALL_SECONDS, Measured, World, running_world, say
@@ -146,13 +147,17 @@ async def _rolled_back(sql: Any, statement: str, arguments: tuple[Any, ...]) -> 
 
 
 async def scans(world: World) -> list[str]:
-    """Return the statements of claim and sweep whose plan reads a table from end to end."""
+    """Return the statements of claim and sweep whose plan, as the service has it, reads a table from end to end."""
     found = []
-    for name, (statement, arguments) in STATEMENTS.items():
-        rows = await world.sql.fetch(f"EXPLAIN {statement}", *arguments)
-        plan = "\n".join(row["QUERY PLAN"] for row in rows)
-        if any(f"Seq Scan on {table}" in plan for table in TABLES):
-            found.append(name)
+    async with world.sql.transaction():
+        for name, value in session_settings("bench", PoolBounds()).items():
+            if name.startswith("enable_"):
+                await world.sql.execute(f"SET LOCAL {name} = {value}")
+        for name, (statement, arguments) in STATEMENTS.items():
+            rows = await world.sql.fetch(f"EXPLAIN {statement}", *arguments)
+            plan = "\n".join(row["QUERY PLAN"] for row in rows)
+            if any(f"Seq Scan on {table}" in plan for table in TABLES):
+                found.append(name)
     return found
 
 
