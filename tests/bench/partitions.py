@@ -63,7 +63,7 @@ async def measure(world: Any, size: int, groups: int) -> dict[str, float]:
     backends = {
         "accept": await backend_of(world.store._accepting),
         "claim": await backend_of(world.leases._claiming),
-        "finish": await backend_of(world.leases._finishing),
+        "finish": await backend_of(world.leases._finishing._connection),
     }
     build = world.build
     started = {name: cpu_us(backend) for name, backend in backends.items()}
