@@ -169,9 +169,14 @@ def pieces_in(size_bytes: int) -> int:
     return -(-size_bytes // PIECE_BYTES)
 
 
+def piece_size(artifact_bytes: int, number: int) -> int:
+    """Return how large the piece of this number is before it is packed: a whole one, but for the last."""
+    return min(artifact_bytes - number * PIECE_BYTES, PIECE_BYTES)
+
+
 def most_packed(artifact_bytes: int, number: int) -> int:
     """Return how large the packed piece of this number may be: it may grow by a little."""
-    size = min(artifact_bytes - number * PIECE_BYTES, PIECE_BYTES)
+    size = piece_size(artifact_bytes, number)
     return size + size // 128 + 1024
 
 

@@ -13,7 +13,7 @@ from data_plane.artifacts.memory import Received, freeze
 from data_plane.artifacts.pieces import HeldPiece, read_piece
 from data_plane.artifacts.ports import CompiledOffer
 from data_plane.files import write_all
-from shared.compiled import PIECE_BYTES, CompiledStatement, VerifiedStatement, unpack_piece
+from shared.compiled import PIECE_BYTES, CompiledStatement, VerifiedStatement, piece_size, unpack_piece
 from shared.digests import Digest, same_digest, sha256_digest
 from shared.errors import MalformedError, PackageAlteredError
 
@@ -67,7 +67,7 @@ def _left_out(
         if not before < number < len(expected):
             raise MalformedError("check 4: the pieces that are left out are not in order, or not stated")
         piece = held.get(expected[number])
-        if piece is None or _size_of(number, stated) != PIECE_BYTES:
+        if piece is None or piece_size(stated.artifact_bytes, number) != PIECE_BYTES:
             raise MalformedError(f"check 4: piece {number} is left out, and this node has not named it")
         before, found[number] = number, piece
     return found
@@ -107,7 +107,7 @@ def _take_piece(memory: _Memory, number: int, packed: bytes, stated: CompiledSta
     if not same_digest(sha256_digest(packed), stated.piece_digests[number]):
         raise PackageAlteredError(f"check 4: piece {number} is not the one that the statement names")
     piece = unpack_piece(packed)
-    if len(piece) != _size_of(number, stated):
+    if len(piece) != piece_size(stated.artifact_bytes, number):
         # Where it is written decides what later artifacts may take from there.
         raise MalformedError(f"check 4: piece {number} unpacks to {len(piece)} bytes")
     write_all(memory.descriptor, piece, offset=number * PIECE_BYTES)
@@ -118,7 +118,3 @@ def _copy_all(memory: _Memory, reused: Mapping[int, HeldPiece]) -> None:
     for number, piece in reused.items():
         read_piece(piece, buffer)
         write_all(memory.descriptor, buffer, offset=number * PIECE_BYTES)
-
-
-def _size_of(number: int, stated: CompiledStatement) -> int:
-    return min(stated.artifact_bytes - number * PIECE_BYTES, PIECE_BYTES)
