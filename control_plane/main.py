@@ -121,6 +121,7 @@ def _subscribed(base: Base, services: Services) -> Iterator[None]:
     with ExitStack() as stack:
         for channel, subscriber in (
             (Channel.EXECUTIONS, services.completions.changed),
+            (Channel.ENDS, services.completions.changed),
             (Channel.STARTS, services.completions.started),
             (Channel.AGENTS, services.directory.changed),
             (Channel.AGENTS, services.templates.changed),

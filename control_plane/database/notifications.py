@@ -21,6 +21,8 @@ MAX_PAYLOAD_BYTES: Final = 7900
 """Postgres takes less than 8000."""
 SPACING_SECONDS: Final = 0.01
 """Between two sends: what gathers meanwhile leaves together."""
+PATIENCE_SECONDS: Final = 0.25
+"""How long a hint waits for company when it is one of `CAN_WAIT` and nothing leaves before."""
 HEALTH_CHECK_SECONDS: Final = 10.0
 HEALTH_TIMEOUT_SECONDS: Final = 5.0
 FIRST_RECONNECT_SECONDS: Final = 0.1
@@ -43,6 +45,8 @@ class Channel(StrEnum):
 
     EXECUTIONS = "af_executions"
     """Ids of executions that changed."""
+    ENDS = "af_ends"
+    """Ids of executions that ended where their callers wait: seldom of interest elsewhere."""
     STARTS = "af_starts"
     """Ids of executions whose guest has started: of no interest to those who wait for an end."""
     QUEUE = "af_queue"
@@ -63,6 +67,9 @@ class Channel(StrEnum):
 
 TOLD_ALWAYS: Final = frozenset({Channel.AGENTS, Channel.NODES, Channel.KEYSETS})
 """Rare, and believed for long by who hears nothing: who began to listen a moment ago must not miss one."""
+
+CAN_WAIT: Final = frozenset({Channel.AUDIT, Channel.ENDS})
+"""One or two of each execution, and nearly always of use to nobody: each send costs every replica."""
 
 
 class Subscriptions:
@@ -101,6 +108,7 @@ class PostgresNotifier:
         self._subscriptions = subscriptions
         self._waiting: dict[str, dict[str, None]] = {}
         self._something = asyncio.Event()
+        self._hurry = asyncio.Event()
         self._nobody_until = 0.0
 
     def notify(self, channel: str, payloads: Sequence[str] = ()) -> None:
@@ -114,6 +122,8 @@ class PostgresNotifier:
             return
         self._waiting.setdefault(channel, {}).update(dict.fromkeys(payloads or (POLL,)))
         self._something.set()
+        if channel not in CAN_WAIT:
+            self._hurry.set()
 
     @property
     def knows_of_nobody(self) -> bool:
@@ -125,7 +135,11 @@ class PostgresNotifier:
         try:
             while True:
                 await self._something.wait()
+                with contextlib.suppress(TimeoutError):
+                    async with asyncio.timeout(PATIENCE_SECONDS):
+                        await self._hurry.wait()
                 self._something.clear()
+                self._hurry.clear()
                 waiting, self._waiting = self._waiting, {}
                 try:
                     await self._send(waiting)

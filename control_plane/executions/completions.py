@@ -104,6 +104,10 @@ class Completions:
         """How many callers wait."""
         return self._count
 
+    def is_awaited(self, execution_id: ExecutionId) -> bool:
+        """Whether a caller of this replica waits for an execution."""
+        return execution_id in self._watches
+
     @contextmanager
     def watch(self, execution_id: ExecutionId, *, awaits_end: bool = False) -> Iterator[Watch]:
         """Be told of changes for the length of the block; with `awaits_end` of those that may be the end.

@@ -5,7 +5,7 @@ for them.
 """
 
 import hmac
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 from control_plane.database.notifications import Channel
 from control_plane.database.unit_of_work import DriverConnection, DriverRecord, PostgresDatabase
@@ -21,14 +21,21 @@ from control_plane.executions.llm_use import count_use, has_use
 from control_plane.executions.ports import ExecutionStore
 from control_plane.executions.rows import execution_of
 from control_plane.kv.settlement import KvSettlement
+from shared.ids import ExecutionId
 
 
 class Finishing:
     """The part of `LeaseStore` that concerns results."""
 
     def __init__(
-        self, database: PostgresDatabase, *, executions: ExecutionStore, settlement: KvSettlement
+        self,
+        database: PostgresDatabase,
+        *,
+        executions: ExecutionStore,
+        settlement: KvSettlement,
+        is_awaited: Callable[[ExecutionId], bool],
     ) -> None:
+        self._is_awaited = is_awaited
         self._notifier = database.notifier
         self._executions = executions
         self._settlement = settlement
@@ -45,12 +52,21 @@ class Finishing:
             for group in _apart(results, places):
                 finished = await self._finish([results[n] for n in group])
                 answers |= zip(group, finished, strict=True)
-        changed = [one.execution.execution_id for one in answers.values() if one.execution is not None]
-        if changed:
-            # Who waits here gets the execution itself from what this returns, without another look.
-            self._notifier.notify_others(Channel.EXECUTIONS, changed)
-            self._notifier.notify(Channel.AUDIT)
+        self._tell([one.execution for one in answers.values() if one.execution is not None])
         return [answers[n] for n in range(len(results))]
+
+    def _tell(self, changed: Sequence[Execution]) -> None:
+        if not changed:
+            return
+        # Who waits here gets the execution itself from what `finish` returns, without another look.
+        told: dict[Channel, list[ExecutionId]] = {Channel.ENDS: [], Channel.EXECUTIONS: []}
+        for one in changed:
+            awaited = one.state.is_terminal and self._is_awaited(one.execution_id)
+            told[Channel.ENDS if awaited else Channel.EXECUTIONS].append(one.execution_id)
+        for channel, ids in told.items():
+            if ids:
+                self._notifier.notify_others(channel, ids)
+        self._notifier.notify(Channel.AUDIT)
 
     async def _finish(self, results: Sequence[AttemptResult]) -> list[Finished]:
         async with self._connection.use() as connection:

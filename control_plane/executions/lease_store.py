@@ -59,6 +59,7 @@ class PostgresLeaseStore:
         random: Random,
         kv_quota: KvQuota = DEFAULT_QUOTA,
         sealer: BodySealer | None = None,
+        is_awaited: Callable[[ExecutionId], bool] = lambda _: False,
     ) -> None:
         self._database = database
         self._sealer: BodySealer = sealer or PlainBodies()
@@ -67,7 +68,9 @@ class PostgresLeaseStore:
         self._clock = clock
         self._random = random
         self._turns = Turns()
-        self._finishing = Finishing(database, executions=executions, settlement=KvSettlement(kv_quota))
+        self._finishing = Finishing(
+            database, executions=executions, settlement=KvSettlement(kv_quota), is_awaited=is_awaited
+        )
         self._claiming = database.held()
         self._recording = database.held()
 

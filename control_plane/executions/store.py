@@ -14,6 +14,7 @@ from sqlalchemy import ColumnElement, and_, delete, exists, func, select, tuple_
 from control_plane.audit.domain import NewAuditEntry
 from control_plane.audit.ports import AuditLog
 from control_plane.body_keys.sealing import BodyPlace
+from control_plane.database.arrays import is_one_of
 from control_plane.database.notifications import Channel
 from control_plane.database.tables import (
     attempts,
@@ -205,7 +206,7 @@ class PostgresExecutionStore(PostgresBodyStore):
     async def states_of(self, execution_ids: Sequence[ExecutionId]) -> Mapping[ExecutionId, ExecutionState]:
         """See `ExecutionStore.states_of`."""
         query = select(executions.c.execution_id, executions.c.state).where(
-            executions.c.execution_id.in_(list(execution_ids))
+            is_one_of(executions.c.execution_id, execution_ids)
         )
         async with self._database.reading() as connection:
             rows = (await connection.execute(query)).all()

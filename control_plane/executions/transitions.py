@@ -10,6 +10,7 @@ from typing import Any, Final
 from sqlalchemy import ColumnElement, bindparam, func, select, update
 from sqlalchemy.ext.asyncio import AsyncConnection
 
+from control_plane.database.arrays import is_one_of
 from control_plane.database.tables import attempts, executions
 from control_plane.executions.domain import AttemptRef, CancelRequest, EndReason
 from control_plane.executions.lifecycle import Attempt, Execution
@@ -26,7 +27,7 @@ async def lock_executions(
         return now, []
     ids = list(execution_ids)
     rows = await connection.execute(
-        SELECT_EXECUTIONS.where(executions.c.execution_id.in_(ids))
+        SELECT_EXECUTIONS.where(is_one_of(executions.c.execution_id, ids))
         .order_by(executions.c.execution_id)
         .with_for_update()
     )
@@ -34,7 +35,9 @@ async def lock_executions(
     tries: dict[str, list[Attempt]] = {}
     # A second statement, so that it sees what the holder of a lock that we waited for has committed.
     for row in (
-        await connection.execute(SELECT_ATTEMPTS.where(attempts.c.execution_id.in_(ids)).with_for_update())
+        await connection.execute(
+            SELECT_ATTEMPTS.where(is_one_of(attempts.c.execution_id, ids)).with_for_update()
+        )
     ).mappings():
         tries.setdefault(row["execution_id"], []).append(attempt_of(row))
     return now, [execution_of(row, tries.get(row["execution_id"], ())) for row in found]

@@ -6,6 +6,7 @@ from typing import Final
 from sqlalchemy import delete, func, select, text, tuple_, update
 from sqlalchemy.dialects.postgresql import insert as upsert
 
+from control_plane.database.arrays import is_one_of
 from control_plane.database.ports import Transaction
 from control_plane.database.tables import (
     log_checkpoints,
@@ -116,7 +117,7 @@ class PostgresLogStore:
             ),
             rows,
         )
-        await connection.execute(delete(log_pending).where(log_pending.c.log_pending_id.in_(done)))
+        await connection.execute(delete(log_pending).where(is_one_of(log_pending.c.log_pending_id, done)))
 
     async def add_checkpoint(self, tx: Transaction, *, tree_size: int, note: bytes) -> None:
         """See `LogStore.add_checkpoint`."""
@@ -140,7 +141,7 @@ class PostgresLogStore:
 
     async def entries_of(self, tx: Transaction, subjects: Collection[str]) -> Mapping[str, LogEntry]:
         """See `LogStore.entries_of`."""
-        query = select(log_entries).where(log_entries.c.subject.in_(sorted(subjects)))
+        query = select(log_entries).where(is_one_of(log_entries.c.subject, sorted(subjects)))
         rows = (await connection_of(tx).execute(query)).mappings()
         return {row["subject"]: LogEntry(**row) for row in rows}
 

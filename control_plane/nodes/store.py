@@ -7,29 +7,24 @@ from datetime import timedelta
 from typing import Any, Final
 
 from sqlalchemy import (
-    BigInteger,
-    Integer,
-    LargeBinary,
     Row,
     Select,
-    String,
-    and_,
     bindparam,
     case,
-    column,
     func,
     insert,
     literal_column,
     select,
+    text,
     true,
     update,
-    values,
 )
 from sqlalchemy.dialects import postgresql
 from sqlalchemy.ext.asyncio import AsyncConnection
 
 from control_plane.audit.domain import NewAuditEntry
 from control_plane.audit.ports import AuditLog
+from control_plane.database.arrays import is_one_of
 from control_plane.database.notifications import Channel
 from control_plane.database.tables import (
     attempts,
@@ -65,6 +60,22 @@ SILENT_AFTER: Final = timedelta(seconds=10)
 """A session that no replica has noted for so long counts as closed."""
 
 _OPEN_STATES: Final = (NodeState.ACTIVE, NodeState.DRAINING)
+
+_BEAT: Final = text(
+    """WITH beating AS MATERIALIZED (
+        SELECT b.* FROM unnest(
+            CAST(:node_ids AS text[]), CAST(:epochs AS bigint[]), CAST(:free_slots AS integer[]),
+            CAST(:log_sizes AS bigint[]), CAST(:log_roots AS bytea[]), CAST(:log_problems AS text[]))
+            AS b (node_id, session_epoch, free_slots, log_size, log_root, log_problem)
+        JOIN sessions s ON s.node_id = b.node_id AND s.session_epoch = b.session_epoch
+        ORDER BY s.node_id FOR NO KEY UPDATE OF s
+    )
+    UPDATE sessions s SET last_heartbeat_at = now(), free_slots = b.free_slots, log_size = b.log_size,
+        log_root = b.log_root, log_problem = b.log_problem
+    FROM beating b WHERE s.node_id = b.node_id AND s.session_epoch = b.session_epoch
+    RETURNING s.node_id"""
+)
+"""Arrays, so that its text is the same for any number of sessions: it runs every second."""
 
 
 class PostgresNodeStore:
@@ -255,46 +266,21 @@ class PostgresNodeStore:
     async def beat(self, beats: Sequence[SessionBeat]) -> Sequence[NodeId]:
         """See `NodeStore.beat`. Rows are locked in key order, as every group does (rule 3)."""
         ordered = sorted(beats, key=lambda beat: beat.node_id)
-        rows = [
-            (
-                beat.node_id,
-                beat.session_epoch,
-                beat.free_slots,
-                beat.log.size,
-                beat.log.root,
-                beat.log.problem,
-            )
-            for beat in ordered
-        ]
-        beating = values(
-            column("node_id", String),
-            column("session_epoch", BigInteger),
-            column("free_slots", Integer),
-            column("log_size", BigInteger),
-            column("log_root", LargeBinary),
-            column("log_problem", String),
-            name="beating",
-        ).data(rows)
-        mine = and_(
-            sessions.c.node_id == beating.c.node_id,
-            sessions.c.session_epoch == beating.c.session_epoch,
-        )
         async with self._database.transaction() as tx:
             beaten = await tx.connection.execute(
-                update(sessions)
-                .where(mine)
-                .values(
-                    last_heartbeat_at=func.now(),
-                    free_slots=beating.c.free_slots,
-                    log_size=beating.c.log_size,
-                    log_root=beating.c.log_root,
-                    log_problem=beating.c.log_problem,
-                )
-                .returning(sessions.c.node_id)
+                _BEAT,
+                {
+                    "node_ids": [beat.node_id for beat in ordered],
+                    "epochs": [beat.session_epoch for beat in ordered],
+                    "free_slots": [beat.free_slots for beat in ordered],
+                    "log_sizes": [beat.log.size for beat in ordered],
+                    "log_roots": [beat.log.root for beat in ordered],
+                    "log_problems": [beat.log.problem for beat in ordered],
+                },
             )
             alive = {NodeId(row.node_id) for row in beaten}
             await tx.connection.execute(
-                update(nodes).where(nodes.c.node_id.in_(sorted(alive))).values(last_seen_at=func.now())
+                update(nodes).where(is_one_of(nodes.c.node_id, sorted(alive))).values(last_seen_at=func.now())
             )
         return [beat.node_id for beat in ordered if beat.node_id not in alive]
 

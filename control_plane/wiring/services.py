@@ -101,9 +101,9 @@ class Services:
 
 async def build(base: Base, signer: OrderSigner, body_keys: BodyKeyParts) -> Services:
     """Return everything that is served; nothing runs yet."""
-    stores = Stores.of(base, body_keys.keyring)
     trails = ExecutionTrails(base.tracer)
     completions = MeasuredCompletions(base.metrics, trails)
+    stores = Stores.of(base, body_keys.keyring, is_awaited=completions.is_awaited)
     dispatch = build_dispatch(base, stores, completions, signer)
     log_parts = build_log(base, signer)
     log = log_parts.log

@@ -1,5 +1,6 @@
 """The Postgres adapters of every concern, built once for all services."""
 
+from collections.abc import Callable
 from dataclasses import dataclass
 
 from control_plane.agents.store import PostgresAgentStore
@@ -18,6 +19,7 @@ from control_plane.policy.store import (
 from control_plane.stops.store import PostgresStopStore
 from control_plane.templates.store import PostgresTemplateStore
 from control_plane.wiring.base import Base
+from shared.ids import ExecutionId
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -35,7 +37,7 @@ class Stores:
     channels: PostgresChannelStore
 
     @classmethod
-    def of(cls, base: Base, sealer: BodySealer) -> "Stores":
+    def of(cls, base: Base, sealer: BodySealer, *, is_awaited: Callable[[ExecutionId], bool]) -> "Stores":
         decisions = PostgresDecisionLog()
         executions = PostgresExecutionStore(
             base.database,
@@ -55,6 +57,7 @@ class Stores:
                 random=base.random,
                 kv_quota=KvQuota(max_keys=base.settings.kv_max_keys, max_bytes=base.settings.kv_max_bytes),
                 sealer=sealer,
+                is_awaited=is_awaited,
             ),
             kv=PostgresKvStore(base.database),
             nodes=PostgresNodeStore(database=base.database, audit=base.audit),

@@ -12,6 +12,7 @@ from sqlalchemy.ext.asyncio import AsyncEngine
 
 from control_plane.database.engine import PoolBounds, create_engine
 from control_plane.database.notifications import (
+    PATIENCE_SECONDS,
     Channel,
     Notifications,
     PostgresNotifier,
@@ -198,6 +199,23 @@ async def test_the_own_replica_hears_at_once_and_once(replicas):
         replicas.notifier.notify_others(Channel.EXECUTIONS, ["exe_3"])
         assert await replicas.heard.get() == ("exe_3",)
         assert replicas.heard_here == [("exe_1",)]
+
+
+async def test_hints_that_can_wait_leave_with_others_or_a_moment_later(replicas):
+    async with replicas.running(Channel.ENDS):
+        loop = asyncio.get_running_loop()
+        began = loop.time()
+        replicas.notifier.notify_others(Channel.ENDS, ["exe_1"])
+        await asyncio.sleep(0.02)
+        replicas.notifier.notify_others(Channel.ENDS, ["exe_2"])
+        assert await replicas.heard.get() == ("exe_1", "exe_2")
+        assert loop.time() - began >= PATIENCE_SECONDS
+
+        replicas.notifier.notify_others(Channel.ENDS, ["exe_3"])
+        began = loop.time()
+        replicas.notifier.notify_others(Channel.QUEUE)
+        assert await replicas.heard.get() == ("exe_3",)
+        assert loop.time() - began < PATIENCE_SECONDS
 
 
 async def test_a_lone_replica_tells_itself_without_a_statement_until_another_listens(replicas):

@@ -170,6 +170,18 @@ async def test_one_notification_per_group_names_what_changed(world):
     assert told == [tuple(one.execution_id for one in placements)]
 
 
+async def test_an_end_that_is_awaited_here_is_no_hurry_to_others(world):
+    placements = [await run_at_once(world, world.build.execution()) for _ in range(2)]
+    world.awaited.add(placements[0].execution_id)
+    world.heard.notes.clear()
+    await world.leases.finish([world.build.result(one) for one in placements])
+    told = [note for note in world.heard.notes if note[0] != Channel.AUDIT]
+    assert told == [
+        (Channel.ENDS, (placements[0].execution_id,)),
+        (Channel.EXECUTIONS, (placements[1].execution_id,)),
+    ]
+
+
 async def test_nothing_is_told_to_the_queue_when_all_were_placed(world):
     await run_at_once(world, world.build.execution())
     assert Channel.QUEUE not in [channel for channel, _ in world.heard.notes]
