@@ -44,7 +44,11 @@ async def measure(plan: Plan, parts: tuple[str, ...]) -> list[Figure]:
     if "replicas" in parts:
         say("one replica, then two")
         figures += await growth.measure_replicas(
-            plan.few, rate=plan.rate, idle_seconds=plan.idle_seconds, seconds=plan.seconds
+            plan.few,
+            rate=plan.rate,
+            rounds=plan.rounds,
+            idle_seconds=plan.idle_seconds,
+            seconds=plan.seconds,
         )
     if "history" in parts:
         figures += await history.measure(

@@ -218,6 +218,9 @@ def _beside(found: Sequence[Measured], without: Sequence[Measured], stored: int)
         ("Postgres CPU per execution", "µs", lambda one: one.cost.postgres_us),
         ("WAL per execution", "bytes", lambda one: one.cost.wal_bytes),
         ("p95, open loop", "ms", lambda one: one.p95_ms),
+        # Looks at the queue, sweeps, the log: what is taken off above must not grow either.
+        ("idle control plane CPU", "ms/s", lambda one: one.idle.control_plane * 1e3),
+        ("idle Postgres CPU", "ms/s", lambda one: one.idle.postgres * 1e3),
     )
     for label, unit, read in measures:
         values, reference = [read(one) for one in found], median([read(one) for one in without])

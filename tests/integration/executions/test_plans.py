@@ -9,6 +9,7 @@ import pytest
 from control_plane.executions import accept_sql, claim_sql, finish_sql
 from control_plane.executions.turns import Turns
 from control_plane.kv import sql as kv_sql
+from control_plane.queue_store import AGES, DEPTH
 from tests.builders.executions import node
 from tests.fixtures.execution_worlds import PostgresWorld
 
@@ -63,6 +64,8 @@ STATEMENTS: dict[str, tuple[str, tuple[Any, ...]]] = {
         ),
     ),
     "past deadline": (claim_sql.PAST_DEADLINE, (10,)),
+    "queue depth": (DEPTH, (10,)),
+    "queue ages": (AGES, (10,)),
 }
 
 
@@ -96,6 +99,7 @@ async def test_finishing_reads_no_growing_table_from_end_to_end(world: PostgresW
     assert not _SCAN.findall(await plan(world, statement, tuple(arguments)))
 
 
-async def test_a_claim_reads_executions_by_the_index_of_what_waits_alone(world: PostgresWorld) -> None:
-    found = await plan(world, *STATEMENTS["claimable"])
+@pytest.mark.parametrize("name", ["claimable", "queue depth", "queue ages"])
+async def test_what_waits_is_found_by_its_own_index_alone(world: PostgresWorld, name: str) -> None:
+    found = await plan(world, *STATEMENTS[name])
     assert set(re.findall(r"using (\w+) on executions", found)) == {"ix_executions_queue"}
