@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 
 from tests.bench.report import Figure, median, spread
-from tests.bench.scale.costs import Cost
+from tests.bench.scale.costs import Cost  # noqa: TC001 - imports stay in one place
 from tests.bench.scale.world import Measured, World, running_world, say
 
 MAX_GROWTH = 1.2
