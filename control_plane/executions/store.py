@@ -268,7 +268,12 @@ class PostgresExecutionStore(PostgresBodyStore):
         """See `ExecutionStore.remove_idempotency_keys`."""
         keys = idempotency_keys.c
         primary = (keys.tenant_id, keys.caller, keys.method, keys.request_id)
-        old = select(*primary).where(keys.created_at < func.now() - older_than).limit(limit)
+        old = (
+            select(*primary)
+            .where(keys.created_at < func.now() - older_than)
+            .limit(limit)
+            .with_for_update(skip_locked=True)  # other replicas sweep too
+        )
         async with self._database.transaction() as tx:
             removed = await connection_of(tx).execute(
                 delete(idempotency_keys).where(tuple_(*primary).in_(old))
