@@ -14,7 +14,7 @@ from pathlib import Path
 
 import pytest
 
-from cli.stack import local, postgres, probe
+from cli.stack import postgres, probe
 from tests.e2e.stack import ROOT, command
 
 pytestmark = pytest.mark.timeout(180)
@@ -67,17 +67,13 @@ class Up:
 
 @asynccontextmanager
 async def up(data_dir: Path) -> AsyncIterator[Up]:
-    ports = local.Ports.free()
-    rest, rest_admin = probe.free_ports(2)
-    options = {
-        "--port": ports.grpc,
-        "--enroll-port": ports.enroll,
-        "--admin-port": ports.control_admin,
-        "--node-admin-port": ports.node_admin,
-        "--rest-port": rest,
-        "--rest-admin-port": rest_admin,
-    }
-    arguments = [str(part) for option in options.items() for part in option]
+    options = (
+        *("--port", "--enroll-port", "--admin-port", "--node-admin-port"),
+        *("--rest-port", "--rest-admin-port"),
+    )
+    # All in one call: two calls may find the same port free.
+    ports = probe.free_ports(len(options))
+    arguments = [str(part) for option in zip(options, ports, strict=True) for part in option]
     process = await asyncio.create_subprocess_exec(
         *(sys.executable, "-m", "cli.main", "up", "--data-dir", str(data_dir), *arguments),
         stdout=asyncio.subprocess.DEVNULL,
