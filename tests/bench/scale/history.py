@@ -11,8 +11,8 @@ from typing import Any
 from agentfactory.v1 import common_pb2, executions_pb2
 
 from control_plane.database.engine import PoolBounds, session_settings
-from tests.bench.report import Figure, median, quantile, spread
-from tests.bench.scale.growth import MAX_GROWTH, say_measured
+from tests.bench.report import Figure, quantile
+from tests.bench.scale.growth import grown, say_measured
 from tests.bench.scale.world import AGENT, CALL_SECONDS, Measured, World, running_world, say
 from tests.integration.executions import test_plans
 
@@ -212,7 +212,6 @@ async def measure(
 
 
 def _beside(found: Sequence[Measured], without: Sequence[Measured], stored: int) -> list[Figure]:
-    figures = []
     measures: tuple[tuple[str, str, Callable[[Measured], float]], ...] = (
         ("control plane CPU per execution", "µs", lambda one: one.cost.control_plane_us),
         ("Postgres CPU per execution", "µs", lambda one: one.cost.postgres_us),
@@ -222,21 +221,14 @@ def _beside(found: Sequence[Measured], without: Sequence[Measured], stored: int)
         ("idle control plane CPU", "ms/s", lambda one: one.idle.control_plane * 1e3),
         ("idle Postgres CPU", "ms/s", lambda one: one.idle.postgres * 1e3),
     )
-    for label, unit, read in measures:
-        values, reference = [read(one) for one in found], median([read(one) for one in without])
-        barred = not label.startswith("WAL")
-        # The first write to a page after a checkpoint is logged whole: more pages, more of them.
-        figures.append(
-            Figure(
-                figure=f"with {stored:,} stored: {label}",
-                value=median(values),
-                unit=unit,
-                reference="without",
-                reference_value=reference,
-                bar=f"≤ {MAX_GROWTH} times" if barred else None,
-                bar_ok=median(values) <= MAX_GROWTH * reference if barred else None,
-                repeats=len(values),
-                spread=spread(values),
-            )
+    # WAL has no bar: the first write to a page after a checkpoint is logged whole, more pages, more of them.
+    return [
+        grown(
+            f"with {stored:,} stored: {label}",
+            [read(one) for one in found],
+            unit,
+            beside=("without", [read(one) for one in without]),
+            barred=not label.startswith("WAL"),
         )
-    return figures
+        for label, unit, read in measures
+    ]
