@@ -217,6 +217,7 @@ class Dispatcher:
             [draft.content for draft in drafts],
             [(draft.work.run.execution_id, draft.work.fencing_token) for draft in drafts],
         )
+        now = self._clock.monotonic()
         return [
             Placement(
                 execution_id=draft.work.run.execution_id,
@@ -229,7 +230,7 @@ class Dispatcher:
                 order_content=draft.content,
                 order_digest=draft.digest,
                 batch=place,
-                lease=self._options.lease,
+                lease=draft.session.first_lease(now),
             )
             for draft, place in zip(drafts, places, strict=True)
         ]

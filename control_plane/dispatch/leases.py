@@ -119,7 +119,7 @@ class LeaseDesk:
 
 
 class Sweeper:
-    """Ends what has run out: leases and run deadlines. Every replica has one; one at a time works."""
+    """Ends what has run out, and has stopped what shall stop. Every replica has one; one at a time works."""
 
     def __init__(
         self,
@@ -140,19 +140,17 @@ class Sweeper:
         self._observer = observer
         self._trails = trails or AttemptTrails()
         self._reconciled_at = clock.monotonic()
+        self._fails = False
         self._grace = Grace(lease=options.lease, max_gap=2 * options.poll_every)
 
     async def sweep_once(self) -> None:
-        """Pass cancels on, end what passed its run deadline, and lose attempts whose lease has run out.
+        """End what passed its run deadline, and lose attempts whose lease has run out.
 
         No lease runs out until the database has answered without a gap for one full lease: nodes that could
         not renew while it, or this replica, was away get their chance first (rule 9).
         """
         try:
             async with asyncio.timeout(self._options.store_deadline.total_seconds()):
-                nodes = [session.node_id for session in self._fleet]
-                if nodes:
-                    self._dispatcher.cancel(await self._leases.cancel_requests(nodes))
                 expired = await self._leases.expire_deadlines(limit=self._options.sweep_limit)
                 for tenant_id, count in Counter(one.tenant_id for one in expired).items():
                     self._observer.swept(ExecutionState.EXPIRED, tenant_id, count)
@@ -165,7 +163,24 @@ class Sweeper:
                     )
         except (AgentFactoryError, TimeoutError) as error:
             self._grace.interrupted()
-            logger.warning("sweep failed", error=str(error))
+            if not self._fails:  # once, not four times a second while Postgres is away
+                logger.warning("sweep failed", error=str(error))
+            self._fails = True
+        else:
+            self._fails = False
+
+    async def pass_cancels(self) -> None:
+        """Tell own nodes which attempts shall stop: when NOTIFY says so, and by the poll behind it.
+
+        Raises:
+            DatabaseUnavailableError: Postgres is away.
+            TimeoutError: It does not answer in time.
+        """
+        nodes = [session.node_id for session in self._fleet]
+        if not nodes:
+            return
+        async with asyncio.timeout(self._options.store_deadline.total_seconds()):
+            self._dispatcher.cancel(await self._leases.cancel_requests(nodes))
 
     async def _reconcile(self) -> None:
         """Once per lease, free slots whose attempts ended without word: another replica may have swept."""

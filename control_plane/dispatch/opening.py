@@ -210,6 +210,7 @@ class SessionOpener:
             profiles=profiles_of(hello),
             order_type=order_type,
             slots=hello.slots,
+            lease=self._options.lease,
             receipt_key=PublicKey.from_spki_der(node.receipt_public_key),
             ends_at=self._clock.monotonic() + self._session_age(),
             last_message_at=self._clock.monotonic(),

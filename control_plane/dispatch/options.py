@@ -35,6 +35,8 @@ class DispatchOptions:
     max_session_age: timedelta = timedelta(minutes=10)
     """Streams end between half of it and all of it, so that nodes spread over replicas again."""
     poll_every: timedelta = timedelta(seconds=1)
+    sweep_every: timedelta = timedelta(milliseconds=250)
+    """Between two looks for leases and deadlines that ran out: what a dead node held waits longer by it."""
     keyset_poll_every: timedelta = timedelta(seconds=5)
     sign_deadline: timedelta = timedelta(seconds=5)
     store_deadline: timedelta = timedelta(seconds=10)

@@ -186,7 +186,8 @@ class Dispatch:
                 (self.keep_watch, self._options.heartbeat_every),
                 (self.beat, self._options.heartbeat_every),
                 (self.look_at_engines, self._options.heartbeat_every),
-                (self._sweeper.sweep_once, self._options.poll_every),
+                (self._sweeper.pass_cancels, self._options.poll_every),
+                (self._sweeper.sweep_once, self._options.sweep_every),
                 (self.relay_keyset, self._options.keyset_poll_every),
             ):
                 self._background.spawn(_every(tick, every), name=tick.__name__)
@@ -225,7 +226,7 @@ class Dispatch:
     def heard_cancels(self, _: Sequence[str] = ()) -> None:
         """Live attempts shall stop."""
         if self._background.is_open and len(self._fleet):
-            self._background.spawn(self._pass_cancels(), name="pass cancels")
+            self._background.spawn(self._sweeper.pass_cancels(), name="pass cancels")
 
     def heard_nodes(self, node_ids: Sequence[str] = ()) -> None:
         """Nodes changed their state or opened a newer session."""
@@ -240,9 +241,6 @@ class Dispatch:
         """There is a newer keyset."""
         if self._background.is_open:
             self._background.spawn(self.relay_keyset(), name="relay keyset")
-
-    async def _pass_cancels(self) -> None:
-        self.placer.cancel(await self._leases.cancel_requests([session.node_id for session in self._fleet]))
 
     async def _look_at_heard(self) -> None:
         heard, self._heard = self._heard, set()

@@ -38,8 +38,8 @@ MAX_RECEIPT_BYTES: Final = 16 * 1024 * 1024
 MAX_REMEMBERED_DIGESTS: Final = 8192
 """Module digests remembered as cached on one node."""
 
-MAX_OFFER_AGE: Final = timedelta(milliseconds=2500)
-"""Age at which a heartbeat offers nothing any more: the first lease counts from it, and lasts 4 s."""
+OFFER_SHARE: Final = 0.625
+"""Of a lease: age at which a heartbeat offers nothing any more, because the first lease counts from it."""
 
 ACK_LINGER: Final = timedelta(milliseconds=20)
 """How long acknowledgements are collected: nobody waits for them but room in the node's spool."""
@@ -111,6 +111,8 @@ class LiveSession:
     """The configuration of its engine under each profile that the node offers."""
     order_type: str
     slots: int
+    lease: timedelta
+    """What the node was told: how long an attempt is its own after the last word of it."""
     receipt_key: PublicKey
     ends_at: float
     """Monotonic second at which the stream ends to let the node find another replica."""
@@ -176,11 +178,20 @@ class LiveSession:
         is_closed = self.draining or self.node_is_draining or self.engine_is_denied or self.outbox.is_closed
         if is_closed or self.heartbeat_at is None:
             return 0
-        if now - self.heartbeat_at >= MAX_OFFER_AGE.total_seconds():
+        if now - self.heartbeat_at >= OFFER_SHARE * self.lease.total_seconds():
             return 0
         if self._held_alone:
             return 0
         return max(0, self._capacity - len(self._held) - self._unexplained)
+
+    def first_lease(self, now: float) -> timedelta:
+        """Return how long an order that leaves now is the node's own.
+
+        The node counts it from sending the heartbeat that offered the place (rule 9), so what counts from
+        hearing it is never shorter; and what is given to a node that died ends with what it held.
+        """
+        assert self.heartbeat_at is not None, "nothing was offered"
+        return self.lease - timedelta(seconds=now - self.heartbeat_at)
 
     def idle_slots(self) -> int:
         """Return how many more guests could run there at once: orders beyond that would wait in its queue."""

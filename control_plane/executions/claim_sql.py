@@ -259,7 +259,7 @@ EXPIRED_LEASES: Final = """
 SELECT a.execution_id FROM attempts a JOIN executions e USING (execution_id)
 WHERE a.state IN ('leased', 'running') AND a.lease_expires_at < now()
     AND now() - pg_postmaster_start_time() >= $2
-ORDER BY a.execution_id LIMIT $1 FOR UPDATE OF e SKIP LOCKED
+ORDER BY a.execution_id LIMIT $1
 """
 """None before Postgres has been up for a while: a restart between two sweeps shows nowhere else (rule 9)."""
 
@@ -272,8 +272,11 @@ ORDER BY a.execution_id FOR UPDATE OF e
 PAST_DEADLINE: Final = """
 SELECT e.execution_id FROM executions e
 WHERE e.state IN ('pending', 'running') AND e.run_deadline_at <= now() AND NOT e.cancel_requested
-ORDER BY e.execution_id LIMIT $1 FOR UPDATE OF e SKIP LOCKED
+ORDER BY e.execution_id LIMIT $1
 """
+
+LOCKED: Final = "FOR UPDATE OF e SKIP LOCKED"
+"""Behind one of the two above: take what nobody else is about to change."""
 
 
 def attempt_arguments(attempts: Sequence[AttemptRef]) -> tuple[list[Any], list[Any]]:

@@ -11,6 +11,7 @@ QUICK = {
     "lease": timedelta(milliseconds=500),
     "heartbeat_every": timedelta(milliseconds=100),
     "poll_every": timedelta(milliseconds=100),
+    "sweep_every": timedelta(milliseconds=100),
 }
 
 

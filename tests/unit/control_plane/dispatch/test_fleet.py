@@ -5,7 +5,7 @@ from datetime import timedelta
 import pytest
 
 from control_plane.dispatch.fleet import MAX_COMPARED, Fleet
-from control_plane.dispatch.session import MAX_OFFER_AGE, HeldAttempt, LiveSession
+from control_plane.dispatch.session import OFFER_SHARE, HeldAttempt, LiveSession
 from shared.digests import sha256_digest
 from shared.errors import ReceiptConflictError, SessionSupersededError
 from tests.fixtures.dispatch import MODULE_DIGEST, SpoolHead, boot_id, execution_id, session
@@ -28,8 +28,17 @@ def test_no_order_before_the_first_heartbeat():
 
 @pytest.mark.parametrize(("milliseconds", "free"), [(-1, 2), (0, 0), (1, 0)])
 def test_an_old_heartbeat_offers_nothing(milliseconds: int, free: int):
-    now = (MAX_OFFER_AGE + timedelta(milliseconds=milliseconds)).total_seconds()
-    assert session().free_slots(now) == free
+    for lease in (timedelta(seconds=4), timedelta(seconds=30)):
+        now = (OFFER_SHARE * lease + timedelta(milliseconds=milliseconds)).total_seconds()
+        assert session(lease=lease).free_slots(now) == free
+
+
+def test_rule_9_the_first_lease_counts_from_the_heartbeat_that_offered_the_place():
+    one = session(lease=timedelta(seconds=4), last_message_at=10.0)
+    assert one.first_lease(10.0) == timedelta(seconds=4)
+    assert one.first_lease(12.25) == timedelta(seconds=1.75)
+    one.take_heartbeat(number=2, free_slots=2, now=12.25)
+    assert one.first_lease(12.25) == timedelta(seconds=4)
 
 
 def test_held_attempts_take_slots_until_they_are_released():

@@ -208,7 +208,7 @@ async def test_rule_7_the_poll_passes_cancels_on(parts: Parts):
     parts.leases.cancels = [
         CancelRequest(attempt=placement.attempt, node_id=session.node_id, reason="TEMPLATE_REVOKED")
     ]
-    await sweeper_of(parts).sweep_once()
+    await sweeper_of(parts).pass_cancels()
     [outgoing] = session.outbox.take_unread()
     assert outgoing.message.cancel.reason == "TEMPLATE_REVOKED"
 
