@@ -10,6 +10,10 @@ MAX_GROWTH = 1.2
 """Cost per execution with many nodes ÷ with few, and with two replicas ÷ with one (issue: at most 20 % more)."""
 
 
+FULL_CALLS = 2_000
+"""Executions by which the most that replicas bear is measured."""
+
+
 def grown(
     figure: str, values: Sequence[float], unit: str, *, beside: tuple[str, Sequence[float]], barred: bool
 ) -> Figure:
@@ -133,16 +137,23 @@ def _idle_figures(found: Sequence[Measured], counts: Sequence[int]) -> list[Figu
 async def measure_replicas(
     nodes: int, *, rate: float, rounds: int, idle_seconds: float, seconds: float
 ) -> list[Figure]:
-    """Return the cost per execution of two replicas beside one at the same load, and what was accepted twice."""
-    costs: list[list[Cost]] = []
+    """Return two replicas beside one, in turn: cost per execution at one load, the most they bear, doubles."""
+    costs: tuple[list[Cost], list[Cost]] = ([], [])
+    full: tuple[list[float], list[float]] = ([], [])
     twice, other = 0, 0
-    for replicas in (1, 2):
-        async with running_world(nodes=nodes, replicas=replicas) as world:
-            costs.append([])
-            for _ in range(rounds):
+    async with (
+        running_world(nodes=nodes) as one_replica,
+        running_world(nodes=nodes, replicas=2) as two_replicas,
+    ):
+        worlds = (one_replica, two_replicas)
+        for _ in range(rounds):
+            for number, world in enumerate(worlds):
                 one = await world.measure(nodes, rate=rate, idle_seconds=idle_seconds, seconds=seconds)
-                say_measured(f"{replicas} replica{'s' * (replicas > 1)}, {nodes} nodes", one)
-                costs[-1].append(one.cost)
+                full[number].append(await world.fill(FULL_CALLS))
+                say_measured(f"replicas: {number + 1}, {nodes} nodes", one)
+                say(f"replicas: {number + 1}, {full[number][-1]:,.0f} executions/s with 64 in flight")
+                costs[number].append(one.cost)
+        for world in worlds:
             doubles = await world.doubles()
             twice, other = twice + doubles[0], other + doubles[1]
     alone, both = costs
@@ -162,6 +173,7 @@ async def measure_replicas(
     ]
     return [
         *figures,
+        measured("two replicas: executions/s, 64 in flight", full[1], "/s", beside=("one replica", full[0])),
         Figure(figure="two replicas: accepted twice", value=twice, unit="", bar="0", bar_ok=twice == 0),
         Figure(figure="two replicas: did not succeed", value=other, unit="", bar="0", bar_ok=other == 0),
     ]

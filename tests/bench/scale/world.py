@@ -17,6 +17,8 @@ from cli.client import Client, connect
 from cli.settings import CliSettings
 from cli.stack import local, probe
 from cli.stack.children import Child, stop
+from tests.bench.execute import Call
+from tests.bench.execute import rate as rate_of
 from tests.bench.peers import postgres_server
 from tests.bench.peers.load import schedule
 from tests.bench.report import quantile
@@ -26,6 +28,7 @@ from tests.e2e.stack import READY, ROOT, TestStack, running_stack
 AGENT = "echo"
 BODY = b'{"text": "' + b"x" * 1000 + b'"}'
 CALL_SECONDS = 30.0
+IN_FLIGHT = 64
 SETTLE_SECONDS = 2.0
 CLOSING_SECONDS = 5.0
 """Until the ends of a thousand sessions are on record: they would count as statements of the idle system."""
@@ -84,7 +87,6 @@ class World:
     clients: list[Client]
     replicas: list[Child]
     fleets: list[Fleet] = field(default_factory=list)
-    sent: int = 0
 
     async def reading(self) -> Reading:
         return await Reading.now(
@@ -103,26 +105,39 @@ class World:
 
     async def load(self, rate: float, seconds: float) -> list[float]:
         """Send executions at a rate, whatever is under way, and return the seconds from due to answered."""
-        stubs = cycle([client.executions for client in self.clients])
         took: list[float] = []
 
-        async def one(stub: Any, due: float) -> None:
-            request = executions_pb2.ExecutionRequest(agent=AGENT, request_id=str(uuid.uuid4()), inline=BODY)
-            answer = await stub.Execute(
-                executions_pb2.ExecuteRequest(execution=request), timeout=CALL_SECONDS
-            )
+        call = self._executor()
+
+        async def one(due: float) -> None:
+            await call()
             took.append(time.perf_counter() - due)
-            if answer.execution.state != executions_pb2.EXECUTION_STATE_SUCCEEDED:
-                raise AssertionError(f"an execution did not succeed: {answer.execution}")
 
         start = time.perf_counter()
         async with asyncio.TaskGroup() as group:
             for offset in schedule(rate, seconds):
                 if (delay := start + offset - time.perf_counter()) > 0:
                     await asyncio.sleep(delay)
-                group.create_task(one(next(stubs), start + offset))
-        self.sent += len(took)
+                group.create_task(one(start + offset))
         return took
+
+    async def fill(self, count: int) -> float:
+        """Return executions per second with 64 callers, each of which waits for its answer, on all replicas."""
+        return await rate_of(self._executor(), count, IN_FLIGHT)
+
+    def _executor(self) -> Call:
+        """Return what executes once, at the replicas in turn."""
+        stubs = cycle([client.executions for client in self.clients])
+
+        async def call() -> None:
+            request = executions_pb2.ExecutionRequest(agent=AGENT, request_id=str(uuid.uuid4()), inline=BODY)
+            answer = await next(stubs).Execute(
+                executions_pb2.ExecuteRequest(execution=request), timeout=CALL_SECONDS
+            )
+            if answer.execution.state != executions_pb2.EXECUTION_STATE_SUCCEEDED:
+                raise AssertionError(f"an execution did not succeed: {answer.execution}")
+
+        return call
 
     async def measure(self, nodes: int, *, rate: float, idle_seconds: float, seconds: float) -> Measured:
         """Connect so many nodes, then measure the idle system and the loaded one."""
