@@ -138,7 +138,8 @@ WITH item AS MATERIALIZED (
     INSERT INTO attempts (tenant_id, execution_id, attempt_number, fencing_token, node_id, boot_id,
         session_epoch, order_id, order_digest, lease_expires_at)
     SELECT c.tenant_id, i.execution_id, i.attempt_number, i.fencing_token, i.node_id, i.boot_id,
-        i.session_epoch, i.order_id, i.order_digest, now() + i.lease
+        -- What is left of a lease was reckoned within this transaction, after it began.
+        i.session_epoch, i.order_id, i.order_digest, statement_timestamp() + i.lease
     FROM item i JOIN claimed c USING (execution_id)
 ), new_order AS (
     INSERT INTO orders (order_id, tenant_id, execution_id, fencing_token, node_id, content, digest, batch_id,

@@ -1,6 +1,7 @@
 """What only a real Postgres can show: replicas that race, locks, rights, and the time that counts."""
 
 import asyncio
+import time
 from datetime import timedelta
 
 import pytest
@@ -118,6 +119,20 @@ async def test_rule_9_leases_expire_by_the_time_of_postgres(world):
     assert list(await world.leases.expire_leases(limit=10)) == []
     await world.pass_time(placement.lease)
     assert len(await world.leases.expire_leases(limit=10)) == 1
+
+
+async def test_rule_9_a_claimed_lease_counts_from_the_choice_of_the_place(world):
+    """What is left of the lease is reckoned then; the node counts no later."""
+    await submit(world, world.build.execution())
+
+    def place(works):
+        time.sleep(0.2)  # the transaction has begun long ago
+        return [world.build.placement(one) for one in works]
+
+    claimed = await world.leases.claim(session(), limit=1, place=place)
+
+    (total,) = await world.fetch("SELECT lease_expires_at - leased_at FROM attempts")
+    assert total >= claimed.placements[0].lease + timedelta(seconds=0.2)
 
 
 async def test_rule_9_no_lease_expires_soon_after_a_restart_of_postgres(world):
