@@ -14,6 +14,7 @@ import asyncpg
 from sqlalchemy import text
 from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine
 
+from control_plane.database.connection import PatientConnection
 from control_plane.database.errors import database_errors
 from control_plane.database.ports import Notifier, Transaction
 from shared.ids import TenantId
@@ -124,7 +125,7 @@ class PostgresDatabase:
     async def transaction(self) -> AsyncIterator[PostgresTransaction]:
         """See `Database.transaction`."""
         with database_errors():
-            async with self._engine.begin() as connection:
+            async with PatientConnection(self._engine) as connection, connection.begin():
                 await self._confine(connection)
                 tx = PostgresTransaction(connection)
                 yield tx
@@ -139,7 +140,7 @@ class PostgresDatabase:
             DatabaseUnavailableError: Postgres is away.
         """
         with database_errors():
-            async with self._engine.connect() as connection:
+            async with PatientConnection(self._engine) as connection:
                 await self._confine(connection)
                 yield connection
 

@@ -246,3 +246,47 @@ async def test_an_error_of_a_statement_shows_none_of_its_parameters(own_server, 
             assert "parameters hidden" in str(failed.value)
     finally:
         await engine.dispose()
+
+
+async def test_callers_who_give_up_cost_no_connection(own_server, own_database):
+    """In the middle of a statement, as deadlines of a busy day do it."""
+    engine = create_engine(own_server.url(own_database), application="test-given-up")
+    database = PostgresDatabase(engine, notifier=Heard())
+
+    async def backend() -> int:
+        async with database.reading() as connection:
+            return int(await connection.scalar(text("SELECT pg_backend_pid()")))
+
+    async def reads() -> None:
+        async with database.reading() as connection:
+            await connection.execute(text("SELECT pg_sleep(0.1)"))
+
+    async def writes() -> None:
+        async with database.transaction() as tx:
+            await tx.connection.execute(text("SELECT pg_sleep(0.1)"))
+
+    try:
+        before = await backend()
+        for work in (reads, writes):
+            for _ in range(3):
+                with pytest.raises(TimeoutError):
+                    async with asyncio.timeout(0.05):
+                        await work()
+        assert await backend() == before
+    finally:
+        await engine.dispose()
+
+
+async def test_a_statement_that_does_not_end_is_given_up_with_its_connection(own_server, own_database):
+    engine = create_engine(own_server.url(own_database), application="test-hangs")
+    database = PostgresDatabase(engine, notifier=Heard())
+    try:
+        started = asyncio.get_running_loop().time()
+        with pytest.raises(TimeoutError):
+            async with asyncio.timeout(0.05), database.reading() as connection:
+                await connection.execute(text(f"SELECT pg_sleep({BOUND_SECONDS})"))
+        assert asyncio.get_running_loop().time() - started < BOUND_SECONDS / 2
+        async with database.reading() as connection:
+            assert await connection.scalar(text("SELECT 1")) == 1
+    finally:
+        await engine.dispose()
