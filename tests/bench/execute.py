@@ -10,8 +10,9 @@ import tempfile
 import time
 import urllib.request
 import uuid
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterable
 from contextlib import asynccontextmanager
+from itertools import cycle
 from pathlib import Path
 
 import grpc
@@ -31,6 +32,8 @@ ALONE = 400
 """Calls of one repeat, one in flight."""
 LOADED = 1500
 """Calls of one repeat, 64 in flight."""
+REPEATED = 256
+"""Different requests that are sent again and again."""
 IN_FLIGHT = 64
 STREAM_GROUP = 16
 WARM_UP = 50
@@ -68,13 +71,30 @@ def request() -> executions_pb2.ExecutionRequest:
     return executions_pb2.ExecutionRequest(agent="noop", request_id=str(uuid.uuid4()), inline=BODY)
 
 
-def executor(client: Client) -> Call:
+def executor(client: Client, requests: Iterable[executions_pb2.ExecutionRequest] | None = None) -> Call:
+    """Return what executes once: a new request each time, unless `requests` are given."""
     stub = client.executions
+    asked = iter(requests) if requests is not None else iter(request, None)
 
     async def call() -> None:
-        answer = await stub.Execute(executions_pb2.ExecuteRequest(execution=request()), timeout=CALL_TIMEOUT)
+        answer = await stub.Execute(
+            executions_pb2.ExecuteRequest(execution=next(asked)), timeout=CALL_TIMEOUT
+        )
         if answer.execution.state != executions_pb2.EXECUTION_STATE_SUCCEEDED:
             raise AssertionError(f"the execution did not succeed: {answer.execution}")
+
+    return call
+
+
+async def reader(client: Client) -> Call:
+    """Return what reads one execution, as somebody who polls for its end does."""
+    answer = await client.executions.Execute(
+        executions_pb2.ExecuteRequest(execution=request()), timeout=CALL_TIMEOUT
+    )
+    wanted = executions_pb2.GetExecutionRequest(execution_id=answer.execution.execution_id)
+
+    async def call() -> None:
+        await client.executions.GetExecution(wanted, timeout=CALL_TIMEOUT)
 
     return call
 
@@ -160,10 +180,15 @@ async def measure(stack: TestStack, client: Client, plain: Call) -> list[Figure]
         p50.append(quantile(times, 0.5))
         p99.append(quantile(times, 0.99))
     stages = await stage_figures(stack)
-    echo_rate, unary_rate, streamed_rate = [], [], []
+    repeat = executor(client, cycle([request() for _ in range(REPEATED)]))
+    await rate(repeat, REPEATED, IN_FLIGHT)
+    read = await reader(client)
+    echo_rate, unary_rate, streamed_rate, repeat_rate, read_rate = [], [], [], [], []
     for _ in range(REPEATS):
         echo_rate.append(await rate(plain, LOADED, IN_FLIGHT))
         unary_rate.append(await rate(execute, LOADED, IN_FLIGHT))
+        repeat_rate.append(await rate(repeat, LOADED, IN_FLIGHT))
+        read_rate.append(await rate(read, LOADED, IN_FLIGHT))
         streamed_rate.append(await stream_rate(client, LOADED, IN_FLIGHT))
     return [
         measured(
@@ -184,6 +209,20 @@ async def measure(stack: TestStack, client: Client, plain: Call) -> list[Figure]
         ),
         measured(f"Execute, {IN_FLIGHT} in flight", unary_rate, "/s", beside=("echo", echo_rate)),
         measured(f"StreamExecutions, {IN_FLIGHT} in flight", streamed_rate, "/s", beside=("echo", echo_rate)),
+        *(
+            measured(
+                f"{what}, {IN_FLIGHT} in flight",
+                values,
+                "/s",
+                beside=("Execute", unary_rate),
+                bar="≥ 0.7 times: what ended must not cost more than what runs",
+                bar_ok=median(values) >= 0.7 * median(unary_rate),
+            )
+            for what, values in (
+                ("Execute, repeated by its request id", repeat_rate),
+                ("GetExecution", read_rate),
+            )
+        ),
         *stages,
     ]
 
