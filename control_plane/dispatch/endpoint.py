@@ -4,6 +4,7 @@ One node's trouble ends its own session and nothing else.
 """
 
 from collections.abc import AsyncGenerator, AsyncIterator
+from functools import partial
 
 import structlog
 from agentfactory.v1 import nodes_pb2
@@ -70,6 +71,9 @@ class SessionEndpoint:
         self._random = random
         self._background = background
         self._observer = observer
+        self._closed: list[tuple[NodeId, int]] = []
+        """Sessions, by node and epoch, that ended and are not noted."""
+        self._noting_closed = False
 
     async def serve(
         self, requests: AsyncIterator[nodes_pb2.SessionRequest], *, node_id: NodeId
@@ -101,13 +105,19 @@ class SessionEndpoint:
         logger.info("session closed", node_id=session.node_id, session_epoch=session.session_epoch)
         if self._background.is_open:
             self._dispatcher.session_ended(session)
-            self._background.spawn(self._forget(session), name="note closed session")
+            self._closed.append((session.node_id, session.session_epoch))
+            if not self._noting_closed:
+                self._noting_closed = True
+                self._background.spawn(self._note_closed(), name="note closed sessions")
 
-    async def _forget(self, session: LiveSession) -> None:
-        await retrying(
-            lambda: self._nodes.close_session(session.node_id, session.session_epoch),
-            what="note a closed session",
-        )
+    async def _note_closed(self) -> None:
+        """Together: when a network parts, a thousand end at once, and their callers need connections too."""
+        try:
+            while self._closed:
+                closed, self._closed = self._closed, []
+                await retrying(partial(self._nodes.close_sessions, closed), what="note closed sessions")
+        finally:
+            self._noting_closed = False
 
     # --- reading
 

@@ -6,7 +6,7 @@ Every refusal is a typed error and an audit entry.
 import asyncio
 from collections.abc import AsyncIterator, Iterable, Mapping
 from datetime import UTC, datetime
-from typing import NoReturn
+from typing import Final, NoReturn
 
 import structlog
 from agentfactory.v1 import nodes_pb2
@@ -51,6 +51,9 @@ from shared.manifest import Profile
 from shared.order_codec import PROFILES_BY_NUMBER
 from shared.signatures import PublicKey
 
+OPENINGS_AT_ONCE: Final = 4
+"""Of those that use the database: when a thousand nodes come back at once, callers need connections too."""
+
 logger = structlog.get_logger(__name__)
 
 
@@ -79,6 +82,7 @@ class SessionOpener:
         self._clock = clock
         self._random = random
         self._observer = observer
+        self._room = asyncio.Semaphore(OPENINGS_AT_ONCE)
 
     async def open(
         self, requests: AsyncIterator[nodes_pb2.SessionRequest], *, node_id: NodeId
@@ -97,18 +101,21 @@ class SessionOpener:
         Raises:
             AgentFactoryError: A check failed; the class says which kind.
         """
-        node = await self._nodes.find(node_id)
+        async with self._room:
+            node = await self._nodes.find(node_id)
         if node is None:
             raise UnauthenticatedError(f"check 1: node {node_id} is not enrolled here")
         try:
             node.require_trusted()
             hello = await self._hello(requests)
             order_type = self._check(node, hello)
-            await self._check_engine(node, hello)
+            async with self._room:
+                await self._check_engine(node, hello)
         except AgentFactoryError as error:
             await self._refuse(node, error)
-        session = await self._record(node, hello, order_type)
-        await self._welcome(node, session)
+        async with self._room:
+            session = await self._record(node, hello, order_type)
+            await self._welcome(node, session)
         return session
 
     async def _hello(self, requests: AsyncIterator[nodes_pb2.SessionRequest]) -> nodes_pb2.Hello:

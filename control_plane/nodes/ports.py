@@ -86,8 +86,8 @@ class NodeStore(Protocol):
             NodeEvictedError: The same.
         """
 
-    async def close_session(self, node_id: NodeId, session_epoch: int) -> None:
-        """Mark the session closed if it is still the node's newest."""
+    async def close_sessions(self, closed: Sequence[tuple[NodeId, int]]) -> None:
+        """Mark sessions, by node and epoch, as closed, each if it is still its node's newest."""
 
     async def beat(self, beats: Sequence[SessionBeat]) -> Sequence[NodeId]:
         """Note that sessions live; return the nodes whose newest session is another one by now."""

@@ -77,6 +77,16 @@ _BEAT: Final = text(
 )
 """Arrays, so that its text is the same for any number of sessions: it runs every second."""
 
+_CLOSE: Final = text(
+    """WITH closing AS MATERIALIZED (
+        SELECT s.node_id FROM unnest(CAST(:node_ids AS text[]), CAST(:epochs AS bigint[]))
+            AS c (node_id, session_epoch)
+        JOIN sessions s ON s.node_id = c.node_id AND s.session_epoch = c.session_epoch
+        ORDER BY s.node_id FOR NO KEY UPDATE OF s
+    )
+    UPDATE sessions s SET replica_id = '', free_slots = 0 FROM closing c WHERE s.node_id = c.node_id"""
+)
+
 
 class PostgresNodeStore:
     """Implements `NodeStore`, `AttemptOwners` and dispatch's `OrderLookup`."""
@@ -254,13 +264,11 @@ class PostgresNodeStore:
         assert session_epoch is not None
         return int(session_epoch)
 
-    async def close_session(self, node_id: NodeId, session_epoch: int) -> None:
-        """See `NodeStore.close_session`."""
+    async def close_sessions(self, closed: Sequence[tuple[NodeId, int]]) -> None:
+        """See `NodeStore.close_sessions`. Rows are locked in key order, as in `beat`."""
         async with self._database.transaction() as tx:
             await tx.connection.execute(
-                update(sessions)
-                .where(sessions.c.node_id == node_id, sessions.c.session_epoch == session_epoch)
-                .values(replica_id="", free_slots=0)
+                _CLOSE, {"node_ids": [node for node, _ in closed], "epochs": [epoch for _, epoch in closed]}
             )
 
     async def beat(self, beats: Sequence[SessionBeat]) -> Sequence[NodeId]:

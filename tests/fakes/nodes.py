@@ -101,11 +101,12 @@ class FakeNodeStore:
         if head.sequence > node.last_accepted.sequence:
             self._nodes[node_id] = replace(node, last_accepted=head)
 
-    async def close_session(self, node_id: NodeId, session_epoch: int) -> None:
-        node = self._nodes[node_id]
-        if node.session is not None and node.session.session_epoch == session_epoch:
-            closed = replace(node.session, replica_id="", free_slots=0)
-            self._nodes[node_id] = replace(node, session=closed)
+    async def close_sessions(self, closed: Sequence[tuple[NodeId, int]]) -> None:
+        for node_id, session_epoch in closed:
+            node = self._nodes[node_id]
+            if node.session is not None and node.session.session_epoch == session_epoch:
+                session = replace(node.session, replica_id="", free_slots=0)
+                self._nodes[node_id] = replace(node, session=session)
 
     async def beat(self, beats: Sequence[SessionBeat]) -> Sequence[NodeId]:
         superseded = []

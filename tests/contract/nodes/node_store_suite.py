@@ -178,10 +178,11 @@ class NodeStoreSuite:
         assert list(await stage.nodes.beat(beats)) == [node.node_id]
         assert (await stage.nodes.find(other.node_id)).session.free_slots == 3
         assert (await stage.nodes.find(other.node_id)).last_seen_at is not None
-        await stage.nodes.close_session(node.node_id, 1)
+        await stage.nodes.close_sessions([(node.node_id, 1)])
         assert (await stage.nodes.find(node.node_id)).session.is_open
-        await stage.nodes.close_session(node.node_id, 2)
+        await stage.nodes.close_sessions([(other.node_id, 1), (node.node_id, 2)])
         assert not (await stage.nodes.find(node.node_id)).session.is_open
+        assert not (await stage.nodes.find(other.node_id)).session.is_open
 
     @pytest.mark.parametrize(
         ("state", "error"),

@@ -1,5 +1,6 @@
 """Who gets a session, and when a stream ends by itself. On fakes; the same over a wire is in integration."""
 
+import asyncio
 from collections.abc import AsyncIterator
 from dataclasses import dataclass, replace
 from datetime import timedelta
@@ -11,7 +12,7 @@ from agentfactory.v1 import nodes_pb2
 from control_plane.dispatch.endpoint import SessionEndpoint
 from control_plane.dispatch.host_calls import HostCallDesk
 from control_plane.dispatch.leases import LeaseDesk
-from control_plane.dispatch.opening import SessionOpener
+from control_plane.dispatch.opening import OPENINGS_AT_ONCE, SessionOpener
 from control_plane.dispatch.ports import SilentObserver
 from control_plane.dispatch.receipts import ReceiptIntake
 from control_plane.dispatch.returned import ReturnedSignatures
@@ -379,3 +380,65 @@ async def test_a_node_that_does_not_read_ends_its_own_session_only(
     assert not slow.send(drain)
     assert isinstance(slow.outbox.error, ResourceExhaustedError)
     assert other.send(drain)
+
+
+# --- when a network parts, and comes back
+
+
+def crowd(door: Door, count: int) -> list[Node]:
+    nodes = [build.node() for _ in range(count)]
+    door.nodes._nodes.update({node.node_id: node for node in nodes})
+    return nodes
+
+
+def hello_of(door: Door, node: Node) -> nodes_pb2.SessionRequest:
+    return nodes_pb2.SessionRequest(hello=replace(door, node=node).hello())
+
+
+async def test_sessions_that_end_at_once_are_noted_together(door: Door, monkeypatch: pytest.MonkeyPatch):
+    notes: list[int] = []
+    close = door.nodes.close_sessions
+
+    async def counted(closed: Any) -> None:
+        notes.append(len(closed))
+        await asyncio.sleep(0)
+        await close(closed)
+
+    monkeypatch.setattr(door.nodes, "close_sessions", counted)
+    nodes = crowd(door, 50)
+    streams = [door.endpoint.serve(requests(hello_of(door, node)), node_id=node.node_id) for node in nodes]
+    for stream in streams:
+        await anext(stream)
+    await asyncio.gather(*(stream.aclose() for stream in streams))
+    async with asyncio.timeout(10):
+        while sum(notes) < len(nodes):
+            await asyncio.sleep(0)
+    assert len(notes) <= 2
+    for node in nodes:
+        found = await door.nodes.find(node.node_id)
+        assert found is not None
+        assert found.session is not None
+        assert not found.session.is_open
+
+
+async def test_nodes_that_come_at_once_leave_the_database_to_others(
+    door: Door, monkeypatch: pytest.MonkeyPatch
+):
+    inside, most = 0, 0
+    open_session = door.nodes.open_session
+
+    async def slow(*arguments: Any, **named: Any) -> int:
+        nonlocal inside, most
+        inside += 1
+        most = max(most, inside)
+        await asyncio.sleep(0.01)
+        inside -= 1
+        return await open_session(*arguments, **named)
+
+    monkeypatch.setattr(door.nodes, "open_session", slow)
+    nodes = crowd(door, 20)
+    sessions = await asyncio.gather(
+        *(door.opener.open(requests(hello_of(door, node)), node_id=node.node_id) for node in nodes)
+    )
+    assert len({session.node_id for session in sessions}) == len(nodes)
+    assert most == OPENINGS_AT_ONCE
