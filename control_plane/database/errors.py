@@ -56,5 +56,10 @@ def database_errors() -> Iterator[None]:
 
 def away(error: BaseException) -> DatabaseUnavailableError:
     """Return the typed error for a driver's error: one line, no password."""
+    if isinstance(error, PoolTimeoutError):
+        return DatabaseUnavailableError(
+            "no connection to postgres was free in time: this replica has too much to do",
+            hint="try again; if it lasts, add a replica, or connections (AF_CONTROL_DATABASE_CONNECTIONS)",
+        )
     detail = _PASSWORD.sub("***", " ".join(str(error).split()))[:_MAX_MESSAGE_CHARS]
     return DatabaseUnavailableError(f"postgres is not available: {detail or type(error).__name__}")

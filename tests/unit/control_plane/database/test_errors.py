@@ -2,6 +2,7 @@
 
 import asyncpg
 import pytest
+from sqlalchemy.exc import TimeoutError as PoolTimeoutError
 
 from control_plane.database.errors import database_errors
 from shared.errors import DatabaseUnavailableError
@@ -25,6 +26,13 @@ from shared.errors import DatabaseUnavailableError
 def test_an_absent_postgres_is_one_typed_error(error):
     with pytest.raises(DatabaseUnavailableError, match="postgres is not available"), database_errors():
         raise error
+
+
+def test_a_busy_pool_says_so_and_not_that_postgres_is_away():
+    with pytest.raises(DatabaseUnavailableError) as caught, database_errors():
+        raise PoolTimeoutError("QueuePool limit of size 8 overflow 0 reached")
+    assert "QueuePool" not in str(caught.value)
+    assert "AF_CONTROL_DATABASE_CONNECTIONS" in caught.value.hint
 
 
 def test_an_error_of_ours_is_not_called_an_absence():
