@@ -112,7 +112,8 @@ class SessionOpener:
             async with self._room:
                 await self._check_engine(node, hello)
         except AgentFactoryError as error:
-            await self._refuse(node, error)
+            async with self._room:
+                await self._refuse(node, error)
         async with self._room:
             session = await self._record(node, hello, order_type)
             await self._welcome(node, session)

@@ -17,7 +17,7 @@ from cli.client import Client, connect
 from cli.settings import CliSettings
 from cli.stack import local, probe
 from cli.stack.children import Child, stop
-from tests.bench.execute import Call
+from tests.bench.execute import Call, executor
 from tests.bench.execute import rate as rate_of
 from tests.bench.peers import postgres_server
 from tests.bench.peers.load import schedule
@@ -106,7 +106,6 @@ class World:
     async def load(self, rate: float, seconds: float) -> list[float]:
         """Send executions at a rate, whatever is under way, and return the seconds from due to answered."""
         took: list[float] = []
-
         call = self._executor()
 
         async def one(due: float) -> None:
@@ -127,15 +126,10 @@ class World:
 
     def _executor(self) -> Call:
         """Return what executes once, at the replicas in turn."""
-        stubs = cycle([client.executions for client in self.clients])
+        calls = cycle([executor(client, iter(_request, None)) for client in self.clients])
 
         async def call() -> None:
-            request = executions_pb2.ExecutionRequest(agent=AGENT, request_id=str(uuid.uuid4()), inline=BODY)
-            answer = await next(stubs).Execute(
-                executions_pb2.ExecuteRequest(execution=request), timeout=CALL_SECONDS
-            )
-            if answer.execution.state != executions_pb2.EXECUTION_STATE_SUCCEEDED:
-                raise AssertionError(f"an execution did not succeed: {answer.execution}")
+            await next(calls)()
 
         return call
 
@@ -245,6 +239,10 @@ async def _fleet(stack: TestStack, targets: Sequence[str], nodes: int) -> AsyncI
         if process.returncode is None:
             process.kill()
         await process.wait()
+
+
+def _request() -> executions_pb2.ExecutionRequest:
+    return executions_pb2.ExecutionRequest(agent=AGENT, request_id=str(uuid.uuid4()), inline=BODY)
 
 
 def _shares(nodes: int, processes: int) -> list[int]:
